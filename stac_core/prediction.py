@@ -1,0 +1,39 @@
+"""What leaves the core for one chunk of frames."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """S frames of H×W network pixels; a leading batch axis B is allowed everywhere.
+
+    Frames: `world` is the stream's own frame, close to the first camera; cameras are OpenCV
+    optical frames (x right, y down, z forward). Lengths are in the stream's own unit unless a
+    metric scale has been applied. Confidences start at 1 and have no upper bound.
+    """
+
+    pose_encoding: Tensor  # [S, 9] translation, quaternion xyzw (world to camera), fov h, fov w
+    world_from_camera: Tensor  # [S, 4, 4]
+    intrinsics: Tensor  # [S, 3, 3] of the network pixels
+    depth: Tensor  # [S, H, W] along the optical axis; valid where > 1e-8
+    depth_confidence: Tensor  # [S, H, W]
+    points: Tensor | None = None  # [S, H, W, 3] the point head's own points, in world
+    point_confidence: Tensor | None = None  # [S, H, W]
+
+    @property
+    def frames(self) -> int:
+        return self.depth.shape[-3]
+
+    def map(self, change) -> Prediction:  # type: ignore[no-untyped-def]
+        """Apply one function to every tensor that is present."""
+        present = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: change(v) for k, v in present.items() if isinstance(v, Tensor)})
+
+    def to_host(self) -> Prediction:
+        """Move to CPU memory in float32, detached from the network."""
+        return self.map(lambda t: t.detach().to("cpu", torch.float32))
