@@ -1,0 +1,1 @@
+"""Hand-written kernels, each beside its contract and its PyTorch reference."""

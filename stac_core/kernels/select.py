@@ -1,0 +1,72 @@
+"""Choose the kernels once, in one place; say which and why."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+from dataclasses import dataclass
+
+import torch
+
+from stac_core.kernels.attend import Attend
+
+log = logging.getLogger(__name__)
+
+CURES = {
+    "torch": "it needs nothing but PyTorch",
+    "triton": "install triton next to PyTorch and run on a CUDA device",
+    "cuda": "build it with `pip install ./cuda_ext --no-build-isolation` and run on a CUDA device",
+}
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The two operations that have hand-written kernels, all of one backend."""
+
+    backend: str
+    reason: str
+    attend: Attend
+
+
+def select_kernels(backend: str, device: torch.device | str) -> Kernels:
+    """`auto` takes the fastest backend that loads on the device; an explicit one loads or raises.
+
+    Raises RuntimeError with the cause and the cure when an explicit backend cannot run, ValueError
+    for a name that is no backend. The choice of `auto` is logged once per device type.
+    """
+    return _select(backend, torch.device(device).type)
+
+
+@functools.cache
+def _select(backend: str, device_type: str) -> Kernels:
+    if backend == "auto":
+        return _select_auto(device_type)
+    if backend not in CURES:
+        raise ValueError(f"kernels.backend = {backend!r}: choose one of 'auto', 'torch', 'triton', 'cuda'")
+    try:
+        return _load(backend, device_type, "asked for")
+    except (ImportError, OSError, RuntimeError) as cause:
+        raise RuntimeError(f"kernels.backend = {backend!r} cannot run: {cause}; {CURES[backend]}") from cause
+
+
+def _select_auto(device_type: str) -> Kernels:
+    refusals = []
+    for backend in ("cuda", "triton"):
+        try:
+            kernels = _load(backend, device_type, "; ".join([*refusals, "fastest that loads"]))
+            break
+        except (ImportError, OSError, RuntimeError) as cause:
+            refusals.append(f"{backend}: {cause}")
+    else:
+        kernels = _load("torch", device_type, "; ".join(refusals))
+    log.info("kernels: %s (%s)", kernels.backend, kernels.reason)
+    return kernels
+
+
+def _load(backend: str, device_type: str, reason: str) -> Kernels:
+    """Import one backend; its module raises RuntimeError from `require` where it cannot run."""
+    attend = importlib.import_module(f"stac_core.kernels.attend_{backend}")
+    if backend != "torch":
+        attend.require(device_type)
+    return Kernels(backend, reason, attend.attend)

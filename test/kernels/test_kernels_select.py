@@ -1,0 +1,41 @@
+"""The choice of kernels: automatic, explicit, refused."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from stac_core.kernels import select
+from stac_core.kernels.attend import Segment
+
+
+@pytest.fixture(autouse=True)
+def forget_choices():
+    select._select.cache_clear()
+
+
+def test_auto_on_cpu_is_torch_and_says_so_once(caplog):
+    caplog.set_level(logging.INFO)
+    first, second = select.select_kernels("auto", "cpu"), select.select_kernels("auto", torch.device("cpu"))
+    assert first is second and first.backend == "torch"
+    assert [r.getMessage() for r in caplog.records] == [f"kernels: torch ({first.reason})"]
+    assert "cuda:" in first.reason and "triton:" in first.reason
+
+
+def test_the_choice_attends():
+    x = torch.randn(2, 5, 16)
+    assert select.select_kernels("torch", "cpu").attend(x, [Segment(x, x)]).out.shape == (2, 5, 16)
+
+
+def test_an_explicit_choice_that_cannot_load_says_how_to_build_it():
+    with pytest.raises(
+        RuntimeError, match=r"(?s)'cuda' cannot run: .+; build it with .*pip install ./cuda_ext"
+    ):
+        select.select_kernels("cuda", "cpu")
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(ValueError, match="'metal': choose one of 'auto', 'torch', 'triton', 'cuda'"):
+        select.select_kernels("metal", "cpu")
