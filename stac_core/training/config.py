@@ -1,0 +1,85 @@
+"""Every setting of a training run."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from stac_core.config import NETWORKS
+from stac_core.settings import check_settings, refuse, setting
+
+PATCH = 14
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """One training run; sizes and frame counts grow from `first_*` to `last_*`."""
+
+    network: str = setting("embedded", "which network to train", choices=tuple(NETWORKS))
+    seed: int = setting(0, "seed of the weights and of all worlds", minimum=0)
+    steps: int = setting(12000, "optimiser steps of the whole run", minimum=1)
+    patches_per_step: int = setting(2304, "sequences × frames × patches of one step and process", minimum=16)
+    learning_rate: float = setting(8e-4, "peak of the learning rate", minimum=1e-7, maximum=1.0)
+    warmup_steps: int = setting(200, "steps of linear warm-up; cosine decay afterwards", minimum=0)
+    weight_decay: float = setting(0.02, "AdamW decay of matrices", minimum=0.0, maximum=1.0)
+    gradient_clip: float = setting(1.0, "largest norm of the gradient", minimum=1e-3)
+    first_width: int = setting(112, "image width at the start", minimum=56, unit="px")
+    last_width: int = setting(168, "largest image width once grown", minimum=56, unit="px")
+    first_frames: int = setting(4, "longest sequence at the start; the shortest is always 2", minimum=2)
+    last_frames: int = setting(16, "longest sequence once grown", minimum=2)
+    growth: float = setting(
+        0.7, "share of the run during which sizes and frames grow", minimum=0.0, maximum=1.0
+    )
+    depth_weight: float = setting(1.0, "weight of the depth loss", minimum=0.0)
+    point_weight: float = setting(0.5, "weight of the point loss", minimum=0.0)
+    camera_weight: float = setting(5.0, "weight of the camera loss", minimum=0.0)
+    matching_weight: float = setting(1.0, "weight of the matching losses", minimum=0.0)
+    device: str = setting("auto", "auto = cuda where there is one, else cpu; or a torch device name")
+    precision: str = setting("bfloat16", "autocast of the network", choices=("bfloat16", "float32"))
+    threads: int = setting(0, "CPU threads; 0 = what PyTorch chooses", minimum=0)
+    log_every: int = setting(20, "steps between rows of the training table", minimum=1)
+    evaluate_every: int = setting(400, "steps between held-out evaluations; 0 = never", minimum=0)
+    checkpoint_minutes: float = setting(3.0, "longest work lost to a crash", minimum=0.0, unit="min")
+    out: str = setting("out/training", "folder of checkpoint, tables and plot")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        for name in ("first_width", "last_width"):
+            width = getattr(self, name)
+            if width % PATCH:
+                raise refuse(self, name, f"not divisible by {PATCH}", round(width / PATCH) * PATCH)
+        for first, last in (("first_width", "last_width"), ("first_frames", "last_frames")):
+            if getattr(self, last) < getattr(self, first):
+                raise refuse(self, last, f"smaller than {first}", getattr(self, first))
+        if self.warmup_steps >= self.steps:
+            raise refuse(self, "warmup_steps", f"not below steps = {self.steps}", self.steps // 10)
+
+
+Section = TypeVar("Section")
+
+
+def add_arguments(parser: argparse.ArgumentParser, section: type) -> None:
+    """One flag per setting; an absent flag leaves the default where it is declared."""
+    for field in dataclasses.fields(section):
+        unit = f" [{field.metadata['unit']}]" if field.metadata["unit"] else ""
+        parser.add_argument(
+            "--" + field.name.replace("_", "-"),
+            type=type(field.default),
+            default=argparse.SUPPRESS,
+            choices=field.metadata["choices"],
+            help=f"{field.metadata['help']}{unit} (default {field.default})",
+        )
+
+
+def from_arguments(section: type[Section], arguments: argparse.Namespace) -> Section:
+    """The section with the flags that were given."""
+    names = {field.name for field in dataclasses.fields(section)}  # type: ignore[arg-type]
+    return section(**{name: value for name, value in vars(arguments).items() if name in names})
+
+
+def given(section: type, arguments: argparse.Namespace) -> Sequence[str]:
+    """Names of the settings that the command line states."""
+    return [field.name for field in dataclasses.fields(section) if field.name in vars(arguments)]

@@ -1,0 +1,63 @@
+"""Losses of the VGGT family: confidence-weighted depth and points, camera over all refinements.
+
+Source: VGGT (arXiv 2503.11651), section 3.4. Residuals of depth and points are relative to the
+true depth, so that near and far surfaces of one normalised sequence weigh alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+CONFIDENCE_ALPHA = 0.2  # reward of log confidence; a residual below it earns confidence above 1
+REFINEMENT_DECAY = 0.6  # earlier camera iterations count less
+FIELD_OF_VIEW_WEIGHT = 0.5
+
+
+def depth_loss(depth: Tensor, confidence: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
+    """Error of log depth and of its slope between neighbours. All [B, S, H, W]; `valid` is boolean."""
+    error = (depth.clamp(min=1e-6).log() - truth.clamp(min=1e-6).log()) * valid
+    return _weighted(error.abs() + _slope(error, valid), confidence, valid)
+
+
+def point_loss(points: Tensor, confidence: Tensor, truth: Tensor, depth: Tensor, valid: Tensor) -> Tensor:
+    """Distance to the true point, divided by its true depth. points, truth [B, S, H, W, 3]."""
+    error = (points - truth).norm(dim=-1) / depth.clamp(min=1e-6)
+    return _weighted(error.where(valid, 0.0), confidence, valid)
+
+
+def camera_loss(refinements: Sequence[Tensor], truth: Tensor) -> Tensor:
+    """Absolute errors of translation, quaternion and field of view, every refinement counted.
+
+    refinements: pose encodings [B, S, 9], first to last; truth [B, S, 9]. A quaternion and its
+    negative are the same rotation: the nearer of the two is the target.
+    """
+    loss = truth.new_zeros(())
+    for age, encoding in enumerate(reversed(refinements)):
+        loss = loss + REFINEMENT_DECAY**age * _camera_error(encoding, truth)
+    return loss
+
+
+def _camera_error(encoding: Tensor, truth: Tensor) -> Tensor:
+    quaternion, target = encoding[..., 3:7], truth[..., 3:7]
+    opposite = (quaternion.detach() * target).sum(-1, keepdim=True) < 0
+    target = torch.where(opposite, -target, target)
+    translation = (encoding[..., :3] - truth[..., :3]).abs().mean()
+    rotation = (quaternion - target).abs().mean()
+    return translation + rotation + FIELD_OF_VIEW_WEIGHT * (encoding[..., 7:] - truth[..., 7:]).abs().mean()
+
+
+def _weighted(residual: Tensor, confidence: Tensor, valid: Tensor) -> Tensor:
+    loss = confidence * residual - CONFIDENCE_ALPHA * confidence.log()
+    return (loss * valid).sum() / valid.sum().clamp(min=1)
+
+
+def _slope(error: Tensor, valid: Tensor) -> Tensor:
+    """Change of the error towards the right and the lower neighbour, 0 where either is unknown."""
+    slope = torch.zeros_like(error)
+    right, down = valid[..., 1:] & valid[..., :-1], valid[..., 1:, :] & valid[..., :-1, :]
+    slope[..., :-1] += (error[..., 1:] - error[..., :-1]).abs() * right
+    slope[..., :-1, :] += (error[..., 1:, :] - error[..., :-1, :]).abs() * down
+    return slope

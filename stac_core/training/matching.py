@@ -1,0 +1,125 @@
+"""Auxiliary matching losses: which patch of frame 0 shows the same surface, and where exactly.
+
+Depth and camera losses alone teach a small network nothing for thousands of steps; correspondence
+is what they need first. The heads live here because only training uses them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from stac_core.training.sequences import Sequences
+
+DESCRIPTOR = 64
+SAME_SURFACE = 0.05  # relative depth difference up to which two frames see one surface
+NOWHERE = -1  # target of a patch hidden in frame 0 or outside of it
+
+
+@dataclass(frozen=True)
+class PatchMatches:
+    """Where the centres of the patches of frames 1..S-1 lie in frame 0."""
+
+    patch: Tensor  # [B, S-1, N] index of the patch of frame 0, or NOWHERE
+    shift: Tensor  # [B, S-1, N, 2] towards x and y in patches, from the own position
+    ahead: Tensor  # [B, S-1, N] the shift is defined: in front of camera 0, not far outside
+
+
+def match_patches(sequences: Sequences, patch: int) -> PatchMatches:
+    """Project the centre of each patch into frame 0 with true depth and pose."""
+    height, width = sequences.depth.shape[-2:]
+    rows, columns = height // patch, width // patch
+    device = sequences.depth.device
+    v, u = torch.meshgrid(
+        torch.arange(rows, device=device) * patch + patch // 2,
+        torch.arange(columns, device=device) * patch + patch // 2,
+        indexing="ij",
+    )
+    u, v = u.flatten(), v.flatten()
+    depth = sequences.depth[:, 1:, v, u]  # [B, S-1, N]
+    pixel0, depth0 = _project(sequences, u, v, depth)
+    inside = ((pixel0 >= 0) & (pixel0 < torch.tensor([width, height], device=device))).all(-1)
+    known = (depth > 0) & (depth0 > 1e-6)
+    seen0 = _look_up(sequences.depth[:, 0], pixel0, inside)
+    visible = known & inside & ((seen0 - depth0).abs() < SAME_SURFACE * depth0)
+    index = (pixel0[..., 1] // patch) * columns + pixel0[..., 0] // patch
+    shift = (pixel0 - torch.stack([u, v], -1)) / patch
+    ahead = known & (shift.abs() < max(rows, columns)).all(-1)
+    return PatchMatches(
+        torch.where(visible, index, NOWHERE).long(), shift.where(ahead[..., None], 0.0), ahead
+    )
+
+
+class MatchingHeads(nn.Module):
+    """Unit descriptors of patch tokens after the encoder and after the last global block, and a shift."""
+
+    def __init__(self, encoder_width: int, global_width: int) -> None:
+        super().__init__()
+        self.encoder = _descriptor(encoder_width)
+        self.deep = _descriptor(global_width)
+        self.shift = nn.Sequential(nn.LayerNorm(global_width), nn.Linear(global_width, 2))
+        self.log_temperature = nn.Parameter(torch.full((2,), 10.0).log())  # of the two descriptors
+
+    def forward(
+        self, encoder: Tensor, deep: Tensor, matches: PatchMatches
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sum of the losses and the figures worth watching.
+
+        encoder: [B, S, N, C] patch tokens of the encoder; deep: [B, S, N, 2C] of the last layer.
+        """
+        scale = self.log_temperature.clamp(max=4.6).exp()
+        early, early_hits = _cross_entropy(self.encoder(encoder), scale[0], matches)
+        late, late_hits = _cross_entropy(self.deep(deep), scale[1], matches)
+        error = (self.shift(deep[:, 1:]).float() - matches.shift).abs().sum(-1)
+        shift = (error * matches.ahead).sum() / matches.ahead.sum().clamp(min=1)
+        figures = {"match_encoder": early_hits, "match": late_hits, "shift": shift.detach()}
+        return early + late + shift, figures
+
+
+def _descriptor(width: int) -> nn.Sequential:
+    return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, DESCRIPTOR))
+
+
+def _cross_entropy(descriptors: Tensor, scale: Tensor, matches: PatchMatches) -> tuple[Tensor, Tensor]:
+    unit = functional.normalize(descriptors.float(), dim=-1)
+    logits = scale * torch.einsum("bsnd,bmd->bsnm", unit[:, 1:], unit[:, 0])
+    known = matches.patch != NOWHERE
+    count = known.sum().clamp(min=1)
+    loss = functional.cross_entropy(
+        logits.flatten(0, 2), matches.patch.flatten(), ignore_index=NOWHERE, reduction="sum"
+    )
+    hits = ((logits.argmax(-1) == matches.patch) & known).sum() / count
+    return loss / count, hits.detach()
+
+
+def _project(sequences: Sequences, u: Tensor, v: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
+    """Pixels [B, S-1, N, 2] and depths [B, S-1, N] in frame 0 of pixels (u, v) of the later frames."""
+    k = sequences.intrinsics[:, 1:, None]  # [B, S-1, 1, 3, 3]
+    x = (u - k[..., 0, 2]) / k[..., 0, 0] * depth
+    y = (v - k[..., 1, 2]) / k[..., 1, 1] * depth
+    points = torch.stack([x, y, depth, torch.ones_like(depth)], -1)
+    first_from_camera = (
+        torch.linalg.inv(sequences.world_from_camera[:, :1]) @ sequences.world_from_camera[:, 1:]
+    )
+    points0 = (points @ first_from_camera.mT)[..., :3]
+    k0 = sequences.intrinsics[:, 0, None, None]
+    z = points0[..., 2].clamp(min=1e-6)
+    pixel0 = torch.stack(
+        [
+            points0[..., 0] / z * k0[..., 0, 0] + k0[..., 0, 2],
+            points0[..., 1] / z * k0[..., 1, 1] + k0[..., 1, 2],
+        ],
+        -1,
+    )
+    return pixel0, points0[..., 2]
+
+
+def _look_up(depth: Tensor, pixel: Tensor, inside: Tensor) -> Tensor:
+    """Nearest depth [B, S-1, N] of frame 0 at pixels that lie inside it."""
+    height, width = depth.shape[-2:]
+    nearest = pixel.where(inside[..., None], 0.0).round().long()
+    index = nearest[..., 1].clamp(max=height - 1) * width + nearest[..., 0].clamp(max=width - 1)
+    return depth.flatten(1).gather(1, index.flatten(1)).view_as(index)

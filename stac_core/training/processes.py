@@ -1,0 +1,51 @@
+"""One process, or several started by `torchrun`: who we are, and how to agree."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import distributed
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among its peers."""
+
+    rank: int
+    count: int
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        """Writes files and shows progress."""
+        return self.rank == 0
+
+    def any(self, flag: bool) -> bool:
+        """True in every process as soon as one of them says so."""
+        if self.count == 1:
+            return flag
+        vote = torch.tensor(float(flag), device=self.device)
+        distributed.all_reduce(vote, op=distributed.ReduceOp.MAX)
+        return bool(vote.item())
+
+
+@contextmanager
+def join_processes(device: str) -> Iterator[Processes]:
+    """Join the group that `torchrun` announces in the environment; alone without it."""
+    count, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
+    if device == "auto":
+        device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
+    chosen = torch.device(device)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if count > 1:
+        distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield Processes(int(os.environ.get("RANK", "0")), count, chosen)
+    finally:
+        if count > 1:
+            distributed.destroy_process_group()

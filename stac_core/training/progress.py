@@ -1,0 +1,84 @@
+"""What a run shows: a progress bar, two tables (CSV) and a plot of the held-out curve."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections import defaultdict
+from pathlib import Path
+
+from tqdm import tqdm
+
+
+class Progress:
+    """Means of the figures since the last row, frames per second, share of time spent rendering."""
+
+    def __init__(self, folder: Path, first_step: int, steps: int, log_every: int, shown: bool) -> None:
+        self.folder, self.log_every = folder, log_every
+        self.bar = tqdm(total=steps, initial=first_step, disable=not shown, unit="step", mininterval=2.0)
+        self._begin_row()
+
+    def update(self, step: int, figures: dict[str, float], frames: int, rendering: float) -> None:
+        """Account for one step. rendering: seconds that drawing its batch took."""
+        for name, value in figures.items():
+            self.sums[name] += value
+        self.rows += 1
+        self.frames += frames
+        self.rendering += rendering
+        self.bar.update(1)
+        if step % self.log_every == 0:
+            self._write_row(step)
+
+    def note(self, text: str) -> None:
+        """A line above the bar."""
+        self.bar.write(text)
+
+    def close(self) -> None:
+        """End the bar."""
+        self.bar.close()
+
+    def _begin_row(self) -> None:
+        self.sums: dict[str, float] = defaultdict(float)
+        self.rows, self.frames, self.rendering, self.since = 0, 0, 0.0, time.monotonic()
+
+    def _write_row(self, step: int) -> None:
+        seconds = max(time.monotonic() - self.since, 1e-9)
+        row = {name: value / self.rows for name, value in self.sums.items()}
+        row |= {"frames_per_s": self.frames / seconds, "rendering_share": self.rendering / seconds}
+        self.bar.set_postfix({name: f"{value:.3g}" for name, value in row.items()}, refresh=False)
+        append_row(self.folder / "training.csv", {"step": step, "minutes": time.time() / 60, **row})
+        self._begin_row()
+
+
+def append_row(path: Path, row: dict[str, float]) -> None:
+    """Add one row to a table; the first row brings the header."""
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.writer(file)
+        if new:
+            writer.writerow(row)
+        writer.writerow(f"{value:.6g}" if isinstance(value, float) else value for value in row.values())
+
+
+def plot_curve(table: Path, picture: Path) -> None:
+    """Every figure of a table over its steps, one panel each, logarithmic where all are positive."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    with table.open() as file:
+        rows = list(csv.DictReader(file))
+    names = [name for name in rows[0] if name not in ("step", "minutes")]
+    steps = [float(row["step"]) for row in rows]
+    figure, axes = plt.subplots(len(names), 1, figsize=(7, 2 * len(names)), sharex=True, squeeze=False)
+    for axis, name in zip(axes[:, 0], names, strict=True):
+        values = [float(row[name]) for row in rows]
+        axis.plot(steps, values, marker=".")
+        axis.set_title(name, fontsize=9)
+        axis.set_yscale("log" if min(values) > 0 else "linear")
+        axis.grid(alpha=0.3)
+    axes[-1, 0].set_xlabel("step")
+    figure.tight_layout()
+    figure.savefig(picture)
+    plt.close(figure)

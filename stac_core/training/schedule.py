@@ -1,0 +1,46 @@
+"""What changes during a run: learning rate, image sizes, frame counts. Pure functions of the step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from stac_core.training.config import PATCH, TrainingConfig
+
+ASPECTS = (0.56, 1.0)  # height over width: 16:9 to square
+SHORTEST = 2  # frames; one frame has nothing to match
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Size of one step's batch."""
+
+    sequences: int
+    frames: int
+    height: int
+    width: int
+
+
+def learning_rate(config: TrainingConfig, step: int) -> float:
+    """Linear warm-up, then cosine decay to 1 % at the last step."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
+    return config.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
+
+
+def draw_shape(config: TrainingConfig, step: int, random: np.random.Generator) -> Shape:
+    """Frames between 2 and a growing limit (short ones more often), widths and aspects spread evenly.
+
+    The number of sequences fills `patches_per_step`, so that every step costs about the same.
+    """
+    grown = 1.0 if config.growth == 0 else min(1.0, step / (config.growth * config.steps))
+    longest = config.first_frames + grown * (config.last_frames - config.first_frames)
+    frames = int(math.exp(random.uniform(math.log(SHORTEST), math.log(longest + 1))))
+    first, last = config.first_width // PATCH, config.last_width // PATCH
+    columns = int(random.integers(first, round(first + grown * (last - first)) + 1))
+    rows = max(4, round(columns * random.uniform(*ASPECTS)))
+    sequences = max(1, round(config.patches_per_step / (frames * rows * columns)))
+    return Shape(sequences, frames, rows * PATCH, columns * PATCH)

@@ -1,0 +1,129 @@
+"""The resumable state of a run: weights, optimiser moments, step, configuration.
+
+One safetensors file, or a folder of pieces small enough to be kept in a repository. Nothing random
+needs storing: every step draws from (seed, step, process).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from stac_core.training.config import TrainingConfig
+
+FORMAT = "stac-training-1"
+PIECE_BYTES = 15 * 2**20
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW remembers of a parameter
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """What a file holds."""
+
+    tensors: dict[str, Tensor]  # "model.<parameter>", "<moment>.<parameter>"
+    step: int
+    config: dict[str, Any]  # of the run, and of the network
+
+
+def capture(model: nn.Module, optimizer: Optimizer, step: int, config: TrainingConfig, network: Any) -> State:
+    """The state between two steps. network: the NetworkConfig that the weights belong to."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    for parameter, moments in optimizer.state.items():
+        for key in MOMENTS:
+            tensors[f"{key}.{names[parameter]}"] = moments[key]
+    stored = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    return State(stored, step, {"run": dataclasses.asdict(config), "network": dataclasses.asdict(network)})
+
+
+def restore(state: State, model: nn.Module, optimizer: Optimizer, network: Any, source: Path) -> None:
+    """Put weights and moments back; ValueError names the setting in which the networks differ."""
+    check_network(state, network, source)
+    prefix = "model."
+    model.load_state_dict({k[len(prefix) :]: v for k, v in state.tensors.items() if k.startswith(prefix)})
+    for name, parameter in model.named_parameters():
+        if f"exp_avg.{name}" in state.tensors:
+            optimizer.state[parameter] = {key: _moment(state, key, name, parameter) for key in MOMENTS}
+
+
+def check_network(state: State, network: Any, source: Path) -> None:
+    """Raise ValueError naming the first size in which a checkpoint belongs to another network."""
+    stored = state.config["network"]
+    for name, value in json.loads(json.dumps(dataclasses.asdict(network))).items():
+        if json.loads(json.dumps(stored.get(name))) != value:
+            raise ValueError(
+                f"{source}: trained with {name} = {stored.get(name)!r}, the network has {value!r}; "
+                "train into another folder (--out) or restore that row of NETWORKS"
+            )
+
+
+def write_state(state: State, path: Path) -> None:
+    """One file, complete or not there at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, save(state.tensors, _header(state)))
+
+
+def export_state(state: State, folder: Path) -> list[Path]:
+    """Pieces of at most 16 MiB, moments in bfloat16; `read_state(folder)` reads them together."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pieces: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for key, value in state.tensors.items():
+        value = value.bfloat16() if key.startswith("exp_avg") else value
+        if size + value.nbytes > PIECE_BYTES and pieces[-1]:
+            pieces.append({})
+            size = 0
+        pieces[-1][key] = value
+        size += value.nbytes
+    paths = [folder / f"state-{i + 1}-of-{len(pieces)}.safetensors" for i in range(len(pieces))]
+    for path, piece in zip(paths, pieces, strict=True):
+        write_atomically(path, save(piece, _header(state)))
+    for stale in set(folder.glob("state-*-of-*.safetensors")) - set(paths):
+        stale.unlink()
+    return paths
+
+
+def read_state(path: Path) -> State:
+    """A file written by `write_state`, or a folder written by `export_state`."""
+    files = sorted(path.glob("state-*-of-*.safetensors")) if path.is_dir() else [path]
+    if not files:
+        raise FileNotFoundError(f"{path}: no training state (state-*-of-*.safetensors) in this folder")
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        with safe_open(file, framework="pt") as opened:
+            header = opened.metadata() or {}
+            if header.get("format") != FORMAT:
+                raise ValueError(f"{file}: not a training state ({FORMAT})")
+            tensors.update({key: opened.get_tensor(key) for key in opened.keys()})  # noqa: SIM118
+    return State(tensors, int(header["step"]), json.loads(header["config"]))
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Through a temporary file in the same folder; a failure leaves the old file as it was."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _header(state: State) -> dict[str, str]:
+    return {"format": FORMAT, "step": str(state.step), "config": json.dumps(state.config)}
+
+
+def _moment(state: State, key: str, name: str, parameter: Tensor) -> Tensor:
+    value = state.tensors[f"{key}.{name}"].to(torch.float32)
+    return value if key == "step" else value.to(parameter.device).clone()

@@ -1,0 +1,128 @@
+"""Losses, normalisation and matching targets, on cases whose answer is known beforehand."""
+
+import math
+
+import pytest
+import torch
+from scipy.spatial.transform import Rotation
+
+from stac_core.training.losses import camera_loss, depth_loss, point_loss
+from stac_core.training.matching import NOWHERE, MatchingHeads, match_patches
+from stac_core.training.sequences import Sequences, normalise
+
+HEIGHT, WIDTH, FOCAL = 42, 56, 56.0
+
+
+def wall(shifts: list[float], distance: float = 2.0) -> Sequences:
+    """A camera that slides along x in front of a wall at right angles to its axis."""
+    frames = len(shifts)
+    pose = torch.eye(4).repeat(1, frames, 1, 1)
+    pose[0, :, 0, 3] = torch.tensor(shifts)
+    intrinsics = torch.tensor([[FOCAL, 0, WIDTH / 2], [0, FOCAL, HEIGHT / 2], [0, 0, 1]])
+    return Sequences(
+        torch.rand(1, frames, 3, HEIGHT, WIDTH),
+        torch.full((1, frames, HEIGHT, WIDTH), distance),
+        pose,
+        intrinsics.repeat(1, frames, 1, 1),
+    )
+
+
+def test_depth_and_point_loss_vanish_at_truth():
+    truth = torch.rand(1, 2, 8, 8) + 0.5
+    points = torch.randn(1, 2, 8, 8, 3)
+    valid = torch.rand(1, 2, 8, 8) > 0.3
+    sure = torch.ones_like(truth)
+    assert depth_loss(truth, sure, truth, valid).item() == 0
+    assert point_loss(points, sure, points, truth, valid).item() == 0
+
+
+def test_depth_loss_ignores_unknown_pixels_even_when_not_finite():
+    truth = torch.rand(1, 1, 8, 8) + 0.5
+    valid = torch.ones_like(truth, dtype=torch.bool)
+    valid[..., 2:5, 3:6] = False
+    wrong = truth.where(valid, 1e30).requires_grad_()
+    loss = depth_loss(wrong, torch.ones_like(truth), truth.where(valid, 0.0), valid)
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.isfinite(wrong.grad).all()
+
+
+def test_confidence_pays_where_the_depth_is_right_and_costs_where_it_is_wrong():
+    truth = torch.ones(1, 1, 8, 8)
+    valid = torch.ones_like(truth, dtype=torch.bool)
+
+    def loss(depth: float, confidence: float) -> float:
+        full = torch.full_like(truth, confidence)
+        return depth_loss(truth * depth, full, truth, valid).item()
+
+    assert loss(1.01, 5.0) < loss(1.01, 1.0)
+    assert loss(3.0, 5.0) > loss(3.0, 1.0)
+
+
+def test_camera_loss_accepts_either_sign_of_the_quaternion():
+    truth = torch.randn(2, 3, 9)
+    opposite = truth.clone()
+    opposite[..., 3:7] *= -1
+    assert camera_loss([truth, opposite], truth).item() == 0
+    assert camera_loss([truth, truth + 0.1], truth) > camera_loss([truth + 0.1, truth], truth) > 0
+
+
+def test_normalised_world_starts_at_camera_0_with_unit_distance():
+    turn = torch.eye(4)
+    turn[:3, :3] = torch.from_numpy(Rotation.from_rotvec([0.3, -0.8, 0.5]).as_matrix()).float()
+    turn[:3, 3] = torch.tensor([4.0, -1.0, 2.0])
+    scene = wall([0.0, 0.5, 1.0], distance=4.0)
+    moved = Sequences(scene.images, scene.depth, turn @ scene.world_from_camera, scene.intrinsics)
+    result = normalise(moved)
+    assert torch.allclose(result.world_from_camera[0, 0], torch.eye(4), atol=1e-5)
+    reference = normalise(scene)
+    assert torch.allclose(result.world_from_camera, reference.world_from_camera, atol=1e-5)
+    unit = (scene.depth[0, 0, 0, 0] / reference.depth[0, 0, 0, 0]).item()
+    u = torch.arange(WIDTH).double() - WIDTH / 2
+    v = (torch.arange(HEIGHT).double() - HEIGHT / 2)[:, None]
+    expected = 4.0 * (1 + (u**2 + v**2) / FOCAL**2).sqrt().mean().item()
+    assert unit == pytest.approx(expected, rel=1e-5)
+    assert reference.world_from_camera[0, 2, 0, 3].item() == pytest.approx(1.0 / expected, rel=1e-5)
+
+
+def test_normalising_survives_a_first_frame_that_sees_nothing():
+    scene = wall([0.0, 0.5])
+    scene.depth[:, 0] = 0
+    result = normalise(scene)
+    assert torch.isfinite(result.depth).all() and torch.isfinite(result.world_from_camera).all()
+    assert 0.5 < result.depth[0, 1].mean() < 2
+
+
+def test_matches_of_a_slide_are_a_shift_of_one_patch():
+    """At distance 2 with focal length 56, 0.5 m to the right move the picture by 14 px: one patch."""
+    matches = match_patches(wall([0.0, 0.5]), 14)
+    expected = torch.tensor([[1, 2, 3, NOWHERE], [5, 6, 7, NOWHERE], [9, 10, 11, NOWHERE]])
+    assert torch.equal(matches.patch[0, 0].view(3, 4), expected)
+    assert torch.allclose(matches.shift[0, 0], torch.tensor([1.0, 0.0]).expand(12, 2), atol=1e-4)
+    assert matches.ahead.all()
+
+
+def test_matches_drop_what_frame_0_does_not_see():
+    scene = wall([0.0, 0.5])
+    scene.depth[0, 0, :, 28:42] = 1.0  # something stood there in front of the wall, and hid it
+    scene.depth[0, 1, 0:14] = 0.0  # and frame 1 does not know the depth of its upper row
+    patch = match_patches(scene, 14).patch[0, 0].view(3, 4)
+    expected = torch.tensor([[NOWHERE] * 4, [5, NOWHERE, 7, NOWHERE], [9, NOWHERE, 11, NOWHERE]])
+    assert torch.equal(patch, expected)
+
+
+def test_matching_loss_falls_when_tokens_name_the_surface():
+    """Tokens that carry the identity of the surface match perfectly, random ones do not."""
+    torch.manual_seed(0)
+    scene = wall([0.0, 0.5])
+    matches = match_patches(scene, 14)
+    heads = MatchingHeads(32, 32)
+    first = torch.randn(12, 32)
+    second = torch.randn(12, 32)
+    second = torch.where((matches.patch[0, 0] >= 0)[:, None], first[matches.patch[0, 0]], second)
+    aligned = torch.stack([first, second])[None]
+    _, right = heads(aligned, aligned, matches)
+    _, wrong = heads(torch.randn(1, 2, 12, 32), torch.randn(1, 2, 12, 32), matches)
+    assert right["match"] == 1 and right["match_encoder"] == 1
+    assert wrong["match"] < 0.6
+    assert math.isfinite(right["shift"])
