@@ -97,6 +97,8 @@ def read_state(path: Path) -> State:
     files = sorted(path.glob("state-*-of-*.safetensors")) if path.is_dir() else [path]
     if not files:
         raise FileNotFoundError(f"{path}: no training state (state-*-of-*.safetensors) in this folder")
+    if path.is_dir() and not files[0].name.endswith(f"-of-{len(files)}.safetensors"):
+        raise ValueError(f"{path}: pieces are missing, {len(files)} present like {files[0].name}")
     tensors: dict[str, Tensor] = {}
     for file in files:
         with safe_open(file, framework="pt") as opened:
