@@ -1,0 +1,1 @@
+"""Does it map well, and at what cost? Sequences, measures, and the command `stac-eval`."""

@@ -1,0 +1,128 @@
+"""A camera path with stamps, its TUM text form, and the pairing of two paths by stamp."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+Array = NDArray[np.float64]
+Stamps = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """N camera poses in one world, oldest first."""
+
+    stamps_ns: Stamps  # [N]
+    world_from_camera: Array  # [N, 4, 4]
+
+    def __post_init__(self) -> None:
+        if self.world_from_camera.shape != (len(self.stamps_ns), 4, 4):
+            raise ValueError(
+                f"{len(self.stamps_ns)} stamps and poses {self.world_from_camera.shape}: expected [N, 4, 4]"
+            )
+
+    def __len__(self) -> int:
+        return len(self.stamps_ns)
+
+    @property
+    def centres(self) -> Array:
+        """Camera centres in the world, [N, 3]."""
+        return self.world_from_camera[:, :3, 3]
+
+    @property
+    def length(self) -> float:
+        """Length of the path through all camera centres."""
+        return float(np.linalg.norm(np.diff(self.centres, axis=0), axis=1).sum())
+
+    def take(self, index: NDArray[np.intp]) -> Trajectory:
+        return Trajectory(self.stamps_ns[index], self.world_from_camera[index])
+
+
+def poses_from_quaternions(translations: Array, quaternions_xyzw: Array) -> Array:
+    """[N, 3] and [N, 4] (any length but zero) to poses [N, 4, 4]."""
+    poses = np.tile(np.eye(4), (len(translations), 1, 1))
+    poses[:, :3, :3] = Rotation.from_quat(quaternions_xyzw).as_matrix()
+    poses[:, :3, 3] = translations
+    return poses
+
+
+def read_tum(path: Path) -> Trajectory:
+    """Read `stamp tx ty tz qx qy qz qw` lines; `#` starts a comment; sorted by stamp.
+
+    Stamps are parsed exactly (a float would lose about 200 ns). Raises ValueError with the line.
+    """
+    stamps: list[int] = []
+    numbers: list[list[float]] = []
+    for line_number, line in enumerate(path.read_text().splitlines(), 1):
+        fields = line.partition("#")[0].replace(",", " ").split()
+        if not fields:
+            continue
+        try:
+            stamps.append(int(Decimal(fields[0]) * 1_000_000_000))
+            numbers.append([float(field) for field in fields[1:]])
+        except (InvalidOperation, ValueError, OverflowError) as error:
+            raise ValueError(f"{path}:{line_number}: not a number in {line!r}") from error
+        if len(fields) != 8 or not np.isfinite(numbers[-1]).all() or not any(numbers[-1][3:]):
+            raise ValueError(f"{path}:{line_number}: expected 'stamp tx ty tz qx qy qz qw', got {line!r}")
+    table = np.array(numbers, np.float64).reshape(-1, 7)
+    order = np.argsort(np.array(stamps, np.int64), kind="stable")
+    poses = poses_from_quaternions(table[:, :3], table[:, 3:]) if len(table) else np.empty((0, 4, 4))
+    return Trajectory(np.array(stamps, np.int64)[order], poses[order])
+
+
+def write_tum(path: Path, trajectory: Trajectory) -> None:
+    """Write TUM text with full precision, whole or not at all."""
+    quaternions = Rotation.from_matrix(trajectory.world_from_camera[:, :3, :3]).as_quat()
+    lines = []
+    for stamp, centre, quaternion in zip(trajectory.stamps_ns, trajectory.centres, quaternions, strict=True):
+        seconds, nanoseconds = divmod(int(stamp), 1_000_000_000)
+        values = " ".join(f"{value:.17g}" for value in (*centre, *quaternion))
+        lines.append(f"{seconds}.{nanoseconds:09d} {values}\n")
+    partial = path.with_name(path.name + ".part")
+    partial.write_text("".join(lines))
+    os.replace(partial, path)
+
+
+def associate(
+    first: Stamps, second: Stamps, max_difference_ns: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Pair each stamp of the shorter side with the nearest of the longer, at most once each.
+
+    Both sides sorted. Returns indices into first and second, in time order. A stamp claimed twice
+    stays with its nearest partner.
+    """
+    if len(first) > len(second):
+        theirs, ours = associate(second, first, max_difference_ns)
+        return ours, theirs
+    if not len(first):
+        return np.empty(0, np.intp), np.empty(0, np.intp)
+    right = np.clip(np.searchsorted(second, first), 1, max(len(second) - 1, 1))
+    left = right - 1
+    right = np.minimum(right, len(second) - 1)
+    nearest = np.where(np.abs(second[right] - first) < np.abs(first - second[left]), right, left)
+    gap = np.abs(second[nearest] - first)
+    best = np.lexsort((gap, nearest))  # grouped by partner, nearest first
+    is_winner = np.ones(len(best), bool)
+    is_winner[1:] = nearest[best][1:] != nearest[best][:-1]
+    kept = np.sort(best[is_winner & (gap[best] <= max_difference_ns)])
+    return kept, nearest[kept]
+
+
+def pair_by_stamp(
+    estimate: Trajectory, truth: Trajectory, max_difference_s: float = 0.01
+) -> tuple[Trajectory, Trajectory]:
+    """The poses of both that share a moment. Raises ValueError where fewer than two do."""
+    ours, theirs = associate(estimate.stamps_ns, truth.stamps_ns, round(max_difference_s * 1e9))
+    if len(ours) < 2:
+        raise ValueError(
+            f"only {len(ours)} of {len(estimate)} estimated and {len(truth)} true poses lie within "
+            f"{max_difference_s} s of each other: different clocks, or raise the maximum difference"
+        )
+    return estimate.take(ours), truth.take(theirs)
