@@ -1,0 +1,106 @@
+"""Poses, cameras and points; pure functions on tensors with any leading axes.
+
+Cameras are OpenCV optical frames: x right, y down, z forward. Integer pixel coordinates, no half-pixel
+shift. Source: pose encoding "absT_quaR_FoV" of VGGT (arXiv 2503.11651).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+# A field of view of 0 (its activation is a ReLU) would be an infinite focal length.
+NARROWEST_VIEW, WIDEST_VIEW = 1e-2, math.pi - 1e-2
+VALID_DEPTH = 1e-8  # depth counts above this
+
+
+def decode_pose(pose_encoding: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Pose encoding [..., 9] of H×W pixels → world_from_camera [..., 4, 4], intrinsics [..., 3, 3].
+
+    The encoding holds camera_from_world: translation, quaternion xyzw of any length, then the vertical and
+    the horizontal field of view in radians, kept within limits that give a finite, positive focal length.
+    """
+    rotation = rotation_from_quaternion(pose_encoding[..., 3:7])
+    world_from_camera = invert_pose(pose_matrix(rotation, pose_encoding[..., :3]))
+    half = pose_encoding[..., 7:9].clamp(NARROWEST_VIEW, WIDEST_VIEW) / 2
+    half_size = half.new_tensor([height / 2, width / 2])
+    return world_from_camera, intrinsic_matrix((half_size / half.tan()).flip(-1), half_size.flip(-1))
+
+
+def encode_pose(world_from_camera: Tensor, intrinsics: Tensor, height: int, width: int) -> Tensor:
+    """The inverse of `decode_pose`: [..., 4, 4] and [..., 3, 3] → [..., 9], unit quaternion, scalar ≥ 0."""
+    camera_from_world = invert_pose(world_from_camera)
+    quaternion = quaternion_from_rotation(camera_from_world[..., :3, :3])
+    focal = torch.stack([intrinsics[..., 1, 1], intrinsics[..., 0, 0]], dim=-1)
+    fields_of_view = 2 * torch.atan(focal.new_tensor([height / 2, width / 2]) / focal)
+    return torch.cat([camera_from_world[..., :3, 3], quaternion, fields_of_view], dim=-1)
+
+
+def pose_matrix(rotation: Tensor, translation: Tensor) -> Tensor:
+    """Rotation [..., 3, 3] and translation [..., 3] → [..., 4, 4]."""
+    top = torch.cat([rotation, translation[..., None]], dim=-1)
+    bottom = top.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(*top.shape[:-2], 1, 4)
+    return torch.cat([top, bottom], dim=-2)
+
+
+def invert_pose(pose: Tensor) -> Tensor:
+    """Rigid transform [..., 4, 4] (or [..., 3, 4]) → its inverse [..., 4, 4]."""
+    rotation = pose[..., :3, :3].transpose(-1, -2)
+    return pose_matrix(rotation, -(rotation @ pose[..., :3, 3:])[..., 0])
+
+
+def intrinsic_matrix(focal: Tensor, centre: Tensor) -> Tensor:
+    """Focal lengths (fx, fy) [..., 2] and principal point (cx, cy) [..., 2] → [..., 3, 3], no skew."""
+    matrix = torch.diag_embed(torch.cat([focal, torch.ones_like(focal[..., :1])], dim=-1))
+    matrix[..., :2, 2] = centre
+    return matrix
+
+
+def rotation_from_quaternion(quaternion: Tensor) -> Tensor:
+    """Quaternion xyzw [..., 4] of any length → rotation [..., 3, 3]; the zero quaternion gives identity."""
+    x, y, z, w = quaternion.unbind(-1)
+    s = 2 / (quaternion * quaternion).sum(-1).clamp_min(torch.finfo(quaternion.dtype).tiny)
+    rows = [
+        [1 - s * (y * y + z * z), s * (x * y - z * w), s * (x * z + y * w)],
+        [s * (x * y + z * w), 1 - s * (x * x + z * z), s * (y * z - x * w)],
+        [s * (x * z - y * w), s * (y * z + x * w), 1 - s * (x * x + y * y)],
+    ]
+    return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
+
+
+def quaternion_from_rotation(rotation: Tensor) -> Tensor:
+    """Rotation [..., 3, 3] → unit quaternion xyzw [..., 4], scalar ≥ 0.
+
+    Every component can serve as the divisor; the largest one is chosen, which is stable everywhere.
+    """
+    m = rotation
+    xx, yy, zz = m[..., 0, 0], m[..., 1, 1], m[..., 2, 2]
+    yz, zx, xy = m[..., 2, 1] - m[..., 1, 2], m[..., 0, 2] - m[..., 2, 0], m[..., 1, 0] - m[..., 0, 1]
+    sum_xy, sum_zx, sum_yz = (
+        m[..., 1, 0] + m[..., 0, 1], m[..., 0, 2] + m[..., 2, 0], m[..., 2, 1] + m[..., 1, 2]
+    )  # fmt: skip
+    candidates = [  # each row is the quaternion times four times one of its components
+        [1 + xx - yy - zz, sum_xy, sum_zx, yz],
+        [sum_xy, 1 - xx + yy - zz, sum_yz, zx],
+        [sum_zx, sum_yz, 1 - xx - yy + zz, xy],
+        [yz, zx, xy, 1 + xx + yy + zz],
+    ]
+    table = torch.stack([torch.stack(row, dim=-1) for row in candidates], dim=-2)
+    best = table.diagonal(dim1=-2, dim2=-1).argmax(-1)[..., None, None].expand(*m.shape[:-2], 1, 4)
+    quaternion = table.gather(-2, best)[..., 0, :]
+    quaternion = quaternion / quaternion.norm(dim=-1, keepdim=True)
+    return torch.where(quaternion[..., 3:] < 0, -quaternion, quaternion)
+
+
+def unproject_depth(depth: Tensor, intrinsics: Tensor, world_from_camera: Tensor) -> Tensor:
+    """Depth [..., H, W] along the optical axis → points [..., H, W, 3] in world."""
+    height, width = depth.shape[-2:]
+    v = torch.arange(height, device=depth.device, dtype=depth.dtype)[:, None]
+    u = torch.arange(width, device=depth.device, dtype=depth.dtype)
+    fx, fy, cx, cy = (intrinsics[..., i, j, None, None] for i, j in ((0, 0), (1, 1), (0, 2), (1, 2)))
+    in_camera = torch.stack([(u - cx) * depth / fx, (v - cy) * depth / fy, depth], dim=-1)
+    rotation, translation = world_from_camera[..., :3, :3], world_from_camera[..., :3, 3]
+    in_world = in_camera.flatten(-3, -2) @ rotation.transpose(-1, -2) + translation[..., None, :]
+    return in_world.unflatten(-2, (height, width))

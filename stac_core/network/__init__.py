@@ -1,0 +1,1 @@
+"""The streaming network: everything that inference executes and nothing else."""

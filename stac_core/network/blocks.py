@@ -1,0 +1,92 @@
+"""Attention, MLP and the residual block that every part of the network is made of.
+
+Precision follows the weights: norms, layer scales and the residual stream stay in float32; linear
+layers and the attention product run in the dtype of the linear weights, or in autocast's where a
+caller has enabled it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stac_core.network.rope import rotate
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v [B, heads, T, D] -> like q
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm in the dtype of its weights, which is float32 whatever the linear layers run in."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))
+
+
+class LayerScale(nn.Module):
+    """A learned factor per channel on a residual branch."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class Mlp(nn.Module):
+    """Linear, exact GELU, linear."""
+
+    def __init__(self, width: int, hidden: int, out: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x.to(self.fc1.weight.dtype))))
+
+
+class Attention(nn.Module):
+    """Multi-head attention; who sees whom is the business of the `attend` it is given."""
+
+    def __init__(self, width: int, heads: int, qk_norm: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.q_norm: nn.Module = LayerNorm(width // heads) if qk_norm else nn.Identity()
+        self.k_norm: nn.Module = LayerNorm(width // heads) if qk_norm else nn.Identity()
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, attend: Attend, rotary: Tensor | None = None) -> Tensor:
+        """x [B, T, width]; rotary [2, T, D] turns q and k, both normalised before."""
+        qkv = self.qkv(x.to(self.qkv.weight.dtype))
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [B, heads, T, D] each
+        q, k = self.q_norm(q), self.k_norm(k)
+        if rotary is not None:
+            q, k = rotate(q, rotary), rotate(k, rotary)
+        out = attend(q.to(v.dtype), k.to(v.dtype), v)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block with layer scale."""
+
+    def __init__(
+        self, width: int, heads: int, mlp_ratio: float, *, eps: float = 1e-5, qk_norm: bool = False
+    ) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm(width, eps=eps)
+        self.attn = Attention(width, heads, qk_norm)
+        self.ls1 = LayerScale(width)
+        self.norm2 = LayerNorm(width, eps=eps)
+        self.mlp = Mlp(width, int(width * mlp_ratio), width)
+        self.ls2 = LayerScale(width)
+
+    def forward(
+        self, x: Tensor, attend: Attend = F.scaled_dot_product_attention, rotary: Tensor | None = None
+    ) -> Tensor:
+        """x [B, T, width] → the same shape; without `attend` every token sees all T tokens."""
+        x = x + self.ls1(self.attn(self.norm1(x), attend, rotary))
+        return x + self.ls2(self.mlp(self.norm2(x)))

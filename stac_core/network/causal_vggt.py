@@ -1,0 +1,60 @@
+"""The whole network, top to bottom: images → tokens → cameras, depth, points.
+
+One class serves STream3R, StreamVGGT and the model in the box: they differ in numbers (NetworkConfig)
+and in the past that their context lets them see.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from stac_core.config import NetworkConfig
+from stac_core.geometry import decode_pose
+from stac_core.network.aggregator import Aggregator
+from stac_core.network.camera_head import CameraHead
+from stac_core.network.context import AttentionContext
+from stac_core.network.dense_head import DenseHead, depth_activation, point_activation
+from stac_core.prediction import Prediction
+
+
+class CausalVGGT(nn.Module):
+    """Streaming visual geometry transformer (VGGT, arXiv 2503.11651; STream3R, 2508.10893; StreamVGGT,
+    2507.11539). Parameter names are those of the published checkpoints."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.aggregator = Aggregator(config)
+        self.camera_head = CameraHead(config)
+        self.depth_head = DenseHead(config, 1, depth_activation)
+        self.point_head = DenseHead(config, 3, point_activation)
+
+    def forward(self, images: Tensor, context: AttentionContext, points: bool = False) -> Prediction:
+        """One pass over S frames; everything in the result leads with [B, S].
+
+        images [B, S, 3, H, W] in [0, 1], H and W multiples of the patch size (else ValueError).
+        points: also run the point head, 8 % of the work, for points that do not go through the depth.
+        Heads run in float32 also under a caller's autocast, which then reaches the aggregator only.
+        """
+        height, width = images.shape[-2:]
+        tokens = self.aggregator(images, context)
+        with torch.autocast(images.device.type, enabled=False):
+            pose_encoding = self.camera_head(tokens.camera, context)[-1]
+            world_from_camera, intrinsics = decode_pose(pose_encoding, height, width)
+            depth, depth_confidence = self.depth_head(tokens.layers, height, width)
+            own_points, point_confidence = (
+                self.point_head(tokens.layers, height, width) if points else (None, None)
+            )
+        return Prediction(
+            pose_encoding, world_from_camera, intrinsics, depth[..., 0], depth_confidence, own_points,
+            point_confidence,
+        )  # fmt: skip
+
+    def set_precision(self, dtype: torch.dtype) -> CausalVGGT:
+        """Keep the aggregator's matrices in `dtype`: its linear layers, patch projection and attention
+        run in it. Norms, rotation, layer scales, residual stream and heads stay in float32."""
+        for module in self.aggregator.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                module.to(dtype)
+        return self
