@@ -1,0 +1,82 @@
+"""Open any supported source as a `Sequence`; one reader per file, one row per reader here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from stac_core.evaluation.datasets import (
+    bag,
+    case_json,
+    dtu,
+    folder,
+    kitti,
+    nrgbd,
+    scannet,
+    seven_scenes,
+    sintel,
+    tum_rgbd,
+    video,
+)
+from stac_core.evaluation.datasets.sequence import FileSequence, Frame, FrameFiles, Sequence, natural_key
+
+__all__ = ["READERS", "FileSequence", "Frame", "FrameFiles", "Sequence", "find_scenes", "open_sequence"]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How one kind of source is told from its files, and opened."""
+
+    recognises: Callable[[Path], bool]
+    read: Callable[[Path], Sequence]
+
+
+READERS: dict[str, Reader] = {  # in the order in which an unnamed source is tried
+    "case": Reader(case_json.recognises, case_json.read),
+    "bag": Reader(bag.recognises, bag.read),
+    "video": Reader(video.recognises, video.read),
+    "tum": Reader(tum_rgbd.recognises, tum_rgbd.read),
+    "bonn": Reader(tum_rgbd.recognises_bonn, tum_rgbd.read_bonn),
+    "7scenes": Reader(seven_scenes.recognises, seven_scenes.read),
+    "nrgbd": Reader(nrgbd.recognises, nrgbd.read),
+    "dtu": Reader(dtu.recognises, dtu.read),
+    "scannet": Reader(scannet.recognises, scannet.read),
+    "sintel": Reader(sintel.recognises, sintel.read),
+    "kitti": Reader(kitti.recognises, kitti.read),
+    "images": Reader(folder.recognises, folder.read),
+}
+
+
+def open_sequence(path: Path, kind: str = "auto") -> Sequence:
+    """Open one scene. kind: a key of READERS, or "auto" to tell it from the files.
+
+    A dataset's scene that holds nothing but `images/` opens as images under any kind. Raises
+    ValueError or OSError naming the path and what was expected.
+    """
+    if kind != "auto" and kind not in READERS:
+        raise ValueError(f"dataset {kind!r}: choose one of auto, {', '.join(READERS)}")
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder")
+    if kind != "auto" and (READERS[kind].recognises(path) or not folder.recognises(path)):
+        return READERS[kind].read(path)
+    for reader in READERS.values():
+        if reader.recognises(path):
+            return reader.read(path)
+    raise ValueError(
+        f"{path}: none of the known layouts ({', '.join(READERS)}); name one with --dataset_type"
+    )
+
+
+def find_scenes(root: Path, kind: str = "auto", depth: int = 3) -> list[Path]:
+    """The scenes at or below root, in natural order; a scene is not searched for further scenes."""
+    kinds = READERS.values() if kind == "auto" else [READERS[kind], READERS["images"]]
+    if any(reader.recognises(root) for reader in kinds):
+        return [root]
+    if depth == 0 or not root.is_dir():
+        return []
+    scenes: list[Path] = []
+    for child in sorted(root.iterdir(), key=natural_key):
+        if child.is_dir() or child.suffix in (*video.SUFFIXES, ".mcap"):
+            scenes += find_scenes(child, kind, depth - 1)
+    return scenes

@@ -1,0 +1,120 @@
+"""A rosbag2 recording as a sequence: images, and whatever truth is recorded with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from stac_core.evaluation.datasets.bag_file import (
+    IMAGE_TYPES,
+    BagFile,
+    MessageList,
+    decode_depth,
+    decode_image,
+    is_depth,
+)
+from stac_core.evaluation.datasets.bag_truth import read_truth
+from stac_core.evaluation.datasets.sequence import Array, Frame
+from stac_core.evaluation.trajectory import Trajectory, associate
+
+_MAX_GAP_NS = 20_000_000
+
+
+def recognises(path: Path) -> bool:
+    return (path / "metadata.yaml").is_file() or path.suffix in (".mcap", ".db3")
+
+
+def read(path: Path, topic: str = "", depth_topic: str = "", truth: str = "") -> BagSequence:
+    """Open a bag. topic, depth_topic, truth: empty = find the only one.
+
+    Raises ValueError naming the topics where there is no image topic, or several to choose from.
+    """
+    return BagSequence(BagFile(path), topic, depth_topic, truth)
+
+
+class BagSequence:
+    """Images of one topic with their depth, poses and intrinsics, joined by header stamp."""
+
+    max_depth_m = np.inf
+
+    def __init__(self, bag: BagFile, topic: str = "", depth_topic: str = "", truth: str = "") -> None:
+        self.name = bag.path.stem
+        self._bag = bag
+        self.topic = _choose(bag, topic)
+        self.stamps_ns, recorded = bag.header_stamps(self.topic)
+        self._images = MessageList(bag, self.topic, recorded)
+        self.camera_frame = bag.first(self.topic).header.frame_id
+        self.intrinsics = _intrinsics(bag, self.topic)
+        self.truth: Trajectory | None = read_truth(bag, truth, self.camera_frame, self.stamps_ns)
+        self.depth_topic = depth_topic or _only_depth(bag)
+        self._depths: MessageList | None = None
+        self._depth_of: dict[int, int] = {}
+        if self.depth_topic:
+            depth_stamps, recorded = bag.header_stamps(self.depth_topic)
+            self._depths = MessageList(bag, self.depth_topic, recorded)
+            self._depth_of = _join(self.stamps_ns, depth_stamps)
+        self._pose_of = _join(self.stamps_ns, self.truth.stamps_ns) if self.truth else {}
+
+    def __len__(self) -> int:
+        return len(self.stamps_ns)
+
+    def frame(self, index: int) -> Frame:
+        image = decode_image(self._images[index], self.topic)
+        pose = None
+        if self.truth is not None and index in self._pose_of:
+            pose = self.truth.world_from_camera[self._pose_of[index]]
+        return Frame(image, int(self.stamps_ns[index]), pose, self.depth(index), self.intrinsics)
+
+    def depth(self, index: int) -> np.ndarray | None:
+        """True depth in metres of one image, or None."""
+        if self._depths is None or index not in self._depth_of:
+            return None
+        return decode_depth(self._depths[self._depth_of[index]], self.depth_topic)
+
+    def cloud(self) -> Array | None:
+        return None
+
+
+def _choose(bag: BagFile, topic: str) -> str:
+    images = [t for t in bag.topics(*IMAGE_TYPES) if not is_depth(bag.first(t)) and "depth" not in t.lower()]
+    if topic:
+        if topic not in images:
+            raise ValueError(
+                f"{bag.path}: no image topic {topic!r}; image topics: {', '.join(images) or 'none'}"
+            )
+        return topic
+    if len(images) == 1:
+        return images[0]
+    if images:
+        raise ValueError(f"{bag.path}: several image topics, choose one with --topic: {', '.join(images)}")
+    listed = ", ".join(f"{name} ({kind})" for name, kind in sorted(bag.all_topics().items()))
+    raise ValueError(f"{bag.path}: no image topic (sensor_msgs Image or CompressedImage); it has {listed}")
+
+
+def _only_depth(bag: BagFile) -> str:
+    depths = [t for t in bag.topics("sensor_msgs/msg/Image") if is_depth(bag.first(t))]
+    if len(depths) > 1:
+        raise ValueError(
+            f"{bag.path}: several depth topics, choose one with --depth_topic: {', '.join(depths)}"
+        )
+    return depths[0] if depths else ""
+
+
+def _intrinsics(bag: BagFile, image_topic: str) -> Array | None:
+    """K of the CameraInfo beside the image topic, or of the only one there is."""
+    infos = bag.topics("sensor_msgs/msg/CameraInfo")
+    parts = image_topic.split("/")
+    beside = ["/".join(parts[:end]) + "/camera_info" for end in range(len(parts) - 1, 0, -1)]
+    chosen = next((topic for topic in beside if topic in infos), infos[0] if len(infos) == 1 else None)
+    if chosen is None:
+        return None
+    matrix = np.array(bag.first(chosen).k, np.float64).reshape(3, 3)
+    return matrix if matrix[0, 0] > 0 else None  # an uncalibrated camera publishes zeros
+
+
+def _join(ours: np.ndarray, theirs: np.ndarray) -> dict[int, int]:
+    """Index of the partner of each stamp; a topic need not be sorted by stamp."""
+    our_order, their_order = np.argsort(ours, kind="stable"), np.argsort(theirs, kind="stable")
+    first, second = associate(ours[our_order], theirs[their_order], _MAX_GAP_NS)
+    return {int(our_order[i]): int(their_order[j]) for i, j in zip(first, second, strict=True)}

@@ -1,0 +1,167 @@
+"""Read rosbag2 recordings (mcap, sqlite3) without ROS: topics, stamps, pictures, poses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from rosbags.highlevel import AnyReader
+from rosbags.image import ImageError, message_to_cvimage
+from rosbags.interfaces import Connection
+from rosbags.typesys import Stores, get_typestore
+
+from stac_core.evaluation.datasets.sequence import Array
+from stac_core.evaluation.trajectory import poses_from_quaternions
+
+IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
+
+
+@dataclass(frozen=True)
+class Stamped:
+    """One message: when it was recorded, and its content."""
+
+    recorded_ns: int
+    topic: str
+    message: Any
+
+
+def header_stamp(message: Any) -> int:
+    """The header's stamp in nanoseconds."""
+    return int(message.header.stamp.sec) * 1_000_000_000 + int(message.header.stamp.nanosec)
+
+
+class BagFile:
+    """One opened recording; a folder with metadata.yaml or a bare .mcap or .db3 file."""
+
+    def __init__(self, path: Path) -> None:
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such bag")
+        self.path = path
+        try:
+            self._reader = AnyReader([path], default_typestore=get_typestore(Stores.ROS2_KILTED))
+            self._reader.open()
+        except Exception as error:  # the library's errors share no base class with its own assertions
+            raise ValueError(
+                f"{path}: cannot be read as a bag ({error}); a recording that was cut off can often be "
+                "repaired with 'mcap recover' or 'ros2 bag reindex'"
+            ) from error
+
+    def topics(self, *types: str) -> list[str]:
+        """Topics with at least one message of one of the given types, sorted."""
+        return sorted({c.topic for c in self._reader.connections if c.msgtype in types and c.msgcount != 0})
+
+    def all_topics(self) -> dict[str, str]:
+        """Every topic and its type."""
+        return {c.topic: c.msgtype for c in self._reader.connections}
+
+    def connections(self, *topics: str) -> list[Connection]:
+        return [c for c in self._reader.connections if c.topic in topics]
+
+    def messages(self, *topics: str, start_ns: int | None = None) -> Iterator[Stamped]:
+        """Decode messages in order of recording. Raises ValueError where the file breaks off."""
+        for connection, recorded, raw in self.raw_messages(*topics, start_ns=start_ns):
+            message = self._reader.deserialize(raw, connection.msgtype)
+            yield Stamped(recorded, connection.topic, message)
+
+    def raw_messages(
+        self, *topics: str, start_ns: int | None = None
+    ) -> Iterator[tuple[Connection, int, bytes]]:
+        """Messages as recorded, undecoded, with their topic's connection and time of recording."""
+        connections = self.connections(*topics)
+        if not connections:
+            return
+        try:
+            yield from self._reader.messages(connections, start=start_ns)
+        except (ValueError, OSError, AssertionError, IndexError) as error:
+            raise ValueError(f"{self.path}: breaks off while reading {topics} ({error})") from error
+
+    def header_stamps(self, topic: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Header stamps and times of recording of a topic, without decoding what follows the header."""
+        stamps, times = [], []
+        for _, recorded, raw in self.raw_messages(topic):
+            order = "<" if raw[1] & 1 else ">"
+            seconds, nanoseconds = np.frombuffer(raw, order + "u4", 2, offset=4)
+            stamps.append(int(seconds) * 1_000_000_000 + int(nanoseconds))
+            times.append(recorded)
+        return np.array(stamps, np.int64), np.array(times, np.int64)
+
+    def first(self, topic: str) -> Any:
+        """The first message of a topic, or None."""
+        return next((m.message for m in self.messages(topic)), None)
+
+    def close(self) -> None:
+        self._reader.close()
+
+
+class MessageList:
+    """The messages of one topic by number; quick in order, possible in any order."""
+
+    def __init__(self, bag: BagFile, topic: str, recorded_ns: NDArray[np.int64]) -> None:
+        self._bag, self._topic, self._recorded = bag, topic, recorded_ns
+        self._stream: Iterator[Stamped] = iter(())
+        self._next = len(recorded_ns)
+
+    def __getitem__(self, index: int) -> Any:
+        if index < self._next or index > self._next + 8:
+            time = self._recorded[index]
+            self._stream = self._bag.messages(self._topic, start_ns=int(time))
+            self._next = int(np.searchsorted(self._recorded, time))
+        while self._next < index:
+            next(self._stream)
+            self._next += 1
+        self._next += 1
+        return next(self._stream).message
+
+
+def decode_image(message: Any, topic: str) -> NDArray[np.uint8]:
+    """RGB of an Image or CompressedImage. Raises ValueError naming the encoding."""
+    kind = _kind(message)
+    try:
+        image = message_to_cvimage(message, "rgb8")
+    except (ImageError, cv2.error, ValueError, TypeError) as error:
+        raise ValueError(
+            f"topic {topic}: an image with encoding {kind!r}, {_size(message)}, cannot be decoded ({error})"
+        ) from error
+    if image is None or image.ndim != 3:
+        raise ValueError(f"topic {topic}: an image with encoding {kind!r} is empty or damaged")
+    return np.ascontiguousarray(image, np.uint8)
+
+
+def decode_depth(message: Any, topic: str) -> NDArray[np.float32]:
+    """Metres of a 32FC1 or 16UC1 (millimetres) image, 0 where nothing was measured (REP-118)."""
+    types = {"32FC1": ("f4", 1.0), "16UC1": ("u2", 0.001), "mono16": ("u2", 0.001)}
+    if getattr(message, "encoding", "") not in types:
+        raise ValueError(f"topic {topic}: depth must be 32FC1 or 16UC1, not {_kind(message)!r}")
+    code, metres = types[message.encoding]
+    order = ">" if message.is_bigendian else "<"
+    width = message.step // int(code[1])
+    if width < message.width or message.data.size != message.step * message.height:
+        raise ValueError(f"topic {topic}: {message.data.size} bytes do not hold {_size(message)}")
+    rows = message.data.view(order + code).reshape(message.height, width)[:, : message.width]
+    depth = rows.astype(np.float32) * np.float32(metres)
+    return np.where(np.isfinite(depth), depth, np.float32(0))
+
+
+def is_depth(message: Any) -> bool:
+    return getattr(message, "encoding", "") in ("32FC1", "16UC1")
+
+
+def pose_matrix(pose: Any) -> Array:
+    """geometry_msgs Pose or Transform as [4, 4]."""
+    place = getattr(pose, "position", None) or pose.translation
+    turn = getattr(pose, "orientation", None) or pose.rotation
+    translation = np.array([[place.x, place.y, place.z]], np.float64)
+    return poses_from_quaternions(translation, np.array([[turn.x, turn.y, turn.z, turn.w]]))[0]
+
+
+def _kind(message: Any) -> str:
+    return getattr(message, "encoding", None) or getattr(message, "format", "") or "unknown"
+
+
+def _size(message: Any) -> str:
+    return f"{getattr(message, 'width', '?')}×{getattr(message, 'height', '?')} pixels"

@@ -1,0 +1,178 @@
+"""What every dataset looks like to the evaluation: a list of frames with whatever truth exists."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
+FRAME_PERIOD_NS = 33_333_333  # for sources that record no time
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One camera frame. Camera axes are OpenCV's: x right, y down, z forward."""
+
+    image: NDArray[np.uint8]  # [H, W, 3] RGB
+    stamp_ns: int
+    world_from_camera: Array | None = None  # [4, 4], metres where the dataset is metric
+    depth_m: NDArray[np.float32] | None = None  # [H, W] along the optical axis; 0 = not measured
+    intrinsics: Array | None = None  # [3, 3] of the image
+
+
+class Sequence(Protocol):
+    """One scene, oldest frame first. Frames are read when asked for and not kept."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def max_depth_m(self) -> float:
+        """True depth beyond this is not judged."""
+
+    def __len__(self) -> int: ...
+
+    def frame(self, index: int) -> Frame:
+        """Read one frame. Raises ValueError or OSError that names the file."""
+
+    def cloud(self) -> Array | None:
+        """The true surface [N, 3] in the world of the poses, where the dataset ships one."""
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """Decode an image file to RGB."""
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
+    if image is None:
+        raise _unreadable(path, "an image")
+    return np.asarray(image, np.uint8)
+
+
+def read_depth_png(path: Path, units_per_metre: float, invalid: int = 0) -> NDArray[np.float32]:
+    """Decode 16-bit depth to metres; the value `invalid` means, as 0 does, not measured."""
+    raw = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if raw is None:
+        raise _unreadable(path, "a depth map")
+    if raw.ndim != 2 or raw.dtype != np.uint16:
+        raise ValueError(f"{path}: expected one 16-bit channel, got {raw.dtype} {raw.shape}")
+    depth = raw.astype(np.float32) / np.float32(units_per_metre)
+    return np.where(raw == invalid, np.float32(0), depth)
+
+
+def _unreadable(path: Path, what: str) -> OSError:
+    if not path.exists():
+        return FileNotFoundError(f"{path}: missing; the dataset is incomplete, fetch it again")
+    return OSError(f"{path}: cannot be decoded as {what}; the file is damaged or of another kind")
+
+
+def read_matrix(path: Path, rows: int, columns: int) -> Array:
+    """Read a matrix of text numbers. Raises ValueError where the count differs."""
+    if not path.exists():
+        raise _unreadable(path, "a matrix")
+    try:
+        numbers = [float(word) for word in path.read_text().split()]
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; expected {rows}×{columns} numbers") from error
+    if len(numbers) != rows * columns:
+        raise ValueError(f"{path}: {len(numbers)} numbers; expected {rows}×{columns}")
+    return np.array(numbers).reshape(rows, columns)
+
+
+def pinhole(fx: float, fy: float, cx: float, cy: float) -> Array:
+    """Intrinsic matrix [3, 3]."""
+    return np.array([[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]])
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Image files of a folder, 2 before 10. Raises ValueError for an empty folder."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder of images")
+    images = sorted((p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES), key=natural_key)
+    if not images:
+        raise ValueError(f"{folder}: no image in it (looked for {' '.join(IMAGE_SUFFIXES)})")
+    return images
+
+
+def natural_key(path: Path) -> list[tuple[int, str]]:
+    """Sort key that orders img2 before img10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)]
+
+
+def require_equal(name: str, counts: dict[str, int]) -> None:
+    """Raise ValueError where the lists of one scene have different lengths."""
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"{count} {what}" for what, count in counts.items())
+        raise ValueError(f"{name}: {listed}; the counts must match, the scene is incomplete")
+
+
+@dataclass(frozen=True)
+class FrameFiles:
+    """Where one frame lies on disk."""
+
+    image: Path
+    stamp_ns: int
+    depth: Path | None = None
+    world_from_camera: Array | None = None
+    intrinsics: Array | None = None
+
+
+def _no_depth(path: Path) -> NDArray[np.float32]:
+    raise ValueError(f"{path}: this sequence was opened without a depth decoder")
+
+
+@dataclass(frozen=True)
+class FileSequence:
+    """A sequence whose frames are files; most datasets are this plus a way to list them."""
+
+    name: str
+    frames: list[FrameFiles]
+    read_depth: Callable[[Path], NDArray[np.float32]] = field(default=_no_depth)
+    max_depth_m: float = np.inf
+    cloud_file: Path | None = None
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def frame(self, index: int) -> Frame:
+        """Read one frame; a colour image larger than its depth map is shrunk to the map's size."""
+        files = self.frames[index]
+        image, intrinsics = read_image(files.image), files.intrinsics
+        depth = None if files.depth is None else self.read_depth(files.depth)
+        if depth is not None and depth.shape != image.shape[:2]:
+            image, intrinsics = _shrink(image, intrinsics, depth.shape)
+        return Frame(image, files.stamp_ns, _finite(files.world_from_camera), depth, intrinsics)
+
+    def cloud(self) -> Array | None:
+        if self.cloud_file is None:
+            return None
+        import open3d  # heavy, and only this path needs it
+
+        points = np.asarray(open3d.io.read_point_cloud(self.cloud_file).points)
+        if not len(points):
+            raise ValueError(f"{self.cloud_file}: no points could be read")
+        return points
+
+
+def _shrink(
+    image: NDArray[np.uint8], intrinsics: Array | None, size: tuple[int, ...]
+) -> tuple[NDArray[np.uint8], Array | None]:
+    height, width = size
+    factors = np.array([width / image.shape[1], height / image.shape[0]])
+    small = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+    if intrinsics is None:
+        return small, None
+    scaled = intrinsics.copy()
+    scaled[:2] *= factors[:, None]
+    return small, scaled
+
+
+def _finite(pose: Array | None) -> Array | None:
+    """Datasets write a lost pose as infinities or NaN."""
+    return pose if pose is not None and np.isfinite(pose).all() else None

@@ -1,0 +1,294 @@
+"""Every reader on a sample in its dataset's true layout, written here, and on real recordings."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from evaluation.evaluation_scene import PERIOD_NS, tiny_frames, write_depth, write_image, write_text
+
+from stac_core.evaluation.datasets import Frame, find_scenes, open_sequence
+from stac_core.evaluation.trajectory import Trajectory, write_tum
+
+DATA = Path(os.environ.get("STAC_TEST_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
+
+
+def write_seven_scenes(root: Path, frames: list[Frame]) -> Path:
+    folder = root / "chess" / "seq-01"
+    for index, frame in enumerate(frames):
+        write_image(folder / f"frame-{index:06d}.color.png", frame.image)
+        write_depth(folder / f"frame-{index:06d}.depth.png", frame.depth_m, 1000, invalid=65535)
+        write_text(folder / f"frame-{index:06d}.pose.txt", frame.world_from_camera)
+    return folder
+
+
+def write_tum_rgbd(root: Path, frames: list[Frame], name: str = "rgbd_dataset_freiburg3_desk") -> Path:
+    folder = root / name
+    rgb, depth = ["# timestamp filename"], ["# timestamp filename"]
+    for frame in frames:
+        stamp = f"{frame.stamp_ns // 10**9}.{frame.stamp_ns % 10**9 // 1000:06d}"
+        later = f"{frame.stamp_ns // 10**9}.{frame.stamp_ns % 10**9 // 1000 + 7000:06d}"
+        write_image(folder / "rgb" / f"{stamp}.png", frame.image)
+        write_depth(folder / "depth" / f"{later}.png", frame.depth_m, 5000)
+        rgb.append(f"{stamp} rgb/{stamp}.png")
+        depth.append(f"{later} depth/{later}.png")
+    (folder / "rgb.txt").write_text("\n".join(rgb))
+    (folder / "depth.txt").write_text("\n".join(depth))
+    stamps = np.array([frame.stamp_ns + 3_000_000 for frame in frames])
+    write_tum(folder / "groundtruth.txt", Trajectory(stamps, np.array([f.world_from_camera for f in frames])))
+    return folder
+
+
+def write_bonn(root: Path, frames: list[Frame]) -> Path:
+    return write_tum_rgbd(root, frames, "rgbd_bonn_balloon")
+
+
+def write_nrgbd(root: Path, frames: list[Frame]) -> Path:
+    folder, rows = root / "breakfast_room", []
+    for index, frame in enumerate(frames):
+        write_image(folder / "images" / f"img{index}.png", frame.image)
+        write_depth(folder / "depth" / f"depth{index}.png", frame.depth_m, 1000)
+        rows.append(frame.world_from_camera @ np.diag([1, -1, -1, 1]))
+    write_text(folder / "poses.txt", np.concatenate(rows))
+    (folder / "focal.txt").write_text("20.5\n")
+    return folder
+
+
+def write_dtu(root: Path, frames: list[Frame]) -> Path:
+    folder = root / "scan1"
+    for index, frame in enumerate(frames):
+        write_image(folder / "images" / f"{index:08d}.jpg", frame.image)
+        camera_from_world = np.linalg.inv(frame.world_from_camera)
+        camera_from_world[:3, 3] *= 1000
+        lines = ["extrinsic", *(" ".join(f"{x:.12g}" for x in row) for row in camera_from_world), ""]
+        lines += ["intrinsic", *(" ".join(f"{x:.12g}" for x in row) for row in frame.intrinsics), ""]
+        (folder / "cams").mkdir(exist_ok=True)
+        (folder / "cams" / f"{index:08d}_cam.txt").write_text("\n".join([*lines, "425.0 2.5"]))
+        (folder / "depths").mkdir(exist_ok=True)
+        np.save(folder / "depths" / f"{index:08d}.npy", frame.depth_m * 1000)
+    return folder
+
+
+def write_scannet(root: Path, frames: list[Frame]) -> Path:
+    folder = root / "scene0000_00"
+    for index, frame in enumerate(frames):
+        write_image(folder / "color" / f"{index}.jpg", cv2.resize(frame.image, None, fx=2, fy=2))
+        write_depth(folder / "depth" / f"{index}.png", frame.depth_m, 1000)
+        write_text(folder / "pose" / f"{index}.txt", frame.world_from_camera)
+    camera = np.eye(4)
+    camera[:3, :3] = np.diag([2, 2, 1]) @ frames[0].intrinsics
+    write_text(folder / "intrinsic" / "intrinsic_color.txt", camera)
+    return folder
+
+
+def write_sintel(root: Path, frames: list[Frame]) -> Path:
+    training = root / "training"
+    for index, frame in enumerate(frames, 1):
+        write_image(training / "final" / "alley_2" / f"frame_{index:04d}.png", frame.image)
+        for kind in ("depth", "camdata_left"):
+            (training / kind / "alley_2").mkdir(parents=True, exist_ok=True)
+        tag = np.float32(202021.25).tobytes()
+        size = np.array(frame.depth_m.shape[::-1], "<i4").tobytes()
+        (training / "depth" / "alley_2" / f"frame_{index:04d}.dpt").write_bytes(
+            tag + size + frame.depth_m.astype("<f4").tobytes()
+        )
+        camera = np.concatenate(
+            [frame.intrinsics.ravel(), np.linalg.inv(frame.world_from_camera)[:3].ravel()]
+        )
+        (training / "camdata_left" / "alley_2" / f"frame_{index:04d}.cam").write_bytes(
+            tag + camera.astype("<f8").tobytes()
+        )
+    return training / "final" / "alley_2"
+
+
+def write_kitti_odometry(root: Path, frames: list[Frame]) -> Path:
+    folder, rows = root / "sequences" / "00", []
+    offset = np.array([0.06, 0.0, 0.001])  # the colour camera stands beside the grey one
+    projection = np.hstack([frames[0].intrinsics, (frames[0].intrinsics @ offset)[:, None]])
+    camera2_from_camera0 = np.eye(4)
+    camera2_from_camera0[:3, 3] = offset
+    for index, frame in enumerate(frames):
+        write_image(folder / "image_2" / f"{index:06d}.png", frame.image)
+        rows.append((frame.world_from_camera @ camera2_from_camera0)[:3].ravel())
+    zeros = " ".join(["0"] * 12)
+    numbers = " ".join(f"{x:.12g}" for x in projection.ravel())
+    (folder / "calib.txt").write_text(f"P0: {zeros}\nP1: {zeros}\nP2: {numbers}\nP3: {zeros}\n")
+    write_text(folder / "times.txt", np.arange(len(frames)) * PERIOD_NS / 1e9)
+    write_text(root / "poses" / "00.txt", np.array(rows))
+    return folder
+
+
+def write_kitti_depth(root: Path, frames: list[Frame]) -> Path:
+    drive = root / "2011_09_26_drive_0002_sync"
+    for index, frame in enumerate(frames):
+        write_image(drive / "image_02" / "data" / f"{index + 5:010d}.png", frame.image)
+        write_depth(drive / "proj_depth/groundtruth/image_02" / f"{index + 5:010d}.png", frame.depth_m, 256)
+    write_image(drive / "image_02" / "data" / "0000000000.png", frames[0].image)  # has no annotation
+    return drive
+
+
+def write_case(root: Path, frames: list[Frame]) -> Path:
+    folder, rows = root / "office", []
+    for index, frame in enumerate(frames):
+        write_image(folder / "rgb" / f"{index:06d}.png", frame.image)
+        write_depth(folder / "depth" / f"{index:06d}.png", frame.depth_m, 1000)
+        rows.append({"rgb": f"rgb/{index:06d}.png", "depth": f"depth/{index:06d}.png",
+                     "T_wc": frame.world_from_camera.tolist()})  # fmt: skip
+    k = frames[0].intrinsics
+    camera = {"fx": k[0, 0], "fy": k[1, 1], "cx": k[0, 2], "cy": k[1, 2]}
+    (folder / "case.json").write_text(
+        json.dumps({"camera": camera, "gt": {"depth_scale": 1000}, "frames": rows})
+    )
+    return folder
+
+
+WRITERS: dict[str, Callable[[Path, list[Frame]], Path]] = {
+    "7scenes": write_seven_scenes,
+    "tum": write_tum_rgbd,
+    "bonn": write_bonn,
+    "nrgbd": write_nrgbd,
+    "dtu": write_dtu,
+    "scannet": write_scannet,
+    "sintel": write_sintel,
+    "kitti": write_kitti_odometry,
+    "case": write_case,
+}
+NOMINAL_CAMERA = {"7scenes", "tum", "bonn", "nrgbd"}  # the dataset states one camera for all scenes
+LOSSY = {"dtu", "scannet"}  # JPEG
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("named", [True, False])
+def test_a_sample_in_the_true_layout_reads_back(tmp_path, kind, named):
+    frames = tiny_frames(11)
+    sequence = open_sequence(WRITERS[kind](tmp_path, frames), kind if named else "auto")
+    assert len(sequence) == len(frames)
+    stamps = [sequence.frame(index).stamp_ns for index in range(len(frames))]
+    assert np.all(np.diff(stamps) > 0)
+    for index in (0, 2, 10):
+        read, written = sequence.frame(index), frames[index]
+        np.testing.assert_allclose(read.world_from_camera, written.world_from_camera, atol=1e-6)
+        if kind not in LOSSY:
+            np.testing.assert_array_equal(read.image, written.image)
+        assert read.image.shape == written.image.shape
+        if kind == "kitti":
+            assert read.depth_m is None
+        else:
+            np.testing.assert_allclose(read.depth_m, written.depth_m, atol=5e-4)
+        if kind not in NOMINAL_CAMERA:
+            np.testing.assert_allclose(read.intrinsics, written.intrinsics, rtol=1e-6)
+
+
+def test_kitti_depth_uses_only_annotated_frames(tmp_path):
+    frames = tiny_frames(3)
+    sequence = open_sequence(write_kitti_depth(tmp_path, frames), "kitti")
+    assert len(sequence) == 3
+    np.testing.assert_allclose(sequence.frame(1).depth_m, frames[1].depth_m, atol=1 / 256)
+    np.testing.assert_array_equal(sequence.frame(0).image, frames[0].image)
+
+
+def test_tum_joins_lists_by_stamp_and_leaves_gaps(tmp_path):
+    folder = write_tum_rgbd(tmp_path, tiny_frames(4))
+    lines = (folder / "depth.txt").read_text().splitlines()
+    (folder / "depth.txt").write_text("\n".join(lines[:2] + lines[3:]))
+    sequence = open_sequence(folder)
+    assert [sequence.frame(i).depth_m is None for i in range(4)] == [False, True, False, False]
+
+
+def test_lost_poses_are_absent(tmp_path):
+    folder = write_scannet(tmp_path, tiny_frames(2))
+    write_text(folder / "pose" / "1.txt", np.full((4, 4), -np.inf))
+    assert open_sequence(folder).frame(1).world_from_camera is None
+
+
+def test_image_folders_read_in_natural_order(tmp_path):
+    frames = tiny_frames(11)
+    for index, frame in enumerate(frames):
+        write_image(tmp_path / "7scenes" / "chess" / "images" / f"img{index}.png", frame.image)
+    for kind in ("images", "7scenes", "auto"):
+        sequence = open_sequence(tmp_path / "7scenes" / "chess", kind)
+        np.testing.assert_array_equal(sequence.frame(10).image, frames[10].image)
+    assert [p.name for p in find_scenes(tmp_path / "7scenes", "7scenes")] == ["chess"]
+
+
+def test_video_frames_come_in_any_order(tmp_path):
+    path = tmp_path / "walk.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
+    for index in range(8):
+        writer.write(np.full((48, 64, 3), (10, 20, 30 * index), np.uint8))
+    writer.release()
+    sequence = open_sequence(path)
+    for index in (0, 1, 7, 3):
+        frame = sequence.frame(index)
+        assert abs(int(frame.image[24, 32, 0]) - 30 * index) < 8  # red, through JPEG
+        assert frame.stamp_ns == index * PERIOD_NS
+    (tmp_path / "broken.avi").write_bytes(path.read_bytes()[:500])
+    with pytest.raises(ValueError, match=r"broken\.avi"):
+        open_sequence(tmp_path / "broken.avi")
+
+
+def test_scenes_are_found_below_a_root(tmp_path):
+    write_seven_scenes(tmp_path, tiny_frames(1))
+    write_sintel(tmp_path / "sintel", tiny_frames(1))
+    assert [p.name for p in find_scenes(tmp_path, "7scenes")] == ["seq-01"]
+    assert [p.name for p in find_scenes(tmp_path / "sintel", "sintel")] == ["alley_2"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "harm", "says"),
+    [
+        ("7scenes", lambda p: (p / "frame-000001.depth.png").unlink(), "frame-000001.depth.png: missing"),
+        ("7scenes", lambda p: (p / "frame-000001.pose.txt").write_text("1 2 3"), "3 numbers"),
+        ("nrgbd", lambda p: (p / "depth" / "depth1.png").unlink(), "3 depth maps"),
+        ("nrgbd", lambda p: (p / "poses.txt").write_text("1 0 0 0\n" * 5), "5 lines"),
+        ("dtu", lambda p: (p / "cams" / "00000001_cam.txt").write_text("nothing"), "extrinsic"),
+        (
+            "sintel",
+            lambda p: next((p.parents[1] / "depth").rglob("*0002.dpt")).write_bytes(b"12345678"),
+            "tag",
+        ),
+        ("kitti", lambda p: write_text(p.parents[1] / "poses" / "00.txt", np.zeros((2, 12))), "2 poses"),
+        ("scannet", lambda p: write_image(p / "depth" / "1.png", np.zeros((4, 4, 3), np.uint8)), "16-bit"),
+        ("tum", lambda p: (p / "rgb.txt").write_text("12.5\n"), r"rgb.txt:1"),
+        ("case", lambda p: (p / "case.json").write_text("{}"), "not a case"),
+        ("case", lambda p: (p / "rgb" / "000001.png").write_bytes(b"no"), "damaged"),
+    ],
+)
+def test_damage_is_named(tmp_path, kind, harm, says):
+    folder = WRITERS[kind](tmp_path, tiny_frames(4))
+    harm(folder)
+    with pytest.raises((ValueError, OSError), match=says):
+        open_sequence(folder, kind).frame(1)
+
+
+def test_unknown_places_and_kinds_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        open_sequence(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="none of the known layouts"):
+        open_sequence(tmp_path)
+    with pytest.raises(ValueError, match="choose one of auto"):
+        open_sequence(tmp_path, "lidar")
+
+
+@pytest.mark.parametrize("name", ["hololens_office_start", "tum_fr3_cabinet"])
+def test_real_recordings_have_truth_that_belongs_together(name):
+    """Depth of one frame, moved by the poses, agrees with the depth measured two frames on."""
+    if not (DATA / name).is_dir():
+        pytest.skip(f"no sample recordings at {DATA}")
+    sequence = open_sequence(DATA / name)
+    first, second = sequence.frame(10), sequence.frame(12)
+    v, u = np.nonzero(first.depth_m)
+    z = first.depth_m[v, u]
+    rays = np.linalg.inv(first.intrinsics) @ np.stack([u, v, np.ones_like(u)])
+    points = np.vstack([rays * z, np.ones_like(z)])
+    moved = (np.linalg.inv(second.world_from_camera) @ first.world_from_camera @ points)[:3]
+    pixels = (second.intrinsics @ moved / moved[2])[:2].round().astype(int)
+    height, width = second.depth_m.shape
+    inside = (moved[2] > 0) & (pixels >= 0).all(0) & (pixels[0] < width) & (pixels[1] < height)
+    measured = second.depth_m[pixels[1, inside], pixels[0, inside]]
+    error = np.abs(moved[2, inside] - measured)[measured > 0] / measured[measured > 0]
+    assert len(sequence) == 40
+    assert np.median(error) < 0.03
