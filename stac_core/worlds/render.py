@@ -1,0 +1,194 @@
+"""Cast one ray per pixel, find the nearest surface, colour it.
+
+Everything is element-wise over [frames, shapes, pixels]. Depth is exact: it is the ray parameter
+of the hit, because rays are not normalised but have length one along the optical axis. Pixel
+column u is the ray through x = (u − cx)/fx, as in the networks' own unprojection.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from stac_core.worlds.scene import Scene
+from stac_core.worlds.shapes import Shapes, face_of
+from stac_core.worlds.surface import SURFACE_SIZE, Surface, albedo
+
+_RAYS_PER_PASS = {"cpu": 1 << 13, "cuda": 1 << 21}  # bounds working memory; on a CPU it fits the cache
+
+
+@torch.no_grad()
+def render(
+    scene: Scene, world_from_camera: Tensor, intrinsics: Tensor, height: int, width: int
+) -> tuple[Tensor, Tensor]:
+    """Images and depth of B worlds seen by S cameras each.
+
+    Args:
+        world_from_camera: [B, S, 4, 4] OpenCV cameras (x right, y down, z forward).
+        intrinsics: [B, S, 3, 3] in pixels.
+
+    Returns:
+        Images [B, S, 3, height, width] in [0, 1] and z-depth [B, S, height, width] in metres,
+        0 where nothing is hit.
+    """
+    batch, frames = world_from_camera.shape[:2]
+    device = world_from_camera.device
+    poses, lenses = world_from_camera.flatten(0, 1), intrinsics.flatten(0, 1)
+    worlds = torch.arange(batch, device=device).repeat_interleave(frames)
+    per_pass = max(1, _RAYS_PER_PASS.get(device.type, 1 << 20) // (height * width))
+    images = torch.empty(len(poses), 3, height * width, device=device)
+    depth = torch.empty(len(poses), height * width, device=device)
+    with torch.autocast(device.type, enabled=False):
+        for start in range(0, len(poses), per_pass):
+            part = slice(start, start + per_pass)
+            images[part], depth[part] = _cast(scene, worlds[part], poses[part], lenses[part], height, width)
+    return images.view(batch, frames, 3, height, width), depth.view(batch, frames, height, width)
+
+
+def camera_rays(intrinsics: Tensor, height: int, width: int) -> Tensor:
+    """Directions [F, 3, H·W] in camera axes with z = 1, for intrinsics [F, 3, 3]."""
+    u = torch.arange(width, device=intrinsics.device, dtype=intrinsics.dtype)
+    v = torch.arange(height, device=intrinsics.device, dtype=intrinsics.dtype)
+    x = (u - intrinsics[:, 0, 2, None]) / intrinsics[:, 0, 0, None]
+    y = (v - intrinsics[:, 1, 2, None]) / intrinsics[:, 1, 1, None]
+    grid_x = x[:, None, :].expand(-1, height, -1)
+    grid_y = y[:, :, None].expand(-1, -1, width)
+    return torch.stack([grid_x, grid_y, torch.ones_like(grid_x)], 1).flatten(2)
+
+
+def _cast(
+    scene: Scene, worlds: Tensor, poses: Tensor, lenses: Tensor, height: int, width: int
+) -> tuple[Tensor, Tensor]:
+    """One pass: colours [F, 3, P] and depth [F, P]."""
+    rotation, origin = poses[:, :3, :3], poses[:, :3, 3]
+    direction = rotation @ camera_rays(lenses, height, width)
+    sides = _frustum(rotation, lenses, height, width)
+    seen = [_in_view(shapes, scene, worlds, origin, sides) for shapes in scene.shapes]
+    seen = [shapes for shapes in seen if shapes.count]
+    if seen:
+        distance, index = torch.cat([s.intersect(origin, direction) for s in seen], 1).min(1)
+    else:
+        distance = torch.full_like(direction[:, 0], torch.inf)
+        index = torch.zeros_like(distance, dtype=torch.int64)
+    missed = distance.isinf()
+    depth = torch.where(missed, 0.0, distance)
+    colours = _shade(scene, worlds, seen, origin, direction, depth, index, missed, 1 / lenses[:, 0, 0, None])
+    return colours, depth
+
+
+def _frustum(rotation: Tensor, lenses: Tensor, height: int, width: int) -> Tensor:
+    """Inward normals [F, 5, 3] in world axes of the four sides of the view and of its front."""
+    fx, fy, cx, cy = lenses[:, 0, 0], lenses[:, 1, 1], lenses[:, 0, 2], lenses[:, 1, 2]
+    zero, one = torch.zeros_like(fx), torch.ones_like(fx)
+    left, right = -cx / fx, (width - 1 - cx) / fx
+    top, bottom = -cy / fy, (height - 1 - cy) / fy
+    normals = torch.stack(
+        [
+            torch.stack([one, zero, -left], -1),
+            torch.stack([-one, zero, right], -1),
+            torch.stack([zero, one, -top], -1),
+            torch.stack([zero, -one, bottom], -1),
+            torch.stack([zero, zero, one], -1),
+        ],
+        1,
+    )
+    return normals @ rotation.transpose(1, 2)
+
+
+def _in_view(shapes: Shapes, scene: Scene, worlds: Tensor, origin: Tensor, sides: Tensor) -> Shapes:
+    """Only the shapes that some camera of this pass may see, the seen ones in front."""
+    rotation = shapes.rotation[worlds]
+    centre, half = shapes.centre[worlds], shapes.half[worlds]
+    offset = centre - (origin[:, None] @ rotation)
+    local = sides @ rotation  # [F, 5, 3]
+    reach = local @ offset.transpose(1, 2) + local.abs() @ half.transpose(1, 2)
+    gap = (offset.abs() - half).clamp(min=0).norm(dim=-1)
+    visible = (reach > 0).all(1) & (half[..., 0] > 0) & (gap < scene.sight[worlds, None])
+    most = int(visible.sum(1).max())
+    order = visible.int().argsort(dim=1, descending=True, stable=True)[:, :most]
+    chosen = shapes.select(worlds, order)
+    # What only a neighbour in the pass sees must not appear: a frame does not depend on the others.
+    return replace(chosen, half=torch.where(visible.gather(1, order)[..., None], chosen.half, -1.0))
+
+
+def _shade(
+    scene: Scene,
+    worlds: Tensor,
+    seen: list[Shapes],
+    origin: Tensor,
+    direction: Tensor,
+    depth: Tensor,
+    index: Tensor,
+    missed: Tensor,
+    pixel: Tensor,
+) -> Tensor:
+    """Colours [F, 3, P] of the hits, and of the sky where there are none."""
+    frames, _, pixels = direction.shape
+    table = _table(scene, worlds, seen)
+    index = torch.where(missed, table.shape[2] - 1, index)
+    rows = table.gather(2, index[:, None].expand(-1, table.shape[1], -1))
+    kind, centre, half, rotation, surface = rows.split([1, 3, 3, 9, SURFACE_SIZE], 1)
+    point = origin[..., None] + direction * depth[:, None]
+    rotation = rotation.view(frames, 3, 3, pixels)
+    local = (rotation * point[:, :, None]).sum(1) - centre
+    local_normal, uv = face_of(kind[:, 0], local, half)
+    normal = (rotation * local_normal[:, None]).sum(2)
+    length = direction.norm(dim=1)
+    facing = (-(normal * direction).sum(1) / length).clamp(min=0)
+    footprint = depth * pixel / facing.clamp(min=0.1).sqrt()
+    climb = direction[:, 2].abs() / length + 0.15
+    uv = torch.where(missed[:, None], direction[:, :2] / (length * climb)[:, None], uv)
+    footprint = torch.where(missed, pixel, footprint).clamp(min=1e-5)
+    surfaces = Surface(surface)
+    colour = albedo(surfaces, uv, footprint)
+    light, shine = _light(scene, worlds, point, normal, direction / length[:, None])
+    lit = colour * light + surfaces["gloss"][:, None] * shine[:, None]
+    return torch.where(missed[:, None], colour, lit).clamp_(0, 1)
+
+
+def _table(scene: Scene, worlds: Tensor, seen: list[Shapes]) -> Tensor:
+    """What shading needs of every shape, [F, columns, N + 1]; the last is the sky."""
+    parts = []
+    for shapes in seen:
+        frames, count = shapes.centre.shape[:2]
+        kind = torch.full((frames, count, 1), float(shapes.kind), device=worlds.device)
+        rotation = shapes.rotation.flatten(1)[:, None].expand(-1, count, -1)
+        parts.append(torch.cat([kind, shapes.centre, shapes.half, rotation, shapes.surface], -1))
+    sky = scene.sky[worlds]
+    parts.append(torch.cat([torch.ones_like(sky[..., :16]), sky], -1))
+    return torch.cat(parts, 1).transpose(1, 2).contiguous()
+
+
+def _light(
+    scene: Scene, worlds: Tensor, point: Tensor, normal: Tensor, ray: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Light that arrives [F, 3, P] and its mirror reflection [F, P]."""
+    outdoor = scene.outdoor[worlds][:, None]
+    room = scene.room[worlds][..., None]  # [F, 3, 1]
+    middle = (point[:, :2] / room[:, :2]).round() * room[:, :2]
+    within = torch.cat([point[:, :2] - middle, point[:, 2:]], 1)
+    to_lamp = scene.lamp[worlds][..., None] - within
+    distance = to_lamp.norm(dim=1).clamp(min=0.05)
+    reach = room[:, :2].mean(1)
+    fall = 1 / (0.4 + (distance / reach).square())
+    toward = torch.where(outdoor[:, None], scene.sun[worlds][..., None], to_lamp / distance[:, None])
+    strength = scene.power[worlds][:, None] * torch.where(outdoor, 1.0, fall)
+    lambert = (normal * toward).sum(1).clamp(min=0)
+    corner = torch.where(outdoor, 1.0, _corner_shade(within, room, normal))
+    ambient = scene.ambient[worlds][:, None] * (1 + 0.15 * normal[:, 2]) * corner
+    mirrored = ray - 2 * (normal * ray).sum(1, keepdim=True) * normal
+    shine = strength * (mirrored * toward).sum(1).clamp(min=0).pow(24)
+    return (ambient + strength * lambert)[:, None] * scene.tint[worlds][..., None], shine
+
+
+def _corner_shade(within: Tensor, room: Tensor, normal: Tensor) -> Tensor:
+    """Less light reaches the corners of a room; a surface does not shade itself."""
+    wall_x = (0.5 * room[:, 0] - within[:, 0].abs()) + 9 * normal[:, 0].abs()
+    wall_y = (0.5 * room[:, 1] - within[:, 1].abs()) + 9 * normal[:, 1].abs()
+    ground = torch.minimum(within[:, 2], room[:, 2] - within[:, 2]) + 9 * normal[:, 2].abs()
+    shade = torch.ones_like(wall_x)
+    for gap in (wall_x, wall_y, ground):
+        shade = shade * (1 - 0.35 * torch.exp(-gap.clamp(min=0) / 0.3))
+    return shade

@@ -1,0 +1,142 @@
+"""Boxes, cylinders and spheres, and where rays meet them.
+
+A set holds shapes of one kind that share one rotation, so rays are turned and inverted once per
+set and not once per shape. A shape whose half size is negative does not exist.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+BOX, CYLINDER, SPHERE = 0, 1, 2
+_TINY = 1e-7
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """N shapes of one kind in each of B worlds."""
+
+    kind: int
+    rotation: Tensor  # [B, 3, 3] world from set
+    centre: Tensor  # [B, N, 3] in the set's axes
+    half: Tensor  # [B, N, 3] half sizes; a cylinder stands along its z, radii are equal
+    surface: Tensor  # [B, N, K] numbers of `surface.Surface`
+
+    @property
+    def count(self) -> int:
+        return self.centre.shape[1]
+
+    def select(self, worlds: Tensor, index: Tensor) -> Shapes:
+        """The shapes `index` [F, M] of worlds [F]."""
+        def take(values: Tensor) -> Tensor:
+            return values[worlds[:, None], index]
+
+        return replace(
+            self,
+            rotation=self.rotation[worlds],
+            centre=take(self.centre),
+            half=take(self.half),
+            surface=take(self.surface),
+        )
+
+    def intersect(self, origin: Tensor, direction: Tensor) -> Tensor:
+        """First hits in units of `direction`, [F, N, P]; infinite where a ray misses.
+
+        Args:
+            origin: [F, 3] in world axes, outside every shape.
+            direction: [F, 3, P] in world axes, any length.
+        """
+        inverse_rotation = self.rotation.transpose(1, 2)
+        local_origin = (inverse_rotation @ origin[..., None])[:, None, :, 0]
+        local_direction = inverse_rotation @ direction
+        offset = self.centre - local_origin  # [F, N, 3]
+        near, far = _INTERVALS[self.kind](offset, self.half, local_direction)
+        return torch.where((near < far) & (near > 0), near, torch.inf)
+
+
+def _slab(offset: Tensor, half: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+    """Entry and exit between two parallel planes: [F, N], [F, N], [F, P] -> [F, N, P] twice."""
+    direction = torch.where(direction.abs() < _TINY, _TINY, direction)
+    inverse = direction.reciprocal()[:, None]
+    middle = offset[..., None] * inverse
+    reach = half[..., None] * inverse.abs()
+    return middle - reach, middle.add_(reach)
+
+
+def _box_interval(offset: Tensor, half: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+    near, far = _slab(offset[..., 0], half[..., 0], direction[:, 0])
+    for axis in (1, 2):
+        axis_near, axis_far = _slab(offset[..., axis], half[..., axis], direction[:, axis])
+        near, far = torch.maximum(near, axis_near), torch.minimum(far, axis_far)
+    return near, far
+
+
+def _round_interval(offset: Tensor, radius: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+    """Entry and exit of circle (2 axes) or ball (3 axes): [F, N, D], [F, N], [F, D, P]."""
+    length = direction.square().sum(1).clamp(min=_TINY)[:, None]
+    nearest = _dot(offset, direction) / length  # where the ray passes closest
+    # Squared distance from the nearest point, from the difference itself: the textbook
+    # b² − 4ac cancels badly for a small ball far away.
+    gap = torch.zeros_like(nearest)
+    for axis in range(direction.shape[1]):
+        gap += (offset[..., axis, None] - nearest * direction[:, None, axis]).square_()
+    reach = (((radius * radius.abs())[..., None] - gap) / length).clamp_(min=0).sqrt_()
+    return nearest - reach, nearest + reach
+
+
+def _dot(offset: Tensor, direction: Tensor) -> Tensor:
+    total = offset[..., 0, None] * direction[:, None, 0]
+    for axis in range(1, direction.shape[1]):
+        total = total + offset[..., axis, None] * direction[:, None, axis]
+    return total
+
+
+def _cylinder_interval(offset: Tensor, half: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+    near, far = _round_interval(offset[..., :2], half[..., 0], direction[:, :2])
+    end_near, end_far = _slab(offset[..., 2], half[..., 2], direction[:, 2])
+    return torch.maximum(near, end_near), torch.minimum(far, end_far)
+
+
+def _sphere_interval(offset: Tensor, half: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+    return _round_interval(offset, half[..., 0], direction)
+
+
+_INTERVALS = {BOX: _box_interval, CYLINDER: _cylinder_interval, SPHERE: _sphere_interval}
+
+
+def face_of(kind: Tensor, local: Tensor, half: Tensor) -> tuple[Tensor, Tensor]:
+    """Outward normals [F, 3, P] in set axes and surface coordinates [F, 2, P] in metres.
+
+    Args:
+        kind: [F, P] BOX, CYLINDER or SPHERE.
+        local: [F, 3, P] hit point relative to the shape's centre.
+        half: [F, 3, P].
+    """
+    x, y, z = local.unbind(1)
+    scaled = local / half.abs().clamp(min=_TINY)
+    flat = scaled.abs()
+    radial = (scaled[:, 0].square() + scaled[:, 1].square()).sqrt()
+    cap = flat[:, 2] > radial
+
+    face = flat.argmax(1)  # of a box
+    box_normal = torch.zeros_like(local).scatter_(1, face[:, None], 1) * scaled.sign()
+    box_uv = (torch.where(face == 0, y, x), torch.where(face == 2, y, z))
+    angle = torch.atan2(y, x)
+    upright = torch.stack([x, y, torch.zeros_like(z)], 1)
+    side_normal = upright / upright.norm(dim=1, keepdim=True).clamp(min=_TINY)
+    cap_normal = torch.stack([torch.zeros_like(x), torch.zeros_like(x), z.sign()], 1)
+    cylinder_normal = torch.where(cap[:, None], cap_normal, side_normal)
+    cylinder_uv = (torch.where(cap, x, angle * half[:, 0]), torch.where(cap, y, z))
+    latitude = torch.asin(scaled[:, 2].clamp(-1, 1))
+    sphere_uv = (angle * half[:, 0], latitude * half[:, 0])
+
+    is_box, is_cylinder = kind == BOX, kind == CYLINDER
+    normal = torch.where(is_box[:, None], box_normal, torch.where(is_cylinder[:, None], cylinder_normal, scaled))
+    uv = [
+        torch.where(is_box, box, torch.where(is_cylinder, tube, ball))
+        for box, tube, ball in zip(box_uv, cylinder_uv, sphere_uv, strict=True)
+    ]
+    return normal, torch.stack(uv, 1)
