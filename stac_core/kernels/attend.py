@@ -56,7 +56,7 @@ class Attend(Protocol):
 class QuerySample(NamedTuple):
     """Which queries contribute to the mass: 0, stride, 2·stride, …, weighed by `scale`."""
 
-    count: int
+    rows: int
     stride: int
     scale: float
 
@@ -64,7 +64,7 @@ class QuerySample(NamedTuple):
 def sample_queries(queries: int, subsample: float) -> QuerySample:
     """The published rule: about subsample·queries rows, a multiple of 128, at an even stride.
 
-    The last queries − count·stride rows never count. From 1.0 on every query counts, exactly.
+    The last queries − rows·stride queries never count. From 1.0 on every query counts, exactly.
     """
     wanted = max(SAMPLE_BLOCK, int(subsample * queries) // SAMPLE_BLOCK * SAMPLE_BLOCK)
     if subsample >= 1 or wanted >= queries:

@@ -26,8 +26,8 @@ def attend_reference(
     weights = (logits - _finite(lse)[..., None]).exp()
     key_mass = None
     if mass:
-        count, stride, scale = sample_queries(q.shape[1], subsample)
-        column_sum = weights[:, : count * stride : stride].sum(1) * scale
+        rows, stride, scale = sample_queries(q.shape[1], subsample)
+        column_sum = weights[:, : rows * stride : stride].sum(1) * scale
         key_mass = list(column_sum.split([s.length for s in segments], 1))
     return Attended((weights @ values).to(q.dtype), lse, key_mass)
 
@@ -39,9 +39,9 @@ def attend(q: Tensor, segments: Sequence[Segment], mass: bool = False, subsample
     out, lse = _join([_attend_segment(q, s) for s in filled])
     key_mass = None
     if mass:
-        count, stride, scale = sample_queries(q.shape[1], subsample)
-        rows = slice(0, count * stride, stride)
-        key_mass = [_segment_mass(q[:, rows], s, lse[:, rows]).mul_(scale) for s in segments]
+        rows, stride, scale = sample_queries(q.shape[1], subsample)
+        sampled = slice(0, rows * stride, stride)
+        key_mass = [_segment_mass(q[:, sampled], s, lse[:, sampled]).mul_(scale) for s in segments]
     return Attended(out, lse, key_mass)
 
 

@@ -51,15 +51,17 @@ def _select(backend: str, device_type: str) -> Kernels:
 
 
 def _select_auto(device_type: str) -> Kernels:
-    refusals = []
-    for backend in ("cuda", "triton"):
+    kernels = None
+    refusals: list[str] = []
+    for backend in ("triton", "cuda") if device_type == "cuda" else ():
         try:
-            kernels = _load(backend, device_type, "; ".join([*refusals, "fastest that loads"]))
+            kernels = _load(backend, device_type, "; ".join(["the fastest that loads", *refusals]))
             break
         except (ImportError, OSError, RuntimeError) as cause:
             refusals.append(f"{backend}: {cause}")
-    else:
-        kernels = _load("torch", device_type, "; ".join(refusals))
+    if kernels is None:
+        why = "; ".join(refusals) or f"hand-written kernels need a CUDA device, this is {device_type!r}"
+        kernels = _load("torch", device_type, why)
     log.info("kernels: %s (%s)", kernels.backend, kernels.reason)
     return kernels
 

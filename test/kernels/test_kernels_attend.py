@@ -10,12 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from stac_core.kernels import attend_triton
 from stac_core.kernels.attend import Segment, sample_queries
 from stac_core.kernels.attend_torch import attend, attend_reference
 
 GOLDEN = Path(__file__).parents[1] / "golden_cache"
 CASES = json.loads((GOLDEN / "attention.json").read_text())["cases"]
-BACKENDS = {"reference": attend_reference, "torch": attend}
+BACKENDS = {"reference": attend_reference, "torch": attend, "triton": attend_triton.attend}
 
 
 @pytest.fixture(scope="module")

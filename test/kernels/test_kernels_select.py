@@ -21,7 +21,7 @@ def test_auto_on_cpu_is_torch_and_says_so_once(caplog):
     first, second = select.select_kernels("auto", "cpu"), select.select_kernels("auto", torch.device("cpu"))
     assert first is second and first.backend == "torch"
     assert [r.getMessage() for r in caplog.records] == [f"kernels: torch ({first.reason})"]
-    assert "cuda:" in first.reason and "triton:" in first.reason
+    assert "'cpu'" in first.reason
 
 
 def test_the_choice_attends():

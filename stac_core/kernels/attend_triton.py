@@ -1,0 +1,200 @@
+"""Attention with key mass in Triton: two passes, no atomics, one launch per key segment and pass.
+
+Forward: a block of queries sweeps the keys with a running softmax. A further segment starts from
+the output and lse of the one before it, as if that were a single key; so segments join without a
+copy of keys and without a kernel of their own. Mass: a block of keys sweeps the sampled queries.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+# (Triton gives the arguments of a kernel their types when it compiles it)
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from stac_core.kernels.attend import Attended, Segment, check_attend, sample_queries
+
+LOG2_E = tl.constexpr(1.4426950408889634)  # the GPU has 2ˣ in hardware, so logits are kept in base 2
+MAX_DIM = 128
+# Triton's interpreter multiplies the bit patterns of bfloat16; widening is exact, so nothing else changes
+WIDEN = tl.constexpr(bool(triton.knobs.runtime.interpret))
+
+
+class Tile(NamedTuple):
+    """Block sizes and launch parameters; fixed rather than tuned at run time, so that runs repeat."""
+
+    queries: int
+    keys: int
+    warps: int
+    stages: int
+
+
+def require(device_type: str) -> None:
+    """Raise RuntimeError where Triton cannot run; its interpreter makes any device possible."""
+    if device_type != "cuda" and not triton.knobs.runtime.interpret:
+        raise RuntimeError(f"the device is {device_type!r} and TRITON_INTERPRET is not set")
+
+
+def attend(q: Tensor, segments: Sequence[Segment], mass: bool = False, subsample: float = 1.0) -> Attended:
+    """The contract of `attend.py` for head widths up to 128."""
+    check_attend(q, segments, subsample)
+    if q.shape[-1] > MAX_DIM:
+        raise ValueError(f"q: head width {q.shape[-1]} is more than the {MAX_DIM} this backend has tiles for")
+    out, lse = _forward(q, [s for s in segments if s.length])
+    key_mass = None
+    if mass:
+        rows, stride, scale = sample_queries(q.shape[1], subsample)
+        sampled = slice(0, rows * stride, stride)
+        key_mass = [_mass(q[:, sampled], s, lse[:, sampled], scale) for s in segments]
+    return Attended(out, lse, key_mass)
+
+
+def forward_tile(q: Tensor) -> Tile:
+    if q.dtype == torch.float32:
+        return Tile(64, 32, 8, 2)
+    return Tile(128, 64, 8, 3)
+
+
+def mass_tile(q: Tensor) -> Tile:
+    if q.dtype == torch.float32:
+        return Tile(32, 64, 8, 2)
+    return Tile(64, 128, 8, 3)
+
+
+def _forward(q: Tensor, segments: Sequence[Segment], tile: Tile | None = None) -> tuple[Tensor, Tensor]:
+    tile = tile or forward_tile(q)
+    rows, queries, dim = q.shape
+    lse = torch.empty(rows, queries, dtype=torch.float32, device=q.device)
+    joined = torch.empty(q.shape, dtype=torch.float32, device=q.device) if len(segments) > 1 else None
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    for i, segment in enumerate(segments):
+        last = i == len(segments) - 1
+        target = out if last or joined is None else joined
+        _forward_kernel[(triton.cdiv(queries, tile.queries), rows)](
+            q, segment.keys, segment.values, segment.bias, joined if i else None, target, lse,
+            *q.stride()[:2], *segment.keys.stride()[:2], *segment.values.stride()[:2],
+            *(segment.bias.stride() if segment.bias is not None else (0, 0)),
+            queries, segment.length, 1 / math.sqrt(dim),
+            dim, max(16, triton.next_power_of_2(dim)), tile.queries, tile.keys,
+            num_warps=tile.warps, num_stages=tile.stages,
+        )  # fmt: skip
+    return out, lse
+
+
+def _mass(q: Tensor, segment: Segment, lse: Tensor, factor: float, tile: Tile | None = None) -> Tensor:
+    tile = tile or mass_tile(q)
+    rows, queries, dim = q.shape
+    key_mass = torch.empty(rows, segment.length, dtype=torch.float32, device=q.device)
+    if segment.length:
+        _mass_kernel[(triton.cdiv(segment.length, tile.keys), rows)](
+            q, segment.keys, segment.bias, lse, key_mass,
+            *q.stride()[:2], *segment.keys.stride()[:2],
+            *(segment.bias.stride() if segment.bias is not None else (0, 0)), *lse.stride(),
+            queries, segment.length, 1 / math.sqrt(dim), factor,
+            dim, max(16, triton.next_power_of_2(dim)), tile.queries, tile.keys,
+            num_warps=tile.warps, num_stages=tile.stages,
+        )  # fmt: skip
+    return key_mass
+
+
+@triton.jit
+def _load_tokens(
+    pointer, row, stride_row, stride_token, token, length, DIM: tl.constexpr, WIDTH: tl.constexpr
+):
+    """[tokens, WIDTH] of one row; zero beyond the last token and beyond the head width."""
+    channel = tl.arange(0, WIDTH)
+    offsets = row * stride_row + token[:, None].to(tl.int64) * stride_token + channel[None]
+    inside = token[:, None] < length
+    if DIM != WIDTH:
+        inside = inside & (channel[None] < DIM)
+    return tl.load(pointer + offsets, mask=inside, other=0.0)
+
+
+@triton.jit
+def _load_bias(pointer, row, stride_row, stride_token, token, length):
+    """[tokens] in base 2; −inf beyond the last token."""
+    inside = token < length
+    if pointer is None:
+        return tl.where(inside, 0.0, float("-inf"))
+    bias = tl.load(pointer + row * stride_row + token * stride_token, mask=inside, other=float("-inf"))
+    return bias * LOG2_E
+
+
+@triton.jit
+def _product(a, b):
+    """a @ b with float32 accumulation; float32 operands are not rounded to tf32."""
+    if WIDEN:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, input_precision="ieee")
+
+
+@triton.jit
+def _forward_kernel(
+    q_pointer, k_pointer, v_pointer, bias_pointer, before_pointer, out_pointer, lse_pointer,
+    q_row, q_token, k_row, k_token, v_row, v_token, bias_row, bias_token,
+    queries, keys, scale,
+    DIM: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(1).to(tl.int64)
+    m = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
+    channel = tl.arange(0, WIDTH)
+    q = _load_tokens(q_pointer, row, q_row, q_token, m, queries, DIM, WIDTH)
+    # `out` and the carried output are [rows, queries, DIM] without gaps, lse [rows, queries]
+    out_offsets = (row * queries + m[:, None]) * DIM + channel[None]
+    out_inside = (m[:, None] < queries) & (channel[None] < DIM)
+    if before_pointer is None:
+        top = tl.full([QUERIES], float("-inf"), tl.float32)
+        total = tl.zeros([QUERIES], tl.float32)
+        out = tl.zeros([QUERIES, WIDTH], tl.float32)
+    else:
+        top = tl.load(lse_pointer + row * queries + m, mask=m < queries, other=float("-inf")) * LOG2_E
+        total = tl.where(top == float("-inf"), 0.0, 1.0)
+        out = tl.load(before_pointer + out_offsets, mask=out_inside, other=0.0)
+
+    for start in range(0, keys, KEYS):
+        n = start + tl.arange(0, KEYS)
+        k = _load_tokens(k_pointer, row, k_row, k_token, n, keys, DIM, WIDTH)
+        bias = _load_bias(bias_pointer, row, bias_row, bias_token, n, keys)
+        logits = _product(q, tl.trans(k)) * (scale * LOG2_E) + bias[None]
+        new_top = tl.maximum(top, tl.max(logits, 1))
+        safe_top = tl.where(new_top == float("-inf"), 0.0, new_top)  # −inf − (−inf) would be NaN
+        weights = tl.exp2(logits - safe_top[:, None])
+        shrink = tl.exp2(top - safe_top)
+        v = _load_tokens(v_pointer, row, v_row, v_token, n, keys, DIM, WIDTH)
+        out = out * shrink[:, None] + _product(weights.to(v.dtype), v)
+        total = total * shrink + tl.sum(weights, 1)
+        top = new_top
+
+    out = out / tl.where(total == 0.0, 1.0, total)[:, None]
+    tl.store(out_pointer + out_offsets, out.to(out_pointer.dtype.element_ty), mask=out_inside)
+    tl.store(lse_pointer + row * queries + m, (top + tl.log2(total)) / LOG2_E, mask=m < queries)
+
+
+@triton.jit
+def _mass_kernel(
+    q_pointer, k_pointer, bias_pointer, lse_pointer, mass_pointer,
+    q_row, q_token, k_row, k_token, bias_row, bias_token, lse_row, lse_token,
+    queries, keys, scale, factor,
+    DIM: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(1).to(tl.int64)
+    n = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
+    k = _load_tokens(k_pointer, row, k_row, k_token, n, keys, DIM, WIDTH)
+    bias = _load_bias(bias_pointer, row, bias_row, bias_token, n, keys)
+    # summed element by element and across lanes once at the end: no shuffle inside the loop
+    sums = tl.zeros([KEYS, QUERIES], tl.float32)
+    for start in range(0, queries, QUERIES):
+        m = start + tl.arange(0, QUERIES)
+        q = _load_tokens(q_pointer, row, q_row, q_token, m, queries, DIM, WIDTH)
+        lse = tl.load(lse_pointer + row * lse_row + m * lse_token, mask=m < queries, other=float("-inf"))
+        lse = tl.where(lse == float("-inf"), float("inf"), lse * LOG2_E)  # such a query gives nothing
+        logits = _product(k, tl.trans(q)) * (scale * LOG2_E)
+        sums += tl.exp2(logits + (bias[:, None] - lse[None]))
+    tl.store(mass_pointer + row * keys + n, tl.sum(sums, 1) * factor, mask=n < keys)

@@ -1,0 +1,73 @@
+"""Judge an implementation of `attend` fairly: against float64, by the error plain PyTorch makes.
+
+The twice-rule: a kernel may be at most twice as far from the exact result as PyTorch computing the
+same formula, unfused, in the kernel's own precision. Used by the tests and by `benchmark_gpu`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from stac_core.kernels.attend import Attended, Segment, sample_queries
+
+
+class Verdict(NamedTuple):
+    """Largest absolute errors against float64, and what the twice-rule allows."""
+
+    what: str
+    error: float
+    allowed: float
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.allowed  # NaN fails
+
+
+def judge_attend(q: Tensor, segments: Sequence[Segment], subsample: float, got: Attended) -> list[Verdict]:
+    """One verdict each for out, lse and, where it was asked for, the mass of every segment."""
+    exact = _explicit(q, segments, subsample, torch.float64)
+    plain = _explicit(q, segments, subsample, q.dtype)
+    verdicts = [
+        _compare("out", got.out, exact.out, plain.out, q.dtype),
+        _compare("lse", got.lse, exact.lse, plain.lse, q.dtype),
+    ]
+    if got.key_mass is not None and exact.key_mass is not None and plain.key_mass is not None:
+        for i, (mine, true, theirs) in enumerate(
+            zip(got.key_mass, exact.key_mass, plain.key_mass, strict=True)
+        ):
+            verdicts.append(_compare(f"mass {i}", mine, true, theirs, q.dtype))
+    return verdicts
+
+
+def _explicit(q: Tensor, segments: Sequence[Segment], subsample: float, dtype: torch.dtype) -> Attended:
+    """The formula of the contract with every intermediate in one dtype."""
+    keys = torch.cat([s.keys for s in segments], 1).to(dtype)
+    values = torch.cat([s.values for s in segments], 1).to(dtype)
+    bias = torch.cat(
+        [s.bias if s.bias is not None else torch.zeros_like(s.keys[..., 0]).float() for s in segments], 1
+    ).to(dtype)
+    logits = q.to(dtype) @ keys.mT / math.sqrt(q.shape[-1]) + bias[:, None]
+    weights = logits.softmax(-1).nan_to_num(0)  # a row whose keys are all hidden attends to nothing
+    rows, stride, scale = sample_queries(q.shape[1], subsample)
+    key_mass = weights[:, : rows * stride : stride].sum(1) * scale
+    lengths = [s.length for s in segments]
+    return Attended(weights @ values, logits.logsumexp(-1), list(key_mass.split(lengths, 1)))
+
+
+def _compare(what: str, got: Tensor, exact: Tensor, plain: Tensor, dtype: torch.dtype) -> Verdict:
+    error, plain_error = (_largest_difference(x.double(), exact) for x in (got, plain))
+    # On tiny inputs the plain result can be exact by luck; one rounding of the result is always allowed.
+    finite = exact[exact.isfinite()]
+    rounding = torch.finfo(dtype).eps * float(finite.abs().max()) if finite.numel() else 0.0
+    return Verdict(what, error, 2 * plain_error + rounding)
+
+
+def _largest_difference(a: Tensor, b: Tensor) -> float:
+    same_infinity = a.isinf() & (a == b)
+    difference = (a - b).masked_fill(same_infinity, 0).abs()
+    return float(difference.max()) if difference.numel() else 0.0

@@ -1,0 +1,80 @@
+"""Compile every Triton kernel variant to machine code without a GPU; print one JSON line per variant.
+
+Run as a script, outside Triton's interpreter, by `test_kernels_triton_compile.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from stac_core.kernels import attend_triton
+
+POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+CUOBJDUMP = Path(triton.__path__[0]) / "backends/nvidia/bin/cuobjdump"
+
+
+def compile_kernel(kernel, types: dict[str, str], constants: dict, tile, capability: int) -> dict:
+    """`types` names pointers and floats; every other argument is an int32 known to divide by 16."""
+    signature, constexprs, attributes = {}, {}, {}
+    for i, name in enumerate(kernel.arg_names):
+        if name in constants:
+            signature[name], constexprs[(i,)] = "constexpr", constants[name]
+            continue
+        signature[name] = types.get(name, "i32")
+        if signature[name] != "fp32":
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    built = triton.compile(
+        ASTSource(kernel, signature, constexprs, attributes),
+        target=GPUTarget("cuda", capability, 32),
+        options={"num_warps": tile.warps, "num_stages": tile.stages},
+    )
+    return {
+        "kernel": kernel.__name__,
+        "capability": capability,
+        "shared": built.metadata.shared,
+        "tensor_cores": "mma" in built.asm["ptx"],
+        **resources(built.asm["cubin"]),
+    }
+
+
+def resources(cubin: bytes) -> dict[str, int]:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run([CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
+    assert found, text
+    return {"registers": int(found[1]), "stack": int(found[2])}
+
+
+def attend_variants(capability: int):
+    """Both passes, at the head widths of the networks, each with the tile that is used for it."""
+    for dtype, dim in [(torch.bfloat16, 64), (torch.float16, 128), (torch.float32, 64)]:
+        q = torch.empty(1, 1, dim, dtype=dtype, device="meta")
+        token = POINTERS[dtype]
+        types = dict.fromkeys(("q_pointer", "k_pointer", "v_pointer", "out_pointer"), token)
+        types |= dict.fromkeys(("bias_pointer", "before_pointer", "lse_pointer", "mass_pointer"), "*fp32")
+        types |= {"scale": "fp32", "factor": "fp32"}
+        ones = {"bias_token": 1, "lse_token": 1}
+        for kernel, tile in (
+            (attend_triton._forward_kernel, attend_triton.forward_tile(q)),
+            (attend_triton._mass_kernel, attend_triton.mass_tile(q)),
+        ):
+            constants = ones | {"DIM": dim, "WIDTH": dim, "QUERIES": tile.queries, "KEYS": tile.keys}
+            yield compile_kernel(kernel, types, constants, tile, capability) | {"dim": dim, "dtype": token}
+
+
+if __name__ == "__main__":
+    for argument in sys.argv[1:]:
+        for variant in attend_variants(int(argument)):
+            print(json.dumps(variant), flush=True)

@@ -1,0 +1,36 @@
+"""The Triton kernels compile to machine code for real GPUs, fit their shared memory and do not spill."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SHARED_LIMIT = {80: 166_912, 86: 101_376, 87: 166_912, 89: 101_376, 90: 232_448, 100: 232_448}  # bytes
+SCRIPT = Path(__file__).with_name("compile_triton.py")
+
+
+def compile_for(capability: int, cache: Path) -> list[dict]:
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(cache), "PYTHONPATH": str(SCRIPT.parents[2])}
+    environment.pop("TRITON_INTERPRET", None)
+    done = subprocess.run(
+        [sys.executable, SCRIPT, str(capability)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize(
+    "capability", [pytest.param(c, marks=() if c == 90 else pytest.mark.slow) for c in SHARED_LIMIT]
+)
+def test_kernels_compile(capability, tmp_path):
+    variants = compile_for(capability, tmp_path)
+    assert variants
+    for variant in variants:
+        assert variant["stack"] == 0, variant  # bytes of registers spilled to memory
+        assert variant["shared"] <= SHARED_LIMIT[capability], variant
+        assert variant["tensor_cores"] or variant["dtype"] == "*fp32", variant
