@@ -59,7 +59,7 @@ def attend(q: Tensor, segments: Sequence[Segment], mass: bool = False, subsample
 def forward_tile(q: Tensor) -> Tile:
     if q.dtype == torch.float32:
         return Tile(64, 32, 8, 2)
-    return Tile(128, 64, 8, 3)
+    return Tile(128, 64, 8, 3 if q.shape[-1] <= 64 else 2)
 
 
 def mass_tile(q: Tensor) -> Tile:
