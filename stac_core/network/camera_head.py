@@ -39,7 +39,7 @@ class CameraHead(nn.Module):
         pose = self.empty_pose_tokens.expand(*x.shape[:2], -1)
         encodings = []
         for iteration in range(self.iterations):
-            y = self._modulate(x, pose)
+            y = self.modulate(x, pose)
             for layer, block in enumerate(self.trunk):
                 y = block(y, partial(context.attend_camera, iteration, layer))
             correction = self.pose_branch(self.trunk_norm(y))
@@ -48,7 +48,7 @@ class CameraHead(nn.Module):
             encodings.append(activate_pose(pose))
         return encodings
 
-    def _modulate(self, x: Tensor, pose: Tensor) -> Tensor:
+    def modulate(self, x: Tensor, pose: Tensor) -> Tensor:
         """Adaptive layer norm of the tokens, steered by the pose so far."""
         shift, scale, gate = self.poseLN_modulation(self.embed_pose(pose)).chunk(3, dim=-1)
         return x + gate * (self.adaln_norm(x) * (1 + scale) + shift)

@@ -104,7 +104,7 @@ class DenseHead(nn.Module):
         slices = zip(*(tokens.split(at_once) for tokens in flat), strict=True)
         raw = torch.cat([self._raw(part, height, width) for part in slices]).permute(0, 2, 3, 1)
         raw = raw.unflatten(0, (batch, frames))
-        return self.activation(raw[..., :-1]), 1 + raw[..., -1].exp()
+        return self.activation(raw[..., :-1]), confidence_activation(raw[..., -1])
 
     def _raw(self, layers: Sequence[Tensor], height: int, width: int) -> Tensor:
         """Layers [F, P, 2C] of F frames → raw channels [F, channels + 1, H, W]."""
@@ -129,6 +129,11 @@ def depth_activation(raw: Tensor) -> Tensor:
 def point_activation(raw: Tensor) -> Tensor:
     """The inverse of a logarithm that keeps the sign."""
     return raw.sign() * raw.abs().expm1()
+
+
+def confidence_activation(raw: Tensor) -> Tensor:
+    """At least 1, without an upper bound."""
+    return 1 + raw.exp()
 
 
 def _size(x: Tensor) -> tuple[int, int]:
