@@ -59,7 +59,7 @@ def attend(q: Tensor, segments: Sequence[Segment], mass: bool = False, subsample
 def forward_tile(q: Tensor) -> Tile:
     if q.dtype == torch.float32:
         return Tile(64, 32, 8, 2)
-    return Tile(128, 64, 8, 3 if q.shape[-1] <= 64 else 2)
+    return Tile(128, 64 if q.shape[-1] <= 64 else 32, 8, 3)
 
 
 def mass_tile(q: Tensor) -> Tile:
@@ -106,15 +106,16 @@ def _mass(q: Tensor, segment: Segment, lse: Tensor, factor: float, tile: Tile | 
 
 @triton.jit
 def _load_tokens(
-    pointer, row, stride_row, stride_token, token, length, DIM: tl.constexpr, WIDTH: tl.constexpr
-):
-    """[tokens, WIDTH] of one row; zero beyond the last token and beyond the head width."""
-    channel = tl.arange(0, WIDTH)
-    offsets = row * stride_row + token[:, None].to(tl.int64) * stride_token + channel[None]
-    inside = token[:, None] < length
+    pointer, row, row_stride, token_stride, start, length,
+    DIM: tl.constexpr, WIDTH: tl.constexpr, COUNT: tl.constexpr,
+):  # fmt: skip
+    """[COUNT, WIDTH] tokens from `start` on; zero beyond the last token and beyond the head width."""
+    token, channel = tl.arange(0, COUNT), tl.arange(0, WIDTH)
+    first = pointer + row * row_stride + tl.cast(start, tl.int64) * token_stride
+    inside = start + token[:, None] < length
     if DIM != WIDTH:
         inside = inside & (channel[None] < DIM)
-    return tl.load(pointer + offsets, mask=inside, other=0.0)
+    return tl.load(first + (token[:, None] * token_stride + channel[None]), mask=inside, other=0.0)
 
 
 @triton.jit
@@ -143,12 +144,10 @@ def _forward_kernel(
     DIM: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(1).to(tl.int64)
-    m = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
-    channel = tl.arange(0, WIDTH)
-    q = _load_tokens(q_pointer, row, q_row, q_token, m, queries, DIM, WIDTH)
-    # `out` and the carried output are [rows, queries, DIM] without gaps, lse [rows, queries]
-    out_offsets = (row * queries + m[:, None]) * DIM + channel[None]
-    out_inside = (m[:, None] < queries) & (channel[None] < DIM)
+    first_query = tl.program_id(0) * QUERIES
+    m = first_query + tl.arange(0, QUERIES)
+    q = _load_tokens(q_pointer, row, q_row, q_token, first_query, queries, DIM, WIDTH, QUERIES)
+    # the output, the one carried over and lse lie without gaps: [rows, queries, DIM], [rows, queries]
     if before_pointer is None:
         top = tl.full([QUERIES], float("-inf"), tl.float32)
         total = tl.zeros([QUERIES], tl.float32)
@@ -156,24 +155,28 @@ def _forward_kernel(
     else:
         top = tl.load(lse_pointer + row * queries + m, mask=m < queries, other=float("-inf")) * LOG2_E
         total = tl.where(top == float("-inf"), 0.0, 1.0)
-        out = tl.load(before_pointer + out_offsets, mask=out_inside, other=0.0)
+        out = _load_tokens(before_pointer, row, queries * DIM, DIM, first_query, queries, DIM, WIDTH, QUERIES)
 
     for start in range(0, keys, KEYS):
         n = start + tl.arange(0, KEYS)
-        k = _load_tokens(k_pointer, row, k_row, k_token, n, keys, DIM, WIDTH)
+        k = _load_tokens(k_pointer, row, k_row, k_token, start, keys, DIM, WIDTH, KEYS)
         bias = _load_bias(bias_pointer, row, bias_row, bias_token, n, keys)
         logits = _product(q, tl.trans(k)) * (scale * LOG2_E) + bias[None]
         new_top = tl.maximum(top, tl.max(logits, 1))
         safe_top = tl.where(new_top == float("-inf"), 0.0, new_top)  # −inf − (−inf) would be NaN
         weights = tl.exp2(logits - safe_top[:, None])
         shrink = tl.exp2(top - safe_top)
-        v = _load_tokens(v_pointer, row, v_row, v_token, n, keys, DIM, WIDTH)
+        v = _load_tokens(v_pointer, row, v_row, v_token, start, keys, DIM, WIDTH, KEYS)
         out = out * shrink[:, None] + _product(weights.to(v.dtype), v)
         total = total * shrink + tl.sum(weights, 1)
         top = new_top
 
     out = out / tl.where(total == 0.0, 1.0, total)[:, None]
-    tl.store(out_pointer + out_offsets, out.to(out_pointer.dtype.element_ty), mask=out_inside)
+    channel = tl.arange(0, WIDTH)
+    out_offsets = tl.arange(0, QUERIES)[:, None] * DIM + channel[None]
+    out_inside = (m[:, None] < queries) & (channel[None] < DIM)
+    first_out = out_pointer + (row * queries + first_query) * DIM
+    tl.store(first_out + out_offsets, out.to(out_pointer.dtype.element_ty), mask=out_inside)
     tl.store(lse_pointer + row * queries + m, (top + tl.log2(total)) / LOG2_E, mask=m < queries)
 
 
@@ -185,14 +188,15 @@ def _mass_kernel(
     DIM: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(1).to(tl.int64)
-    n = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
-    k = _load_tokens(k_pointer, row, k_row, k_token, n, keys, DIM, WIDTH)
+    first_key = tl.program_id(0) * KEYS
+    n = first_key + tl.arange(0, KEYS)
+    k = _load_tokens(k_pointer, row, k_row, k_token, first_key, keys, DIM, WIDTH, KEYS)
     bias = _load_bias(bias_pointer, row, bias_row, bias_token, n, keys)
     # summed element by element and across lanes once at the end: no shuffle inside the loop
     sums = tl.zeros([KEYS, QUERIES], tl.float32)
     for start in range(0, queries, QUERIES):
         m = start + tl.arange(0, QUERIES)
-        q = _load_tokens(q_pointer, row, q_row, q_token, m, queries, DIM, WIDTH)
+        q = _load_tokens(q_pointer, row, q_row, q_token, start, queries, DIM, WIDTH, QUERIES)
         lse = tl.load(lse_pointer + row * lse_row + m * lse_token, mask=m < queries, other=float("-inf"))
         lse = tl.where(lse == float("-inf"), float("inf"), lse * LOG2_E)  # such a query gives nothing
         logits = _product(k, tl.trans(q)) * (scale * LOG2_E)
