@@ -17,7 +17,8 @@ from torch import Tensor
 
 from stac_core.worlds.draws import Draws, mix
 
-_NOISE_TABLE = 1 << 18
+_NOISE_TABLE = 1 << 20  # numbers, at least
+_MASK = (1 << 62) - 1
 _KERNEL = 5  # pixels
 
 
@@ -39,6 +40,7 @@ class Defects:
 
 def draw_defects(draws: Draws, strength: float) -> Defects:
     """Draw the cameras of B worlds; about a third of the values of each defect are zero."""
+
     def some(low: float, high: float) -> Tensor:
         return strength * draws.uniform(low=low, high=high) * draws.chance(0.65)
 
@@ -109,18 +111,17 @@ def _gain(defects: Defects, images: Tensor, frames: Tensor) -> Tensor:
 
 
 def _noise(defects: Defects, images: Tensor, frames: Tensor) -> Tensor:
-    """Standard normal noise in the shape of the images."""
-    start = mix(defects.seeds[:, None] + frames) & (_NOISE_TABLE - 1)  # [B, S]
-    position = torch.arange(images[0, 0].numel(), device=images.device)
-    # An odd stride per frame keeps two frames from sharing a run of the table.
-    stride = (mix(start + 1) & 15) * 2 + 1
-    index = (start[..., None] + stride[..., None] * position) & (_NOISE_TABLE - 1)
-    return _noise_table(images.device)[index].view(images.shape)
+    """Standard normal noise in the shape of the images: a stretch of a table, its start hashed."""
+    count = images[0, 0].numel()
+    table = _noise_table(images.device, max(_NOISE_TABLE, 4 * count))
+    start = (mix(defects.seeds[:, None] + frames) & _MASK) % (len(table) - count)  # [B, S]
+    index = start[..., None] + torch.arange(count, device=images.device)
+    return table.index_select(0, index.flatten()).view(images.shape)
 
 
 @lru_cache(maxsize=8)
-def _noise_table(device: torch.device) -> Tensor:
-    uniform = Draws(mix(torch.full((1,), 2, dtype=torch.int64))).uniform(2, _NOISE_TABLE)[0]
+def _noise_table(device: torch.device, size: int) -> Tensor:
+    uniform = Draws(mix(torch.full((1,), 2, dtype=torch.int64))).uniform(2, size)[0]
     radius = (-2 * torch.log(uniform[0].clamp(min=1e-7))).sqrt()
     return (radius * torch.cos(2 * math.pi * uniform[1])).to(device)
 

@@ -36,15 +36,25 @@ class WorldConfig:
     )
     rooms_x: int = setting(2, "most rooms along x", minimum=1, maximum=64)
     rooms_y: int = setting(2, "most rooms along y", minimum=1, maximum=64)
-    objects_per_room: int = setting(10, "boxes, cylinders and spheres per room of the grid", minimum=0, maximum=64)
-    fov_min: float = setting(45.0, "narrowest field of view of the longer side", minimum=10, maximum=150, unit="deg")
-    fov_max: float = setting(100.0, "widest field of view of the longer side", minimum=10, maximum=150, unit="deg")
-    step_min: float = setting(0.005, "shortest step between frames, as a share of the scene's depth",
-                              minimum=1e-4, maximum=0.5)
-    step_max: float = setting(0.2, "longest step between frames, as a share of the scene's depth",
-                              minimum=1e-4, maximum=0.5)
+    objects_per_room: int = setting(
+        10, "boxes, cylinders and spheres per room of the grid", minimum=0, maximum=64
+    )
+    fov_min: float = setting(
+        45.0, "narrowest field of view of the longer side", minimum=10, maximum=150, unit="deg"
+    )
+    fov_max: float = setting(
+        100.0, "widest field of view of the longer side", minimum=10, maximum=150, unit="deg"
+    )
+    step_min: float = setting(
+        0.005, "shortest step between frames, as a share of the scene's depth", minimum=1e-4, maximum=0.5
+    )
+    step_max: float = setting(
+        0.2, "longest step between frames, as a share of the scene's depth", minimum=1e-4, maximum=0.5
+    )
     stops: float = setting(0.3, "share of worlds whose camera stops now and then", minimum=0, maximum=1)
-    defects: float = setting(1.0, "strength of the camera's defects; 0 = a perfect camera", minimum=0, maximum=2)
+    defects: float = setting(
+        1.0, "strength of the camera's defects; 0 = a perfect camera", minimum=0, maximum=2
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)

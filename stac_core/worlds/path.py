@@ -49,7 +49,9 @@ class Path:
         yaw = self._look(position, direction, time) + yaw + shake_yaw
         x, y = position[..., 0] + shake_x, position[..., 1] + shake_y
         centre = torch.stack([x, y, self.base[:, :1] + height], -1)
-        rotation = world_from_camera_rotation(yaw, self.base[:, 1:2] + pitch + shake_pitch, self.base[:, 2:] + roll)
+        rotation = world_from_camera_rotation(
+            yaw, self.base[:, 1:2] + pitch + shake_pitch, self.base[:, 2:] + roll
+        )
         pose = torch.zeros(*yaw.shape, 4, 4, dtype=torch.float64, device=yaw.device)
         pose[..., :3, :3], pose[..., :3, 3], pose[..., 3, 3] = rotation, centre, 1
         return pose.float()

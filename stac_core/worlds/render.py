@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from stac_core.worlds.scene import Scene
-from stac_core.worlds.shapes import Shapes, face_of
+from stac_core.worlds.shapes import Shapes, face_of, length
 from stac_core.worlds.surface import SURFACE_SIZE, Surface, albedo
 
 _RAYS_PER_PASS = {"cpu": 1 << 13, "cuda": 1 << 21}  # bounds working memory; on a CPU it fits the cache
@@ -64,9 +64,7 @@ def _cast(
     """One pass: colours [F, 3, P] and depth [F, P]."""
     rotation, origin = poses[:, :3, :3], poses[:, :3, 3]
     direction = rotation @ camera_rays(lenses, height, width)
-    sides = _frustum(rotation, lenses, height, width)
-    seen = [_in_view(shapes, scene, worlds, origin, sides) for shapes in scene.shapes]
-    seen = [shapes for shapes in seen if shapes.count]
+    seen = _in_view(scene, worlds, origin, _frustum(rotation, lenses, height, width))
     if seen:
         distance, index = torch.cat([s.intersect(origin, direction) for s in seen], 1).min(1)
     else:
@@ -97,19 +95,30 @@ def _frustum(rotation: Tensor, lenses: Tensor, height: int, width: int) -> Tenso
     return normals @ rotation.transpose(1, 2)
 
 
-def _in_view(shapes: Shapes, scene: Scene, worlds: Tensor, origin: Tensor, sides: Tensor) -> Shapes:
-    """Only the shapes that some camera of this pass may see, the seen ones in front."""
-    rotation = shapes.rotation[worlds]
-    centre, half = shapes.centre[worlds], shapes.half[worlds]
-    offset = centre - (origin[:, None] @ rotation)
-    local = sides @ rotation  # [F, 5, 3]
-    reach = local @ offset.transpose(1, 2) + local.abs() @ half.transpose(1, 2)
-    gap = (offset.abs() - half).clamp(min=0).norm(dim=-1)
-    visible = (reach > 0).all(1) & (half[..., 0] > 0) & (gap < scene.sight[worlds, None])
-    most = int(visible.sum(1).max())
-    order = visible.int().argsort(dim=1, descending=True, stable=True)[:, :most]
+def _in_view(scene: Scene, worlds: Tensor, origin: Tensor, sides: Tensor) -> list[Shapes]:
+    """The shapes that some camera of this pass may see."""
+    bounds = scene.bounds
+    axes, exists = bounds.axes[worlds], bounds.exists[worlds]
+    offset = bounds.centre[worlds] - origin[..., None]
+    along = (sides @ axes.flatten(2)).view(*sides.shape[:2], 3, -1).abs().sum(2)
+    near = length(offset) - length(axes.flatten(1, 2)) < scene.sight[worlds, None]
+    visible = (sides @ offset + along > 0).all(1) & near & exists
+    parts = visible.split([shapes.count for shapes in scene.shapes], 1)
+    most = torch.stack([part.sum(1).max() for part in parts]).tolist()
+    return [
+        _keep(shapes, worlds, part, count)
+        for shapes, part, count in zip(scene.shapes, parts, most, strict=True)
+        if count
+    ]
+
+
+def _keep(shapes: Shapes, worlds: Tensor, visible: Tensor, count: int) -> Shapes:
+    """The `count` foremost visible shapes of each camera, the others made to vanish.
+
+    What only a neighbour in the pass sees must not appear: a frame does not depend on the others.
+    """
+    order = visible.int().argsort(dim=1, descending=True, stable=True)[:, :count]
     chosen = shapes.select(worlds, order)
-    # What only a neighbour in the pass sees must not appear: a frame does not depend on the others.
     return replace(chosen, half=torch.where(visible.gather(1, order)[..., None], chosen.half, -1.0))
 
 
@@ -135,15 +144,15 @@ def _shade(
     local = (rotation * point[:, :, None]).sum(1) - centre
     local_normal, uv = face_of(kind[:, 0], local, half)
     normal = (rotation * local_normal[:, None]).sum(2)
-    length = direction.norm(dim=1)
-    facing = (-(normal * direction).sum(1) / length).clamp(min=0)
+    ray_length = length(direction)
+    facing = (-(normal * direction).sum(1) / ray_length).clamp(min=0)
     footprint = depth * pixel / facing.clamp(min=0.1).sqrt()
-    climb = direction[:, 2].abs() / length + 0.15
-    uv = torch.where(missed[:, None], direction[:, :2] / (length * climb)[:, None], uv)
+    climb = direction[:, 2].abs() / ray_length + 0.15
+    uv = torch.where(missed[:, None], direction[:, :2] / (ray_length * climb)[:, None], uv)
     footprint = torch.where(missed, pixel, footprint).clamp(min=1e-5)
     surfaces = Surface(surface)
     colour = albedo(surfaces, uv, footprint)
-    light, shine = _light(scene, worlds, point, normal, direction / length[:, None])
+    light, shine = _light(scene, worlds, point, normal, direction / ray_length[:, None])
     lit = colour * light + surfaces["gloss"][:, None] * shine[:, None]
     return torch.where(missed[:, None], colour, lit).clamp_(0, 1)
 
@@ -161,16 +170,14 @@ def _table(scene: Scene, worlds: Tensor, seen: list[Shapes]) -> Tensor:
     return torch.cat(parts, 1).transpose(1, 2).contiguous()
 
 
-def _light(
-    scene: Scene, worlds: Tensor, point: Tensor, normal: Tensor, ray: Tensor
-) -> tuple[Tensor, Tensor]:
+def _light(scene: Scene, worlds: Tensor, point: Tensor, normal: Tensor, ray: Tensor) -> tuple[Tensor, Tensor]:
     """Light that arrives [F, 3, P] and its mirror reflection [F, P]."""
     outdoor = scene.outdoor[worlds][:, None]
     room = scene.room[worlds][..., None]  # [F, 3, 1]
     middle = (point[:, :2] / room[:, :2]).round() * room[:, :2]
     within = torch.cat([point[:, :2] - middle, point[:, 2:]], 1)
     to_lamp = scene.lamp[worlds][..., None] - within
-    distance = to_lamp.norm(dim=1).clamp(min=0.05)
+    distance = length(to_lamp).clamp(min=0.05)
     reach = room[:, :2].mean(1)
     fall = 1 / (0.4 + (distance / reach).square())
     toward = torch.where(outdoor[:, None], scene.sun[worlds][..., None], to_lamp / distance[:, None])

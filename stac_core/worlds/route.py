@@ -83,7 +83,9 @@ def _draw_control(draws: Draws, building: Building, visits: Tensor, closed: bool
     there, door = _doors(building, visits)  # towards the next visit
     toward = (visits.roll(-1, 1) - visits).float()[:, :, None]
     leave = torch.where(there[:, :, None, None], door[:, :, None] - 0.5 * toward, inside[:, :, 3:])
-    enter = torch.where(there[:, :, None, None], door[:, :, None] + 0.5 * toward, inside[:, :, :1].roll(-1, 1))
+    enter = torch.where(
+        there[:, :, None, None], door[:, :, None] + 0.5 * toward, inside[:, :, :1].roll(-1, 1)
+    )
     control = torch.cat([enter.roll(1, 1), inside[:, :, 1:3], leave], 2)
     if not closed:  # the wrap-around leg does not exist: start and end inside
         control[:, 0, 0], control[:, -1, -1] = inside[:, 0, 0], inside[:, -1, 3]

@@ -13,7 +13,7 @@ from stac_core.worlds.config import WorldConfig
 from stac_core.worlds.draws import Draws
 from stac_core.worlds.path import world_from_camera_rotation
 from stac_core.worlds.route import Route
-from stac_core.worlds.shapes import BOX, CYLINDER, SPHERE, Shapes
+from stac_core.worlds.shapes import BOX, CYLINDER, SPHERE, Shapes, join
 from stac_core.worlds.surface import draw_surfaces
 
 CLEARANCE = 0.3  # metres between the camera's route and any object
@@ -23,10 +23,20 @@ _GONE = -1.0  # half size of a shape that does not exist
 
 
 @dataclass(frozen=True)
+class Bounds:
+    """Boxes around all N shapes of a scene, in the order of its sets, in world axes."""
+
+    centre: Tensor  # [B, 3, N]
+    axes: Tensor  # [B, 3, 3, N] half axes: component, axis, shape
+    exists: Tensor  # [B, N] bool
+
+
+@dataclass(frozen=True)
 class Scene:
     """B worlds of the same make; every tensor has the batch in front."""
 
     shapes: tuple[Shapes, ...]
+    bounds: Bounds
     outdoor: Tensor  # [B] bool
     room: Tensor  # [B, 3] size of a room; lamps hang in the middle of each
     lamp: Tensor  # [B, 3] offset of the lamp from the middle of the floor
@@ -43,20 +53,25 @@ def build_scene(draws: Draws, building: Building, route: Route, config: WorldCon
     objects = config.objects_per_room * building.grid[0] * building.grid[1]
     scale = torch.where(building.outdoor, building.size[:, :2].mean(1) / 6.0, 1.0)
     place = _Placement(draws, building, route, scale)
-    shapes = (
+    upright = [
         _structure(draws, building, scale),
         place.tables(max(1, objects // 14)),
         place.pictures(max(1, objects // 6)),
         place.objects(BOX, objects * 4 // 10, turned=False),
+    ]
+    sets = (
+        join(upright),
         place.objects(BOX, objects * 3 // 10, turned=True),
         place.objects(CYLINDER, objects * 2 // 10, turned=False),
         place.objects(SPHERE, objects // 10, turned=False),
     )
+    shapes = tuple(s for s in sets if s.count)
     elevation = draws.uniform(low=0.35, high=1.2)
     azimuth = draws.uniform(high=2 * math.pi)
     flat = elevation.cos()
     return Scene(
-        shapes=tuple(s for s in shapes if s.count),
+        shapes=shapes,
+        bounds=_bounds(shapes),
         outdoor=building.outdoor,
         room=building.size,
         lamp=torch.stack(
@@ -73,6 +88,13 @@ def build_scene(draws: Draws, building: Building, route: Route, config: WorldCon
         sky=_sky(draws),
         sight=torch.where(building.outdoor, 3 * _GROUND, 45.0),
     )
+
+
+def _bounds(shapes: tuple[Shapes, ...]) -> Bounds:
+    centre = [s.rotation @ s.centre.transpose(1, 2) for s in shapes]
+    axes = [s.rotation[..., None] * s.half.transpose(1, 2)[:, None] for s in shapes]
+    exists = [s.half[..., 0] > 0 for s in shapes]
+    return Bounds(torch.cat(centre, 2), torch.cat(axes, 3), torch.cat(exists, 1))
 
 
 def _sky(draws: Draws) -> Tensor:
@@ -199,7 +221,9 @@ class _Placement:
         shift[..., 0] = 0.85 * half[..., 0]
         panels = [torch.cat([spot + side * shift, panel_half[..., 2:]], -1) for side in (-1, 1)]
         self._tables = torch.cat([spot, top[..., None]], -1), torch.where(fits[..., None], half, _GONE)
-        halves = torch.where(fits.repeat(1, 3)[..., None], torch.cat([half, panel_half, panel_half], 1), _GONE)
+        halves = torch.where(
+            fits.repeat(1, 3)[..., None], torch.cat([half, panel_half, panel_half], 1), _GONE
+        )
         return self._shapes(BOX, self._identity, torch.cat([centre, *panels], 1), halves)
 
     def pictures(self, count: int) -> Shapes:

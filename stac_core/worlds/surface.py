@@ -72,16 +72,21 @@ def draw_surfaces(draws: Draws, count: int, scale: Tensor) -> Tensor:
         "offset": draws.uniform(count, 2, high=50.0),
         "cell": cell,
         "shift": torch.where(draws.chance(0.4, count, 1), 0.5, 0.0),
-        "seam_width": torch.where(no_seam, 0.0, draws.uniform(count, 1, low=0.01, high=0.08)) * cell.amin(-1, keepdim=True),
+        "seam_width": torch.where(no_seam, 0.0, draws.uniform(count, 1, low=0.01, high=0.08))
+        * cell.amin(-1, keepdim=True),
         "contrast": torch.where(plain, 0.0, contrast),
         "printed": torch.where(draws.chance(0.35, count, 1), draws.uniform(count, 1, low=0.1, high=0.8), 0.0),
-        "stroke": draws.log_uniform(count, 1, low=0.02, high=0.15) * draws.uniform(count, 2, low=0.6, high=1.6) * scale,
+        "stroke": draws.log_uniform(count, 1, low=0.02, high=0.15)
+        * draws.uniform(count, 2, low=0.6, high=1.6)
+        * scale,
         "density": draws.uniform(count, 1, low=0.2, high=0.85),
         "dots": draws.chance(0.3, count, 1).float(),
         "noise": torch.where(plain, 0.15, 1.0) * draws.uniform(count, 1, low=0.15, high=1.1),
         "frequency": draws.log_uniform(count, 1, low=0.3, high=3.0) / scale,
         "gain": draws.uniform(count, 1, low=0.5, high=0.95),
-        "stretch": torch.where(draws.chance(0.25, count, 1), draws.uniform(count, 1, low=0.05, high=0.4), 1.0),
+        "stretch": torch.where(
+            draws.chance(0.25, count, 1), draws.uniform(count, 1, low=0.05, high=0.4), 1.0
+        ),
         "gloss": torch.where(draws.chance(0.25, count, 1), draws.uniform(count, 1, high=0.35), 0.0),
     }
     return torch.cat([columns[name].expand(-1, -1, size) for name, size in _COLUMNS.items()], -1)
@@ -89,6 +94,7 @@ def draw_surfaces(draws: Draws, count: int, scale: Tensor) -> Tensor:
 
 def _draw_colours(draws: Draws, count: int) -> tuple[Tensor, Tensor]:
     """Two colours of a surface [B, count, 3]: mostly muted, the second near or far from the first."""
+
     def colour() -> Tensor:
         grey = draws.uniform(count, 1, low=0.12, high=0.9)
         vivid = draws.uniform(count, 1).square()
@@ -113,7 +119,7 @@ def albedo(surface: Surface, uv: Tensor, footprint: Tensor) -> Tensor:
     cos, sin = surface["turn"].unbind(1)
     u, v = cos * uv[:, 0] - sin * uv[:, 1], sin * uv[:, 0] + cos * uv[:, 1]
     cell_value, seam, cell_hash = _cells(surface, u, v, footprint)
-    blend = (0.5 + surface["noise"] * _noise(surface, u, v, footprint) + surface["contrast"] * cell_value)
+    blend = 0.5 + surface["noise"] * _noise(surface, u, v, footprint) + surface["contrast"] * cell_value
     colour = torch.lerp(surface["first"], surface["second"], blend.clamp_(0, 1)[:, None])
     marks = _marks(surface, u, v, footprint) * (cell_hash < surface["printed"])
     colour = torch.lerp(colour, surface["mark"], marks[:, None])
@@ -168,9 +174,10 @@ def _value_noise(x: Tensor, y: Tensor) -> Tensor:
     column, row = x.floor(), y.floor()
     along_x, along_y = _smooth(x - column), _smooth(y - row)
     index = ((row.int() & (_TABLE - 1)) * _TABLE) + (column.int() & (_TABLE - 1))
-    corners = _noise_table(x.device)[index.long().flatten()].view(*x.shape, 4)
-    low = torch.lerp(corners[..., 0], corners[..., 1], along_x)
-    high = torch.lerp(corners[..., 2], corners[..., 3], along_x)
+    flat = index.flatten()
+    corners = [table.index_select(0, flat).view(x.shape) for table in _noise_tables(x.device)]
+    low = torch.lerp(corners[0], corners[1], along_x)
+    high = torch.lerp(corners[2], corners[3], along_x)
     return torch.lerp(low, high, along_y)
 
 
@@ -181,22 +188,23 @@ def _smooth(part: Tensor) -> Tensor:
 def _hash_cell(column: Tensor, row: Tensor, salt: int) -> tuple[Tensor, Tensor]:
     """Two unrelated numbers in 0 to 1 per cell."""
     index = (column.int() * 73 + row.int() * 4523 + salt) & (_TABLE * _TABLE - 1)
-    pair = _hash_table(column.device)[index.long().flatten()].view(*column.shape, 2)
-    return pair[..., 0], pair[..., 1]
+    flat = index.flatten()
+    first, second = _hash_tables(column.device)
+    return first.index_select(0, flat).view(index.shape), second.index_select(0, flat).view(index.shape)
 
 
 @lru_cache(maxsize=8)
-def _hash_table(device: torch.device) -> Tensor:
-    """Uniform pairs [65536, 2], the same in every world: worlds differ by their offsets."""
-    values = Draws(torch.zeros(1, dtype=torch.int64)).uniform(_TABLE * _TABLE, 2)[0]
+def _hash_tables(device: torch.device) -> Tensor:
+    """Two rows of uniform numbers [2, 65536], the same in every world: worlds differ by their offsets."""
+    values = Draws(torch.zeros(1, dtype=torch.int64)).uniform(2, _TABLE * _TABLE)[0]
     return values.to(device)
 
 
 @lru_cache(maxsize=8)
-def _noise_table(device: torch.device) -> Tensor:
-    """The four corner values [65536, 4] of every cell of a repeating random lattice."""
+def _noise_tables(device: torch.device) -> Tensor:
+    """The four corner values [4, 65536] of every cell of a repeating random lattice."""
     lattice = Draws(mix(torch.ones(1, dtype=torch.int64))).uniform(_TABLE, _TABLE)[0] - 0.5
     lattice = lattice * 3**0.5
     right, up = lattice.roll(-1, 1), lattice.roll(-1, 0)
-    corners = torch.stack([lattice, right, up, right.roll(-1, 0)], -1)
-    return corners.view(-1, 4).to(device)
+    corners = torch.stack([lattice, right, up, right.roll(-1, 0)])
+    return corners.flatten(1).to(device)
