@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from stac_core.settings import check_settings, setting
+from stac_core.settings import check_settings, refuse, setting
+
+PATCH_SIZE = 14  # pixels; of every backbone, and of the rules that prepare images
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,21 @@ class NetworkConfig:
     image_size: int  # width in pixels that the network was trained at
     ignored_prefixes: tuple[str, ...] = ()  # checkpoint keys known to serve nothing at inference
 
+    def __post_init__(self) -> None:
+        for name, width, heads in (
+            ("encoder_heads", self.width, self.encoder_heads),
+            ("heads", self.width, self.heads),
+            ("camera_heads", 2 * self.width, self.camera_heads),
+        ):
+            if width % (4 * heads):
+                raise refuse(self, name, f"a width of {width} must split into heads of a multiple of 4", 1)
+        layers = list(self.dense_layers)
+        if layers[-1] != self.layers - 1 or layers != sorted(set(layers)):
+            nearest = (*self.dense_layers[:-1], self.layers - 1)
+            raise refuse(self, "dense_layers", "must ascend to the last layer, the cameras read it", nearest)
+        if self.camera_cache not in ("per_iteration", "shared"):
+            raise refuse(self, "camera_cache", "choose 'per_iteration' or 'shared'", "per_iteration")
+
     @property
     def special_tokens(self) -> int:
         """Camera and register tokens in front of the patches of every frame."""
@@ -47,7 +64,7 @@ class NetworkConfig:
 
 
 _VGGT_1B = dict(
-    patch_size=14,
+    patch_size=PATCH_SIZE,
     width=1024,
     position_grid=37,
     registers=4,
@@ -73,7 +90,7 @@ NETWORKS: dict[str, NetworkConfig] = {
     "streamvggt": NetworkConfig(name="streamvggt", camera_cache="shared", **_VGGT_1B),  # type: ignore[arg-type]
     "embedded": NetworkConfig(
         name="embedded",
-        patch_size=14,
+        patch_size=PATCH_SIZE,
         width=192,
         position_grid=11,
         registers=4,
@@ -123,14 +140,23 @@ class ImageConfig:
     rule: str = setting(
         "crop",
         "crop = fit the width, crop tall images; pad = fit the longer side, pad white; "
-        "evaluation = the rule of the published evaluation scripts",
-        choices=("crop", "pad", "evaluation"),
+        "evaluation, evaluation_crop = the published evaluation scripts, reaching whole patches by a "
+        "second resize or by a cut",
+        choices=("crop", "pad", "evaluation", "evaluation_crop"),
     )
-    size: int = setting(0, "network image width; 0 = the size the network was trained at", minimum=0,
-                        maximum=2044, unit="px")
+    size: int = setting(
+        0,
+        "network image width, for crop and pad a multiple of 14; 0 = the size the network was trained at",
+        minimum=0,
+        maximum=2044,
+        unit="px",
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.size % PATCH_SIZE and not self.rule.startswith("evaluation"):
+            nearest = max(1, round(self.size / PATCH_SIZE)) * PATCH_SIZE
+            raise refuse(self, "size", f"must be a multiple of the patch size {PATCH_SIZE}", nearest)
 
 
 CACHE_MODES = ("full", "causal", "window_kv", "window", "window_chunk_merge", "stac", "xstream")
@@ -143,6 +169,8 @@ class CacheConfig:
     mode: str = setting("window_kv", "how the key/value cache is bounded", choices=CACHE_MODES)
     window_size: int = setting(4, "recent frames kept whole", minimum=1, unit="frames")
     chunk_size: int = setting(4, "most frames per forward pass", minimum=1, unit="frames")
+    pinned_frames: int = setting(1, "first frames kept for ever: they carry the coordinate frame", minimum=0,
+                                 unit="frames")
 
     def __post_init__(self) -> None:
         check_settings(self)

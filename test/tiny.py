@@ -66,8 +66,11 @@ def golden_images(frames: int = 8) -> Tensor:
     return golden("inputs")["images"][None, :frames]
 
 
-def synthetic_frames(count: int, height: int = 96, width: int = 128, seed: int = 0) -> list[np.ndarray]:
-    """uint8 RGB [H, W, 3]: a textured plane that slides past, so that neighbouring frames overlap."""
+def synthetic_frames(count: int, height: int = 104, width: int = 128, seed: int = 0) -> list[np.ndarray]:
+    """uint8 RGB [H, W, 3]: a textured plane that slides past, so that neighbouring frames overlap.
+
+    At the default size the tiny network sees them at the golden 70×84 pixels.
+    """
     noise = np.random.default_rng(seed).random((height // 8 + 2, (width + 4 * count) // 8 + 2, 3))
     plane = np.kron(noise, np.ones((8, 8, 1)))[:height]
     return [(plane[:, 4 * i : 4 * i + width] * 255).astype(np.uint8) for i in range(count)]
