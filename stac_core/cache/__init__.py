@@ -1,0 +1,15 @@
+"""What a stream remembers, and how it forgets."""
+
+from __future__ import annotations
+
+from stac_core.cache.offline_cache import OfflineCache
+from stac_core.cache.stream_cache import StreamCache
+from stac_core.config import CacheConfig, NetworkConfig
+from stac_core.kernels.select import Kernels
+
+
+def open_cache(config: CacheConfig, network: NetworkConfig, kernels: Kernels) -> StreamCache | OfflineCache:
+    """The memory of one new stream, as the mode asks for."""
+    if config.mode in ("full", "window"):
+        return OfflineCache(config)
+    return StreamCache(config, network, kernels)

@@ -1,0 +1,80 @@
+"""One stream of camera frames through the network: the whole method on one page."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from stac_core.cache import open_cache
+from stac_core.cache.stats import CacheStats
+from stac_core.config import Config
+from stac_core.images import ImageGeometry, prepare_images
+from stac_core.kernels.select import select_kernels
+from stac_core.network.causal_vggt import CausalVGGT
+from stac_core.prediction import Prediction
+
+
+@dataclass(frozen=True)
+class SessionStats:
+    """Plain numbers about a stream: its memory, and where the last step spent its time."""
+
+    cache: CacheStats
+    prepare_ms: float
+    network_ms: float
+    settle_ms: float
+
+
+class StreamSession:
+    """One stream. The network may serve several sessions, in turns; each has its own memory.
+
+    Predictions leave with the caller: a session keeps none.
+    """
+
+    def __init__(self, network: CausalVGGT, config: Config) -> None:
+        self.config = config
+        self.geometry: ImageGeometry | None = None  # network pixels ↔ camera image, of the last step
+        self._network = network
+        self._device = next(network.parameters()).device
+        kernels = select_kernels(config.kernels.backend, self._device)
+        self._cache = open_cache(config.cache, network.config, kernels)
+        self._times_ms = (0.0, 0.0, 0.0)
+
+    @torch.inference_mode()
+    def step(self, images: list[np.ndarray]) -> Prediction:
+        """1 … `cache.chunk_size` new frames, uint8 RGB [H, W, 3] of one size → Prediction [S, …].
+
+        Frames of one step see each other and what is kept of the past. ValueError where the frames do
+        not fit the stream; whatever is raised, the stream is as it was before the step.
+        """
+        started = time.perf_counter()
+        pixels, geometry = prepare_images(images, self.config.image, self._network.config.image_size)
+        prepared = time.perf_counter()
+        prediction = self._network(pixels[None].to(self._device), self._cache)
+        predicted = self._now()
+        self._cache.settle()
+        self._times_ms = _milliseconds(started, prepared, predicted, self._now())
+        self.geometry = geometry
+        return prediction.map(lambda t: t[0])
+
+    def reset(self) -> None:
+        """Forget everything: the next frame begins a new stream."""
+        self._cache.reset()
+        self.geometry = None
+
+    def stats(self) -> SessionStats:
+        return SessionStats(self._cache.stats(), *self._times_ms)
+
+    def _now(self) -> float:
+        """The time when the device has finished what was asked of it so far."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+
+def _milliseconds(*moments: float) -> tuple[float, float, float]:
+    prepare, network, settle = (1e3 * (b - a) for a, b in itertools.pairwise(moments))
+    return prepare, network, settle
