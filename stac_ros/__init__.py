@@ -1,0 +1,1 @@
+"""A ROS 2 node that maps a camera topic with a streaming, compressed CausalVGGT."""

@@ -1,0 +1,15 @@
+"""Every test process talks ROS on loopback, in a domain of its own, with the shipped profile."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+os.environ.pop("ROS_DOMAIN_ID", None)  # also where a worker inherits the domain of its parent
+
+from stac_ros.domain import private_ros_environment  # noqa: E402
+from stac_ros.share import share_file  # noqa: E402
+
+os.environ.update(private_ros_environment())
+os.environ["ROS_LOG_DIR"] = tempfile.mkdtemp(prefix="stac_ros_test_log_")
+os.environ["FASTDDS_DEFAULT_PROFILES_FILE"] = str(share_file("config/fastdds.xml"))

@@ -1,0 +1,103 @@
+"""Transforms over real topics: what one node sends, another looks up."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from builtin_interfaces.msg import Time
+from ros_helpers import ros_nodes, spin_until
+from scipy.spatial.transform import Rotation
+from tf2_msgs.msg import TFMessage
+
+from stac_ros import transforms
+from stac_ros.transforms import (
+    StaticTransformBroadcaster,
+    TransformBroadcaster,
+    TransformBuffer,
+    TransformError,
+    stamped_transform,
+    transform_matrix,
+    transform_message,
+)
+
+
+def pose(seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    matrix = np.eye(4)
+    matrix[:3, :3] = Rotation.random(rng=rng).as_matrix()
+    matrix[:3, 3] = rng.normal(size=3)
+    return matrix
+
+
+@pytest.fixture(params=["tf2_ros", "stac_ros"])
+def library(request, monkeypatch):
+    if request.param == "stac_ros":
+        monkeypatch.setattr(transforms, "tf2_ros", None)
+    elif transforms.tf2_ros is None:
+        pytest.skip("tf2_ros is part of a ROS installation, no wheel carries it")
+    return request.param
+
+
+def known(buffer: TransformBuffer, *question) -> bool:
+    try:
+        buffer.lookup(*question)
+    except TransformError:
+        return False
+    return True
+
+
+def test_a_matrix_survives_its_message():
+    assert np.allclose(transform_matrix(transform_message(pose(0))), pose(0))
+
+
+def test_what_one_node_sends_another_looks_up(library):
+    odom_from_base, base_from_camera, base_from_laser = pose(1), pose(2), pose(3)
+    stamp = Time(sec=12, nanosec=345)
+    with ros_nodes("sender", "receiver") as (sender, receiver):
+        static = StaticTransformBroadcaster(sender)
+        static.send([stamped_transform(base_from_camera, "base", "camera", Time())])
+        static.send([stamped_transform(base_from_laser, "base", "laser", Time())])
+        moving = TransformBroadcaster(sender)
+        buffer = TransformBuffer(receiver)  # subscribes after the static transforms were sent
+        spin_until([sender, receiver], lambda: sender.count_subscribers("/tf"), "the subscriber of /tf")
+        spin_until([sender, receiver], lambda: known(buffer, "laser", "camera"), "static transforms")
+
+        def heard() -> bool:
+            moving.send([stamped_transform(odom_from_base, "odom", "base", stamp)])
+            return known(buffer, "odom", "camera")
+
+        spin_until([sender, receiver], heard, "the moving transform")
+        found = buffer.lookup("odom", "camera", 12_000_000_345)
+        assert np.allclose(found, odom_from_base @ base_from_camera)
+        with pytest.raises(TransformError, match="extrapolat"):
+            buffer.lookup("odom", "camera", 13_000_000_000)
+        with pytest.raises(TransformError, match="nowhere"):
+            buffer.lookup("odom", "nowhere")
+
+
+def test_a_broken_transform_is_ignored(monkeypatch):
+    monkeypatch.setattr(transforms, "tf2_ros", None)
+    broken = stamped_transform(pose(1), "map", "broken", Time(sec=1))
+    broken.transform.rotation.w = float("nan")
+    with ros_nodes("sender", "receiver") as (sender, receiver):
+        moving = TransformBroadcaster(sender)
+        buffer = TransformBuffer(receiver)
+
+        def heard() -> bool:
+            moving.send([broken, stamped_transform(pose(2), "map", "good", Time(sec=1))])
+            return known(buffer, "map", "good")
+
+        spin_until([sender, receiver], heard, "the good transform")
+        assert not known(buffer, "map", "broken")
+
+
+def test_the_built_interface_is_the_one_of_ros():
+    """Wheels and ROS installations only understand each other with the same type hash."""
+    from rosbags.typesys import Stores, get_typestore
+
+    store = get_typestore(Stores.ROS2_KILTED)
+    expected = store.hash_rihs01("tf2_msgs/msg/TFMessage")
+    with ros_nodes("judge") as (node,):
+        node.create_publisher(TFMessage, "/tf", 1)
+        infos = spin_until([node], lambda: node.get_publishers_info_by_topic("/tf"), "the own publisher")
+        assert str(infos[0].topic_type_hash) == expected
