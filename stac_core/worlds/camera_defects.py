@@ -70,7 +70,7 @@ def apply_defects(defects: Defects, images: Tensor, frames: Tensor) -> Tensor:
 
 def _blur(defects: Defects, images: Tensor, frames: Tensor) -> Tensor:
     """Gaussian out-of-focus blur stretched along the shake, whose strength comes and goes."""
-    batch, count, _, height, width = images.shape
+    height, width = images.shape[-2:]
     sway = 0.5 + 0.5 * torch.sin(0.9 * frames.float()[None] + defects.phase[:, :1])
     along = defects.shake[:, :1] * sway  # [B, S]
     cos, sin = defects.shake[:, 1:].cos(), defects.shake[:, 1:].sin()
@@ -128,7 +128,7 @@ def _noise_table(device: torch.device, size: int) -> Tensor:
 
 def _jpeg(defects: Defects, images: Tensor) -> Tensor:
     """Quantise the cosine transform of 8×8 blocks, colour coarser than brightness."""
-    batch, count, _, height, width = images.shape
+    count, _, height, width = images.shape[1:]
     to_ycc = _luma_chroma(images.device)
     ycc = torch.einsum("ij,bsjhw->bsihw", to_ycc, images)
     padded = F.pad(ycc.flatten(0, 1), [0, -width % 8, 0, -height % 8], mode="replicate")

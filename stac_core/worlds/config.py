@@ -71,9 +71,8 @@ def check_frame_size(height: int, width: int) -> None:
             raise ValueError(f"{name} = {value!r}: expected int, got {type(value).__name__}")
         if value < PATCH or value % PATCH:
             nearest = max(PATCH, round(value / PATCH) * PATCH)
-            raise ValueError(
-                f"{name} = {value}: must be a positive multiple of {PATCH}; nearest value that works: {nearest}"
-            )
+            rule = f"must be a positive multiple of {PATCH}"
+            raise ValueError(f"{name} = {value}: {rule}; nearest value that works: {nearest}")
 
 
 def check_count(name: str, value: int, minimum: int) -> None:

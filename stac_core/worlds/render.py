@@ -16,7 +16,7 @@ from stac_core.worlds.scene import Scene
 from stac_core.worlds.shapes import Shapes, face_of, length
 from stac_core.worlds.surface import SURFACE_SIZE, Surface, albedo
 
-_RAYS_PER_PASS = {"cpu": 1 << 13, "cuda": 1 << 21}  # bounds working memory; on a CPU it fits the cache
+_RAYS_PER_PASS = {"cpu": 20_000, "cuda": 1 << 21}  # bounds working memory; on a CPU it fits the cache
 
 
 @torch.no_grad()
@@ -154,7 +154,8 @@ def _shade(
     colour = albedo(surfaces, uv, footprint)
     light, shine = _light(scene, worlds, point, normal, direction / ray_length[:, None])
     lit = colour * light + surfaces["gloss"][:, None] * shine[:, None]
-    return torch.where(missed[:, None], colour, lit).clamp_(0, 1)
+    exposed = 1 - torch.exp(-1.4 * lit)  # bright surfaces saturate gently, as on film
+    return torch.where(missed[:, None], colour, exposed).clamp_(0, 1)
 
 
 def _table(scene: Scene, worlds: Tensor, seen: list[Shapes]) -> Tensor:

@@ -107,8 +107,12 @@ def _sphere_interval(offset: Tensor, half: Tensor, direction: Tensor) -> tuple[T
 
 def join(sets: list[Shapes]) -> Shapes:
     """One set of sets that share kind and rotation."""
-    parts = {name: torch.cat([getattr(s, name) for s in sets], 1) for name in ("centre", "half", "surface")}
-    return replace(sets[0], **parts)
+    return replace(
+        sets[0],
+        centre=torch.cat([s.centre for s in sets], 1),
+        half=torch.cat([s.half for s in sets], 1),
+        surface=torch.cat([s.surface for s in sets], 1),
+    )
 
 
 _INTERVALS = {BOX: _box_interval, CYLINDER: _cylinder_interval, SPHERE: _sphere_interval}

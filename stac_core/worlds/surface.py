@@ -76,7 +76,7 @@ def draw_surfaces(draws: Draws, count: int, scale: Tensor) -> Tensor:
         * cell.amin(-1, keepdim=True),
         "contrast": torch.where(plain, 0.0, contrast),
         "printed": torch.where(draws.chance(0.35, count, 1), draws.uniform(count, 1, low=0.1, high=0.8), 0.0),
-        "stroke": draws.log_uniform(count, 1, low=0.02, high=0.15)
+        "stroke": draws.log_uniform(count, 1, low=0.015, high=0.12)
         * draws.uniform(count, 2, low=0.6, high=1.6)
         * scale,
         "density": draws.uniform(count, 1, low=0.2, high=0.85),
@@ -97,7 +97,7 @@ def _draw_colours(draws: Draws, count: int) -> tuple[Tensor, Tensor]:
 
     def colour() -> Tensor:
         grey = draws.uniform(count, 1, low=0.12, high=0.9)
-        vivid = draws.uniform(count, 1).square()
+        vivid = draws.uniform(count, 1) ** 3
         return (grey + vivid * draws.uniform(count, 3, low=-0.55, high=0.55)).clamp(0.03, 0.97)
 
     first, other = colour(), colour()
