@@ -7,8 +7,8 @@ import tempfile
 
 os.environ.pop("ROS_DOMAIN_ID", None)  # also where a worker inherits the domain of its parent
 
-from stac_ros.domain import private_ros_environment  # noqa: E402
-from stac_ros.share import share_file  # noqa: E402
+from stac_ros.domain import private_ros_environment
+from stac_ros.share import share_file
 
 os.environ.update(private_ros_environment())
 os.environ["ROS_LOG_DIR"] = tempfile.mkdtemp(prefix="stac_ros_test_log_")

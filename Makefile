@@ -1,0 +1,39 @@
+# Everything runs in .venv, which `make setup` fills; each target sets up what it needs.
+PYTHON ?= python3.11
+BIN := .venv/bin
+export OMP_NUM_THREADS ?= 1
+
+# A Python of another environment may have left its library path here; ours sets its own.
+ifdef _ROS_WHEELS_BOOTSTRAP_COMPLETE
+unexport _ROS_WHEELS_BOOTSTRAP_COMPLETE
+unexport LD_LIBRARY_PATH
+endif
+
+.PHONY: help setup demo test test-all lint bench bench-gpu cuda clean clean-venv
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+setup:  ## create .venv with everything pinned
+	@pip/setup.sh $(PYTHON)
+
+demo: setup  ## map a sequence into out/; IMAGES=… VIDEO=… BAG=… for your own, VIEW=1 for the viewer
+	$(BIN)/stac-ros demo $(if $(IMAGES),--images "$(IMAGES)") $(if $(VIDEO),--video "$(VIDEO)") \
+	    $(if $(BAG),--bag "$(BAG)") $(if $(TOPIC),--topic "$(TOPIC)") $(if $(VIEW),--view)
+
+test: setup  ## the everyday tests
+	$(BIN)/pytest -n 2 -q
+
+test-all: setup  ## also the slow ones
+	$(BIN)/pytest -n 2 -q -m "not gpu"
+
+lint: setup  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:  ## remove what was built and mapped
+	rm -rf build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+clean-venv:  ## remove the environment too
+	rm -rf .venv
