@@ -113,7 +113,7 @@ def draw_path(draws: Draws, building: Building, route: Route, config: WorldConfi
         lap=lap,
         stop_period=lap / stops,
         moving=moving.double(),
-        heading=_draw_heading(draws, motion).double(),
+        heading=_draw_heading(draws, building, route, motion, start / lap * route.length).double(),
         turns=turns.double() * torch.where(draws.chance(0.5), 1, -1),
         target=(draws.uniform(2, low=-0.08, high=0.08) * building.size[:, :2]).double(),
         base=_draw_base(draws, building).double(),
@@ -141,8 +141,13 @@ def _draw_lap(draws: Draws, building: Building, route: Route, config: WorldConfi
     return torch.maximum((route.length / step).round(), fewest.double())
 
 
-def _draw_heading(draws: Draws, motion: Tensor) -> Tensor:
-    side = torch.where(draws.chance(0.5), 1.0, -1.0) * draws.uniform(low=1.0, high=2.2)
+def _draw_heading(draws: Draws, building: Building, route: Route, motion: Tensor, start: Tensor) -> Tensor:
+    """Yaw against the motion's own [B]; sideways mostly towards the room, for walls are dull."""
+    position, direction = (value[:, 0] for value in route.at(start[:, None]))
+    size = building.size[:, :2]
+    inward = (position / size).round() * size - position
+    left = direction[:, 0] * inward[:, 1] - direction[:, 1] * inward[:, 0]
+    side = torch.where(draws.chance(0.85), left.sign(), -left.sign()) * draws.uniform(low=1.0, high=2.2)
     slight = draws.uniform(low=-0.4, high=0.4)
     any_way = draws.uniform(low=-math.pi, high=math.pi)
     heading = torch.where(motion == MOTIONS.index("sideways"), side, slight)
