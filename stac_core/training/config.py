@@ -21,7 +21,7 @@ class TrainingConfig:
     network: str = setting("embedded", "which network to train", choices=tuple(NETWORKS))
     seed: int = setting(0, "seed of the weights and of all worlds", minimum=0)
     steps: int = setting(12000, "optimiser steps of the whole run", minimum=1)
-    patches_per_step: int = setting(2304, "sequences × frames × patches of one step and process", minimum=16)
+    patches_per_step: int = setting(1536, "sequences × frames × patches of one step and process", minimum=16)
     learning_rate: float = setting(8e-4, "peak of the learning rate", minimum=1e-7, maximum=1.0)
     warmup_steps: int = setting(200, "steps of linear warm-up; cosine decay afterwards", minimum=0)
     weight_decay: float = setting(0.02, "AdamW decay of matrices", minimum=0.0, maximum=1.0)
@@ -29,10 +29,13 @@ class TrainingConfig:
     first_width: int = setting(112, "image width at the start", minimum=56, unit="px")
     last_width: int = setting(168, "largest image width once grown", minimum=56, unit="px")
     first_frames: int = setting(4, "longest sequence at the start; the shortest is always 2", minimum=2)
-    last_frames: int = setting(16, "longest sequence once grown", minimum=2)
+    last_frames: int = setting(12, "longest sequence once grown", minimum=2)
     growth: float = setting(
         0.7, "share of the run during which sizes and frames grow", minimum=0.0, maximum=1.0
     )
+    first_clips: int = setting(500, "rendered clips in use from the start", minimum=1)
+    clips_per_step: float = setting(0.5, "further clips that every step brings into use", minimum=0.0)
+    dense_share: float = setting(0.34, "share of frames whose depth and points a step judges", minimum=0.0, maximum=1.0)
     depth_weight: float = setting(1.0, "weight of the depth loss", minimum=0.0)
     point_weight: float = setting(0.5, "weight of the point loss", minimum=0.0)
     camera_weight: float = setting(5.0, "weight of the camera loss", minimum=0.0)

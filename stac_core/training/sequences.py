@@ -28,9 +28,13 @@ class Sequences:
         """The same on another device."""
         return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
-    def frames(self, chosen: slice | Tensor) -> Sequences:
-        """Some of the frames of every sequence."""
+    def frames(self, chosen: Tensor) -> Sequences:
+        """The frames with the given numbers of every sequence."""
         return replace(self, **{f.name: getattr(self, f.name)[:, chosen] for f in fields(self)})
+
+    def one(self, index: int) -> Sequences:
+        """One sequence of the batch, its leading axis kept."""
+        return replace(self, **{f.name: getattr(self, f.name)[index : index + 1] for f in fields(self)})
 
 
 def normalise(sequences: Sequences) -> Sequences:
@@ -67,3 +71,8 @@ def _ray_length(sequences: Sequences) -> Tensor:
     x = (torch.arange(width, device=device) - k[..., 0, 2, :, :]) / k[..., 0, 0, :, :]
     y = (torch.arange(height, device=device)[:, None] - k[..., 1, 2, :, :]) / k[..., 1, 1, :, :]
     return (1 + x**2 + y**2).sqrt()
+
+
+def join(parts: list[Sequences]) -> Sequences:
+    """Stack sequences of one shape along the batch axis."""
+    return Sequences(**{f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Sequences)})

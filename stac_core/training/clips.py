@@ -1,0 +1,90 @@
+"""Rendered clips that serve several steps: on a CPU, casting rays costs more than learning from them.
+
+Clip i depends on the run's seed and on i alone. A clip that is not in the folder is rendered and
+kept, so helpers may render ahead of the training:
+
+    python -m stac_core.training.clips --folder out/training/clips --first 0 --count 4000
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from stac_core.training.sequences import Sequences
+from stac_core.training.state import write_atomically
+from stac_core.worlds import World, WorldConfig
+
+CLIP_FRAMES, CLIP_HEIGHT, CLIP_WIDTH = 12, 126, 168
+WORLDS = WorldConfig()
+
+
+def training_seed(run_seed: int, index: int) -> int:
+    """Seed of a world to train on: always odd. Held-out worlds have even seeds."""
+    return (run_seed << 33) + 2 * index + 1
+
+
+def held_out_seed(index: int) -> int:
+    """Seed of a world that no run trains on."""
+    return 2 * index
+
+
+class Clips:
+    """A folder of clips, each [CLIP_FRAMES, ..., CLIP_HEIGHT, CLIP_WIDTH]."""
+
+    def __init__(self, folder: Path, run_seed: int) -> None:
+        self.folder, self.run_seed = folder, run_seed
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def read(self, index: int, frames: Tensor) -> Sequences:
+        """Some frames [S] of one clip, with a leading axis of 1."""
+        path = self.path(index)
+        if not path.exists():
+            self.render(index)
+        with safe_open(path, framework="pt") as file:
+            images, depth, poses, lenses = (
+                file.get_tensor(name)[frames][None]
+                for name in ("images", "depth", "world_from_camera", "intrinsics")
+            )
+        return Sequences(images.float() / 255, depth.float(), poses, lenses)
+
+    def render(self, index: int) -> None:
+        """Render one clip into the folder."""
+        world = World(training_seed(self.run_seed, index), WORLDS).render(0, CLIP_FRAMES, CLIP_HEIGHT, CLIP_WIDTH)
+        content = {
+            "images": (world.images[0] * 255).round().byte(),
+            "depth": world.depth[0].half(),
+            "world_from_camera": world.world_from_camera[0],
+            "intrinsics": world.intrinsics[0],
+        }
+        write_atomically(self.path(index), save({name: value.contiguous() for name, value in content.items()}))
+
+    def path(self, index: int) -> Path:
+        """File of one clip."""
+        return self.folder / f"{self.run_seed}-{index:07d}.safetensors"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Render clips ahead of a run, on one thread."""
+    parser = argparse.ArgumentParser(prog="python -m stac_core.training.clips", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the run")
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--count", type=int, required=True)
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    clips = Clips(given.folder, given.seed)
+    for index in range(given.first, given.first + given.count):
+        if not clips.path(index).exists():
+            clips.render(index)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,44 @@
+"""Command: train a network on synthetic worlds; goes on from the state in its folder, if there is one.
+
+    python -m stac_core.training.train --steps 12000
+    torchrun --nproc-per-node 8 -m stac_core.training.train
+
+Interrupt it (SIGINT, SIGTERM) whenever you like: it writes its state first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+import torch
+
+from stac_core.training.config import TrainingConfig, add_arguments, from_arguments
+from stac_core.training.processes import join_processes
+from stac_core.training.state import export_state, read_state
+from stac_core.training.trainer import Trainer
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train, or export the state of an earlier run."""
+    parser = argparse.ArgumentParser(prog="python -m stac_core.training.train", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add_arguments(parser, TrainingConfig)
+    parser.add_argument("--resume", type=Path, help="start from this state: a file, or a folder of pieces")
+    parser.add_argument("--export-state", type=Path, metavar="DIR", help="write the state in pieces and stop")
+    given = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    config = from_arguments(TrainingConfig, given)
+    if given.export_state:
+        for path in export_state(read_state(Path(config.out) / "state.safetensors"), given.export_state):
+            print(f"{path}  {path.stat().st_size / 2**20:.1f} MiB")
+        return 0
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    with join_processes(config.device) as processes:
+        return 0 if Trainer(config, processes, given.resume).run() else 130
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

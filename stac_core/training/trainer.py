@@ -1,0 +1,160 @@
+"""The training loop: draw, predict, compare, step; evaluate, and keep the state safe."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parallel import DistributedDataParallel
+
+from stac_core.config import NETWORKS
+from stac_core.network.causal_vggt import CausalVGGT
+from stac_core.network.initial_weights import initialise
+from stac_core.training.batches import draw_context, draw_dense_frames, draw_sequences, step_random
+from stac_core.training.config import TrainingConfig
+from stac_core.training.held_out import held_out_sequences, measure
+from stac_core.training.processes import Processes
+from stac_core.training.progress import Progress, append_row, plot_curve
+from stac_core.training.schedule import learning_rate
+from stac_core.training.sequences import normalise
+from stac_core.training.state import capture, read_state, restore, write_state
+from stac_core.training.supervised import Supervised
+
+log = logging.getLogger(__name__)
+
+
+class Trainer:
+    """One run in one folder. Goes on from `<out>/state.safetensors`, or from `resume` where given."""
+
+    def __init__(self, config: TrainingConfig, processes: Processes, resume: Path | None = None) -> None:
+        self.config, self.processes, self.device = config, processes, processes.device
+        self.folder = Path(config.out)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.path = self.folder / "state.safetensors"
+        torch.manual_seed(config.seed)
+        network = initialise(CausalVGGT(NETWORKS[config.network]), config.seed)
+        self.model = Supervised(network, config).to(self.device)
+        self.optimizer = make_optimizer(self.model, config)
+        self.step = 0
+        self._resume(resume)
+        self.parallel: nn.Module = self.model
+        if processes.count > 1:
+            self.parallel = DistributedDataParallel(self.model, find_unused_parameters=True)
+        self.held_out = held_out_sequences(config.last_width, self.device)
+        self.stopped = False
+
+    def run(self) -> bool:
+        """Train to the last step; False when a signal ended the run early, its state written."""
+        progress = Progress(
+            self.folder, self.step, self.config.steps, self.config.log_every, self.processes.leads
+        )
+        saved = time.monotonic()
+        with self._stop_on_signals():
+            while self.step < self.config.steps and not self.processes.any(self.stopped):
+                self._train_step(progress)
+                if self.config.evaluate_every and self.step % self.config.evaluate_every == 0:
+                    self._evaluate(progress)
+                if time.monotonic() - saved > 60 * self.config.checkpoint_minutes:
+                    self._save_or_warn()
+                    saved = time.monotonic()
+        self._save()
+        progress.close()
+        return self.step >= self.config.steps
+
+    def _train_step(self, progress: Progress) -> None:
+        started = time.monotonic()
+        random = step_random(self.config, self.step, self.processes.rank)
+        sequences = normalise(draw_sequences(self.config, self.step, random).to(self.device))
+        frames = sequences.depth.shape[1]
+        context = draw_context(frames, random)
+        dense_frames = draw_dense_frames(self.config, frames, random).to(self.device)
+        self._synchronise()
+        rendering = time.monotonic() - started
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, self.step)
+        with self._precision():
+            loss, figures = self.parallel(sequences, context, dense_frames)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
+        if torch.isfinite(norm):
+            self.optimizer.step()
+        else:
+            log.warning("step %d: gradient is not finite, step skipped", self.step)
+        self.step += 1
+        shown = {"loss": loss.detach(), **figures}
+        seen = sequences.depth.shape[:2].numel() * self.processes.count
+        progress.update(self.step, {name: float(value) for name, value in shown.items()}, seen, rendering)
+
+    def _evaluate(self, progress: Progress) -> None:
+        if not self.processes.leads:
+            return
+        row = {"step": self.step, **asdict(measure(self.model.network, self.held_out))}
+        append_row(self.folder / "held_out.csv", row)
+        plot_curve(self.folder / "held_out.csv", self.folder / "held_out.png")
+        progress.note("held out: " + "  ".join(f"{name} {value:.4g}" for name, value in row.items()))
+
+    def _resume(self, resume: Path | None) -> None:
+        source = self.path if self.path.exists() else resume
+        if source is None:
+            return
+        state = read_state(source)
+        restore(state, self.model, self.optimizer, NETWORKS[self.config.network], source)
+        self.step = state.step
+        log.info("resumed %s at step %d", source, self.step)
+
+    def _save(self) -> None:
+        if self.processes.leads:
+            network = NETWORKS[self.config.network]
+            write_state(capture(self.model, self.optimizer, self.step, self.config, network), self.path)
+
+    def _save_or_warn(self) -> None:
+        try:
+            self._save()
+        except OSError as error:  # a full disk must not end the run; the old state is still whole
+            log.error("state of step %d not written, the last good one stays: %s", self.step, error)
+
+    def _synchronise(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    @contextmanager
+    def _precision(self) -> Iterator[None]:
+        """Autocast; on a CPU also plain attention, whose backward is faster there for short sequences."""
+        enabled = self.config.precision == "bfloat16"
+        plain = sdpa_kernel(SDPBackend.MATH) if self.device.type == "cpu" else nullcontext()
+        with plain, torch.autocast(self.device.type, torch.bfloat16, enabled=enabled):
+            yield
+
+    @contextmanager
+    def _stop_on_signals(self) -> Iterator[None]:
+        def stop(number: int, frame: FrameType | None) -> None:
+            log.info("%s: stopping after this step", signal.Signals(number).name)
+            self.stopped = True
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW; only matrices decay, not norms, biases, tokens or position embeddings."""
+    decayed: list[Tensor] = []
+    free: list[Tensor] = []
+    for name, parameter in model.named_parameters():
+        plain = parameter.ndim < 2 or "token" in name or "pos_embed" in name
+        (free if plain else decayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
