@@ -105,10 +105,10 @@ NETWORKS: dict[str, NetworkConfig] = {
         camera_mlp_ratio=2.0,
         camera_iterations=4,
         camera_cache="per_iteration",
-        dense_features=48,
-        dense_channels=(32, 48, 64, 64),
+        dense_features=32,
+        dense_channels=(24, 32, 48, 64),
         dense_layers=(1, 3, 4, 5),
-        image_size=210,
+        image_size=168,
     ),
 }
 
