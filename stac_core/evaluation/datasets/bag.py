@@ -41,7 +41,7 @@ class BagSequence:
     def __init__(self, bag: BagFile, topic: str = "", depth_topic: str = "", truth: str = "") -> None:
         self.name = bag.path.stem
         self._bag = bag
-        self.topic = _choose(bag, topic)
+        self.topic = choose_image_topic(bag, topic)
         self.stamps_ns, recorded = bag.header_stamps(self.topic)
         self._images = MessageList(bag, self.topic, recorded)
         self.camera_frame = bag.first(self.topic).header.frame_id
@@ -76,7 +76,8 @@ class BagSequence:
         return None
 
 
-def _choose(bag: BagFile, topic: str) -> str:
+def choose_image_topic(bag: BagFile, topic: str = "") -> str:
+    """The given image topic, or the only one. ValueError lists what there is."""
     images = [t for t in bag.topics(*IMAGE_TYPES) if not is_depth(bag.first(t)) and "depth" not in t.lower()]
     if topic:
         if topic not in images:
