@@ -7,6 +7,7 @@ Sections are frozen dataclasses; a receiver gets its section, never the whole. D
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from stac_core.settings import check_settings, refuse, setting
 
@@ -159,28 +160,210 @@ class ImageConfig:
             raise refuse(self, "size", f"must be a multiple of the patch size {PATCH_SIZE}", nearest)
 
 
-CACHE_MODES = ("full", "causal", "window_kv", "window", "window_chunk_merge", "stac", "xstream")
+@dataclass(frozen=True)
+class CacheMode:
+    """What a mode switches on; the settings of `CacheConfig` say how much of it."""
+
+    offline: bool = False  # one pass over the whole sequence, nothing stored
+    bounded: bool = True  # frames older than the window go
+    anchors: bool = False  # single tokens outlive the window, by score
+    voxels: bool = False  # tokens with a place in space outlive that too, merged by voxel
+    pruned: bool = False  # anchors are counted in tokens per layer, the window is the newest frame
+
+
+MODES: dict[str, CacheMode] = {
+    "full": CacheMode(offline=True),
+    "window": CacheMode(offline=True),
+    "causal": CacheMode(bounded=False),
+    "window_kv": CacheMode(),
+    "window_chunk_merge": CacheMode(anchors=True, voxels=True),
+    "stac": CacheMode(anchors=True, voxels=True),  # the defaults below are its preset
+    "xstream": CacheMode(anchors=True, pruned=True),
+}
+CACHE_BITS = (16, 8, 4)
 
 
 @dataclass(frozen=True)
 class CacheConfig:
-    """What a stream remembers. Source: STAC (arXiv 2603.20284), XStreamVGGT (arXiv 2601.01204)."""
+    """What a stream remembers. Sources: STAC (arXiv 2603.20284), XStreamVGGT (arXiv 2601.01204).
 
-    mode: str = setting("window_kv", "how the key/value cache is bounded", choices=CACHE_MODES)
-    window_size: int = setting(4, "recent frames kept whole", minimum=1, unit="frames")
+    Sizes in frames mean that many frames' worth of tokens per layer and head. `parity` gives the settings
+    under which the published method and this one agree; the defaults depart from it where noted.
+    """
+
+    mode: str = setting("window_kv", "how the key/value cache is bounded", choices=tuple(MODES))
     chunk_size: int = setting(4, "most frames per forward pass", minimum=1, unit="frames")
-    pinned_frames: int = setting(1, "first frames kept for ever: they carry the coordinate frame", minimum=0,
-                                 unit="frames")
+    window_size: int = setting(4, "recent frames kept whole", minimum=1, unit="frames")
+    pinned_frames: int = setting(
+        1, "first frames kept for ever: they carry the coordinate frame", minimum=0, unit="frames"
+    )
+    camera_window: int = setting(
+        64,
+        "frames the pose head looks back in stac and xstream; constant cost, and "
+        "long enough to keep poses consistent",
+        minimum=1,
+        unit="frames",
+    )
+
+    # Tokens that outlive the window by score
+    hh_size: int = setting(2, "heavy hitters kept beyond the window", minimum=0, unit="frames")
+    eviction: str = setting(
+        "score",
+        "which tokens stay: highest score, most recent, or random",
+        choices=("score", "recent", "random"),
+    )
+    temperature: float = setting(0.9, "factor on old scores at every decay", minimum=0.0, maximum=1.0)
+    decay_unit: str = setting(
+        "frames",
+        "chunk = one decay per pass as published; frames = temperature^(frames/4), "
+        "so that the horizon does not depend on the chunk size",
+        choices=("chunk", "frames"),
+    )
+    score: str = setting(
+        "sum", "sum favours tokens scored for long; mean divides by exposure", choices=("sum", "mean")
+    )
+    subsample: float = setting(1.0, "share of queries that count for scores", minimum=0.01, maximum=1.0)
+    keep_special: int = setting(
+        0,
+        "evicted frames whose camera and register tokens stay in a ring: they have "
+        "no place in space and would be lost",
+        minimum=0,
+        unit="frames",
+    )
+
+    # Tokens merged by voxel
+    retrieval_size: int = setting(
+        2, "merged tokens attended to; -1 = all near ones", minimum=-1, unit="frames"
+    )
+    retrieve_buf: bool = setting(
+        True,
+        "fill up what merged tokens leave free with single evicted ones, as the "
+        "paper says; no effect in the published code",
+    )
+    retrieve_by: str = setting(
+        "weight",
+        "which merged tokens come first: heaviest, nearest voxel, or most alike the queries",
+        choices=("weight", "near", "query"),
+    )
+    retrieve_after_merge: bool = setting(
+        False, "retrieve after the chunk's own evictions are merged: no blind gap of one chunk"
+    )
+    first_retrieval: str = setting(
+        "pivot",
+        "frame = the published rule, not before frame 16; pivot = as soon as something is merged",
+        choices=("frame", "pivot"),
+    )
+    positions: str = setting(
+        "depth",
+        "where a token lies: depth through the predicted pose, usually the more accurate, or the point head",
+        choices=("depth", "points"),
+    )
+    voxel_size: float = setting(0.05, "voxel edge, in voxel_unit", minimum=1e-6)
+    voxel_unit: str = setting(
+        "scene",
+        "model = units of the prediction; scene = times the median depth of the "
+        "first chunk, since scale is arbitrary",
+        choices=("model", "scene"),
+    )
+    voxel_conf: float = setting(2.0, "tokens at or below this confidence get no place", minimum=0.0)
+    edge_test: float = setting(
+        0.1,
+        "relative depth range in a patch from which a token lies on an edge and gets no "
+        "place: its mean point would float; 0 = off",
+        minimum=0.0,
+    )
+    voxel_buf_cap: int = setting(8, "single tokens waiting per voxel, layer and head", minimum=2)
+    voxel_piv_cap: int = setting(4, "merged tokens per voxel, layer and head", minimum=2)
+    merge_threshold: float = setting(
+        0.8, "cosine from which a token joins a merged one", minimum=-1.0, maximum=1.0
+    )
+    gate: float = setting(
+        0.2,
+        "tokens that match nothing and score below this share of their voxel's mean are dropped; 0 = none",
+        minimum=0.0,
+    )
+    pivot_inertia: float = setting(
+        0.0, "largest weight of a merged token, so that it stays able to move; 0 = none", minimum=0.0
+    )
+    allocator: str = setting(
+        "segment",
+        "static = all slots of a voxel at once, slab = four at a time, segment = one at a time; same results",
+        choices=("static", "slab", "segment"),
+    )
+    voxel_num: int = setting(
+        256, "voxels that the first memory page has room for; it grows by half", minimum=1
+    )
+
+    # Bytes
+    memory_budget: int = setting(
+        0, "hard limit of live and merged tokens together; 0 = none", minimum=0, unit="B"
+    )
+    host_budget: int = setting(
+        0, "host memory for voxels that do not fit the limit; 0 = none", minimum=0, unit="B"
+    )
+    when_full: str = setting(
+        "spill,coarsen,forget",
+        "what makes room under memory_budget, in this order; spilling needs host_budget",
+        choices=("spill,coarsen,forget", "coarsen,spill,forget", "forget"),
+    )
+    coarsen_levels: int = setting(
+        2, "times that the edge of a voxel may double to make room", minimum=0, maximum=8
+    )
+    pinned_bits: int = setting(
+        16, "storage of pinned frames; 16 = as the network computes", choices=CACHE_BITS
+    )
+    window_bits: int = setting(16, "storage of the window and of the running chunk", choices=CACHE_BITS)
+    anchor_bits: int = setting(16, "storage of tokens beyond the window", choices=CACHE_BITS)
+    retrieved_bits: int = setting(16, "storage of the retrieved set between chunks", choices=CACHE_BITS)
+    buffer_bits: int = setting(16, "storage of single tokens in voxels", choices=CACHE_BITS)
+    pivot_bits: int = setting(
+        16, "storage of merged tokens; means tolerate rounding best", choices=CACHE_BITS
+    )
+
+    # XStreamVGGT
+    xstream_budget: int = setting(0, "tokens per layer; 0 = four frames' worth", minimum=0, unit="tokens")
+    importance: str = setting(
+        "pooled",
+        "pooled = head-averaged pooled queries, as published; per_head = pooled "
+        "queries of each head; mass = exact attention received",
+        choices=("pooled", "per_head", "mass"),
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.window_bits < self.anchor_bits or (
+            self.window_bits < 16 and self.window_bits != self.anchor_bits
+        ):
+            why = f"tokens leave the window (window_bits = {self.window_bits}) and are coded only once"
+            raise refuse(self, "anchor_bits", why, self.window_bits)
+
+    @property
+    def rules(self) -> CacheMode:
+        """What the mode switches on."""
+        return MODES[self.mode]
+
+    @classmethod
+    def parity(cls, **settings: Any) -> CacheConfig:
+        """The published behaviour of `stac`, with the given settings on top."""
+        published = {
+            "mode": "stac",
+            "decay_unit": "chunk",
+            "retrieve_buf": False,
+            "first_retrieval": "frame",
+            "positions": "points",
+            "voxel_unit": "model",
+            "edge_test": 0.0,
+        }
+        return cls(**{**published, **settings})
 
 
 @dataclass(frozen=True)
 class KernelConfig:
     """Which implementation of attention and voxel merge runs."""
 
-    backend: str = setting("auto", "kernels; auto = the fastest that loads", choices=("auto", "torch", "triton", "cuda"))
+    backend: str = setting(
+        "auto", "kernels; auto = the fastest that loads", choices=("auto", "torch", "triton", "cuda")
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)
