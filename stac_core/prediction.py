@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -29,7 +30,7 @@ class Prediction:
     def frames(self) -> int:
         return self.depth.shape[-3]
 
-    def map(self, change) -> Prediction:  # type: ignore[no-untyped-def]
+    def map(self, change: Callable[[Tensor], Tensor]) -> Prediction:
         """Apply one function to every tensor that is present."""
         present = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{k: change(v) for k, v in present.items() if isinstance(v, Tensor)})

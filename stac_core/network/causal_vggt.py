@@ -6,6 +6,8 @@ and in the past that their context lets them see.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -43,13 +45,17 @@ class CausalVGGT(nn.Module):
             pose_encoding = self.camera_head(tokens.camera, context)[-1]
             world_from_camera, intrinsics = decode_pose(pose_encoding, height, width)
             depth, depth_confidence = self.depth_head(tokens.layers, height, width)
-            own_points, point_confidence = (
-                self.point_head(tokens.layers, height, width) if points else (None, None)
+            prediction = Prediction(
+                pose_encoding=pose_encoding,
+                world_from_camera=world_from_camera,
+                intrinsics=intrinsics,
+                depth=depth[..., 0],
+                depth_confidence=depth_confidence,
             )
-        return Prediction(
-            pose_encoding, world_from_camera, intrinsics, depth[..., 0], depth_confidence, own_points,
-            point_confidence,
-        )  # fmt: skip
+            if not points:
+                return prediction
+            own_points, point_confidence = self.point_head(tokens.layers, height, width)
+            return replace(prediction, points=own_points, point_confidence=point_confidence)
 
     def set_precision(self, dtype: torch.dtype) -> CausalVGGT:
         """Keep the aggregator's matrices in `dtype`: its linear layers, patch projection and attention
