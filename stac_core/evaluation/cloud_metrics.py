@@ -20,21 +20,37 @@ def voxel_downsample(points: Array, voxel_size: float) -> Array:
     """
     if not voxel_size > 0:
         raise ValueError(f"voxel_size = {voxel_size}: must be positive")
-    points = points[np.isfinite(points).all(1)]
+    finite = np.isfinite(points)
+    if not finite.all():
+        points = points[finite.all(1)]
     if not len(points):
         return points
-    cells = np.floor((points - (points.min(0) - voxel_size / 2)) / voxel_size).astype(np.int64)
-    _, cell, count = np.unique(_flatten(cells), return_inverse=True, return_counts=True)
-    sums = [np.bincount(cell, weights=points[:, axis], minlength=len(count)) for axis in range(3)]
+    cell, occupied = _number_cells(points, voxel_size)
+    count = np.bincount(cell, minlength=occupied)
+    sums = [np.bincount(cell, weights=points[:, axis], minlength=occupied) for axis in range(3)]
     return np.stack(sums, 1) / count[:, None]
 
 
-def _flatten(cells: NDArray[np.int64]) -> NDArray[np.int64]:
-    """One integer per cell; sorting integers is far quicker than sorting triples."""
-    extent = cells.max(0) + 1
-    if np.prod(extent.astype(np.float64)) >= 2**63:
-        raise ValueError("the cloud spans too many cells: raise voxel_size or drop far outliers")
-    return (cells[:, 0] * extent[1] + cells[:, 1]) * extent[2] + cells[:, 2]
+def _number_cells(points: Array, voxel_size: float) -> tuple[NDArray[np.int64], int]:
+    """The number of each point's cell [N], counted from 0 without gaps, and how many there are.
+
+    One integer per cell and one axis at a time: many times quicker than sorting triples.
+    """
+    flat = np.zeros(len(points), np.int64)
+    cells = 1.0
+    for axis in range(3):
+        column = points[:, axis]
+        index = ((column - (column.min() - voxel_size / 2)) / voxel_size).astype(np.int64)
+        extent = int(index.max()) + 1
+        cells *= extent
+        if cells >= 2**63:
+            raise ValueError("the cloud spans too many cells: raise voxel_size or drop far outliers")
+        flat = flat * extent + index
+    order = np.argsort(flat)
+    is_first = np.diff(flat[order], prepend=-1) != 0
+    number = np.empty_like(flat)
+    number[order] = np.cumsum(is_first) - 1
+    return number, int(is_first.sum())
 
 
 def estimate_normals(points: Array, neighbours: int = _NEIGHBOURS) -> Array:

@@ -21,6 +21,7 @@ from scipy.spatial.transform import Rotation
 
 from stac_core.evaluation.datasets import bag as bag_reader
 from stac_core.evaluation.datasets import open_sequence
+from stac_core.evaluation.datasets.bag import BagOptions
 from stac_core.evaluation.trajectory import Trajectory, write_tum
 
 DATA = Path(os.environ.get("STAC_TEST_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
@@ -79,10 +80,10 @@ def test_truth_may_be_a_tum_file_or_nothing(tmp_path):
     assert bag_reader.read(path).frame(0).world_from_camera is None
     poses = np.array([frame.world_from_camera for frame in frames])
     write_tum(tmp_path / "truth.tum", Trajectory(np.array([f.stamp_ns for f in frames]), poses))
-    sequence = bag_reader.read(path, truth=str(tmp_path / "truth.tum"))
+    sequence = bag_reader.read(path, BagOptions(truth=str(tmp_path / "truth.tum")))
     np.testing.assert_allclose(sequence.frame(3).world_from_camera, poses[3], atol=1e-12)
     with pytest.raises(ValueError, match="no topic '/nothing'"):
-        bag_reader.read(path, truth="/nothing")
+        bag_reader.read(path, BagOptions(truth="/nothing"))
 
 
 def test_moving_transforms_are_interpolated(tmp_path):
@@ -124,9 +125,9 @@ def test_several_image_topics_are_listed_for_a_choice(tmp_path):
             bag.write(f"/{side}/image", IMAGE, image_message(frames[0].image, 5, "rgb8"), 5)
     with pytest.raises(ValueError, match="--topic: /left/image, /right/image"):
         open_sequence(tmp_path / "bag")
-    assert len(bag_reader.read(tmp_path / "bag", topic="/right/image")) == 1
+    assert len(bag_reader.read(tmp_path / "bag", BagOptions(topic="/right/image"))) == 1
     with pytest.raises(ValueError, match="no image topic '/up/image'"):
-        bag_reader.read(tmp_path / "bag", topic="/up/image")
+        bag_reader.read(tmp_path / "bag", BagOptions(topic="/up/image"))
 
 
 def test_unknown_encodings_name_themselves(tmp_path):

@@ -32,9 +32,11 @@ def test_scale_is_the_median_ratio_and_scale_shift_is_least_squares():
     theirs = np.concatenate([t.ravel() for t in truth])
     keep = np.isfinite(ours) & (theirs > 0)
     ours, theirs = ours[keep], theirs[keep]
-    assert fit_depth(ours, theirs, "scale")[0] == pytest.approx(stats.quantile(theirs / ours, 0.5), rel=1e-12)
+    assert fit_depth([(ours, theirs)], "scale")[0] == pytest.approx(
+        stats.quantile(theirs / ours, 0.5), rel=1e-12
+    )
     judged = optimize.least_squares(lambda x: x[0] * ours + x[1] - theirs, [1.0, 0.0], method="lm").x
-    assert fit_depth(ours, theirs, "scale_shift") == pytest.approx(tuple(judged), abs=1e-6)
+    assert fit_depth([(ours, theirs)], "scale_shift") == pytest.approx(tuple(judged), abs=1e-6)
 
 
 @pytest.mark.parametrize("align", ["metric", "scale", "scale_shift"])
@@ -55,7 +57,7 @@ def test_perfect_depth_in_another_unit_has_no_error():
 
 def test_what_cannot_be_compared_is_refused():
     predicted, truth = maps(3)
-    with pytest.raises(ValueError, match="4 predicted and 3 true"):
+    with pytest.raises(ValueError, match="ends after 3 depth maps"):
         depth_errors(predicted, truth[:3])
     with pytest.raises(ValueError, match="differ in shape"):
         depth_errors([predicted[0][:5]], truth[:1])

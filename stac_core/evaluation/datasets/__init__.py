@@ -18,6 +18,7 @@ from stac_core.evaluation.datasets import (
     sintel,
     tum_rgbd,
     video,
+    world,
 )
 from stac_core.evaluation.datasets.sequence import FileSequence, Frame, FrameFiles, Sequence, natural_key
 
@@ -48,24 +49,38 @@ READERS: dict[str, Reader] = {  # in the order in which an unnamed source is tri
 }
 
 
-def open_sequence(path: Path, kind: str = "auto") -> Sequence:
+def open_sequence(
+    source: Path | str, kind: str = "auto", bag_options: bag.BagOptions = bag.DEFAULTS
+) -> Sequence:
     """Open one scene. kind: a key of READERS, or "auto" to tell it from the files.
+
+    `world:SEED,...` names a synthetic world, anything else a path.
 
     A dataset's scene that holds nothing but `images/` opens as images under any kind. Raises
     ValueError or OSError naming the path and what was expected.
     """
+    if world.recognises(str(source)):
+        return world.read(str(source))
+    path = Path(source)
     if kind != "auto" and kind not in READERS:
         raise ValueError(f"dataset {kind!r}: choose one of auto, {', '.join(READERS)}")
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
     if kind != "auto" and (READERS[kind].recognises(path) or not folder.recognises(path)):
-        return READERS[kind].read(path)
-    for reader in READERS.values():
-        if reader.recognises(path):
-            return reader.read(path)
+        reader = READERS[kind]
+    else:
+        recognised = (candidate for candidate in READERS.values() if candidate.recognises(path))
+        reader = next(recognised, _NO_READER)
+    return bag.read(path, bag_options) if reader is READERS["bag"] else reader.read(path)
+
+
+def _refuse(path: Path) -> Sequence:
     raise ValueError(
         f"{path}: none of the known layouts ({', '.join(READERS)}); name one with --dataset_type"
     )
+
+
+_NO_READER = Reader(lambda path: True, _refuse)
 
 
 def find_scenes(root: Path, kind: str = "auto", depth: int = 3) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +26,24 @@ def recognises(path: Path) -> bool:
     return (path / "metadata.yaml").is_file() or path.suffix in (".mcap", ".db3")
 
 
-def read(path: Path, topic: str = "", depth_topic: str = "", truth: str = "") -> BagSequence:
-    """Open a bag. topic, depth_topic, truth: empty = find the only one.
+@dataclass(frozen=True)
+class BagOptions:
+    """Which topics to read; empty = find the only one."""
+
+    topic: str = ""
+    depth_topic: str = ""
+    truth: str = ""  # a topic, a TUM file, or "none"
+
+
+DEFAULTS = BagOptions()
+
+
+def read(path: Path, options: BagOptions = DEFAULTS) -> BagSequence:
+    """Open a bag.
 
     Raises ValueError naming the topics where there is no image topic, or several to choose from.
     """
-    return BagSequence(BagFile(path), topic, depth_topic, truth)
+    return BagSequence(BagFile(path), options)
 
 
 class BagSequence:
@@ -38,16 +51,16 @@ class BagSequence:
 
     max_depth_m = np.inf
 
-    def __init__(self, bag: BagFile, topic: str = "", depth_topic: str = "", truth: str = "") -> None:
+    def __init__(self, bag: BagFile, options: BagOptions) -> None:
         self.name = bag.path.stem
         self._bag = bag
-        self.topic = choose_image_topic(bag, topic)
+        self.topic = choose_image_topic(bag, options.topic)
         self.stamps_ns, recorded = bag.header_stamps(self.topic)
         self._images = MessageList(bag, self.topic, recorded)
         self.camera_frame = bag.first(self.topic).header.frame_id
         self.intrinsics = _intrinsics(bag, self.topic)
-        self.truth: Trajectory | None = read_truth(bag, truth, self.camera_frame, self.stamps_ns)
-        self.depth_topic = depth_topic or _only_depth(bag)
+        self.truth: Trajectory | None = read_truth(bag, options.truth, self.camera_frame, self.stamps_ns)
+        self.depth_topic = options.depth_topic or _only_depth(bag)
         self._depths: MessageList | None = None
         self._depth_of: dict[int, int] = {}
         if self.depth_topic:

@@ -1,0 +1,234 @@
+"""Judge a node's recorded answer against the truth of the bag that was replayed to it."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from stac_core.evaluation import plots
+from stac_core.evaluation.bag_result import BagResult
+from stac_core.evaluation.cloud_metrics import cloud_errors
+from stac_core.evaluation.datasets.bag import BagSequence
+from stac_core.evaluation.depth_metrics import depth_errors, fit_depth, valid_pixels
+from stac_core.evaluation.registration import register
+from stac_core.evaluation.score import GrowingCloud, ReconOptions, unproject
+from stac_core.evaluation.trajectory import Trajectory, pair_by_stamp
+from stac_core.evaluation.trajectory_metrics import absolute_errors, align_trajectory, pose_errors
+
+
+@dataclass
+class BagReport:
+    """Figures and pictures of one replay; what could not be judged says why."""
+
+    figures: dict[str, dict[str, Any]] = field(default_factory=dict)  # section → name → value
+    unjudged: dict[str, str] = field(default_factory=dict)  # section → reason
+    pictures: dict[str, str] = field(default_factory=dict)  # title → PNG as base64
+
+    def judge(self, section: str, measure: Callable[[], dict[str, Any]]) -> None:
+        """Add a section, or the reason why it cannot be."""
+        try:
+            self.figures[section] = measure()
+        except ValueError as error:
+            self.unjudged[section] = str(error)
+
+    def draw(self, title: str, figure: Figure | None) -> None:
+        if figure is None:
+            return
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", dpi=100)
+        plots.close(figure)
+        self.pictures[title] = base64.b64encode(picture.getvalue()).decode()
+
+    def row(self) -> dict[str, float]:
+        """All figures flat, for the result table."""
+        return {name: value for section in self.figures.values() for name, value in section.items()}
+
+
+def make_report(
+    sequence: BagSequence, result: BagResult, pose_align: str, depth_align: str, options: ReconOptions
+) -> BagReport:
+    """Every figure that bag and answer allow; quality needs truth in the bag."""
+    report = BagReport()
+    report.judge("frames", lambda: _frame_counts(sequence, result))
+    report.judge("latency", lambda: _latency(result))
+    report.judge("pose", lambda: pose_errors(*_paired(sequence, result), pose_align))
+    report.judge("depth", lambda: _judge_depth(sequence, result, depth_align))
+    report.judge("cloud", lambda: _judge_cloud(sequence, result, options))
+    report.judge("memory", lambda: _memory(result))
+    _draw_all(report, sequence, result, pose_align)
+    return report
+
+
+def _frame_counts(sequence: BagSequence, result: BagResult) -> dict[str, Any]:
+    used = len(result.trajectory)
+    sent = len(result.received_ns)
+    return {
+        "frames": len(sequence),
+        "frames_sent": sent,
+        "frames_used": used,
+        "frames_dropped": sent - used,
+        "seconds": _seconds(result),
+        "frames_per_second": used / _seconds(result) if _seconds(result) > 0 else 0.0,
+    }
+
+
+def _seconds(result: BagResult) -> float:
+    """From the first image to the last answer."""
+    if not result.received_ns:
+        return 0.0
+    return (max(result.pose_logged_ns.values()) - min(result.received_ns.values())) / 1e9
+
+
+def _latency(result: BagResult) -> dict[str, float]:
+    values = np.array(list(result.latency_ms().values()))
+    if not len(values):
+        raise ValueError("no answer carries the stamp of a recorded image")
+    return {
+        "latency_median_ms": float(np.median(values)),
+        "latency_p95_ms": float(np.percentile(values, 95)),
+        "latency_max_ms": float(values.max()),
+    }
+
+
+def _memory(result: BagResult) -> dict[str, float]:
+    """Last and largest of every diagnostics value that speaks of memory or voxels."""
+    series = result.diagnostics().matching(*_MEMORY_WORDS)
+    if not series:
+        raise ValueError("no diagnostics about memory were recorded")
+    return {f"{name} (max)": max(values) for name, (_, values) in series.items()}
+
+
+_MEMORY_WORDS = ("byte", "mib", "memory", "token", "voxel", "map size", "slots")
+
+
+def _paired(sequence: BagSequence, result: BagResult) -> tuple[Trajectory, Trajectory]:
+    if sequence.truth is None:
+        raise ValueError(
+            "the bag holds no camera path (TF, Odometry or PoseStamped); name a TUM file with --truth"
+        )
+    return pair_by_stamp(result.trajectory, sequence.truth)
+
+
+def depth_pairs(
+    sequence: BagSequence, result: BagResult
+) -> list[tuple[int, NDArray[np.float32], NDArray[np.float32]]]:
+    """Number of the image, predicted and true depth of one size, for every image that has both."""
+    if not sequence.depth_topic:
+        raise ValueError("the bag holds no depth topic (32FC1 or 16UC1)")
+    messages, pairs = result.depths(), []
+    if not messages:
+        raise ValueError("the node published no depth")
+    for index, stamp in enumerate(sequence.stamps_ns):
+        truth = sequence.depth(index) if int(stamp) in messages else None
+        if truth is not None:
+            predicted = result.decode(messages[int(stamp)])
+            if predicted.shape != truth.shape:
+                resized = cv2.resize(predicted, truth.shape[::-1], interpolation=cv2.INTER_NEAREST)
+                predicted = np.asarray(resized, np.float32)
+            pairs.append((index, predicted, truth))
+    if not pairs:
+        raise ValueError("no published depth carries the stamp of an image with true depth")
+    return pairs
+
+
+def _judge_depth(sequence: BagSequence, result: BagResult, align: str) -> dict[str, float]:
+    pairs = depth_pairs(sequence, result)
+    return depth_errors([p for _, p, _ in pairs], [t for _, _, t in pairs], align)
+
+
+def _judge_cloud(sequence: BagSequence, result: BagResult, options: ReconOptions) -> dict[str, float]:
+    """The node's last map against the surface seen by the true depth from the true poses."""
+    found = result.map_cloud()
+    if found is None or not len(found.points):
+        raise ValueError("the node published no map")
+    estimate, truth = _paired(sequence, result)
+    alignment = align_trajectory(estimate, truth, "sim3")
+    ours = GrowingCloud(options.voxel_size)
+    ours.add(alignment.apply(found.points))
+    theirs = _true_cloud(sequence, options.voxel_size)
+    moved = ours.points()
+    if options.icp_distance:
+        moved = register(moved, theirs, options.icp_distance).apply(moved)
+    return asdict(cloud_errors(moved, theirs, options.threshold))
+
+
+def _true_cloud(sequence: BagSequence, voxel_size: float) -> NDArray[np.float64]:
+    cloud = GrowingCloud(voxel_size)
+    for index in range(len(sequence)):
+        frame = sequence.frame(index)
+        if frame.depth_m is not None and frame.world_from_camera is not None and frame.intrinsics is not None:
+            points = unproject(frame.depth_m, frame.intrinsics, frame.world_from_camera)
+            cloud.add(points[frame.depth_m > 0])
+    return cloud.points()
+
+
+def _draw_all(report: BagReport, sequence: BagSequence, result: BagResult, align: str) -> None:
+    path: Trajectory | None = result.trajectory
+    if "pose" in report.figures:
+        estimate, truth = _paired(sequence, result)
+        moved = align_trajectory(estimate, truth, align).apply_poses(estimate.world_from_camera)
+        aligned = Trajectory(estimate.stamps_ns, moved)
+        report.draw("Camera path", plots.path_plot({"truth": truth, "node": aligned}, "Camera path, aligned"))
+        seconds = (truth.stamps_ns - truth.stamps_ns[0]) / 1e9
+        distance, angle = absolute_errors(estimate, truth, align)
+        report.draw(
+            "Position error", plots.line_plot({"error": (seconds, distance)}, "s", "m", "Position error")
+        )
+        report.draw(
+            "Rotation error", plots.line_plot({"error": (seconds, angle)}, "s", "degrees", "Rotation error")
+        )
+    else:
+        report.draw("Camera path", plots.path_plot({"node": result.trajectory}, "Camera path, in map units"))
+    report.draw("Latency", _latency_plot(result))
+    for title, words in _PLOTTED.items():
+        series = result.diagnostics().matching(*words)
+        report.draw(title, plots.line_plot(series, "s", "", title) if series else None)
+    report.draw("Depth", _depth_pictures(report, sequence, result))
+    cloud = result.map_cloud()
+    if cloud is not None and len(cloud.points):
+        report.draw("Map", plots.cloud_from_above(cloud.points, cloud.colours, path, "The map from above"))
+
+
+_PLOTTED = {
+    "Memory": ("byte", "mib", "memory"),
+    "Tokens and voxels": ("token", "voxel", "slots"),
+    "Map": ("map size", "map points"),
+}
+
+
+def _latency_plot(result: BagResult) -> Figure | None:
+    latency = sorted(result.latency_ms().items())
+    if not latency:
+        return None
+    values = [value for _, value in latency]
+    return plots.line_plot({"latency": (range(len(values)), values)}, "answered frame", "ms", "Image to pose")
+
+
+def _depth_pictures(report: BagReport, sequence: BagSequence, result: BagResult) -> Figure | None:
+    """First, middle and last answered frame: image, predicted depth, true depth where known."""
+    if "depth" in report.figures:
+        pairs = depth_pairs(sequence, result)
+        scale, _ = fit_depth([(p[m], t[m]) for _, p, t in pairs if (m := valid_pixels(p, t)).any()], "scale")
+        chosen = [pairs[i] for i in sorted({0, len(pairs) // 2, len(pairs) - 1})]
+        shown = []
+        for index, predicted, truth in chosen[:2]:
+            image = sequence.frame(index).image
+            shown += [(f"frame {index}", image), ("node, scaled (m)", scale * predicted), ("true (m)", truth)]
+        return plots.image_row(shown, "Depth")
+    messages = result.depths()
+    stamps = [int(stamp) for stamp in sequence.stamps_ns if int(stamp) in messages]
+    if not stamps:
+        return None
+    shown = []
+    for stamp in sorted({stamps[0], stamps[-1]}):
+        index = int(np.flatnonzero(sequence.stamps_ns == stamp)[0])
+        shown += [(f"frame {index}", sequence.frame(index).image), ("node", result.decode(messages[stamp]))]
+    return plots.image_row(shown, "Depth, in map units")

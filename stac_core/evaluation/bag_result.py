@@ -1,0 +1,155 @@
+"""What a node answered to a replayed bag, read back from the recording of its topics."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stac_core.evaluation.datasets.bag_file import BagFile, decode_depth, header_stamp, pose_matrix
+from stac_core.evaluation.trajectory import Stamps, Trajectory
+
+IMAGE_RECEIVED = "/evaluation/image_received"  # std_msgs/Header of each image, recorded on its arrival
+_POSE_TYPES = {
+    "nav_msgs/msg/Odometry": "/odom",
+    "geometry_msgs/msg/PoseWithCovarianceStamped": "/pose",
+}
+_NUMBER = re.compile(r"\s*([-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)")
+
+
+@dataclass(frozen=True)
+class Cloud:
+    points: NDArray[np.float64]  # [N, 3] in the map frame
+    colours: NDArray[np.float64] | None  # [N, 3] in [0, 1]
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """Every numeric diagnostics value over time."""
+
+    seconds: dict[str, list[float]]  # since the first recorded message
+    values: dict[str, list[float]]
+
+    def matching(self, *words: str) -> dict[str, tuple[list[float], list[float]]]:
+        """Series whose name contains one of the words."""
+        chosen = [key for key in self.values if any(word in key.lower() for word in words)]
+        return {key: (self.seconds[key], self.values[key]) for key in chosen}
+
+    def last(self, name: str) -> float | None:
+        values = next((v for key, v in self.values.items() if key.lower().replace(" ", "_") == name), None)
+        return values[-1] if values else None
+
+
+class BagResult:
+    """A recorded answer. Raises ValueError where the recording holds no answer at all."""
+
+    def __init__(self, path: Path) -> None:
+        self._bag = BagFile(path)
+        self.received_ns = _arrivals(self._bag)
+        self.pose_topic = self._find(_POSE_TYPES)
+        self.trajectory, self.pose_logged_ns = _read_poses(self._bag, self.pose_topic)
+        if not len(self.trajectory):
+            topics = ", ".join(self._bag.all_topics()) or "none"
+            raise ValueError(
+                f"{path}: holds no pose of the mapping node (topics: {topics}); "
+                "did the node start and receive images?"
+            )
+        self.depth_topic = self._find({"sensor_msgs/msg/Image": "/depth"})
+
+    def _find(self, endings: dict[str, str]) -> str | None:
+        for kind, ending in endings.items():
+            for topic in self._bag.topics(kind):
+                if topic.endswith(ending):
+                    return topic
+        return None
+
+    def depths(self) -> dict[int, Any]:
+        """Stamp → depth in the node's unit, decoded when asked for."""
+        if self.depth_topic is None:
+            return {}
+        return {header_stamp(m.message): m.message for m in self._bag.messages(self.depth_topic)}
+
+    def decode(self, message: Any) -> NDArray[np.float32]:
+        return decode_depth(message, self.depth_topic or "")
+
+    def map_cloud(self) -> Cloud | None:
+        """The last whole map."""
+        topic = self._find({"sensor_msgs/msg/PointCloud2": "/map_points"})
+        last = None
+        for item in self._bag.messages(topic) if topic else ():
+            last = item.message
+        return read_cloud(last) if last is not None else None
+
+    def latency_ms(self) -> dict[int, float]:
+        """Stamp → time from the image's arrival to its pose, both as the recorder saw them."""
+        return {
+            stamp: (logged - self.received_ns[stamp]) / 1e6
+            for stamp, logged in self.pose_logged_ns.items()
+            if stamp in self.received_ns
+        }
+
+    def diagnostics(self) -> Diagnostics:
+        found = Diagnostics({}, {})
+        start: int | None = None
+        for item in self._bag.messages(*self._bag.topics("diagnostic_msgs/msg/DiagnosticArray")):
+            start = item.recorded_ns if start is None else start
+            for status in item.message.status:
+                for pair in status.values:
+                    number = _NUMBER.match(pair.value)
+                    if number:
+                        found.seconds.setdefault(pair.key, []).append((item.recorded_ns - start) / 1e9)
+                        found.values.setdefault(pair.key, []).append(float(number[1]))
+        return found
+
+
+def read_cloud(message: Any) -> Cloud:
+    """x, y, z and, where present, packed rgb of a PointCloud2; non-finite points left out."""
+    formats = {f.name: ("<f4" if f.name != "rgb" else "<u4", f.offset) for f in message.fields}
+    missing = [axis for axis in "xyz" if axis not in formats]
+    if missing:
+        raise ValueError(
+            f"a point cloud without field {', '.join(missing)}; it has {', '.join(formats) or 'none'}"
+        )
+    names = [name for name in ("x", "y", "z", "rgb") if name in formats]
+    layout = np.dtype(
+        {
+            "names": names,
+            "formats": [formats[name][0] for name in names],
+            "offsets": [formats[name][1] for name in names],
+            "itemsize": message.point_step,
+        }
+    )
+    table = np.frombuffer(message.data.tobytes(), layout, count=message.width * message.height)
+    points = np.stack([table[axis] for axis in "xyz"], 1).astype(np.float64)
+    keep = np.isfinite(points).all(1)
+    colours = None
+    if "rgb" in names:
+        packed = table["rgb"][keep]
+        colours = np.stack([packed >> 16 & 255, packed >> 8 & 255, packed & 255], 1) / 255.0
+    return Cloud(points[keep], colours)
+
+
+def _arrivals(bag: BagFile) -> dict[int, int]:
+    """Stamp of each image → when the recorder saw it."""
+    arrivals = {}
+    for item in bag.messages(IMAGE_RECEIVED):
+        stamp = item.message.stamp
+        arrivals[int(stamp.sec) * 1_000_000_000 + int(stamp.nanosec)] = item.recorded_ns
+    return arrivals
+
+
+def _read_poses(bag: BagFile, topic: str | None) -> tuple[Trajectory, dict[int, int]]:
+    """The last pose published for each stamp, and when the first was."""
+    poses: dict[int, NDArray] = {}
+    logged: dict[int, int] = {}
+    for item in bag.messages(topic) if topic else ():
+        stamp = header_stamp(item.message)
+        poses[stamp] = pose_matrix(item.message.pose.pose)
+        logged.setdefault(stamp, item.recorded_ns)
+    stamps: Stamps = np.array(sorted(poses), np.int64)
+    matrices = np.array([poses[stamp] for stamp in stamps]).reshape(-1, 4, 4)
+    return Trajectory(stamps, matrices), logged

@@ -1,0 +1,94 @@
+"""Gather the rows of many runs into one table per task, with plots of quality, bytes and time."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from stac_core.evaluation.plots import line_plot, scatter_plot
+from stac_core.evaluation.results import Row, read_rows, to_csv, to_markdown, write_whole
+from stac_core.evaluation.visualise import save_figure
+
+QUALITY = {"pose": "ate_rmse", "depth": "abs_rel", "recon": "f_score", "bag": "ate_rmse"}
+_SHOWN = {
+    "pose": ["ate_rmse", "rpe_rmse", "rpe_rotation_rmse_deg"],
+    "depth": ["abs_rel", "sq_rel", "depth_rmse", "log_rmse", "delta_1"],
+    "recon": [
+        "accuracy_mean", "accuracy_median", "completeness_mean", "completeness_median", "normal_consistency",
+        "f_score", "abs_rel", "ate_rmse",
+    ],
+    "bag": ["ate_rmse", "abs_rel", "f_score", "latency_median_ms", "latency_p95_ms", "frames_used"],
+}  # fmt: skip
+_ALWAYS = ["dataset", "scene", "model_name", "mode", "settings", "frames"]
+_COST = ["step_ms_median", "step_ms_p95", "cache_mib_max"]
+
+
+def find_rows(folders: list[Path]) -> list[tuple[Path, Row]]:
+    """Every row below the folders, with the folder of its run.
+
+    Raises ValueError where there is none.
+    """
+    files = sorted({file for folder in folders for file in folder.rglob("rows.jsonl")})
+    rows = [(file.parent, row) for file in files for row in read_rows(file)]
+    if not rows:
+        raise ValueError(
+            f"no rows.jsonl below {', '.join(map(str, folders))}; run stac-eval recon, pose or depth first"
+        )
+    return rows
+
+
+def collect(folders: list[Path], output: Path) -> list[Path]:
+    """Write `table.md`, `table_<task>.csv` and the plots; returns the files written."""
+    found = find_rows(folders)
+    written, markdown = [], []
+    for task in sorted({row["task"] for _, row in found}):
+        rows = [row for _, row in found if row["task"] == task]
+        markdown.append(f"## {task}\n\n{to_markdown(rows, shown_columns(task, rows))}")
+        write_whole(output / f"table_{task}.csv", to_csv(rows))
+        written.append(output / f"table_{task}.csv")
+        written += _save(output / f"quality_{task}.png", quality_against_bytes(task, rows))
+    written += _save(output / "time.png", time_against_frame(found))
+    write_whole(output / "table.md", "\n".join(markdown))
+    return [output / "table.md", *written]
+
+
+def shown_columns(task: str, rows: list[Row]) -> list[str]:
+    """The columns of the Markdown table; the CSV holds all of them."""
+    measured = [name for name in _SHOWN.get(task, []) + _COST if any(name in row for row in rows)]
+    return _ALWAYS + measured
+
+
+def quality_against_bytes(task: str, rows: list[Row]) -> Figure | None:
+    """One point per row, one series per mode."""
+    measure = QUALITY.get(task, "")
+    series: dict[str, tuple[list[float], list[float]]] = {}
+    for row in rows:
+        if row.get(measure) is not None and row.get("cache_mib_max") is not None:
+            x, y = series.setdefault(str(row["mode"]), ([], []))
+            x.append(row["cache_mib_max"])
+            y.append(row[measure])
+    if not series:
+        return None
+    return scatter_plot(series, "cache, most at any step (MiB)", measure, f"{task}: quality against bytes")
+
+
+def time_against_frame(found: list[tuple[Path, Row]]) -> Figure | None:
+    """Step time per frame of every scene that kept its `frames.csv`."""
+    series = {}
+    for folder, row in found:
+        file = folder / str(row.get("frames_file", ""))
+        if file.is_file():
+            with file.open() as lines:
+                steps = list(csv.DictReader(lines))
+            label = f"{row['scene']} {row['mode']} {row['settings']}"
+            series[label] = ([float(s["frame"]) for s in steps], [float(s["step_ms"]) for s in steps])
+    return line_plot(series, "frame", "ms per frame", "Time against frame number") if series else None
+
+
+def _save(path: Path, figure: Figure | None) -> list[Path]:
+    if figure is None:
+        return []
+    save_figure(path, figure)
+    return [path]

@@ -1,0 +1,191 @@
+"""Command `stac-eval`: reconstruction, poses and depth of datasets, bags through the node, tables."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from stac_core.evaluation import bag_command
+from stac_core.evaluation.collect import collect
+from stac_core.evaluation.datasets import READERS, find_scenes, world
+from stac_core.evaluation.depth_metrics import DEPTH_ALIGNMENTS
+from stac_core.evaluation.experiments import Measures, Plan, run_plan
+from stac_core.evaluation.flags import add_config_flags, given_flags, sweep
+from stac_core.evaluation.score import ReconOptions
+from stac_core.evaluation.trajectory_metrics import POSE_ALIGNMENTS
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand; 0 = all went well, 1 = something failed and was named, 2 = wrong usage."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    parsed = make_parser().parse_args(arguments)
+    try:
+        return int(parsed.command(parsed))
+    except (ValueError, OSError) as error:
+        print(f"stac-eval {parsed.task}: {error}", file=sys.stderr)
+        return 1
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="stac-eval", description=__doc__)
+    tasks = parser.add_subparsers(dest="task", required=True)
+    for task, help_text in (
+        ("recon", "clouds: accuracy, completeness, normal consistency, F-score"),
+        ("pose", "camera paths: ATE and RPE"),
+        ("depth", "depth maps: AbsRel, RMSE, delta"),
+    ):
+        task_parser = tasks.add_parser(task, help=help_text, description=help_text)
+        _add_dataset_flags(task_parser, task)
+        add_config_flags(task_parser)
+        task_parser.set_defaults(command=_evaluate)
+    bag_command.add_parser(tasks)
+    table = tasks.add_parser("table", help="gather runs into Markdown, CSV and plots")
+    table.add_argument("folders", nargs="+", type=Path, help="output folders of earlier runs")
+    table.add_argument("--output_dir", type=Path, default=Path("out/table"))
+    table.set_defaults(command=_table)
+    return parser
+
+
+def _add_dataset_flags(parser: argparse.ArgumentParser, task: str) -> None:
+    add = parser.add_argument
+    add("sources", nargs="*", help="scenes, folders of scenes, videos, bags, or world:SEED,frames=300")
+    add(
+        "--dataset_type",
+        "--eval_dataset",
+        default="auto",
+        choices=("auto", *READERS),
+        help="layout of the files",
+    )
+    add(
+        "--data_root",
+        type=Path,
+        default=Path("data"),
+        help="where <dataset>/<scene>/ lies if no source is named",
+    )
+    add("--scene_name", "--seq_list", nargs="+", default=[], help="only these scenes")
+    bag_command.add_topic_flags(parser)
+    add("--output_dir", type=Path, default=Path("out/eval"))
+    add("--model_name", default="", help="name of the rows (default: the backbone's)")
+    add("--save_tag", default="", help="appended to the name of the run's folder")
+    add("--vis_tag", default="", help="also write clouds, paths and depth pictures to vis_<tag>/")
+    add("--kf_every", type=int, default=1, metavar="N", help="use every N-th frame")
+    add(
+        "--pose_eval_stride",
+        type=int,
+        default=0,
+        metavar="N",
+        help="the same for the pose task; 0 = --kf_every",
+    )
+    add("--eval_cpu", action="store_true", help="run the network on the CPU")
+    add("--eval_depth", action="store_true", help="measure depth too")
+    add("--eval_cam", action="store_true", help="measure poses too")
+    add("--no_recon", action="store_true", help="leave the cloud out")
+    own = {"pose": "--pose_align", "depth": "--depth_align"}
+    for flag, choices in (("--pose_align", POSE_ALIGNMENTS), ("--depth_align", DEPTH_ALIGNMENTS)):
+        short = ["--align"] if flag == own.get(task, "--pose_align") else []
+        add(flag, *short, default=choices[0], choices=choices)
+    add("--align_per", default="sequence", choices=("sequence", "frame"), help="one depth alignment per ...")
+    defaults = ReconOptions()
+    add("--cloud_voxel", type=float, default=defaults.voxel_size, help="clouds are thinned to this (m)")
+    add("--f_threshold", type=float, default=defaults.threshold, help="distance of the F-score (m)")
+    add(
+        "--icp_distance",
+        type=float,
+        default=defaults.icp_distance,
+        help="farthest pairs of ICP (m); 0 = no ICP",
+    )
+    add("--drop_percent", type=float, default=defaults.drop_percent, help="least confident share left out")
+    add(
+        "--sweep",
+        nargs="+",
+        default=[],
+        metavar="SETTING=A,B",
+        help="all combinations, e.g. cache.mode=stac,causal",
+    )
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    plan = _make_plan(arguments)
+    failures = run_plan(plan)
+    print(f"rows: {plan.output / 'rows.csv'}")
+    for failure in failures:
+        print(f"stac-eval {plan.task}: {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _make_plan(arguments: argparse.Namespace) -> Plan:
+    overrides = given_flags(arguments)
+    if arguments.eval_cpu:
+        overrides["model.device"] = "cpu"
+    settings = sweep(arguments.sweep, overrides)
+    task = arguments.task
+    stride = (
+        arguments.pose_eval_stride if task == "pose" and arguments.pose_eval_stride else arguments.kf_every
+    )
+    measures = Measures(
+        recon=task == "recon" and not arguments.no_recon,
+        pose=task == "pose" or arguments.eval_cam,
+        depth=task == "depth" or arguments.eval_depth,
+        pose_align=arguments.pose_align,
+        depth_align=arguments.depth_align,
+        depth_per=arguments.align_per,
+        stride=stride,
+        options=ReconOptions(
+            arguments.cloud_voxel, arguments.f_threshold, arguments.icp_distance, arguments.drop_percent
+        ),
+    )
+    if not (measures.recon or measures.pose or measures.depth):
+        raise ValueError("--no_recon leaves nothing to measure; add --eval_cam or --eval_depth")
+    name = arguments.model_name or overrides.get("model.name", "embedded")
+    folder = f"{name}_{arguments.save_tag}" if arguments.save_tag else name
+    return Plan(
+        task, arguments.dataset_type, _find_sources(arguments), settings, measures, name,
+        arguments.output_dir / folder, arguments.vis_tag, bag_command.topic_options(arguments),
+    )  # fmt: skip
+
+
+def _find_sources(arguments: argparse.Namespace) -> list[str]:
+    """The scenes to run. Raises ValueError or OSError listing what there is to choose from."""
+    kind, wanted = arguments.dataset_type, arguments.scene_name
+    if not arguments.sources and kind == "auto":
+        raise ValueError(
+            "name a scene or a folder of scenes, or a --dataset_type to look for under --data_root"
+        )
+    roots = arguments.sources or [str(arguments.data_root / kind)]
+    scenes = [name for root in roots for name in _scenes_below(root, kind)]
+    if not wanted:
+        return scenes
+    chosen = [scene for scene in scenes if any(_is_called(scene, name) for name in wanted)]
+    missing = [name for name in wanted if not any(_is_called(scene, name) for scene in scenes)]
+    if missing:
+        raise ValueError(f"no scene {', '.join(missing)}; there is {', '.join(Path(s).name for s in scenes)}")
+    return chosen
+
+
+def _scenes_below(root: str, kind: str) -> list[str]:
+    if world.recognises(root):
+        return [root]
+    if not Path(root).exists():
+        raise FileNotFoundError(f"{root}: no such file or folder")
+    scenes = find_scenes(Path(root), kind)
+    if not scenes:
+        raise ValueError(f"{root}: no scene of kind {kind} in it")
+    return [str(scene) for scene in scenes]
+
+
+def _is_called(scene: str, name: str) -> bool:
+    """A scene answers to its folder's name and to the end of its path, such as chess/seq-03."""
+    return scene == name or scene.endswith("/" + name)
+
+
+def _table(arguments: argparse.Namespace) -> int:
+    for path in collect(arguments.folders, arguments.output_dir):
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

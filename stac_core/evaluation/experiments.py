@@ -1,0 +1,157 @@
+"""Scenes × settings, one row each, written as it finishes and never computed twice."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from stac_core.checkpoint import LoadedNetwork, load_network
+from stac_core.config import Config, ModelConfig
+from stac_core.evaluation.datasets import Sequence, open_sequence
+from stac_core.evaluation.datasets.bag import BagOptions
+from stac_core.evaluation.flags import Overrides, configure, describe
+from stac_core.evaluation.results import ResultTable, Row
+from stac_core.evaluation.scene_run import SceneRun, run_scene
+from stac_core.evaluation.score import ReconOptions, score_depth, score_pose, score_recon
+from stac_core.evaluation.trajectory import write_tum
+from stac_core.evaluation.visualise import visualise
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What is computed for every scene."""
+
+    recon: bool = False
+    pose: bool = False
+    depth: bool = False
+    pose_align: str = "sim3"
+    depth_align: str = "scale"
+    depth_per: str = "sequence"
+    stride: int = 1
+    options: ReconOptions = field(default_factory=ReconOptions)
+
+    def describe(self) -> str:
+        """One text for everything that changes a figure."""
+        parts = [f"stride={self.stride}"]
+        if self.pose:
+            parts.append(f"pose={self.pose_align}")
+        if self.depth:
+            parts.append(f"depth={self.depth_align}/{self.depth_per}")
+        if self.recon:
+            options = self.options
+            parts.append(
+                f"recon={options.voxel_size:g}/{options.threshold:g}/{options.icp_distance:g}/{options.drop_percent:g}"
+            )
+        return " ".join(parts)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a run is made of."""
+
+    task: str
+    dataset: str
+    sources: list[str]
+    settings: list[Overrides]
+    measures: Measures
+    model_name: str
+    output: Path
+    vis_tag: str = ""
+    bag_options: BagOptions = field(default_factory=BagOptions)
+
+
+def run_plan(plan: Plan) -> list[str]:
+    """Run what is missing in the output folder; returns one message per scene that failed."""
+    table = ResultTable(plan.output)
+    failures = []
+    with tqdm(total=0, unit="frame", file=sys.stderr, dynamic_ncols=True) as bar:
+        for loaded, config, overrides in _networks(plan.settings):
+            for source in plan.sources:
+                try:
+                    _run_one(plan, table, source, loaded, config, overrides, bar)
+                except (ValueError, OSError, RuntimeError) as error:
+                    failures.append(f"{source} [{describe(overrides)}]: {error}")
+                    bar.write(f"failed: {failures[-1]}", file=sys.stderr)
+    return failures
+
+
+def _networks(settings: list[Overrides]) -> Iterator[tuple[LoadedNetwork, Config, Overrides]]:
+    """Each configuration with its network, which is loaded once for as long as it stays the same."""
+    loaded: tuple[ModelConfig, LoadedNetwork] | None = None
+    for overrides in settings:
+        config = configure(overrides)
+        if loaded is None or loaded[0] != config.model:
+            loaded = (config.model, load_network(config.model))
+        yield loaded[1], config, overrides
+
+
+def _run_one(
+    plan: Plan,
+    table: ResultTable,
+    source: str,
+    loaded: LoadedNetwork,
+    config: Config,
+    overrides: Overrides,
+    bar: tqdm,
+) -> None:
+    sequence = open_sequence(source, plan.dataset, plan.bag_options)
+    key: Row = {
+        "task": plan.task,
+        "dataset": plan.dataset,
+        "scene": sequence.name,
+        "model_name": plan.model_name,
+        "settings": describe(overrides),
+        "measured": plan.measures.describe(),
+        "weights": loaded.weights,
+    }
+    if table.has(key):
+        logger.info("%s [%s]: already in %s", sequence.name, key["settings"], table.folder)
+        return
+    started = time.perf_counter()
+    folder = plan.output / "scenes" / f"{sequence.name}_{_digest(key)}"
+    bar.total += len(range(0, len(sequence), plan.measures.stride))
+    bar.set_description(f"{sequence.name} {config.cache.mode}")
+    run = run_scene(sequence, loaded.network, config, folder, plan.measures.stride, bar.update)
+    write_tum(folder / "trajectory.tum", run.trajectory)
+    run.write_frames_csv(folder / "frames.csv")
+    row = {**key, "mode": config.cache.mode, "frames": len(run.indices), **run.cost()}
+    row |= _score(run, sequence, plan.measures)
+    row |= {
+        "seconds": round(time.perf_counter() - started, 3),
+        "frames_file": str((folder / "frames.csv").relative_to(plan.output)),
+    }
+    table.add(row)
+    if plan.vis_tag:
+        visualise(run, sequence, plan.output / f"vis_{plan.vis_tag}" / folder.name, plan.measures.options)
+    else:  # the maps served the scores; they are the only large files
+        (folder / "depth.npy").unlink()
+        (folder / "confidence.npy").unlink()
+
+
+def _score(run: SceneRun, sequence: Sequence, measures: Measures) -> dict[str, float]:
+    columns: dict[str, float] = {}
+    if measures.pose:
+        columns |= score_pose(run, sequence, measures.pose_align)
+    if measures.depth:
+        columns |= score_depth(run, sequence, measures.depth_align, measures.depth_per)
+    if measures.recon:
+        columns |= score_recon(run, sequence, measures.options)
+    finite = all(np.isfinite(value) for value in columns.values())
+    if not finite:
+        raise ValueError(f"{sequence.name}: a measure is not finite: {columns}")
+    return columns
+
+
+def _digest(key: Row) -> str:
+    """A short name for one experiment, so that runs of one scene do not share a folder."""
+    return hashlib.sha256(repr(sorted(key.items())).encode()).hexdigest()[:8]

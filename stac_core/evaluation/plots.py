@@ -1,0 +1,117 @@
+"""Figures of runs: quality against bytes, cost against frame number, paths from above."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+
+matplotlib.use("agg")  # files only; no display is needed or looked for
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from stac_core.evaluation.trajectory import Trajectory
+
+Series = Mapping[str, tuple[Sequence[float] | NDArray, Sequence[float] | NDArray]]  # label → x, y
+MIB = 2**20
+_MARKERS = "os^Dv<>Ph*X"
+
+
+def line_plot(series: Series, x_label: str, y_label: str, title: str) -> Figure:
+    """Curves over one axis, from zero up."""
+    figure, axes = _axes(x_label, y_label, title)
+    for label, (x, y) in series.items():
+        axes.plot(x, y, label=label, linewidth=1.2, marker="." if len(x) < 60 else "")
+    axes.set_ylim(bottom=0)
+    _legend(axes, len(series))
+    return figure
+
+
+def scatter_plot(series: Series, x_label: str, y_label: str, title: str) -> Figure:
+    """Points of runs; x is logarithmic, because caches differ by orders of magnitude."""
+    figure, axes = _axes(x_label, y_label, title)
+    for (label, (x, y)), marker in zip(series.items(), _MARKERS * len(series), strict=False):
+        axes.scatter(x, y, label=label, marker=marker, s=36)
+    if all(value > 0 for x, _ in series.values() for value in x):
+        axes.set_xscale("log")
+    axes.set_ylim(bottom=0)
+    _legend(axes, len(series))
+    return figure
+
+
+def path_plot(paths: Mapping[str, Trajectory], title: str) -> Figure:
+    """Camera centres in the plane in which the first path moves most."""
+    first = next(iter(paths.values())).centres
+    centre = first.mean(0)
+    plane = np.linalg.svd(first - centre, full_matrices=False)[2][:2]
+    figure, axes = _axes("m", "m", title)
+    for label, path in paths.items():
+        flat = (path.centres - centre) @ plane.T
+        axes.plot(flat[:, 0], flat[:, 1], label=label, linewidth=1.2)
+        axes.plot(*flat[0], marker="o", color=axes.lines[-1].get_color())
+    axes.set_aspect("equal", adjustable="datalim")
+    _legend(axes, len(paths))
+    return figure
+
+
+def cloud_from_above(points: NDArray, colours: NDArray | None, path: Trajectory | None, title: str) -> Figure:
+    """A cloud [N, 3] seen along its thinnest direction, with the camera path over it."""
+    centre = np.median(points, 0)
+    spread = np.abs(points - centre)
+    near = (spread <= np.quantile(spread, 0.99, axis=0) * 1.2 + 1e-9).all(
+        1
+    )  # a few outliers would shrink all
+    plane = np.linalg.svd((points[near] - centre)[:: max(1, near.sum() // 20_000)], full_matrices=False)[2][
+        :2
+    ]
+    flat = (points[near] - centre) @ plane.T
+    figure, axes = _axes("map units", "map units", title)
+    shade = colours[near] if colours is not None else "0.4"
+    axes.scatter(flat[:, 0], flat[:, 1], c=shade, s=0.4, linewidths=0, rasterized=True)
+    if path is not None and len(path):
+        line = (path.centres - centre) @ plane.T
+        axes.plot(line[:, 0], line[:, 1], color="tab:red", linewidth=1.4, label="camera")
+        _legend(axes, 1)
+    axes.set_aspect("equal", adjustable="datalim")
+    return figure
+
+
+def image_row(images: Sequence[tuple[str, NDArray]], title: str) -> Figure:
+    """Pictures side by side; single-channel ones are depth, 0 or NaN shown grey."""
+    figure, grid = plt.subplots(1, len(images), figsize=(3.2 * len(images), 3.0), layout="constrained")
+    for axes, (name, image) in zip(np.atleast_1d(grid), images, strict=True):
+        if image.ndim == 2:
+            shown = np.ma.masked_where(~(np.nan_to_num(image) > 0), image)
+            colours = matplotlib.colormaps["turbo"].copy()
+            colours.set_bad("0.6")
+            figure.colorbar(axes.imshow(shown, cmap=colours), ax=axes, shrink=0.7)
+        else:
+            axes.imshow(image)
+        axes.set_title(name, fontsize=9)
+        axes.axis("off")
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def close(figure: Figure) -> None:
+    """Release a figure's memory; pyplot keeps every open one."""
+    plt.close(figure)
+
+
+def _axes(x_label: str, y_label: str, title: str) -> tuple[Figure, Axes]:
+    figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def _legend(axes: Axes, entries: int) -> None:
+    if entries > 6:  # beside the curves, where it hides none of them
+        axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    elif entries:
+        axes.legend(fontsize=8)

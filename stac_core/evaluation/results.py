@@ -1,0 +1,101 @@
+"""Result rows on disk: one per scene, there the moment it exists, found again by the next run."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+KEY = (
+    "task",
+    "dataset",
+    "scene",
+    "model_name",
+    "settings",
+    "measured",
+    "weights",
+)  # what makes two rows the same experiment
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file under a temporary name and put it in place; a reader never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+class ResultTable:
+    """`rows.jsonl` (the record) and `rows.csv` (for spreadsheets) in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.rows = read_rows(folder / "rows.jsonl")
+
+    def has(self, key: Row) -> bool:
+        """Whether a row with these KEY columns is already there."""
+        return any(all(row.get(name) == key.get(name) for name in KEY) for row in self.rows)
+
+    def add(self, row: Row) -> None:
+        """Append one row and write both files. Raises ValueError where a KEY column is missing."""
+        missing = [name for name in KEY if name not in row]
+        if missing:
+            raise ValueError(f"result row without {', '.join(missing)}")
+        self.rows.append(row)
+        lines = [json.dumps(_plain(row), allow_nan=False) for row in self.rows]
+        write_whole(self.folder / "rows.jsonl", "\n".join(lines) + "\n")
+        write_whole(self.folder / "rows.csv", to_csv(self.rows))
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Rows of one file, [] where there is none. Raises ValueError naming a damaged line."""
+    if not path.is_file():
+        return []
+    rows = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}:{number}: not a result row ({error}); move the file away") from error
+    return rows
+
+
+def columns(rows: list[Row]) -> list[str]:
+    """Every column of any row, in order of first appearance."""
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def to_csv(rows: list[Row]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns(rows), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def to_markdown(rows: list[Row], names: list[str]) -> str:
+    """A Markdown table of the named columns; numbers with four significant digits, gaps as –."""
+    lines = [f"| {' | '.join(names)} |", f"|{' --- |' * len(names)}"]
+    for row in rows:
+        lines.append(f"| {' | '.join(_cell(row.get(name)) for name in names)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: object) -> str:
+    if value is None or value == "":
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value).replace("|", "\\|")
+
+
+def _plain(row: Row) -> Row:
+    """JSON has no infinity and no NaN; both are written as null."""
+    return {
+        name: None if isinstance(value, float) and value - value != 0 else value
+        for name, value in row.items()
+    }

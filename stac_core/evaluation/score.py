@@ -1,0 +1,166 @@
+"""From a run and a sequence's truth to the columns of one result row."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from stac_core.evaluation.alignment import Similarity, align_points
+from stac_core.evaluation.cloud_metrics import cloud_errors, voxel_downsample
+from stac_core.evaluation.datasets import Frame, Sequence
+from stac_core.evaluation.depth_metrics import depth_errors
+from stac_core.evaluation.registration import register
+from stac_core.evaluation.scene_run import SceneRun, true_frames
+from stac_core.evaluation.trajectory import Trajectory
+from stac_core.evaluation.trajectory_metrics import pose_errors
+from stac_core.geometry import unproject_depth
+
+Array = NDArray[np.float64]
+_PAIRS_PER_FRAME = 2000  # corresponding points for the alignment; more change nothing
+_COMPACT_ABOVE = 4_000_000  # points; bounds the memory of a growing cloud
+
+
+@dataclass(frozen=True)
+class ReconOptions:
+    """Lengths in metres."""
+
+    voxel_size: float = 0.02  # both clouds are thinned to this
+    threshold: float = 0.05  # distance of the F-score
+    icp_distance: float = 0.1  # pairs farther apart do not register; 0 = no registration
+    drop_percent: float = 0.0  # least confident share of each frame that is left out
+
+
+def score_pose(run: SceneRun, sequence: Sequence, align: str) -> dict[str, float]:
+    """Pose columns over the frames that have a true pose. Raises ValueError where fewer than two do."""
+    known = [
+        (number, frame.world_from_camera)
+        for number, frame in true_frames(run, sequence)
+        if frame.world_from_camera is not None
+    ]
+    if len(known) < 2:
+        raise ValueError(
+            f"{sequence.name}: {len(known)} frames with a true pose; pose errors need at least 2"
+        )
+    numbers = np.array([number for number, _ in known])
+    truth = Trajectory(run.trajectory.stamps_ns[numbers], np.array([pose for _, pose in known]))
+    return pose_errors(run.trajectory.take(numbers), truth, align)
+
+
+def score_depth(run: SceneRun, sequence: Sequence, align: str, per: str) -> dict[str, float]:
+    """Depth columns over the frames that have true depth. Raises ValueError where none has."""
+    known = [
+        (number, frame.depth_m) for number, frame in true_frames(run, sequence) if frame.depth_m is not None
+    ]
+    if not known:
+        raise ValueError(f"{sequence.name}: no frame has true depth")
+    predicted = (run.camera_depth(number) for number, _ in known)
+    return depth_errors(predicted, (depth for _, depth in known), align, per, sequence.max_depth_m)
+
+
+def score_recon(run: SceneRun, sequence: Sequence, options: ReconOptions) -> dict[str, float]:
+    """Cloud columns: align by corresponding pixels (with scale), register, compare.
+
+    Truth is the sequence's own cloud, or its depth seen from its poses. Raises ValueError where the
+    sequence holds neither.
+    """
+    ours, theirs, alignment = reconstruct(run, sequence, options)
+    if options.icp_distance:
+        fine = register(_thin(ours), theirs, options.icp_distance)
+        ours, alignment = fine.apply(ours), fine.after(alignment)
+    errors = cloud_errors(ours, theirs, options.threshold)
+    return {**asdict(errors), "points": float(len(ours)), "recon_scale": alignment.scale}
+
+
+def reconstruct(run: SceneRun, sequence: Sequence, options: ReconOptions) -> tuple[Array, Array, Similarity]:
+    """Predicted cloud in the true world, true cloud, and the similarity that moved the first."""
+    alignment = _align(run, sequence, options)
+    ours, theirs = GrowingCloud(options.voxel_size), GrowingCloud(options.voxel_size)
+    surface = sequence.cloud()
+    for number, frame in true_frames(run, sequence):
+        predicted, true = _corresponding(run, number, frame, options)
+        ours.add(alignment.apply(predicted if surface is None else predicted_points(run, number, options)))
+        if surface is None:
+            theirs.add(true)
+    if surface is not None:
+        theirs.add(surface)
+    return ours.points(), theirs.points(), alignment
+
+
+def _align(run: SceneRun, sequence: Sequence, options: ReconOptions) -> Similarity:
+    """By pixels with true depth and pose; by camera centres where the truth is a cloud alone."""
+    sources, targets = [], []
+    for number, frame in true_frames(run, sequence):
+        predicted, true = _corresponding(run, number, frame, options)
+        stride = max(1, len(true) // _PAIRS_PER_FRAME)
+        sources.append(predicted[::stride])
+        targets.append(true[::stride])
+        if not len(true) and frame.depth_m is None and frame.world_from_camera is not None:
+            sources.append(run.trajectory.centres[[number]])
+            targets.append(frame.world_from_camera[None, :3, 3])
+    if not any(map(len, targets)):
+        raise ValueError(f"{sequence.name}: no frame has true depth, pose and intrinsics; use --no_recon")
+    return align_points(np.concatenate(sources), np.concatenate(targets), with_scale=True)
+
+
+def _corresponding(run: SceneRun, number: int, frame: Frame, options: ReconOptions) -> tuple[Array, Array]:
+    """Predicted and true points [M, 3] of the pixels that have both; [0, 3] without truth."""
+    if frame.depth_m is None or frame.world_from_camera is None or frame.intrinsics is None:
+        return np.empty((0, 3)), np.empty((0, 3))
+    depth = run.camera_depth(number)
+    if depth.shape != frame.depth_m.shape:
+        raise ValueError(f"depth of frame {number}: {frame.depth_m.shape}, its image {depth.shape}")
+    both = (depth > 1e-8) & (frame.depth_m > 1e-8) & _confident(run, number, options)
+    ours = unproject(depth, run.camera_intrinsics[number], run.trajectory.world_from_camera[number])
+    theirs = unproject(frame.depth_m, frame.intrinsics, frame.world_from_camera)
+    return ours[both], theirs[both]
+
+
+def predicted_points(run: SceneRun, number: int, options: ReconOptions) -> Array:
+    """All points [M, 3] of one frame in the stream's own world."""
+    depth = run.camera_depth(number)
+    points = unproject(depth, run.camera_intrinsics[number], run.trajectory.world_from_camera[number])
+    return points[(depth > 1e-8) & _confident(run, number, options)]
+
+
+def _confident(run: SceneRun, number: int, options: ReconOptions) -> NDArray[np.bool_]:
+    confidence = run.camera_confidence(number)
+    if not options.drop_percent:
+        return np.ones(confidence.shape, bool)
+    return confidence >= np.percentile(confidence[confidence > 0], options.drop_percent)
+
+
+def unproject(depth: NDArray, intrinsics: Array, world_from_camera: Array) -> Array:
+    tensors = (
+        torch.from_numpy(np.asarray(array, np.float64)) for array in (depth, intrinsics, world_from_camera)
+    )
+    return unproject_depth(*tensors).numpy()
+
+
+def _thin(points: Array, most: int = 100_000) -> Array:
+    """Enough points for a registration."""
+    return points[:: max(1, len(points) // most)]
+
+
+class GrowingCloud:
+    """Points of many frames, thinned as they come."""
+
+    def __init__(self, voxel_size: float) -> None:
+        self._voxel_size = voxel_size
+        self._parts: list[Array] = []
+        self._count = 0
+
+    def add(self, points: Array) -> None:
+        self._parts.append(voxel_downsample(points, self._voxel_size))
+        self._count += len(self._parts[-1])
+        if self._count > _COMPACT_ABOVE:
+            self._parts = [self.points()]
+            self._count = len(self._parts[0])
+
+    def points(self) -> Array:
+        """The cloud [N, 3] so far. Raises ValueError where it would be empty."""
+        if not self._count:
+            raise ValueError("the cloud is empty: no pixel has both a predicted and a true point")
+        return voxel_downsample(np.concatenate(self._parts), self._voxel_size)
