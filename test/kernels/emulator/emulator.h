@@ -2,8 +2,8 @@
 //
 // Stands in for intrinsics.cuh: warp-wide instructions exchange their operands between the fibers of a
 // warp with the documented fragment layouts. Made to be unkind: threads run in random order between
-// barriers, asynchronous copies land as late as their wait allows, shared memory starts as NaN, and a
-// barrier that not every thread reaches is reported as a deadlock.
+// barriers, asynchronous copies land at once or as late as their wait allows, shared memory starts as
+// NaN, and a barrier that not every thread reaches is reported as a deadlock.
 #pragma once
 #define STAC_INTRINSICS_CUH
 
@@ -72,6 +72,7 @@ struct Block {
   ucontext_t scheduler;
   int current = 0;
   std::function<void()> kernel;
+  std::mt19937* random;
   std::exception_ptr failure;
 };
 
@@ -116,6 +117,7 @@ inline void run_block(Index at, int threads, int shared_bytes, std::mt19937& ran
   here.slots[1].resize(threads);
   here.shared.assign(shared_bytes, 0xff);
   here.kernel = std::move(kernel);
+  here.random = &random;
   block = &here;
   blockIdx = at;
   blockDim = {unsigned(threads), 1, 1};
@@ -165,18 +167,21 @@ inline const Slot* exchange(const Slot& mine) {
   return &slots[block->current / 32 * 32];
 }
 
+inline void land(const Copy& copy) {
+  if (copy.inside)
+    std::memcpy(copy.target, copy.source, copy.bytes);
+  else
+    std::memset(copy.target, 0, copy.bytes);
+}
+
 inline void finish_copies(int pending) {
   Fiber& fiber = block->fibers[block->current];
   std::vector<Copy> later;
-  for (const Copy& copy : fiber.copies) {
-    if (copy.group >= fiber.open_group - pending) {
+  for (const Copy& copy : fiber.copies)
+    if (copy.group >= fiber.open_group - pending)
       later.push_back(copy);
-    } else if (copy.inside) {
-      std::memcpy(copy.target, copy.source, copy.bytes);
-    } else {
-      std::memset(copy.target, 0, copy.bytes);
-    }
-  }
+    else
+      land(copy);
   fiber.copies = std::move(later);
 }
 
@@ -236,7 +241,11 @@ inline void start_copy(void* target, const void* source, int bytes, bool inside)
   if (reinterpret_cast<uintptr_t>(target) % bytes || reinterpret_cast<uintptr_t>(source) % bytes)
     throw std::runtime_error("cp.async: address is not aligned to its size");
   emulator::Fiber& fiber = emulator::block->fibers[emulator::block->current];
-  fiber.copies.push_back({target, source, bytes, inside, fiber.open_group});
+  const emulator::Copy copy{target, source, bytes, inside, fiber.open_group};
+  if ((*emulator::block->random)() % 2)
+    emulator::land(copy);
+  else
+    fiber.copies.push_back(copy);
 }
 inline void copy_async_16(void* target, const void* source, bool inside) { start_copy(target, source, 16, inside); }
 inline void copy_async_4(void* target, const void* source, bool inside) { start_copy(target, source, 4, inside); }
