@@ -72,10 +72,11 @@ def test_a_chunk_keeps_its_order_and_its_size():
 
 
 RULES = st.sampled_from(["crop", "pad", "evaluation", "evaluation_crop"])
+SIDES = st.integers(120, 600)  # no shape too extreme for a patch at network width 112
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(60, 900), st.integers(60, 900), RULES, st.sampled_from([112, 210, 224]))
+@given(SIDES, SIDES, RULES, st.sampled_from([112, 210, 224]))
 def test_depth_of_the_camera_image_is_the_same_surface(height, width, rule, size):
     """A plane seen by the network and by the camera through its own intrinsics is one plane."""
     geometry = plan_resize(height, width, ImageConfig(rule, size), 518).geometry(height, width)
@@ -97,7 +98,7 @@ def test_depth_of_the_camera_image_is_the_same_surface(height, width, rule, size
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(60, 900), st.integers(60, 900), RULES, st.sampled_from([112, 210, 224]))
+@given(SIDES, SIDES, RULES, st.sampled_from([112, 210, 224]))
 def test_nothing_outside_is_shown(height, width, rule, size):
     geometry = plan_resize(height, width, ImageConfig(rule, size), 518).geometry(height, width)
     shown = geometry.to_camera(torch.ones(2, *geometry.network_size))
