@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -57,13 +58,9 @@ class ImageGeometry:
         """
         if tuple(values.shape[-2:]) != self.network_size:
             raise ValueError(f"values are {list(values.shape[-2:])}, the network image {self.network_size}")
-        (rows, rows_shown), (columns, columns_shown) = self._sampling
-        sampled = values[..., rows.to(values.device), :][..., columns.to(values.device)]
-        if not bool(rows_shown.all()):
-            sampled[..., ~rows_shown.to(values.device), :] = 0
-        if not bool(columns_shown.all()):
-            sampled[..., ~columns_shown.to(values.device)] = 0
-        return sampled
+        rows, columns = (index.to(values.device) for index in self._nearest)
+        bordered = F.pad(values, (0, 1, 0, 1))  # one row and column of zeros, for what is not shown
+        return bordered.index_select(-2, rows).index_select(-1, columns)
 
     @cached_property
     def shown(self) -> Tensor:
@@ -82,14 +79,13 @@ class ImageGeometry:
         return torch.tensor([[scale_x, 0, x], [0, scale_y, y], [0, 0, 1]], dtype=torch.float64)
 
     @cached_property
-    def _sampling(self) -> list[tuple[Tensor, Tensor]]:
-        """For rows and columns: nearest network index of each camera pixel, and whether it is shown."""
+    def _nearest(self) -> list[Tensor]:
+        """The network row of each camera row, and likewise for columns; one past the end = not shown."""
         found = []
-        for axis in (1, 0):  # scale and corner are x, y; sizes are height, width
-            size, length = self.camera_size[1 - axis], self.network_size[1 - axis]
-            at = self.scale[axis] * torch.arange(size, dtype=torch.float64) + self.offset[axis]
-            index = at.round().long()
-            found.append((index.clamp(0, length - 1), (index >= 0) & (index < length)))
+        for axis, (size, length) in enumerate(zip(self.camera_size, self.network_size, strict=True)):
+            scale, offset = self.scale[1 - axis], self.offset[1 - axis]  # those are x, y; sizes y, x
+            index = (scale * torch.arange(size, dtype=torch.float64) + offset).round().long()
+            found.append(index.where((index >= 0) & (index < length), length))
         return found
 
 
@@ -131,10 +127,19 @@ def prepare_images(
     trained_size: the width in use where config.size is 0. ValueError names what is wrong with which frame.
     """
     height, width = _check_images(images)
-    plan = plan_resize(height, width, config, trained_size)
+    plan, geometry = _prepared_for(height, width, config, trained_size)
     prepared = np.stack([np.asarray(plan.apply(_to_rgb(image))) for image in images])
-    pixels = torch.from_numpy(prepared).permute(0, 3, 1, 2).to(torch.float32, copy=True) / 255
-    return pixels.contiguous(), plan.geometry(height, width)
+    channels_first = torch.from_numpy(prepared).permute(0, 3, 1, 2).contiguous()
+    return channels_first.to(torch.float32).div_(255), geometry
+
+
+@lru_cache(maxsize=8)
+def _prepared_for(
+    height: int, width: int, config: ImageConfig, trained_size: int
+) -> tuple[ResizePlan, ImageGeometry]:
+    """Plan and geometry of a camera, made once: a geometry keeps tables of its own."""
+    plan = plan_resize(height, width, config, trained_size)
+    return plan, plan.geometry(height, width)
 
 
 def plan_resize(height: int, width: int, config: ImageConfig, trained_size: int) -> ResizePlan:
