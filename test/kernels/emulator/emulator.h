@@ -1,9 +1,9 @@
 // Run a CUDA kernel of cuda_ext on the host, one block at a time, every thread a fiber.
 //
 // Stands in for intrinsics.cuh: warp-wide instructions exchange their operands between the fibers of a
-// warp with the documented fragment layouts. Made to be unkind: threads run in random order between
-// barriers, asynchronous copies land at once or as late as their wait allows, shared memory starts as
-// NaN, and a barrier that not every thread reaches is reported as a deadlock.
+// warp with the documented fragment layouts. Made to be unkind: warps and threads run in random order,
+// each as far as it can get; asynchronous copies land at once or as late as their wait allows; shared
+// memory starts as NaN; a barrier that not every thread reaches is reported as a deadlock.
 #pragma once
 #define STAC_INTRINSICS_CUH
 
@@ -108,7 +108,29 @@ inline bool runnable(Fiber& fiber) {
   return true;
 }
 
-// Every thread of one block, in random order, until all have returned.
+// The threads of one warp, in random order, until each waits for another warp or has returned.
+inline bool run_warp(Block& here, int warp, std::mt19937& random, int& left) {
+  const int first = warp * 32, count = std::min<int>(32, here.fibers.size() - first);
+  std::vector<int> order(count);
+  std::iota(order.begin(), order.end(), first);
+  bool moved_at_all = false;
+  for (bool moved = true; moved;) {
+    std::shuffle(order.begin(), order.end(), random);
+    moved = false;
+    for (int i : order) {
+      if (!runnable(here.fibers[i])) continue;
+      here.current = i;
+      threadIdx.x = i;
+      swapcontext(&here.scheduler, &here.fibers[i].context);
+      if (here.failure) std::rethrow_exception(here.failure);
+      left -= here.fibers[i].finished;
+      moved = moved_at_all = true;
+    }
+  }
+  return moved_at_all;
+}
+
+// Every thread of one block: warp after warp in random order, each as far as it can get.
 inline void run_block(Index at, int threads, int shared_bytes, std::mt19937& random, std::function<void()> kernel) {
   Block here;
   here.fibers.resize(threads);
@@ -128,20 +150,12 @@ inline void run_block(Index at, int threads, int shared_bytes, std::mt19937& ran
     fiber.context.uc_stack = {fiber.stack.get(), 0, stack_bytes};
     makecontext(&fiber.context, fiber_main, 0);
   }
-  std::vector<int> order(threads);
-  std::iota(order.begin(), order.end(), 0);
+  std::vector<int> warps(here.warps.size());
+  std::iota(warps.begin(), warps.end(), 0);
   for (int left = threads; left > 0;) {
-    std::shuffle(order.begin(), order.end(), random);
+    std::shuffle(warps.begin(), warps.end(), random);
     bool moved = false;
-    for (int i : order) {
-      if (!runnable(here.fibers[i])) continue;
-      here.current = i;
-      threadIdx.x = i;
-      swapcontext(&here.scheduler, &here.fibers[i].context);
-      if (here.failure) std::rethrow_exception(here.failure);
-      left -= here.fibers[i].finished;
-      moved = true;
-    }
+    for (int warp : warps) moved |= run_warp(here, warp, random, left);
     if (!moved) throw std::runtime_error("deadlock: some thread never reaches the barrier");
   }
   block = nullptr;
