@@ -16,6 +16,7 @@ from stac_core.worlds.scene import Scene
 from stac_core.worlds.shapes import Shapes, face_of, length
 from stac_core.worlds.surface import SURFACE_SIZE, Surface, albedo
 
+_SHAPES_AT_ONCE = 64  # looked at in one go
 _RAYS_PER_PASS = {"cpu": 20_000, "cuda": 1 << 21}  # bounds working memory; on a CPU it fits the cache
 
 
@@ -64,12 +65,9 @@ def _cast(
     """One pass: colours [F, 3, P] and depth [F, P]."""
     rotation, origin = poses[:, :3, :3], poses[:, :3, 3]
     direction = rotation @ camera_rays(lenses, height, width)
-    seen = _in_view(scene, worlds, origin, _frustum(rotation, lenses, height, width))
-    if seen:
-        distance, index = torch.cat([s.intersect(origin, direction) for s in seen], 1).min(1)
-    else:
-        distance = torch.full_like(direction[:, 0], torch.inf)
-        index = torch.zeros_like(distance, dtype=torch.int64)
+    seen, distance, index = _nearest(
+        scene, worlds, origin, direction, _frustum(rotation, lenses, height, width)
+    )
     missed = distance.isinf()
     depth = torch.where(missed, 0.0, distance)
     colours = _shade(scene, worlds, seen, origin, direction, depth, index, missed, 1 / lenses[:, 0, 0, None])
@@ -95,14 +93,47 @@ def _frustum(rotation: Tensor, lenses: Tensor, height: int, width: int) -> Tenso
     return normals @ rotation.transpose(1, 2)
 
 
-def _in_view(scene: Scene, worlds: Tensor, origin: Tensor, sides: Tensor) -> list[Shapes]:
-    """The shapes that some camera of this pass may see."""
+def _nearest(
+    scene: Scene, worlds: Tensor, origin: Tensor, direction: Tensor, sides: Tensor
+) -> tuple[list[Shapes], Tensor, Tensor]:
+    """First hits: the shapes looked at, and distance and index into all of them, [F, P] each.
+
+    The nearest shapes are looked at first, some at a time, until every ray has ended nearer than
+    what is left: in a building of a hundred rooms, walls hide all but a few.
+    """
+    gap, visible = _in_view(scene, worlds, origin, sides)
+    ray_length = length(direction)
+    distance = torch.full_like(ray_length, torch.inf)
+    index = torch.zeros_like(distance, dtype=torch.int64)
+    seen: list[Shapes] = []
+    count, at_once = 0, min(_SHAPES_AT_ONCE, gap.shape[1])
+    while True:
+        nearest = torch.where(visible, gap, torch.inf).kthvalue(at_once, 1, keepdim=True).values
+        sets = _keep_sets(scene, worlds, visible & (gap <= nearest))
+        if sets:
+            hits, which = torch.cat([shapes.intersect(origin, direction) for shapes in sets], 1).min(1)
+            index = torch.where(hits < distance, which + count, index)
+            distance = torch.minimum(distance, hits)
+            count += sum(shapes.count for shapes in sets)
+            seen += sets
+        reach = 1.001 * (distance * ray_length).amax(1, keepdim=True)  # a little more: gaps are rounded
+        visible &= (gap > nearest) & (gap < reach)
+        if not visible.any():
+            return seen, distance, index
+
+
+def _in_view(scene: Scene, worlds: Tensor, origin: Tensor, sides: Tensor) -> tuple[Tensor, Tensor]:
+    """Least distance [F, N] of every shape, and whether it may be in view."""
     bounds = scene.bounds
     axes, exists = bounds.axes[worlds], bounds.exists[worlds]
     offset = bounds.centre[worlds] - origin[..., None]
     along = (sides @ axes.flatten(2)).view(*sides.shape[:2], 3, -1).abs().sum(2)
-    near = length(offset) - length(axes.flatten(1, 2)) < scene.sight[worlds, None]
-    visible = (sides @ offset + along > 0).all(1) & near & exists
+    gap = length(offset) - length(axes.flatten(1, 2))
+    return gap, (sides @ offset + along > 0).all(1) & exists
+
+
+def _keep_sets(scene: Scene, worlds: Tensor, visible: Tensor) -> list[Shapes]:
+    """The visible shapes of every set; sets without any are left out."""
     parts = visible.split([shapes.count for shapes in scene.shapes], 1)
     most = torch.stack([part.sum(1).max() for part in parts]).tolist()
     return [

@@ -14,7 +14,7 @@ from stac_core.worlds.draws import Draws
 from stac_core.worlds.path import world_from_camera_rotation
 from stac_core.worlds.route import Route
 from stac_core.worlds.shapes import BOX, CYLINDER, SPHERE, Shapes, join
-from stac_core.worlds.surface import draw_surfaces
+from stac_core.worlds.surface import draw_surfaces, with_columns
 
 CLEARANCE = 0.3  # metres between the camera's route and any object
 _GROUND = 400.0  # half side of the ground outdoors, m
@@ -45,7 +45,6 @@ class Scene:
     power: Tensor  # [B] light of lamp or sun
     tint: Tensor  # [B, 3] colour of the light
     sky: Tensor  # [B, 1, K] surface of the sky
-    sight: Tensor  # [B] metres beyond which shapes are not drawn
 
 
 def build_scene(draws: Draws, building: Building, route: Route, config: WorldConfig) -> Scene:
@@ -86,7 +85,6 @@ def build_scene(draws: Draws, building: Building, route: Route, config: WorldCon
         power=draws.uniform(low=0.4, high=0.9),
         tint=1 + draws.uniform(3, low=-0.1, high=0.1),
         sky=_sky(draws),
-        sight=torch.where(building.outdoor, 3 * _GROUND, 45.0),
     )
 
 
@@ -99,11 +97,19 @@ def _bounds(shapes: tuple[Shapes, ...]) -> Bounds:
 
 def _sky(draws: Draws) -> Tensor:
     """Cloudy: noise only, between a blue or grey and near white."""
-    surface = draw_surfaces(draws, 1, torch.ones(draws.batch, device=draws.seeds.device))
     grey = draws.uniform(1, 1, low=0.45, high=0.8)
-    blue = grey + draws.uniform(1, 1, high=0.25) * torch.tensor([-1.0, 0.0, 1.0], device=grey.device)
-    surface[..., 0:3], surface[..., 3:6] = blue, draws.uniform(1, 1, low=0.7, high=1.0)
-    return surface
+    blue = draws.uniform(1, 1, high=0.25) * torch.tensor([-1.0, 0.0, 1.0], device=grey.device)
+    clouds = draw_surfaces(draws, 1, torch.ones_like(grey[:, 0, 0]))
+    clear = torch.zeros_like(grey)
+    return with_columns(
+        clouds,
+        first=grey + blue,
+        second=draws.uniform(1, 1, low=0.7, high=1.0),
+        noise=draws.uniform(1, 1, low=0.4, high=1.0),
+        frequency=draws.log_uniform(1, 1, low=0.5, high=2.0),
+        stretch=torch.ones_like(grey),
+        **dict.fromkeys(("seam_width", "contrast", "printed"), clear),
+    )
 
 
 def _structure(draws: Draws, building: Building, scale: Tensor) -> Shapes:

@@ -92,6 +92,13 @@ def draw_surfaces(draws: Draws, count: int, scale: Tensor) -> Tensor:
     return torch.cat([columns[name].expand(-1, -1, size) for name, size in _COLUMNS.items()], -1)
 
 
+def with_columns(surfaces: Tensor, **columns: Tensor) -> Tensor:
+    """The surfaces [B, count, K] with some named numbers replaced."""
+    parts = dict(zip(_COLUMNS, surfaces.split(list(_COLUMNS.values()), -1), strict=True))
+    parts.update({name: value.expand_as(parts[name]) for name, value in columns.items()})
+    return torch.cat(list(parts.values()), -1)
+
+
 def _draw_colours(draws: Draws, count: int) -> tuple[Tensor, Tensor]:
     """Two colours of a surface [B, count, 3]: mostly muted, the second near or far from the first."""
 
