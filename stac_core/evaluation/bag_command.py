@@ -101,8 +101,17 @@ def _replay(arguments: argparse.Namespace, topic: str, overrides: Overrides, rec
     """Run node, player and recorder in processes of their own; returns the exit status."""
     command = [sys.executable, "-m", RECORDER, str(arguments.bag), str(recording), "--topic", topic]
     command += ["--rate", str(arguments.rate), "--limit_s", str(arguments.limit_s), "--params"]
-    command += [f"{name}:={value}" for name, value in overrides.items()]
+    command += _node_parameters(overrides)
     return subprocess.run(command, check=False).returncode
+
+
+def _node_parameters(overrides: Overrides) -> list[str]:
+    """Parameters of the node bear the settings' names; JSON keeps 1.0, "1" and 1 apart, as YAML reads it."""
+    config, parameters = configure(overrides), []
+    for dotted in overrides:
+        section, name = dotted.split(".")
+        parameters.append(f"{dotted}:={json.dumps(getattr(getattr(config, section), name))}")
+    return parameters
 
 
 def write_report(folder: Path, source: Path, row: Row, report: BagReport) -> None:

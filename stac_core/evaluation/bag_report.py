@@ -171,7 +171,6 @@ def _true_cloud(sequence: BagSequence, voxel_size: float) -> NDArray[np.float64]
 
 
 def _draw_all(report: BagReport, sequence: BagSequence, result: BagResult, align: str) -> None:
-    path: Trajectory | None = result.trajectory
     if "pose" in report.figures:
         estimate, truth = _paired(sequence, result)
         moved = align_trajectory(estimate, truth, align).apply_poses(estimate.world_from_camera)
@@ -186,7 +185,7 @@ def _draw_all(report: BagReport, sequence: BagSequence, result: BagResult, align
             "Rotation error", plots.line_plot({"error": (seconds, angle)}, "s", "degrees", "Rotation error")
         )
     else:
-        report.draw("Camera path", plots.path_plot({"node": result.trajectory}, "Camera path, in map units"))
+        report.draw("Camera path", plots.path_plot({"node": result.trajectory}, "Camera path", "map units"))
     report.draw("Latency", _latency_plot(result))
     for title, words in _PLOTTED.items():
         series = result.diagnostics().matching(*words)
@@ -194,7 +193,10 @@ def _draw_all(report: BagReport, sequence: BagSequence, result: BagResult, align
     report.draw("Depth", _depth_pictures(report, sequence, result))
     cloud = result.map_cloud()
     if cloud is not None and len(cloud.points):
-        report.draw("Map", plots.cloud_from_above(cloud.points, cloud.colours, path, "The map from above"))
+        report.draw(
+            "Map",
+            plots.cloud_from_above(cloud.points, cloud.colours, result.trajectory, "The map from above"),
+        )
 
 
 _PLOTTED = {

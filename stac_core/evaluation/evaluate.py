@@ -111,8 +111,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     plan = _make_plan(arguments)
     failures = run_plan(plan)
     print(f"rows: {plan.output / 'rows.csv'}")
-    for failure in failures:
-        print(f"stac-eval {plan.task}: {failure}", file=sys.stderr)
+    if failures:
+        runs = len(plan.sources) * len(plan.settings)
+        print(f"stac-eval {plan.task}: {failures} of {runs} runs failed, see above", file=sys.stderr)
     return 1 if failures else 0
 
 

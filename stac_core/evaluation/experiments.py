@@ -19,7 +19,7 @@ from stac_core.evaluation.datasets import Sequence, open_sequence
 from stac_core.evaluation.datasets.bag import BagOptions
 from stac_core.evaluation.flags import Overrides, configure, describe
 from stac_core.evaluation.results import ResultTable, Row
-from stac_core.evaluation.scene_run import SceneRun, run_scene
+from stac_core.evaluation.scene_run import SceneRun, frame_indices, run_scene
 from stac_core.evaluation.score import ReconOptions, score_depth, score_pose, score_recon
 from stac_core.evaluation.trajectory import write_tum
 from stac_core.evaluation.visualise import visualise
@@ -70,18 +70,19 @@ class Plan:
     bag_options: BagOptions = field(default_factory=BagOptions)
 
 
-def run_plan(plan: Plan) -> list[str]:
-    """Run what is missing in the output folder; returns one message per scene that failed."""
+def run_plan(plan: Plan) -> int:
+    """Run what is missing in the output folder; names every scene that fails and returns how many did."""
     table = ResultTable(plan.output)
-    failures = []
+    failures = 0
     with tqdm(total=0, unit="frame", file=sys.stderr, dynamic_ncols=True) as bar:
         for loaded, config, overrides in _networks(plan.settings):
             for source in plan.sources:
                 try:
                     _run_one(plan, table, source, loaded, config, overrides, bar)
                 except (ValueError, OSError, RuntimeError) as error:
-                    failures.append(f"{source} [{describe(overrides)}]: {error}")
-                    bar.write(f"failed: {failures[-1]}", file=sys.stderr)
+                    failures += 1
+                    where = f"{source} [{describe(overrides)}]"
+                    bar.write(f"stac-eval {plan.task}: {where}: {error}", file=sys.stderr)
     return failures
 
 
@@ -119,7 +120,7 @@ def _run_one(
         return
     started = time.perf_counter()
     folder = plan.output / "scenes" / f"{sequence.name}_{_digest(key)}"
-    bar.total += len(range(0, len(sequence), plan.measures.stride))
+    bar.total += len(frame_indices(sequence, plan.measures.stride))
     bar.set_description(f"{sequence.name} {config.cache.mode}")
     run = run_scene(sequence, loaded.network, config, folder, plan.measures.stride, bar.update)
     write_tum(folder / "trajectory.tum", run.trajectory)

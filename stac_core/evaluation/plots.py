@@ -42,12 +42,11 @@ def scatter_plot(series: Series, x_label: str, y_label: str, title: str) -> Figu
     return figure
 
 
-def path_plot(paths: Mapping[str, Trajectory], title: str) -> Figure:
-    """Camera centres in the plane in which the first path moves most."""
-    first = next(iter(paths.values())).centres
-    centre = first.mean(0)
-    plane = np.linalg.svd(first - centre, full_matrices=False)[2][:2]
-    figure, axes = _axes("m", "m", title)
+def path_plot(paths: Mapping[str, Trajectory], title: str, unit: str = "m") -> Figure:
+    """Camera centres from above; a dot marks the start."""
+    first = next(iter(paths.values()))
+    centre, plane = first.centres.mean(0), floor_plane(first)
+    figure, axes = _axes(f"right ({unit})", f"forward ({unit})", title)
     for label, path in paths.items():
         flat = (path.centres - centre) @ plane.T
         axes.plot(flat[:, 0], flat[:, 1], label=label, linewidth=1.2)
@@ -57,26 +56,38 @@ def path_plot(paths: Mapping[str, Trajectory], title: str) -> Figure:
     return figure
 
 
-def cloud_from_above(points: NDArray, colours: NDArray | None, path: Trajectory | None, title: str) -> Figure:
-    """A cloud [N, 3] seen along its thinnest direction, with the camera path over it."""
-    centre = np.median(points, 0)
+def cloud_from_above(points: NDArray, colours: NDArray | None, path: Trajectory, title: str) -> Figure:
+    """A cloud [N, 3] with the camera path over it; what is highest is drawn last."""
+    centre, plane = np.median(points, 0), floor_plane(path)
     spread = np.abs(points - centre)
-    near = (spread <= np.quantile(spread, 0.99, axis=0) * 1.2 + 1e-9).all(
-        1
-    )  # a few outliers would shrink all
-    plane = np.linalg.svd((points[near] - centre)[:: max(1, near.sum() // 20_000)], full_matrices=False)[2][
-        :2
-    ]
-    flat = (points[near] - centre) @ plane.T
-    figure, axes = _axes("map units", "map units", title)
-    shade = colours[near] if colours is not None else "0.4"
+    near = (spread <= np.quantile(spread, 0.99, axis=0) * 1.2 + 1e-9).all(1)  # outliers would shrink all else
+    height = (points[near] - centre) @ np.cross(plane[1], plane[0])
+    order = np.argsort(-height)
+    flat = (points[near][order] - centre) @ plane.T
+    figure, axes = _axes("right (map units)", "forward (map units)", title)
+    shade = colours[near][order] if colours is not None else "0.4"
     axes.scatter(flat[:, 0], flat[:, 1], c=shade, s=0.4, linewidths=0, rasterized=True)
-    if path is not None and len(path):
-        line = (path.centres - centre) @ plane.T
-        axes.plot(line[:, 0], line[:, 1], color="tab:red", linewidth=1.4, label="camera")
-        _legend(axes, 1)
+    line = (path.centres - centre) @ plane.T
+    axes.plot(line[:, 0], line[:, 1], color="tab:red", linewidth=1.4, label="camera")
+    _legend(axes, 1)
     axes.set_aspect("equal", adjustable="datalim")
     return figure
+
+
+def floor_plane(path: Trajectory) -> NDArray[np.float64]:
+    """Two unit rows [2, 3], right and forward, of the floor as a camera held upright suggests it.
+
+    Down is the mean of the image's own down; forward is where the first camera looks.
+    """
+    down = path.world_from_camera[:, :3, 1].mean(0)
+    looks, up_of_image = path.world_from_camera[0, :3, 2], -path.world_from_camera[0, :3, 1]
+    if np.linalg.norm(down) < 0.1:  # the camera turned over and over: no side is down
+        down = path.world_from_camera[0, :3, 1]
+    down = down / np.linalg.norm(down)
+    forward = looks if np.linalg.norm(np.cross(down, looks)) > 0.1 else up_of_image
+    right = np.cross(down, forward)
+    right /= np.linalg.norm(right)
+    return np.stack([right, np.cross(right, down)])
 
 
 def image_row(images: Sequence[tuple[str, NDArray]], title: str) -> Figure:
@@ -85,8 +96,7 @@ def image_row(images: Sequence[tuple[str, NDArray]], title: str) -> Figure:
     for axes, (name, image) in zip(np.atleast_1d(grid), images, strict=True):
         if image.ndim == 2:
             shown = np.ma.masked_where(~(np.nan_to_num(image) > 0), image)
-            colours = matplotlib.colormaps["turbo"].copy()
-            colours.set_bad("0.6")
+            colours = matplotlib.colormaps["turbo"].with_extremes(bad="0.6")
             figure.colorbar(axes.imshow(shown, cmap=colours), ax=axes, shrink=0.7)
         else:
             axes.imshow(image)

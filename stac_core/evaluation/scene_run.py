@@ -81,11 +81,7 @@ def run_scene(
     on_frames: called with the number of frames finished by each step. Raises ValueError for a stride
     or a sequence without frames, and whatever a damaged frame or the session raises.
     """
-    if stride < 1:
-        raise ValueError(f"stride = {stride}: must be at least 1")
-    indices = list(range(0, len(sequence), stride))
-    if not indices:
-        raise ValueError(f"{sequence.name}: no frames")
+    indices = frame_indices(sequence, stride)
     session = StreamSession(network, config)
     maps: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
     stamps: list[int] = []
@@ -116,6 +112,15 @@ def run_scene(
         np.array(step_ms),
         np.array(cache_bytes, np.int64),
     )
+
+
+def frame_indices(sequence: Sequence, stride: int) -> list[int]:
+    """Every stride-th frame. Raises ValueError for a stride below 1 or a sequence without frames."""
+    if stride < 1:
+        raise ValueError(f"stride = {stride}: must be at least 1")
+    if not len(sequence):
+        raise ValueError(f"{sequence.name}: no frames")
+    return list(range(0, len(sequence), stride))
 
 
 def true_frames(run: SceneRun, sequence: Sequence) -> Iterator[tuple[int, Frame]]:

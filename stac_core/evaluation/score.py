@@ -139,7 +139,7 @@ def unproject(depth: NDArray, intrinsics: Array, world_from_camera: Array) -> Ar
     return unproject_depth(*tensors).numpy()
 
 
-def _thin(points: Array, most: int = 100_000) -> Array:
+def _thin(points: Array, most: int = 50_000) -> Array:
     """Enough points for a registration."""
     return points[:: max(1, len(points) // most)]
 

@@ -73,14 +73,14 @@ def _paths(run: SceneRun, sequence: Sequence) -> dict[str, Trajectory]:
         (i, f.world_from_camera) for i, f in true_frames(run, sequence) if f.world_from_camera is not None
     ]
     if len(known) < 2:
-        return {"estimate": run.trajectory}
+        return {"estimate, unaligned": run.trajectory}
     numbers = np.array([number for number, _ in known])
     estimate = run.trajectory.take(numbers)
     truth = Trajectory(estimate.stamps_ns, np.array([pose for _, pose in known]))
     try:
         moved = align_trajectory(estimate, truth, "sim3").apply_poses(estimate.world_from_camera)
     except ValueError:  # a camera that stands still has no shape to align by
-        return {"estimate": run.trajectory}
+        return {"estimate, unaligned": run.trajectory}
     return {"truth": truth, "estimate": Trajectory(estimate.stamps_ns, moved)}
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stac_core.evaluation.datasets.sequence import FRAME_PERIOD_NS, Array, Frame
-from stac_core.worlds import World, WorldConfig
+
+if TYPE_CHECKING:
+    from stac_core.worlds import World
 
 _PREFIX = "world:"
 _SIZES = {"frames": 64, "height": 154, "width": 210}
@@ -23,6 +25,8 @@ def read(name: str) -> WorldSequence:
 
     Raises ValueError naming what is not understood or not possible.
     """
+    from stac_core.worlds import World, WorldConfig  # PyTorch takes seconds; other sources need none of it
+
     seed, *options = name.removeprefix(_PREFIX).split(",")
     sizes, settings = dict(_SIZES), dict[str, Any]()
     known = dataclasses.asdict(WorldConfig())

@@ -1,0 +1,164 @@
+"""`stac-eval` as a user runs it: rows, resuming, sweeps, tables, and what it says when it cannot."""
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from evaluation.evaluation_scene import tiny_frames, write_image
+
+from stac_core.config import Config
+from stac_core.evaluation.evaluate import main
+from stac_core.evaluation.flags import configure, describe, settings_of, sweep
+from stac_core.evaluation.results import ResultTable, read_rows, to_markdown
+from stac_core.evaluation.trajectory import read_tum
+
+DATA = Path(os.environ.get("STAC_TEST_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
+WORLD = "world:3,frames=6,height=56,width=70,kind=room"
+SMALL = ["--size", "70", "--eval_cpu"]
+
+
+def rows_of(output: Path) -> list[dict]:
+    return read_rows(output / "embedded" / "rows.jsonl")
+
+
+def test_recon_measures_all_that_is_asked_in_one_pass(tmp_path, capsys):
+    flags = ["--eval_depth", "--eval_cam", "--vis_tag", "look", "--output_dir", str(tmp_path)]
+    assert main(["recon", WORLD, *SMALL, *flags]) == 0
+    (row,) = rows_of(tmp_path)
+    for column in ("accuracy_mean", "f_score", "abs_rel", "ate_rmse", "step_ms_p95", "cache_mib_max"):
+        assert np.isfinite(row[column])
+    assert row["frames"] == 6 and row["mode"] == Config().cache.mode
+    with (tmp_path / "embedded" / "rows.csv").open() as lines:
+        assert next(csv.DictReader(lines))["scene"] == row["scene"]
+    steps = (tmp_path / "embedded" / row["frames_file"]).read_text().splitlines()
+    assert len(steps) == 7
+    folder = (tmp_path / "embedded" / row["frames_file"]).parent
+    assert len(read_tum(folder / "trajectory.tum")) == 6
+    pictures = tmp_path / "embedded" / "vis_look" / folder.name
+    for name in ("cloud.png", "path.png", "depth.png"):
+        assert cv2.imread(str(pictures / name)).std() > 5
+    assert (pictures / "cloud.ply").read_bytes().startswith(b"ply\n")
+
+
+def test_figures_do_not_depend_on_whether_a_run_was_interrupted(tmp_path):
+    """A scene that fails leaves the others; the next run adds only what is missing."""
+    broken = tmp_path / "7scenes" / "broken" / "seq-01"
+    write_image(broken / "frame-000000.color.png", tiny_frames(1)[0].image)
+    output = ["--output_dir", str(tmp_path / "out")]
+    assert main(["depth", str(broken), WORLD, *SMALL, *output]) == 1
+    (first,) = rows_of(tmp_path / "out")
+    stamp = (tmp_path / "out" / "embedded" / "rows.jsonl").stat().st_mtime_ns
+    assert main(["depth", WORLD, *SMALL, *output]) == 0
+    assert rows_of(tmp_path / "out") == [first]
+    assert (tmp_path / "out" / "embedded" / "rows.jsonl").stat().st_mtime_ns == stamp
+    assert main(["depth", WORLD, *SMALL, *output, "--align", "scale_shift"]) == 0
+    assert [row["measured"] for row in rows_of(tmp_path / "out")] == [
+        "stride=1 depth=scale/sequence",
+        "stride=1 depth=scale_shift/sequence",
+    ]
+
+
+def test_a_sweep_fills_a_table_with_plots(tmp_path, capsys):
+    output = ["--output_dir", str(tmp_path / "out")]
+    axes = ["--sweep", "cache.mode=causal,window_kv", "cache.window_size=1,2"]
+    assert main(["pose", WORLD, *SMALL, *output, *axes, "--pose_eval_stride", "2"]) == 0
+    rows = rows_of(tmp_path / "out")
+    assert [(row["mode"], row["frames"]) for row in rows] == [("causal", 3)] * 2 + [("window_kv", 3)] * 2
+    assert len({row["settings"] for row in rows}) == 4
+    assert main(["table", str(tmp_path / "out"), "--output_dir", str(tmp_path / "table")]) == 0
+    markdown = (tmp_path / "table" / "table.md").read_text()
+    assert markdown.count("\n| auto |") == 4 and "ate_rmse" in markdown
+    for name in ("quality_pose.png", "time.png"):
+        assert cv2.imread(str(tmp_path / "table" / name)).std() > 5
+
+
+def test_real_recordings_are_measured(tmp_path):
+    if not (DATA / "hololens_office_start").is_dir():
+        pytest.skip(f"no sample recordings at {DATA}")
+    scene = str(DATA / "hololens_office_start")
+    flags = ["--kf_every", "13", "--eval_cam", "--eval_depth", "--no_recon", "--output_dir", str(tmp_path)]
+    assert main(["recon", scene, *SMALL, *flags]) == 0
+    (row,) = rows_of(tmp_path)
+    assert row["poses"] == 4 and 0 < row["abs_rel"] < 10 and 0 < row["ate_rmse"] < row["path_length"]
+
+
+def test_scenes_are_found_by_dataset_and_name(tmp_path, capsys):
+    for scene in ("chess", "fire"):
+        for index, frame in enumerate(tiny_frames(2, 56, 70)):
+            write_image(tmp_path / "7scenes" / scene / "images" / f"{index}.png", frame.image)
+    base = ["depth", "--dataset_type", "7scenes", "--data_root", str(tmp_path), *SMALL]
+    output = ["--output_dir", str(tmp_path / "out")]
+    assert main([*base, *output, "--scene_name", "chess", "moon"]) == 1
+    assert "no scene moon; there is chess, fire" in capsys.readouterr().err
+    assert main([*base, *output, "--scene_name", "fire"]) == 1  # images alone have no true depth
+    assert "fire: no frame has true depth" in capsys.readouterr().err
+    assert next((tmp_path / "out").rglob("trajectory.tum")).is_file()  # what was computed is kept
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["pose"], "name a scene"),
+        (["pose", "/no/where"], "no such file"),
+        (["recon", WORLD, "--no_recon"], "nothing to measure"),
+        (["pose", WORLD, "--kf_every", "0"], "stride = 0"),
+        (["pose", "world:x"], "world:SEED"),
+        (["pose", WORLD, "--window_size", "0"], "below the minimum"),
+        (["pose", WORLD, "--window_size", "many"], "expected int"),
+        (["pose", WORLD, "--sweep", "cache.mode=magic"], "choose one of"),
+        (["pose", WORLD, "--sweep", "cache.colour=red"], "no setting 'cache.colour'"),
+        (["pose", WORLD, "--sweep", "cache.mode"], "setting=value"),
+        (["pose", WORLD, "--base_model", "stream3r", "--checkpoint", "/no/weights"], "does not exist"),
+        (["table", "/no/where"], "no rows.jsonl"),
+        (["bag", "/no/where.mcap"], "no such bag"),
+    ],
+)
+def test_mistakes_are_named_and_end_with_a_status(tmp_path, capsys, monkeypatch, arguments, says):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 1
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("talker", ["talker_mcap", "talker_sqlite3"])
+def test_a_bag_without_images_is_refused_by_the_command(capsys, tmp_path, talker):
+    if not (DATA / "rosbag2_no_images").is_dir():
+        pytest.skip(f"no sample recordings at {DATA}")
+    arguments = ["bag", str(DATA / "rosbag2_no_images" / talker), "--output_dir", str(tmp_path)]
+    assert main(arguments) == 1
+    assert "no image topic" in capsys.readouterr().err
+
+
+def test_every_setting_has_a_flag_and_texts_become_values():
+    known = settings_of(Config())
+    assert {"cache.mode", "model.name", "image.size", "kernels.backend"} <= set(known)
+    same = {name: str(setting.default) for name, setting in known.items()}
+    assert configure(same) == Config() and describe(same) == "defaults"
+    changed = {"cache.window_size": "9", "cache.mode": "causal"}
+    assert (
+        describe(changed)
+        == describe(dict(reversed(changed.items())))
+        == "cache.mode=causal cache.window_size=9"
+    )
+    modes = known["cache.mode"].metadata["choices"]
+    assert [run["cache.mode"] for run in sweep(["cache.mode=" + ",".join(modes)], {})] == list(modes)
+
+
+def test_result_files_are_whole_and_keep_no_infinities(tmp_path):
+    table = ResultTable(tmp_path)
+    key = {
+        name: name for name in ("task", "dataset", "scene", "model_name", "settings", "measured", "weights")
+    }
+    table.add({**key, "ate_rmse": float("nan"), "frames": 3})
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["rows.csv", "rows.jsonl"]
+    assert json.loads((tmp_path / "rows.jsonl").read_text())["ate_rmse"] is None
+    assert ResultTable(tmp_path).has(key) and not ResultTable(tmp_path).has({**key, "scene": "other"})
+    assert to_markdown([{"a": 0.123456, "b": None}], ["a", "b"]).splitlines()[-1] == "| 0.1235 | – |"
+    with pytest.raises(ValueError, match="without dataset"):
+        table.add({"task": "pose"})
+    (tmp_path / "rows.jsonl").write_text("{half")
+    with pytest.raises(ValueError, match=r"rows\.jsonl:1"):
+        ResultTable(tmp_path)
