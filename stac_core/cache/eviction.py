@@ -1,0 +1,47 @@
+"""Which tokens stay when there is room for fewer: pure functions, listed in a table.
+
+Tokens lie in temporal order, oldest first. Sorting is stable, so among equal scores the older token
+stays and every run makes the same choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Rule = Callable[[Tensor, int], Tensor]  # (score [..., T], moment of the stream) → rank [..., T]
+
+
+class Choice(NamedTuple):
+    """Positions, ascending, of the tokens that stay and of those that go."""
+
+    kept: Tensor  # [..., min(budget, T)]
+    dropped: Tensor  # [..., the rest]
+
+
+def by_score(score: Tensor, moment: int) -> Tensor:
+    """Heavy hitters: the highest scores stay."""
+    return score
+
+
+def by_recency(score: Tensor, moment: int) -> Tensor:
+    """The newest stay."""
+    return torch.arange(score.shape[-1], device=score.device).expand_as(score)
+
+
+def by_chance(score: Tensor, moment: int) -> Tensor:
+    """Any stay; the same ones in every run at the same moment of the stream."""
+    generator = torch.Generator().manual_seed(moment)
+    return torch.rand(score.shape, generator=generator).to(score.device)
+
+
+RULES: dict[str, Rule] = {"score": by_score, "recent": by_recency, "random": by_chance}
+
+
+def choose(rule: str, score: Tensor, budget: int, moment: int = 0) -> Choice:
+    """Split tokens by a rule of `RULES`; score [..., T]."""
+    order = RULES[rule](score, moment).sort(dim=-1, descending=True, stable=True).indices
+    return Choice(order[..., :budget].sort(-1).values, order[..., budget:].sort(-1).values)

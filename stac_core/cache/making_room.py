@@ -1,0 +1,234 @@
+"""Keeps a voxel memory under its byte limit: grow while there is room, then spill, coarsen or forget.
+
+Voxels visited in the running pass are never touched. Nothing here changes what a voxel holds, except
+coarsening, which trades resolution far from the camera for room, and forgetting, which is counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stac_core.cache.spilled import SpilledVoxels
+from stac_core.cache.voxel_grid import VoxelGrid
+from stac_core.cache.voxel_keys import parents, unpack
+from stac_core.cache.voxel_rows import VoxelRows
+from stac_core.config import CacheConfig
+from stac_core.kernels.voxel_merge import MergeRules, RowState, RowTokens, VoxelMerge
+from stac_core.kernels.voxel_merge_torch import fold_in
+
+SHARE = 16  # one step makes room by this part of all voxels
+GRID_BYTES = 40  # per voxel: key, level, visit, and its entry in the sorted index
+ROWS_AT_ONCE = 1 << 15  # bounds the dense working state
+
+
+@dataclass
+class RoomCounts:
+    """Voxels so far, except where noted."""
+
+    spilled: int = 0
+    reloaded: int = 0
+    coarsened: int = 0  # voxels that became part of a wider one
+    forgotten: int = 0
+    forgotten_tokens: int = 0  # tokens in forgotten voxels
+    refused: int = 0  # places for which no voxel could be had
+
+
+class RoomMaker:
+    """Decides about space for one `VoxelMemory`."""
+
+    def __init__(self, config: CacheConfig, grid: VoxelGrid, rows: VoxelRows, merge: VoxelMerge) -> None:
+        self.counts = RoomCounts()
+        self.host = SpilledVoxels(rows)
+        self._config, self._grid, self._rows, self._merge = config, grid, rows, merge
+        self._rules = MergeRules(config.merge_threshold, 0.0, config.pivot_inertia)
+        self._limit: int | None = None
+        self._camera_cell: Tensor | None = None
+        self._moment = 0
+        self._steps = [getattr(self, f"_{name}") for name in config.when_full.split(",")]
+
+    def begin(self, moment: int, camera_cell: Tensor | None, limit: int | None) -> None:
+        """A new pass: what is visited from here on is safe until the next. camera_cell [3] finest cells."""
+        self._moment, self._camera_cell, self._limit = moment, camera_cell, limit
+
+    def enter(self, keys: Tensor) -> None:
+        """Have a voxel for each of these different finest-level keys, as far as there is room."""
+        self.recall(self.host.grid.find(keys.to("cpu")))
+        found = self._grid.find(keys)
+        self._grid.visited[found[found >= 0]] = self._moment
+        missing = keys[found < 0]
+        added = missing[: self._voxels_for(len(missing))]
+        self._grid.add(added, 0, self._moment)
+        self.counts.refused += len(missing) - len(added)
+
+    def recall(self, numbers: Tensor) -> None:
+        """Bring spilled voxels back, by their numbers in the host's grid (−1 = none), while there is room."""
+        for number in numbers[numbers >= 0].unique().tolist():
+            record = self.host.records[number]
+            if not self._voxels_for(1) or not self.reserve(record.blocks):
+                return
+            voxel = self._grid.add(record.key[None], record.level, self._moment)
+            self.host.restore(number, voxel)
+            self.counts.reloaded += 1
+
+    def reserve(self, blocks: dict[str, int]) -> bool:
+        """Have so many free blocks of each kind; False where that is impossible."""
+        return all(self._reserve(name, wanted) for name, wanted in blocks.items())
+
+    def _reserve(self, name: str, wanted: int) -> bool:
+        pool = self._rows.kinds[name].pool
+        while short := pool.missing(wanted):
+            room = self._room()
+            if (
+                not pool.grow(short, None if room is None else room // pool.block_bytes)
+                and not self._make_room()
+            ):
+                return False
+        return True
+
+    def _voxels_for(self, wanted: int) -> int:
+        """Free voxel numbers, at most `wanted`, after growing or making room."""
+        while (short := wanted - len(self._grid.free)) > 0:
+            if not self._grow_voxels(short) and not self._make_room():
+                break
+        return min(wanted, len(self._grid.free))
+
+    def _grow_voxels(self, short: int) -> bool:
+        voxels = max(short, self._grid.capacity // 2, self._config.voxel_num)
+        room = self._room()
+        if room is not None:
+            voxels = max(short, min(voxels, room // 4 // self._voxel_bytes))
+            if voxels * self._voxel_bytes > room:
+                return False
+        self._grid.grow(voxels)
+        self._rows.grow(voxels)
+        return True
+
+    @property
+    def _voxel_bytes(self) -> int:
+        return GRID_BYTES + self._rows.voxel_bytes
+
+    def _room(self) -> int | None:
+        """Bytes that may still be allocated."""
+        if self._limit is None:
+            return None
+        return max(0, self._limit - self._rows.bytes - GRID_BYTES * self._grid.capacity)
+
+    def _make_room(self) -> bool:
+        """One step of the first means that still helps."""
+        return any(step() for step in self._steps)
+
+    def _unvisited(self) -> Tensor:
+        """Voxels that may go, the longest unvisited first."""
+        voxels = self._grid.voxels
+        voxels = voxels[self._grid.visited[voxels] < self._moment]
+        return voxels[self._grid.visited[voxels].sort(stable=True).indices]
+
+    def _batch(self) -> int:
+        return max(1, len(self._grid.voxels) // SHARE)
+
+    def _forget(self) -> bool:
+        voxels = self._unvisited()[: self._batch()]
+        rows = self._rows.of_voxels(voxels).flatten()
+        self.counts.forgotten += len(voxels)
+        self.counts.forgotten_tokens += self._rows.tokens(rows)
+        self._drop(voxels, rows)
+        return len(voxels) > 0
+
+    def _spill(self) -> bool:
+        room = self._config.host_budget - self.host.bytes
+        spilled = 0
+        for voxel in self._unvisited()[: self._batch()].split(1):
+            record = self.host.record(self._grid, voxel)
+            if record.bytes > room:
+                break
+            room -= record.bytes
+            self.host.keep(record)
+            self._drop(voxel, self._rows.of_voxels(voxel).flatten())
+            spilled += 1
+        self.counts.spilled += spilled
+        return spilled > 0
+
+    def _coarsen(self) -> bool:
+        """Fuse voxels into wider ones, those far from the camera first."""
+        for level in range(1, self._config.coarsen_levels + 1):
+            families = self._families(level)
+            if families is not None:
+                self._fuse(*families, level)
+                return True
+        return False
+
+    def _families(self, level: int) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Voxels [n] that share wider cells, their family [n] and the keys of the families."""
+        voxels = self._unvisited()
+        voxels = voxels[self._grid.level[voxels] < level]
+        wide = self._ancestors(voxels, level)
+        visited = self._grid.voxels
+        visited = visited[self._grid.visited[visited] >= self._moment]
+        visited = visited[self._grid.level[visited] < level]
+        mixed = torch.isin(wide, self._ancestors(visited, level))
+        voxels, wide = voxels[~mixed], wide[~mixed]
+        keys, family, size = wide.unique(return_inverse=True, return_counts=True)
+        order = (
+            self._distance(keys, level).masked_fill(size < 2, -1.0).sort(descending=True, stable=True).indices
+        )
+        most = max(1, min(self._batch(), ROWS_AT_ONCE // self._rows.lanes))
+        chosen = order[:most]
+        chosen = chosen[size[chosen] >= 2]
+        if not len(chosen):
+            return None
+        rank = torch.full_like(keys, -1)
+        rank[chosen] = torch.arange(len(chosen), device=keys.device)
+        family = rank[family]
+        return voxels[family >= 0], family[family >= 0], keys[chosen]
+
+    def _ancestors(self, voxels: Tensor, level: int) -> Tensor:
+        return parents(self._grid.key[voxels], level - self._grid.level[voxels][:, None])
+
+    def _distance(self, keys: Tensor, level: int) -> Tensor:
+        """From the camera to the cells, in finest cells; the same for all where no camera is known."""
+        if self._camera_cell is None:
+            return torch.ones(len(keys), device=keys.device)
+        centre = (unpack(keys).double() + 0.5) * 2**level
+        return (centre - self._camera_cell.to(centre)).norm(dim=-1)
+
+    def _fuse(self, voxels: Tensor, family: Tensor, keys: Tensor, level: int) -> None:
+        """Pivots join by the re-merge rule, buffered tokens by an ordinary insertion without gate."""
+        lanes = self._rows.lanes
+        source = self._rows.of_voxels(voxels)  # [n, lanes]
+        target = family[:, None] * lanes + torch.arange(lanes, device=family.device)
+        content = self._rows.read(source.flatten())
+        state = RowState(*(part.new_zeros(len(keys) * lanes, *part.shape[1:]) for part in content))
+        state = state._replace(buffer_score=torch.full_like(state.buffer_score, -torch.inf))
+        order = _ordinals(family)
+        for turn in range(int(order.max()) + 1):
+            now = (order == turn).repeat_interleave(lanes)
+            for slot in range(content.members.shape[1]):
+                pivot = RowState(*(part[now, slot : slot + 1] for part in content[:5]), *content[5:])
+                fold_in(state, target.flatten()[now], pivot)
+        row, slot = (content.buffer_score > -torch.inf).nonzero().unbind(-1)
+        waiting = RowTokens(
+            target.flatten()[row], content.buffer_keys[row, slot], content.buffer_values[row, slot],
+            content.buffer_score[row, slot],
+        )  # fmt: skip
+        fused, _ = self._merge(state, waiting, self._rules)
+        visited = self._grid.visited[voxels]
+        newest = visited.new_zeros(len(keys)).scatter_reduce_(0, family, visited, "amax")
+        self._drop(voxels, source.flatten())
+        wide = self._grid.add(keys, level, newest)
+        self._rows.write(self._rows.of_voxels(wide).flatten(), state, fused)  # every slot is fresh
+        self.counts.coarsened += len(voxels)
+
+    def _drop(self, voxels: Tensor, rows: Tensor) -> None:
+        self._rows.clear(rows)
+        self._grid.remove(voxels)
+
+
+def _ordinals(family: Tensor) -> Tensor:
+    """Place of each member within its family [n]."""
+    order = family.sort(stable=True).indices
+    _, index, size = family[order].unique_consecutive(return_inverse=True, return_counts=True)
+    place = torch.arange(len(family), device=family.device) - (size.cumsum(0) - size)[index]
+    return torch.empty_like(place).scatter_(0, order, place)

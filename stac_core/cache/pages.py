@@ -1,0 +1,68 @@
+"""A table that grows by whole pages, so that growing never copies what is there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+GROWTH = 0.5  # a new page is this share of what is there
+
+
+class Pages:
+    """Named columns of equal length. Reading and writing go by row numbers, in any order."""
+
+    def __init__(self, columns: Mapping[str, tuple[int, torch.dtype]], device: torch.device) -> None:
+        """columns: name → trailing width and dtype. Fresh rows hold zeros."""
+        self._columns, self._device = columns, device
+        self._starts: list[int] = []
+        self._pages: list[dict[str, Tensor]] = []
+        self.length = 0
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._columns)
+
+    @property
+    def row_bytes(self) -> int:
+        return sum(width * dtype.itemsize for width, dtype in self._columns.values())
+
+    @property
+    def bytes(self) -> int:
+        """Allocated."""
+        return self.length * self.row_bytes
+
+    def grow(self, rows: int) -> None:
+        """Append one page."""
+        page = {
+            name: torch.zeros(rows, width, dtype=dtype, device=self._device)
+            for name, (width, dtype) in self._columns.items()
+        }
+        self._starts.append(self.length)
+        self._pages.append(page)
+        self.length += rows
+
+    def read(self, name: str, rows: Tensor) -> Tensor:
+        """[n] row numbers → [n, width]."""
+        width, dtype = self._columns[name]
+        found = torch.empty(len(rows), width, dtype=dtype, device=self._device)
+        for page, here, local in self._split(rows):
+            found[here] = page[name][local]
+        return found
+
+    def write(self, name: str, rows: Tensor, values: Tensor | float) -> None:
+        """Set [n] different rows to [n, width] values, or all of them to one number."""
+        for page, here, local in self._split(rows):
+            page[name][local] = values[here] if isinstance(values, Tensor) else values
+
+    def _split(self, rows: Tensor) -> Iterator[tuple[dict[str, Tensor], Tensor | slice, Tensor]]:
+        """Per page: the page, which of `rows` lie in it, and their numbers within it."""
+        if len(self._pages) == 1:
+            yield self._pages[0], slice(None), rows
+            return
+        for start, page in zip(self._starts, self._pages, strict=True):
+            length = len(next(iter(page.values())))
+            here = ((rows >= start) & (rows < start + length)).nonzero()[:, 0]
+            if len(here):
+                yield page, here, rows[here] - start

@@ -1,0 +1,59 @@
+"""How much a token has mattered so far: decayed sums of the attention it received.
+
+Source: STAC (arXiv 2603.20284), decayed attention scores; XStreamVGGT (arXiv 2601.01204), importance.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+POOL = 16  # patch queries averaged into one, XStreamVGGT
+
+
+def received(key_mass: Tensor, queries: int) -> Tensor:
+    """Column sums [..., T] of the softmax over M queries → contribution to the score, 1 on average.
+
+    The factor T/M keeps scores comparable while the stream grows.
+    """
+    return key_mass * (key_mass.shape[-1] / queries)
+
+
+def update(score: Tensor, contribution: Tensor, decay: float) -> Tensor:
+    """Scores [..., old] of known tokens and the contributions [..., T ≥ old] → scores [..., T]."""
+    new = contribution.clone()
+    new[..., : score.shape[-1]] += decay * score
+    return new
+
+
+def decay_of_pass(temperature: float, unit: str, frames: int) -> float:
+    """One decay per pass as published, or one per four frames however they arrive."""
+    return temperature if unit == "chunk" else temperature ** (frames / 4)
+
+
+def exposure(updates: Tensor, decay: float) -> Tensor:
+    """What a token of constant contribution 1 has gathered after so many updates."""
+    if decay == 1:
+        return updates.float()
+    return (1 - decay**updates) / (1 - decay)
+
+
+def pooled_queries(q: Tensor, special: int) -> Tensor:
+    """One frame's queries [heads, P, D] → special ones, then means of 16 patches [heads, pooled, D]."""
+    patches = q[:, special:].split(POOL, dim=1)
+    return torch.cat([q[:, :special], *(group.mean(1, keepdim=True) for group in patches)], dim=1)
+
+
+def importance_pooled(q: Tensor, keys: Tensor, special: int) -> Tensor:
+    """Queries of the newest frame [heads, P, D], keys [heads, T, D] → [heads, T], equal in all heads.
+
+    The published rule: queries and keys averaged over heads, mean of their plain products.
+    """
+    query = pooled_queries(q.float(), special).mean((0, 1))
+    return (keys.float().mean(0) @ query).expand(keys.shape[0], -1)
+
+
+def importance_per_head(q: Tensor, keys: Tensor, special: int) -> Tensor:
+    """The same in each head, where products mean something: softmax of every pooled query, averaged."""
+    logits = pooled_queries(q.float(), special) @ keys.float().mT * q.shape[-1] ** -0.5
+    return logits.softmax(-1).mean(1)

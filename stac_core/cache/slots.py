@@ -1,0 +1,107 @@
+"""Places for single tokens, handed out in blocks: the allocator of the voxel memory.
+
+`static` hands out all slots that a row can ever need at once, `slab` four at a time, `segment` one at a
+time. What a slot holds never depends on where it lies, so all three give the same results.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from stac_core.cache.pages import GROWTH, Pages
+from stac_core.cache.quantization import Codec
+
+SLAB = 4
+
+
+class SlotPool:
+    """Slots of one kind: a key, a value and a few float32 figures each."""
+
+    def __init__(
+        self, codec: Codec, figures: int, block: int, first_slots: int, device: torch.device
+    ) -> None:
+        """figures: float32 numbers beside each token; block: slots handed out together."""
+        self.block = block
+        self._codec, self._first_blocks = codec, max(1, first_slots // block)
+        fields = {f"{part}{i}": tuple(c) for part in "kv" for i, c in enumerate(codec.columns)}
+        self._pages = Pages(fields | {"figures": (figures, torch.float32)}, device)
+        self._free = torch.empty(0, dtype=torch.int64, device=device)  # a stack of block numbers
+
+    @property
+    def bytes(self) -> int:
+        return self._pages.bytes + self._free.nbytes
+
+    @property
+    def block_bytes(self) -> int:
+        """Of one block and its entry in the stack of free ones."""
+        return self._pages.row_bytes * self.block + self._free.itemsize
+
+    @property
+    def slots_used(self) -> int:
+        return self._pages.length - self.block * len(self._free)
+
+    def missing(self, blocks: int) -> int:
+        """How many more blocks would have to be allocated to take so many."""
+        return max(0, blocks - len(self._free))
+
+    def grow(self, blocks: int, most: int | None) -> bool:
+        """Allocate at least so many blocks more, at most `most`; → False where that is not enough."""
+        if most is not None and most < blocks:
+            return False
+        held = self._pages.length // self.block
+        wanted = max(blocks, int(GROWTH * held) if held else self._first_blocks)
+        wanted = wanted if most is None else min(wanted, most)
+        self._pages.grow(wanted * self.block)
+        fresh = torch.arange(held, held + wanted, device=self._free.device)
+        self._free = torch.cat([fresh.flip(0), self._free])
+        return True
+
+    def take(self, blocks: int) -> Tensor:
+        """Numbers of the slots of so many free blocks [blocks, block]."""
+        left = len(self._free) - blocks
+        taken, self._free = self._free[left:].flip(0), self._free[:left].clone()
+        return taken[:, None] * self.block + torch.arange(self.block, device=taken.device)
+
+    def give_back(self, first_slots: Tensor) -> None:
+        """Free the blocks that begin at these slots [n]."""
+        self._free = torch.cat([self._free, first_slots // self.block])
+
+    def read(self, slots: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Keys and values [n, D]; scale [n, D] is what `write` had divided the keys by."""
+        keys, values = (
+            self._codec.decode(tuple(self._pages.read(name, slots) for name in names))
+            for names in self._names
+        )
+        return keys if scale is None else keys * scale.to(keys.dtype), values
+
+    def write(self, slots: Tensor, keys: Tensor, values: Tensor, scale: Tensor | None) -> None:
+        """Store keys and values [n, D] in different slots."""
+        keys = keys if scale is None else keys / scale
+        for names, part in zip(self._names, (keys, values), strict=True):
+            for name, field in zip(names, self._codec.encode(part), strict=True):
+                self._pages.write(name, slots, field)
+
+    def read_figures(self, slots: Tensor) -> Tensor:
+        return self._pages.read("figures", slots)
+
+    def write_figures(self, slots: Tensor, figures: Tensor | float) -> None:
+        self._pages.write("figures", slots, figures)
+
+    def read_raw(self, slots: Tensor) -> dict[str, Tensor]:
+        """Every field as it is stored, for moving slots elsewhere without decoding them."""
+        return {name: self._pages.read(name, slots) for name in self._pages.names}
+
+    def write_raw(self, slots: Tensor, fields: dict[str, Tensor]) -> None:
+        for name, field in fields.items():
+            self._pages.write(name, slots, field)
+
+    @property
+    def _names(self) -> tuple[list[str], list[str]]:
+        fields = range(len(self._codec.columns))
+        return [f"k{i}" for i in fields], [f"v{i}" for i in fields]
+
+
+def block_size(allocator: str, capacity: int) -> int:
+    """Slots per block for rows of `capacity` slots."""
+    return {"static": capacity, "slab": min(SLAB, capacity), "segment": 1}[allocator]

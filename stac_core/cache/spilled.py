@@ -1,0 +1,83 @@
+"""Voxels moved to host memory as they are stored, and back, without decoding them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stac_core.cache.voxel_grid import VoxelGrid
+from stac_core.cache.voxel_rows import VoxelRows
+
+HOST = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class SpilledVoxel:
+    """One voxel on the host: per kind of slot, which are occupied [lanes, slots] and what they hold."""
+
+    key: Tensor  # [] int64
+    level: int
+    occupied: dict[str, Tensor]
+    fields: dict[str, dict[str, Tensor]]
+    blocks: dict[str, int]  # what it needs to come back
+
+    @property
+    def tokens(self) -> int:
+        """Merged and buffered."""
+        return int(self.fields["pivots"]["figures"][:, -1].sum()) + int(self.occupied["buffers"].sum())
+
+    @property
+    def bytes(self) -> int:
+        tensors = [*self.occupied.values(), *(f for kind in self.fields.values() for f in kind.values())]
+        return sum(t.nbytes for t in tensors)
+
+
+class SpilledVoxels:
+    """All spilled voxels of one memory; found by place like those on the device."""
+
+    def __init__(self, rows: VoxelRows) -> None:
+        self.grid = VoxelGrid(HOST)
+        self.records: dict[int, SpilledVoxel] = {}  # by number in the grid
+        self._rows = rows
+
+    @property
+    def bytes(self) -> int:
+        return sum(record.bytes for record in self.records.values())
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the spilled voxels stand for."""
+        return sum(record.tokens for record in self.records.values())
+
+    def record(self, grid: VoxelGrid, voxel: Tensor) -> SpilledVoxel:
+        """A copy of one voxel [1]; it stays where it is."""
+        rows = self._rows.of_voxels(voxel).flatten()
+        occupied, fields, blocks = {}, {}, {}
+        for name, kind in self._rows.kinds.items():
+            slots, figures = self._rows.figures(kind, rows)
+            held = figures[..., -1] > 0
+            occupied[name] = held.to(HOST)
+            fields[name] = {k: v.to(HOST) for k, v in kind.pool.read_raw(slots[held]).items()}
+            blocks[name] = kind.blocks(held)
+        return SpilledVoxel(grid.key[voxel[0]].to(HOST), int(grid.level[voxel[0]]), occupied, fields, blocks)
+
+    def keep(self, record: SpilledVoxel) -> None:
+        if not len(self.grid.free):
+            self.grid.grow(max(16, self.grid.capacity // 2))
+        number = self.grid.add(record.key[None], record.level, 0)
+        self.records[int(number)] = record
+
+    def restore(self, number: int, voxel: Tensor) -> None:
+        """Move a record into an empty voxel [1]; its slots must have been reserved."""
+        record = self.records.pop(number)
+        self.grid.remove(torch.tensor([number]))
+        rows = self._rows.of_voxels(voxel).flatten()
+        for name, kind in self._rows.kinds.items():
+            held = record.occupied[name].to(rows.device)
+            kind.fit(rows, held)
+            slots = kind.slots(rows)
+            spare = slots[(slots >= 0) & ~held]
+            kind.pool.write_figures(spare, 0.0)
+            kind.pool.write_raw(slots[held], {k: v.to(rows.device) for k, v in record.fields[name].items()})

@@ -1,0 +1,65 @@
+"""Where the tokens of a chunk lie in space: one point per patch, none for camera and register tokens.
+
+Source: STAC (arXiv 2603.20284), from tokens to voxels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TokenPositions:
+    """Positions of S frames of P tokens, in world."""
+
+    points: Tensor  # [S, P, 3]; anything where not valid
+    valid: Tensor  # [S, P] bool
+    camera: Tensor  # [3] the newest camera centre
+    median_depth: float  # of confident pixels; NaN where there are none
+
+
+def token_positions(
+    points: Tensor,
+    confidence: Tensor,
+    depth: Tensor,
+    camera: Tensor,
+    *,
+    patch_size: int,
+    special_tokens: int,
+    least_confidence: float,
+    edge_test: float,
+) -> TokenPositions:
+    """points [S, H, W, 3] in world, confidence and depth [S, H, W], camera [3] → one position per token.
+
+    A token is placed at the middle of its patch, where the confidence exceeds `least_confidence` and the
+    depth varies by less than `edge_test` of its mean within the patch (0 = no such test).
+    """
+    centre, certainty = patch_centres(points, patch_size), patch_centres(confidence[..., None], patch_size)
+    valid = (certainty[..., 0] > least_confidence) & centre.isfinite().all(-1)
+    if edge_test > 0:
+        valid &= ~on_edge(depth, patch_size, edge_test)
+    frames = len(points)
+    nowhere = centre.new_zeros(frames, special_tokens, 3)
+    return TokenPositions(
+        torch.cat([nowhere, centre.flatten(1, 2)], 1),
+        torch.cat([nowhere[..., 0].bool(), valid.flatten(1)], 1),
+        camera,
+        float(depth[confidence > least_confidence].nanmedian()),
+    )
+
+
+def patch_centres(values: Tensor, patch_size: int) -> Tensor:
+    """[S, H, W, n] → [S, h, w, n]: the centre pixel of every patch, or the mean of the four around it."""
+    low, high = (patch_size - 1) // 2, patch_size // 2
+    corners = [values[:, i::patch_size, j::patch_size] for i in (low, high) for j in (low, high)]
+    return (corners[0] + corners[1] + corners[2] + corners[3]) / 4
+
+
+def on_edge(depth: Tensor, patch_size: int, edge_test: float) -> Tensor:
+    """depth [S, H, W] → patches [S, h, w] whose depth range exceeds the given share of their mean."""
+    patches = depth.unflatten(2, (-1, patch_size)).unflatten(1, (-1, patch_size))
+    nearest, farthest = patches.amin((2, 4)), patches.amax((2, 4))
+    return ~(farthest - nearest <= edge_test * patches.mean((2, 4)))

@@ -1,0 +1,95 @@
+"""The cells of space that hold something, found by key.
+
+A cell at level n is 2ⁿ times as wide as the finest ones; where a wide cell exists, it stands for all finer
+ones inside it. Voxel numbers are recycled, keys never change; so whoever must remember a place for longer
+than a call remembers the key.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from stac_core.cache.voxel_keys import NOWHERE, neighbourhood, parents
+
+
+class VoxelGrid:
+    """Table of voxels; all tensors are indexed by voxel number."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.key = torch.empty(0, dtype=torch.int64, device=device)  # NOWHERE where the number is free
+        self.level = torch.empty(0, dtype=torch.int64, device=device)
+        self.visited = torch.empty(0, dtype=torch.int64, device=device)  # pass that last touched it
+        self._index: dict[int, tuple[Tensor, Tensor]] = {}  # level → sorted keys, their voxel numbers
+
+    @property
+    def capacity(self) -> int:
+        return len(self.key)
+
+    @property
+    def voxels(self) -> Tensor:
+        """Numbers in use, ascending."""
+        return (self.key != NOWHERE).nonzero()[:, 0]
+
+    @property
+    def free(self) -> Tensor:
+        return (self.key == NOWHERE).nonzero()[:, 0]
+
+    @property
+    def bytes(self) -> int:
+        index = sum(t.nbytes for pair in self._index.values() for t in pair)
+        return self.key.nbytes + self.level.nbytes + self.visited.nbytes + index
+
+    def grow(self, voxels: int) -> None:
+        """Make room for more voxels; existing numbers stay."""
+        self.key = torch.cat([self.key, self.key.new_full((voxels,), NOWHERE)])
+        self.level = torch.cat([self.level, self.level.new_zeros(voxels)])
+        self.visited = torch.cat([self.visited, self.visited.new_zeros(voxels)])
+
+    def add(self, keys: Tensor, level: Tensor | int, moment: Tensor | int) -> Tensor:
+        """Enter new keys [n], for which there must be room; → their numbers."""
+        voxels = self.free[: len(keys)]
+        self.key[voxels] = keys
+        self.level[voxels] = level
+        self.visited[voxels] = moment
+        self._rebuild()
+        return voxels
+
+    def remove(self, voxels: Tensor) -> None:
+        self.key[voxels] = NOWHERE
+        self._rebuild()
+
+    def find(self, keys: Tensor) -> Tensor:
+        """Finest-level keys [n] → numbers of the voxels that hold those places [n]; −1 = none."""
+        found = torch.full_like(keys, -1)
+        for level in sorted(self._index, reverse=True):
+            hit = self.find_at(parents(keys, level) if level else keys, level)
+            found = torch.where(found < 0, hit, found)
+        return found.masked_fill_(keys == NOWHERE, -1)
+
+    def find_at(self, keys: Tensor, level: int) -> Tensor:
+        """Keys of one level [n] → numbers [n]; −1 = none."""
+        if level not in self._index:
+            return torch.full_like(keys, -1)
+        known, numbers = self._index[level]
+        position = torch.searchsorted(known, keys).clamp_max(len(known) - 1)
+        return torch.where(known[position] == keys, numbers[position], -1)
+
+    def near(self, keys: Tensor, radius: int) -> Tensor:
+        """Voxels within ±radius finest cells of the given finest-level keys; ascending numbers."""
+        found = [keys.new_empty(0)]
+        for level in self._index:
+            reach = max(1, -(-radius >> level)) if level else radius
+            around = neighbourhood(parents(keys, level).unique(), reach)
+            hits = self.find_at(around, level)
+            found.append(hits[hits >= 0])
+        return torch.cat(found).unique()
+
+    def _rebuild(self) -> None:
+        self._index = {}
+        voxels = self.voxels
+        for level in self.level[voxels].unique().tolist():
+            numbers = voxels[self.level[voxels] == level]
+            keys, order = self.key[numbers].sort()
+            self._index[level] = keys, numbers[order]

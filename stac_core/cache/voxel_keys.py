@@ -1,0 +1,42 @@
+"""Cells of space packed into one integer, 21 bits per axis. Source: STAC (arXiv 2603.20284)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+NOWHERE = -1  # key of a token without a place
+BITS = 21
+HALF = 1 << (BITS - 1)
+MASK = (1 << BITS) - 1
+
+
+def keys_from_points(points: Tensor, valid: Tensor, edge: float) -> Tensor:
+    """points [..., 3], valid [...] bool → int64 keys [...]; NOWHERE where not valid or out of range."""
+    cell = (points / edge).floor()
+    inside = valid & (cell.abs() < HALF).all(-1)  # also false for NaN
+    return torch.where(inside, pack(torch.where(inside[..., None], cell, 0).long()), NOWHERE)
+
+
+def pack(cell: Tensor) -> Tensor:
+    """Cells [..., 3] int64, each in ±2²⁰ → keys [...]."""
+    i, j, k = (cell + HALF).unbind(-1)
+    return i | j << BITS | k << 2 * BITS
+
+
+def unpack(keys: Tensor) -> Tensor:
+    """The inverse of `pack`."""
+    return torch.stack([keys & MASK, keys >> BITS & MASK, keys >> 2 * BITS & MASK], -1) - HALF
+
+
+def parents(keys: Tensor, levels: int | Tensor) -> Tensor:
+    """Keys of the cells 2^levels times as wide that hold the given ones; levels: a number, or [..., 1]."""
+    return pack(unpack(keys) >> levels)
+
+
+def neighbourhood(keys: Tensor, radius: int) -> Tensor:
+    """All keys within ±radius cells of the given ones, each once."""
+    span = torch.arange(-radius, radius + 1, device=keys.device)
+    cells = unpack(keys)[:, None] + torch.cartesian_prod(span, span, span)
+    inside = (cells.abs() < HALF).all(-1)
+    return pack(cells[inside]).unique()

@@ -1,0 +1,271 @@
+"""What has left the live cache, merged by voxel, layer and head; and what of it comes back.
+
+Source: STAC (arXiv 2603.20284), voxel memory. Merging itself is a kernel (`kernels/voxel_merge.py`); making
+room under a byte limit is in `making_room.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stac_core.cache.making_room import RoomMaker
+from stac_core.cache.quantization import Codec
+from stac_core.cache.voxel_grid import VoxelGrid
+from stac_core.cache.voxel_keys import NOWHERE, unpack
+from stac_core.cache.voxel_rows import Kind, VoxelRows
+from stac_core.config import CacheConfig
+from stac_core.kernels.voxel_merge import MergeRules, RowTokens, VoxelMerge
+
+ROWS_AT_ONCE = 1 << 15  # bounds the dense working state of one merge
+REACH = 2  # retrieval looks this many voxel edges around what is in view
+
+
+class Evicted(NamedTuple):
+    """Tokens that leave the live cache, per lane = (layer, head)."""
+
+    keys: Tensor  # [lanes, n, D]
+    values: Tensor  # [lanes, n, D]
+    score: Tensor  # [lanes, n]
+    voxel: Tensor  # [lanes, n] voxel key, NOWHERE = none
+
+
+class Retrieved(NamedTuple):
+    """Tokens to attend to, the same number of slots in every lane."""
+
+    keys: Tensor  # [lanes, n, D], 0 where padded
+    values: Tensor  # [lanes, n, D]
+    bias: Tensor  # [lanes, n] float32: log of the number of tokens merged, −inf where padded
+    length: Tensor  # [lanes] slots that are not padding
+
+
+@dataclass
+class VoxelCounts:
+    """Tokens so far, over all lanes: inserted = merged + buffered + gated + forgotten."""
+
+    inserted: int = 0
+    merged: int = 0  # joined a pivot
+    buffered: int = 0  # entered a buffer
+    gated: int = 0
+    forgotten: int = 0  # lost on entry for want of room
+    aggregated: int = 0  # buffers turned into a pivot
+    remerged: int = 0  # pivots folded into a neighbour
+
+
+class VoxelMemory:
+    """All rows of one stream. Lanes are layers × heads, layer by layer."""
+
+    def __init__(
+        self,
+        config: CacheConfig,
+        lanes: int,
+        dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        merge: VoxelMerge,
+        key_scale: Tensor | None = None,
+    ) -> None:
+        """key_scale [lanes, D]: factor per channel taken out of keys before they are coded."""
+        first = config.voxel_num * lanes
+        pivots = Codec(config.pivot_bits, dim, dtype)
+        buffers = Codec(config.buffer_bits, dim, dtype)
+        self.counts = VoxelCounts()
+        self.grid = VoxelGrid(device)
+        self.rows = VoxelRows(
+            lanes,
+            Kind(config.voxel_buf_cap, 1, buffers, config.allocator, first, device),
+            Kind(config.voxel_piv_cap, 3, pivots, config.allocator, first, device),
+            key_scale,
+        )
+        self.room = RoomMaker(config, self.grid, self.rows, merge)
+        self._config, self._merge, self._dtype, self._dim = config, merge, dtype, dim
+        self._rules = MergeRules(config.merge_threshold, config.gate, config.pivot_inertia)
+        self.moment = 0  # passes so far
+
+    @property
+    def bytes(self) -> int:
+        """Allocated on the device."""
+        return self.grid.bytes + self.rows.bytes
+
+    @property
+    def pivots(self) -> int:
+        """Slots that hold or are set aside for merged tokens."""
+        return self.rows.kinds["pivots"].pool.slots_used
+
+    @property
+    def buffered(self) -> int:
+        return self.rows.kinds["buffers"].pool.slots_used
+
+    def begin(self, keys: Tensor, camera_cell: Tensor | None = None, limit: int | None = None) -> None:
+        """Begin a pass: every place seen gets a voxel.
+
+        keys [n]: finest-level voxel keys, NOWHERE allowed. camera_cell [3]: the camera in finest cells.
+        limit: bytes the memory may allocate.
+        """
+        self.moment += 1
+        self.room.begin(self.moment, camera_cell, limit)
+        self.room.enter(keys[keys != NOWHERE].unique())
+
+    def insert(self, evicted: Evicted) -> None:
+        """Merge tokens into their voxels; those without a place are not for this memory."""
+        lane, token = (evicted.voxel != NOWHERE).nonzero().unbind(-1)
+        keys = evicted.voxel[lane, token]
+        self.room.enter(keys.unique())
+        voxel = self.grid.find(keys)
+        placed = voxel >= 0
+        self.counts.inserted += len(keys)
+        self.counts.forgotten += int((~placed).sum())
+        lane, token = lane[placed], token[placed]
+        rows, index = (voxel[placed] * self.rows.lanes + lane).unique(return_inverse=True)
+        order = index.sort(stable=True).indices
+        borders = torch.arange(0, len(rows) + ROWS_AT_ONCE, ROWS_AT_ONCE, device=index.device)
+        cuts = torch.searchsorted(index[order], borders).tolist()
+        for block, (start, stop) in zip(rows.split(ROWS_AT_ONCE), pairwise(cuts), strict=False):
+            here = order[start:stop]
+            at = lane[here], token[here]
+            tokens = RowTokens(
+                index[here] - index[here[0]],
+                evicted.keys[at].float(), evicted.values[at].float(), evicted.score[at].float(),
+            )  # fmt: skip
+            self._insert_rows(block, tokens)
+
+    def near(self, keys: Tensor) -> Tensor:
+        """Voxels around the places in view, spilled ones brought back."""
+        keys = keys[keys != NOWHERE].unique()
+        self.room.recall(self.room.host.grid.near(keys.to("cpu"), REACH))
+        voxels = self.grid.near(keys, REACH)
+        self.grid.visited[voxels] = self.moment
+        return voxels
+
+    def retrieve(
+        self,
+        voxels: Tensor,
+        budget: int,
+        *,
+        with_buffer: bool,
+        query: Tensor | None = None,
+        seeds: Tensor | None = None,
+    ) -> Retrieved:
+        """Pivots of the voxels [n], then buffered tokens where asked for, at most `budget` per lane.
+
+        Lanes with fewer are padded up to the budget; −1 = no limit. query [lanes, D] orders pivots by
+        similarity, seeds (keys of the places in view) by distance; otherwise by weight.
+        """
+        rows = self.rows.of_voxels(voxels).T  # [lanes, n]
+        pivots = self._candidates("pivots", rows)
+        if query is not None:
+            order = self._by_query(pivots, query)
+        elif seeds is not None:
+            order = self._by_distance(pivots, voxels, seeds)
+        else:
+            order = pivots.figures[..., 0]
+        chosen = [_best(pivots, order, budget)]
+        if with_buffer:
+            buffers = self._candidates("buffers", rows)
+            chosen.append(_best(buffers, buffers.figures[..., 0], budget))
+        return self._gather(chosen, budget)
+
+    def histogram(self) -> dict[int, int]:
+        """How many pivots stand for how many tokens, in powers of two: {lower bound: pivots}."""
+        rows = self.rows.of_voxels(self.grid.voxels).flatten()
+        _, figures = self.rows.figures(self.rows.kinds["pivots"], rows)
+        members = figures[..., -1]
+        power = members[members > 0].log2().floor().long()
+        return {2**i: n for i, n in enumerate(torch.bincount(power).tolist()) if n}
+
+    def check(self) -> None:
+        """RuntimeError where a token is unaccounted for, or a slot belongs to two rows."""
+        counts, held = self.counts, self.rows.tokens(self.rows.of_voxels(self.grid.voxels).flatten())
+        spilled = self.room.host.tokens
+        entered = counts.merged + counts.buffered
+        if counts.inserted != entered + counts.gated + counts.forgotten:
+            raise RuntimeError(f"tokens inserted do not add up: {counts}")
+        if held + spilled != entered - self.room.counts.forgotten_tokens:
+            raise RuntimeError(f"{held} tokens held and {spilled} spilled, {counts}, {self.room.counts}")
+        self.rows.check(self.grid.voxels)
+
+    def _insert_rows(self, rows: Tensor, tokens: RowTokens) -> None:
+        before = self.rows.read(rows)
+        after, counts = self._merge(before, tokens, self._rules)
+        if not self.room.reserve(self.rows.needed(rows, after)):
+            self.counts.forgotten += len(tokens.row)
+            return
+        self.rows.write(rows, before, after)
+        for name, n in counts._asdict().items():
+            setattr(self.counts, name, getattr(self.counts, name) + n)
+
+    def _candidates(self, kind: str, rows: Tensor) -> Candidates:
+        """Everything of one kind in rows [lanes, n]."""
+        slots, figures = self.rows.figures(self.rows.kinds[kind], rows.flatten())
+        shape = (rows.shape[0], -1)
+        return Candidates(kind, slots.view(shape), figures.view(*shape, figures.shape[-1]))
+
+    def _by_query(self, pivots: Candidates, query: Tensor) -> Tensor:
+        """Scaled product of the lane's query with each pivot, plus the logarithm of its members."""
+        keys, _ = self._payload(pivots.kind, pivots.slots)
+        logits = (keys.float() @ query.float()[..., None])[..., 0] / self._dim**0.5
+        return logits + pivots.figures[..., -1].log()
+
+    def _by_distance(self, pivots: Candidates, voxels: Tensor, seeds: Tensor) -> Tensor:
+        """Nearest voxel to any seed first, heavier pivots first among equals."""
+        centres = (unpack(self.grid.key[voxels]) + 0.5) * 2.0 ** self.grid.level[voxels][:, None]
+        distance = torch.cdist(centres.float(), unpack(seeds[seeds != NOWHERE].unique()) + 0.5).amin(-1)
+        weight = pivots.figures[..., 0]
+        per_voxel = pivots.slots.shape[1] // len(voxels)
+        return weight / (1 + weight) - distance.repeat_interleave(per_voxel)
+
+    def _payload(self, kind: str, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [lanes, n, D] of slots [lanes, n]; 0 where a slot is −1."""
+        here = slots >= 0
+        lane, _ = here.nonzero().unbind(-1)
+        found = self.rows.kinds[kind].pool.read(slots[here], self.rows.scale_of(lane))
+        keys, values = (part.new_zeros(*slots.shape, self._dim) for part in found)
+        keys[here], values[here] = found
+        return keys, values
+
+    def _gather(self, chosen: list[Candidates], budget: int) -> Retrieved:
+        """The candidates of all kinds one after the other, without gaps."""
+        parts = []
+        for candidates in chosen:
+            present = candidates.figures[..., -1] > 0
+            slots = torch.where(present, candidates.slots, -1)
+            tokens = (
+                candidates.figures[..., -1]
+                if candidates.kind == "pivots"
+                else torch.ones_like(present).float()
+            )
+            bias = torch.where(present, tokens.log(), -torch.inf)
+            parts.append((*self._payload(candidates.kind, slots), bias, present))
+        keys, values, bias, present = (torch.cat(columns, 1) for columns in zip(*parts, strict=True))
+        length = present.sum(-1) if budget < 0 else present.sum(-1).clamp_max(budget)
+        width = keys.shape[1] if budget < 0 else budget
+        order = present.sort(dim=-1, descending=True, stable=True).indices[:, :width]
+        index = order[..., None].expand(-1, -1, self._dim)
+        keys, values, bias = keys.gather(1, index), values.gather(1, index), bias.gather(1, order)
+        missing = width - keys.shape[1]
+        if missing > 0:
+            keys, values = (F.pad(part, (0, 0, 0, missing)) for part in (keys, values))
+            bias = F.pad(bias, (0, missing), value=-torch.inf)
+        return Retrieved(keys, values, bias, length)
+
+
+class Candidates(NamedTuple):
+    """Slots of one kind that could be retrieved."""
+
+    kind: str
+    slots: Tensor  # [lanes, n]; −1 = none
+    figures: Tensor  # [lanes, n, f]; the last is 0 where nothing is
+
+
+def _best(candidates: Candidates, order: Tensor, budget: int) -> Candidates:
+    """The `budget` highest in each lane, highest first; −1 = all."""
+    order = order.masked_fill(candidates.figures[..., -1] == 0, -torch.inf)
+    chosen = order.sort(dim=-1, descending=True, stable=True).indices
+    chosen = chosen if budget < 0 else chosen[:, :budget]
+    figures = candidates.figures.gather(1, chosen[..., None].expand(-1, -1, candidates.figures.shape[-1]))
+    return Candidates(candidates.kind, candidates.slots.gather(1, chosen), figures)

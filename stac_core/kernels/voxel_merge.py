@@ -1,0 +1,73 @@
+"""Contract of merging evicted tokens into the rows of a voxel memory.
+
+A row is one (voxel, layer, head). It holds up to G pivots, weighted means of tokens, and a buffer of
+single tokens, always fewer than B. All rows of one call are independent of each other.
+
+1. A token joins the most similar pivot of its row where their cosine reaches the threshold, weighted by
+   exp(cosine). Similarities are those before the call, so the order of tokens does not matter.
+2. Other tokens of rows with pivots are dropped below gate · (mean score of all that was merged there).
+3. What remains waits in the buffer. While B or more wait, the B best scored become a pivot, weighted by
+   exp(cosine to the best of them).
+4. A pivot that finds its row full replaces the one of least weight W, which joins its most similar
+   neighbour, cosine c, with weight W·exp(c − 1).
+
+Source: STAC (arXiv 2603.20284), merging evicted tokens; rounds instead of leftovers are ours.
+`voxel_merge_torch.voxel_merge` is the specification in code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+LEAST_SCORE = 1e-6
+
+
+class RowState(NamedTuple):
+    """The content of R rows, in float32. Absent pivots have no members, absent buffered tokens score −inf."""
+
+    pivot_keys: Tensor  # [R, G, D]
+    pivot_values: Tensor  # [R, G, D]
+    weight: Tensor  # [R, G]
+    score_sum: Tensor  # [R, G]
+    members: Tensor  # [R, G] tokens merged into the pivot
+    buffer_keys: Tensor  # [R, B, D]
+    buffer_values: Tensor  # [R, B, D]
+    buffer_score: Tensor  # [R, B]
+
+
+class RowTokens(NamedTuple):
+    """N evicted tokens; `row` says to which of the R rows each belongs."""
+
+    row: Tensor  # [N] int64
+    keys: Tensor  # [N, D] float32
+    values: Tensor  # [N, D] float32
+    score: Tensor  # [N] float32
+
+
+@dataclass(frozen=True)
+class MergeRules:
+    """Thresholds of the steps above."""
+
+    threshold: float
+    gate: float
+    inertia: float = 0.0  # largest weight of a pivot; 0 = none
+
+
+class MergeCounts(NamedTuple):
+    """What happened to the tokens, and how often pivots were made and folded."""
+
+    merged: int
+    buffered: int
+    gated: int
+    aggregated: int
+    remerged: int
+
+
+class VoxelMerge(Protocol):
+    """One implementation of the contract."""
+
+    def __call__(self, state: RowState, tokens: RowTokens, rules: MergeRules) -> tuple[RowState, MergeCounts]:
+        """The state after the call; the given one is left as it was."""
