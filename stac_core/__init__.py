@@ -1,15 +1,21 @@
 """Streaming 3D reconstruction with a memory that stays small; useful without ROS.
 
-    loaded = load_network(config.model)
-    session = StreamSession(loaded.network, config)
-    prediction = session.step([image])  # uint8 RGB [H, W, 3]
+loaded = load_network(config.model)
+session = StreamSession(loaded.network, config)
+prediction = session.step([image])  # uint8 RGB [H, W, 3]
 """
 
-from stac_core.checkpoint import LoadedNetwork, load_network
-from stac_core.config import Config
-from stac_core.images import ImageGeometry
-from stac_core.prediction import Prediction
-from stac_core.session import SessionStats, StreamSession
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stac_core.checkpoint import LoadedNetwork, load_network
+    from stac_core.config import Config
+    from stac_core.images import ImageGeometry
+    from stac_core.prediction import Prediction
+    from stac_core.session import SessionStats, StreamSession
 
 __all__ = [
     "Config",
@@ -20,3 +26,20 @@ __all__ = [
     "StreamSession",
     "load_network",
 ]
+
+_HOMES = {
+    "Config": "config",
+    "ImageGeometry": "images",
+    "LoadedNetwork": "checkpoint",
+    "Prediction": "prediction",
+    "SessionStats": "session",
+    "StreamSession": "session",
+    "load_network": "checkpoint",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is asked for: PyTorch takes seconds, and settings need none of it."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
