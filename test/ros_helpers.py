@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,3 +45,42 @@ def spin_until(nodes: list[Node], done: Callable[[], object], what: str, patienc
         for node in nodes:
             executor.remove_node(node)
         executor.shutdown()
+
+
+class Child:
+    """A command of this package as a process of its own; ended at the end, whatever happens."""
+
+    def __init__(self, module: str, *arguments: object) -> None:
+        command = [sys.executable, "-m", module, *map(str, arguments)]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self.output = ""
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    def signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
+    def wait(self, patience_s: float = 60.0) -> int:
+        """The exit status."""
+        try:
+            status = self._process.wait(patience_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running after {patience_s:g} s; it said:\n{self.output}") from None
+        self._reader.join(5)
+        return status
+
+    def _read(self) -> None:
+        for line in self._process.stdout:
+            self.output += line

@@ -1,0 +1,80 @@
+"""`stac-replay`: publish a recording as if its camera were here.
+
+SOURCE is a rosbag2, a video, a folder of images, a dataset that the evaluation knows, or `world:SEED`.
+Services: ~/pause (SetBool) and ~/restart (Trigger).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import threading
+
+import rclpy
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.task import Future
+from rclpy.utilities import remove_ros_args
+
+from stac_ros.flags import add_flags, read_flags
+from stac_ros.replay_node import ReplayNode, ReplaySettings
+from stac_ros.sources import open_source
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    parser = argparse.ArgumentParser(
+        prog="stac-replay", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", help="rosbag2, video, folder of images, dataset, or world:SEED")
+    add_flags(parser, ReplaySettings)
+    arguments = parser.parse_args(remove_ros_args(sys.argv)[1:])
+    try:
+        settings = read_flags(ReplaySettings, arguments)
+        more_topics = [topic for topic in settings.more_topics.split(",") if topic]
+        source = open_source(
+            arguments.source, settings.topic, more_topics, settings.compressed, settings.frame_id
+        )
+    except (ValueError, OSError) as error:
+        sys.exit(f"stac-replay: {error}")
+    rclpy.init(args=sys.argv)
+    node = ReplayNode(source, settings)
+    try:
+        _play_while_spinning(node)
+    except (ValueError, OSError) as error:
+        sys.exit(f"stac-replay: {error}")
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass  # asked to end
+    finally:
+        node.destroy_node()
+        rclpy.try_shutdown()
+
+
+def _play_while_spinning(node: ReplayNode) -> None:
+    """Play in a thread while this one answers services; raises what playing raised."""
+    finished: Future[None] = Future()
+
+    def play() -> None:
+        try:
+            node.play()
+            finished.set_result(None)
+        except Exception as error:
+            if node.context.ok():
+                finished.set_exception(error)
+            else:  # publishing fails once ROS was told to end; that is no error of the recording
+                finished.set_result(None)
+
+    player = threading.Thread(target=play)
+    player.start()
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    try:
+        executor.spin_until_future_complete(finished)
+    finally:
+        node.stop()
+        player.join()
+    finished.result()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""The node behind `stac-replay`: publishes a source on a schedule."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from geometry_msgs.msg import PoseWithCovarianceStamped
+from rclpy.duration import Duration
+from rclpy.node import Node
+from rclpy.publisher import Publisher
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from rosgraph_msgs.msg import Clock
+from std_srvs.srv import SetBool, Trigger
+
+from stac_core.settings import check_settings, setting
+from stac_ros.listen import outside_name, subscribe
+from stac_ros.progress import Progress
+from stac_ros.restamp import header_stamp_ns, restamp
+from stac_ros.schedule import Schedule
+from stac_ros.sources import STATIC_TOPICS, Item, Source, stamp_message
+from stac_ros.topics import INPUT_PROFILES, POSE, qos_profile
+from stac_ros.transforms import stamp_nanoseconds
+
+SECOND = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class ReplaySettings:
+    """How a recording is played."""
+
+    topic: str = setting("", "image topic of a bag; empty = the only one")
+    more_topics: str = setting("", "further topics of a bag to replay, separated by commas")
+    rate: float = setting(1.0, "speed; 0 = as fast as the mapping node answers", minimum=0.0, maximum=1000.0)
+    in_flight: int = setting(4, "images sent and not yet answered, with rate 0", minimum=1, maximum=1000)
+    answer_limit: float = setting(
+        60.0, "patience for an answer before the next image is sent, with rate 0", minimum=0.1, unit="s"
+    )
+    loop: bool = setting(False, "begin again at the end; recorded time jumps back")
+    start_offset: float = setting(0.0, "skip this much of the recording", minimum=0.0, unit="s")
+    duration: float = setting(0.0, "play this much of the recording; 0 = all", minimum=0.0, unit="s")
+    clock: float = setting(0.0, "rate of /clock; 0 = none", minimum=0.0, maximum=1000.0, unit="Hz")
+    wait_for_subscribers: float = setting(
+        0.0,
+        "wait up to this long for someone to listen to the images; 0 = begin at once",
+        minimum=0.0,
+        unit="s",
+    )
+    use_wall_stamps: bool = setting(False, "stamp messages with the time of playing, not of recording")
+    compressed: bool = setting(False, "send JPEG images (bags are sent as recorded)")
+    frame_id: str = setting("camera_optical_frame", "frame of images that carry none")
+    image_qos: str = setting("reliable", "QoS of the images", choices=INPUT_PROFILES)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+class ReplayNode(Node):
+    """Publishes a source on a schedule."""
+
+    def __init__(self, source: Source, settings: ReplaySettings, **options: Any) -> None:
+        super().__init__("stac_replay", **options)
+        self._source, self._settings = source, settings
+        self._schedule = Schedule(settings.rate)
+        self._progress = Progress(settings.in_flight)
+        self._stopped = False
+        self._publishers_by_topic = {topic: self._advertise(topic) for topic in source.types}
+        self.create_service(SetBool, "~/pause", self._on_pause)
+        self.create_service(Trigger, "~/restart", self._on_restart)
+        if not settings.rate:
+            subscribe(self, POSE, self._on_pose)
+        if settings.clock:
+            self._clock_publisher = self.create_publisher(Clock, "/clock", 10)
+
+    def play(self) -> None:
+        """Publish everything; returns at the end, or soon after `stop`.
+
+        Raises TimeoutError when nobody listens, ValueError or OSError when the recording breaks off.
+        """
+        self._wait_for_subscribers()
+        if self._settings.clock:
+            threading.Thread(target=self._run_clock, daemon=True).start()
+        while not self._stopped:
+            played = self._play_once()
+            if played and not self._settings.loop:
+                break
+        self._wait_until_received()
+
+    def stop(self) -> None:
+        """End `play` from another thread."""
+        self._stopped = True
+        self._schedule.stop()
+        self._progress.stop()
+
+    def _play_once(self) -> bool:
+        """True at the end of the recording; False when stopped or asked to begin again."""
+        begin_ns = end_ns = None
+        images = 0
+        for item in self._source.items():
+            if begin_ns is None or end_ns is None:
+                begin_ns, end_ns = self._window(item.due_ns)
+                self._schedule.start(begin_ns)
+            if item.due_ns < begin_ns and item.topic not in STATIC_TOPICS:
+                continue
+            if item.due_ns >= end_ns:
+                break
+            if not self._schedule.wait_until(item.due_ns) or not self._wait_for_room(item):
+                return False
+            self._publish(item)
+            images += item.topic == self._source.image_topic
+        if not images:
+            raise ValueError(
+                f"no image between start_offset = {self._settings.start_offset:g} s and the end of what is "
+                "to be played; use a smaller offset or a longer duration"
+            )
+        return True
+
+    def _window(self, first_ns: int) -> tuple[int, int]:
+        """The part of the recording that is played: from, and up to."""
+        begin_ns = first_ns + int(self._settings.start_offset * SECOND)
+        duration_ns = int(self._settings.duration * SECOND)
+        return begin_ns, begin_ns + duration_ns if duration_ns else sys.maxsize
+
+    def _wait_for_room(self, item: Item) -> bool:
+        """With rate 0, hold an image back until the mapping node has come near."""
+        if self._settings.rate or item.topic != self._source.image_topic:
+            return True
+        if not self._progress.wait_for_room(self._settings.answer_limit):
+            self.get_logger().warning(
+                f"no answer on {outside_name(POSE)} for {self._settings.answer_limit:g} s; "
+                "sending the next image all the same"
+            )
+            self._progress.forget_oldest()
+        return not self._stopped
+
+    def _publish(self, item: Item) -> None:
+        payload, kind = item.payload, self._source.types[item.topic]
+        if self._settings.use_wall_stamps and item.topic not in STATIC_TOPICS:
+            payload = restamp(payload, kind, self._schedule.wall_of_ns)
+        if not self._settings.rate and item.topic == self._source.image_topic:
+            self._progress.sent(header_stamp_ns(payload))
+        self._publishers_by_topic[item.topic].publish(payload)
+
+    def _advertise(self, topic: str) -> Publisher:
+        if topic in STATIC_TOPICS:
+            qos = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        elif topic == self._source.image_topic:
+            qos = qos_profile(self._settings.image_qos, 10)
+        else:
+            qos = QoSProfile(depth=100)
+        return self.create_publisher(self._source.types[topic], topic, qos)
+
+    def _wait_for_subscribers(self) -> None:
+        limit = self._settings.wait_for_subscribers
+        publisher = self._publishers_by_topic[self._source.image_topic]
+        begin = time.monotonic()
+        while limit and not self._stopped and not publisher.get_subscription_count():
+            if time.monotonic() - begin > limit:
+                raise TimeoutError(
+                    f"nobody subscribed to {publisher.topic_name} within {limit:g} s; is the mapping node "
+                    "running, in the same ROS_DOMAIN_ID, and are its topics remapped to this name?"
+                )
+            time.sleep(0.05)
+        if limit:
+            time.sleep(0.5)  # this side knows of the match before the other side does
+
+    def _wait_until_received(self) -> None:
+        """Leave only when the last messages have arrived: they die with this process."""
+        if self._stopped:
+            return
+        if not self._settings.rate and not self._progress.wait_for_all(self._settings.answer_limit):
+            self.get_logger().warning("the last images were not answered")
+        for publisher in self._publishers_by_topic.values():
+            publisher.wait_for_all_acked(Duration(seconds=5))
+
+    def _run_clock(self) -> None:
+        """Recording time at a steady rate of wall time, also while paused."""
+        while not self._stopped and self.context.ok():
+            self._clock_publisher.publish(Clock(clock=stamp_message(self._schedule.now_ns())))
+            time.sleep(1.0 / self._settings.clock)
+
+    def _on_pose(self, message: PoseWithCovarianceStamped) -> None:
+        self._progress.answered(stamp_nanoseconds(message.header.stamp))
+
+    def _on_pause(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        self._schedule.pause(request.data)
+        response.success, response.message = True, "paused" if request.data else "playing"
+        return response
+
+    def _on_restart(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        self._schedule.interrupt()
+        response.success, response.message = True, "playing from the beginning"
+        return response

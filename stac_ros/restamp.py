@@ -1,0 +1,53 @@
+"""Give recorded messages other stamps, without knowing their types."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any
+
+from rclpy.serialization import deserialize_message
+from tf2_msgs.msg import TFMessage
+
+from stac_ros.transforms import stamp_nanoseconds
+
+NewStamp = Callable[[int], int]  # nanoseconds → nanoseconds
+
+
+def restamp(payload: Any, kind: type[Any], new_stamp: NewStamp) -> Any:
+    """The same message with every header stamp changed; types without a stamp as they are."""
+    if kind is TFMessage:
+        message = deserialize_message(payload, TFMessage) if isinstance(payload, bytes) else payload
+        for transform in message.transforms:
+            _change(transform.header.stamp, new_stamp)
+        return message
+    if not starts_with_header(kind):
+        return payload
+    if not isinstance(payload, bytes):
+        _change(payload.header.stamp, new_stamp)
+        return payload
+    layout = _stamp_layout(payload)
+    seconds, nanoseconds = divmod(new_stamp(header_stamp_ns(payload)), 1_000_000_000)
+    return payload[:4] + struct.pack(layout, seconds, nanoseconds) + payload[12:]
+
+
+def starts_with_header(kind: type[Any]) -> bool:
+    fields = kind.get_fields_and_field_types()
+    return next(iter(fields.values()), "") == "std_msgs/Header"
+
+
+def header_stamp_ns(payload: Any) -> int:
+    """The stamp of a message, or of its serialised bytes, whose first field is a header."""
+    if not isinstance(payload, bytes):
+        return stamp_nanoseconds(payload.header.stamp)
+    seconds, nanoseconds = struct.unpack(_stamp_layout(payload), payload[4:12])
+    return int(seconds) * 1_000_000_000 + int(nanoseconds)
+
+
+def _stamp_layout(payload: bytes) -> str:
+    """Four bytes announce the byte order (CDR), then come seconds and nanoseconds."""
+    return "<iI" if payload[1] & 1 else ">iI"
+
+
+def _change(stamp: Any, new_stamp: NewStamp) -> None:
+    stamp.sec, stamp.nanosec = divmod(new_stamp(stamp_nanoseconds(stamp)), 1_000_000_000)

@@ -1,0 +1,155 @@
+"""`stac-replay` as a process, heard by a node of the test."""
+
+from __future__ import annotations
+
+import signal
+
+import numpy as np
+import pytest
+from geometry_msgs.msg import PoseWithCovarianceStamped
+from rclpy.qos import qos_profile_sensor_data
+from ros_helpers import Child, ros_nodes, spin_until
+from ros_recordings import BAG_START_NS, PERIOD_NS, picture, write_bag, write_images
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_srvs.srv import SetBool, Trigger
+from tf2_msgs.msg import TFMessage
+
+from stac_ros.listen import outside_name
+from stac_ros.topics import POSE, qos_profile
+from stac_ros.transforms import TransformBuffer, stamp_nanoseconds
+
+PATIENT = ("--wait-for-subscribers", 60)
+
+
+@pytest.fixture
+def listener():
+    with ros_nodes("listener") as (node,):
+        yield node
+
+
+def collect(node, kind, topic, qos=10) -> list:
+    messages: list = []
+    node.create_subscription(kind, topic, messages.append, qos)
+    return messages
+
+
+def stamps(messages) -> list[int]:
+    return [stamp_nanoseconds(message.header.stamp) for message in messages]
+
+
+def test_images_of_a_folder_arrive_whole_and_in_order(tmp_path, listener):
+    images = collect(listener, Image, "image", qos_profile("reliable", 50))
+    with Child("stac_ros.replay", write_images(tmp_path, 6), *PATIENT, "--rate", 5) as replay:
+        spin_until([listener], lambda: len(images) == 6, "six images")
+        assert replay.wait() == 0, replay.output
+    for index, image in enumerate(images):
+        shown = np.frombuffer(image.data, np.uint8).reshape(image.height, image.width, 3)
+        assert np.array_equal(shown, picture(index))
+
+
+def test_best_effort_images_larger_than_the_default_segment_arrive(tmp_path, listener):
+    """The shipped Fast DDS profile at work: 1.5 MB each, best effort on both sides."""
+    images = collect(listener, Image, "image", qos_profile_sensor_data)
+    source = "world:1,frames=3,height=700,width=700"
+    with Child("stac_ros.replay", source, *PATIENT, "--image-qos", "sensor_data", "--loop", "--rate", 30):
+        spin_until([listener], lambda: len(images) >= 3, "three large images")
+    assert all(len(image.data) == 3 * 700 * 700 for image in images)
+
+
+def test_a_bag_is_replayed_with_transforms_calibration_and_clock(tmp_path, listener):
+    images = collect(listener, Image, "image", qos_profile("reliable", 50))
+    infos = collect(listener, CameraInfo, "camera_info", 50)
+    clocks = collect(listener, Clock, "/clock", 50)
+    buffer = TransformBuffer(listener)
+    bag = write_bag(tmp_path / "bag", 5)
+    with Child("stac_ros.replay", bag, *PATIENT, "--clock", 100) as replay:
+        spin_until([listener], lambda: len(images) == len(infos) == 5 and clocks, "a bag")
+        assert replay.wait() == 0, replay.output
+    assert stamps(images) == stamps(infos) == [BAG_START_NS + i * PERIOD_NS for i in range(5)]
+    assert buffer.lookup("odom", "camera", BAG_START_NS + 3 * PERIOD_NS)[0, 3] == pytest.approx(3.0 + 1.0)
+    times = [stamp_nanoseconds(clock.clock) for clock in clocks]
+    assert times == sorted(times)
+    assert BAG_START_NS <= times[-1] <= BAG_START_NS + 3600 * 10**9
+
+
+def test_looping_goes_back_in_time_and_restart_begins_again(tmp_path, listener):
+    images = collect(listener, Image, "image", qos_profile("reliable", 50))
+    arguments = (write_bag(tmp_path / "bag", 3), *PATIENT, "--loop", "--rate", 10)
+    with Child("stac_ros.replay", *arguments) as replay:
+        spin_until([listener], lambda: len(images) >= 7, "more images than the bag has")
+        replay.signal(signal.SIGTERM)
+        assert replay.wait() == 0, replay.output
+    one_round = [BAG_START_NS + i * PERIOD_NS for i in range(3)]
+    assert stamps(images)[:7] == (one_round * 3)[:7]
+
+
+def test_pause_and_restart(tmp_path, listener):
+    images = collect(listener, Image, "image", qos_profile("reliable", 50))
+    pause = listener.create_client(SetBool, "stac_replay/pause")
+    restart = listener.create_client(Trigger, "stac_replay/restart")
+    bag = write_bag(tmp_path / "bag", 40)
+    with Child("stac_ros.replay", bag, *PATIENT, "--rate", 0.5) as replay:
+        spin_until([listener], lambda: len(images) >= 2 and pause.service_is_ready(), "the first images")
+        paused = pause.call_async(SetBool.Request(data=True))
+        spin_until([listener], paused.done, "the pause")
+        restart.wait_for_service(10)
+        begun = restart.call_async(Trigger.Request())
+        spin_until([listener], begun.done, "the restart")
+        seen = len(images)
+        going_on = pause.call_async(SetBool.Request(data=False))
+        spin_until([listener], lambda: going_on.done() and len(images) > seen, "images after the restart")
+        assert stamps(images)[seen] == BAG_START_NS
+        replay.signal(signal.SIGINT)
+        assert replay.wait() == 0, replay.output
+
+
+def test_rate_zero_sends_only_what_the_node_can_take(tmp_path, listener):
+    images = collect(listener, Image, "image", qos_profile("reliable", 50))
+    answers = listener.create_publisher(POSE.type, outside_name(POSE), POSE.qos())
+    arguments = (write_images(tmp_path, 9), *PATIENT, "--rate", 0, "--in-flight", 3)
+    with Child("stac_ros.replay", *arguments) as replay:
+        most_unanswered = answered = 0
+        while answered < 9:
+            spin_until([listener], lambda: len(images) > answered, "the next image")  # noqa: B023
+            most_unanswered = max(most_unanswered, len(images) - answered)
+            answers.publish(PoseWithCovarianceStamped(header=images[answered].header))
+            answered += 1
+        assert replay.wait() == 0, replay.output
+    assert len(images) == 9 and most_unanswered <= 3
+
+
+def test_part_of_a_recording_compressed_with_wall_stamps(tmp_path, listener):
+    images = collect(listener, CompressedImage, "image/compressed", qos_profile("reliable", 50))
+    begin = listener.get_clock().now().nanoseconds
+    arguments = ("--start-offset", 0.1, "--duration", 0.1, "--compressed", "--use-wall-stamps")
+    with Child("stac_ros.replay", write_images(tmp_path, 12), *PATIENT, *arguments) as replay:
+        assert spin_until([listener], lambda: not replay.running, "the end") and replay.wait() == 0
+        spin_until([listener], lambda: images, "images")
+    assert len(images) == 3  # 30 frames per second: numbers 3 … 5 lie between 0.1 s and 0.2 s
+    assert all(begin < stamp <= listener.get_clock().now().nanoseconds + 10**9 for stamp in stamps(images))
+
+
+def test_a_static_transform_reaches_those_who_come_late(tmp_path, listener):
+    bag = write_bag(tmp_path / "bag", 3)
+    images = collect(listener, Image, "image", qos_profile("reliable", 50))
+    with Child("stac_ros.replay", bag, *PATIENT, "--loop"):
+        spin_until([listener], lambda: len(images) > 3, "the second round")
+        latched = collect(listener, TFMessage, "/tf_static", qos_profile("latched", 5))
+        spin_until([listener], lambda: latched, "the latched transform")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("missing",), "stac-replay: missing: no such file or folder"),
+        (("world:1", "--rate", "-1"), "rate = -1.0: below the minimum"),
+        (("world:1", "--start-offset", "1000"), "no image between start_offset = 1000 s"),
+        (("world:1", "--wait-for-subscribers", "0.1"), "nobody subscribed to /image within 0.1 s"),
+    ],
+)
+def test_what_cannot_be_played_ends_with_one_clear_line(arguments, reason):
+    with Child("stac_ros.replay", *arguments) as replay:
+        assert replay.wait() == 1
+        assert reason in replay.output
+        assert "Traceback" not in replay.output

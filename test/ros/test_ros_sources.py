@@ -1,0 +1,146 @@
+"""What can be replayed becomes the messages that were recorded; what cannot is refused with reasons."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from rclpy.serialization import deserialize_message
+from ros_recordings import BAG_START_NS, NOTE, PERIOD_NS, picture, write_bag, write_images
+from rosbags.rosbag2 import StoragePlugin
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from tf2_msgs.msg import TFMessage
+
+from stac_ros.restamp import header_stamp_ns, restamp
+from stac_ros.sources import open_source
+
+
+def open_plain(name, topic="", more_topics=(), compressed=False):
+    return open_source(str(name), topic, more_topics, compressed, "camera_optical_frame")
+
+
+def pixels(message: Image) -> np.ndarray:
+    return np.frombuffer(message.data, np.uint8).reshape(message.height, message.width, 3)
+
+
+def stamp(message) -> int:
+    return message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
+
+
+def test_a_folder_of_images_in_natural_order(tmp_path):
+    source = open_plain(write_images(tmp_path, 12))
+    items = list(source.items())
+    assert source.types == {"image": Image}  # no calibration is known, so none is sent
+    assert [item.due_ns for item in items] == sorted(item.due_ns for item in items)
+    for index, item in enumerate(items):
+        assert np.array_equal(pixels(item.payload), picture(index))
+        assert item.payload.header.frame_id == "camera_optical_frame"
+        assert stamp(item.payload) == item.due_ns
+
+
+def test_compressed_images_carry_the_same_picture(tmp_path):
+    source = open_plain(write_images(tmp_path, 1), compressed=True)
+    (item,) = source.items()
+    assert source.image_topic == "image/compressed"
+    assert isinstance(item.payload, CompressedImage)
+    decoded = cv2.imdecode(np.frombuffer(item.payload.data, np.uint8), cv2.IMREAD_COLOR)[:, :, ::-1]
+    assert np.abs(decoded.astype(int) - picture(0)).mean() < 4
+
+
+def test_a_synthetic_world_comes_with_calibration():
+    source = open_plain("world:5,frames=2,height=28,width=42")
+    items = list(source.items())
+    assert [item.topic for item in items] == ["camera_info", "image"] * 2
+    info, image = items[0].payload, items[1].payload
+    assert isinstance(info, CameraInfo) and (info.height, info.width) == (28, 42)
+    assert info.k[2] == 21 and info.k[5] == 14 and info.k[0] > 0
+    assert stamp(info) == stamp(image)
+
+
+@pytest.mark.parametrize("plugin", [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
+def test_a_bag_under_the_nodes_names_static_transforms_first(tmp_path, plugin):
+    source = open_plain(write_bag(tmp_path / "bag", 4, plugin))
+    items = list(source.items())
+    assert source.types == {
+        "image": Image,
+        "camera_info": CameraInfo,
+        "/tf": TFMessage,
+        "/tf_static": TFMessage,
+    }
+    assert items[0].topic == "/tf_static"
+    images = [item for item in items if item.topic == "image"]
+    assert [item.due_ns for item in images] == [BAG_START_NS + i * PERIOD_NS for i in range(4)]
+    for index, item in enumerate(images):
+        message = deserialize_message(item.payload, Image)
+        assert np.array_equal(pixels(message), picture(index))
+        assert header_stamp_ns(item.payload) == stamp(message) == item.due_ns
+
+
+def test_more_topics_and_types_that_are_not_installed(tmp_path, caplog):
+    bag = write_bag(tmp_path / "bag", 2, extra_types=("std_msgs/msg/String", NOTE))
+    source = open_plain(bag, more_topics=["/other0", "/other1"])
+    assert f"/other1 is not replayed: its type {NOTE} is not installed" in caplog.text
+    extras = [item.topic for item in source.items() if item.topic.startswith("/other")]
+    assert extras == ["/other0"] * 2
+    with pytest.raises(
+        ValueError, match=r"no topic '/nothing'; it has /camera/camera_info, /camera/image_raw"
+    ):
+        open_plain(bag, more_topics=["/nothing"])
+
+
+def test_several_image_topics_need_a_choice(tmp_path):
+    bag = write_bag(tmp_path / "bag", 2, image_topics=("/left/image_raw", "/right/image_raw"))
+    with pytest.raises(ValueError, match=r"several image topics.*--topic: /left/image_raw, /right/image_raw"):
+        open_plain(bag)
+    assert open_plain(bag, topic="/right/image_raw").image_topic == "image"
+    with pytest.raises(ValueError, match=r"no image topic '/up'; image topics: /left/image_raw"):
+        open_plain(bag, topic="/up")
+
+
+def test_a_bag_without_images_lists_what_it_has(tmp_path):
+    bag = write_bag(tmp_path / "bag", 2, image_topics=())
+    with pytest.raises(ValueError, match=r"no image topic.*it has /camera/camera_info \(sensor_msgs"):
+        open_plain(bag)
+
+
+def test_unreadable_recordings_are_refused_before_anything_plays(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"empty: no images, no video, no rosbag2"):
+        open_plain(tmp_path / "empty")
+    with pytest.raises(FileNotFoundError, match="no such file or folder"):
+        open_plain(tmp_path / "missing")
+    (tmp_path / "film.mp4").write_bytes(b"not a film" * 100)
+    with pytest.raises(ValueError, match=r"film.mp4: cannot be decoded as a video"):
+        open_plain(tmp_path / "film.mp4")
+    with pytest.raises(ValueError, match="is not a rosbag2 recording and has no topics"):
+        open_plain(write_images(tmp_path / "images", 1), topic="/camera")
+
+
+@pytest.mark.parametrize("plugin", [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
+def test_damaged_bags_and_unknown_compression_are_refused(tmp_path, plugin):
+    bag = write_bag(tmp_path / "bag", 3, plugin)
+    (data,) = [file for file in bag.iterdir() if file.suffix in (".mcap", ".db3")]
+    whole = data.read_bytes()
+    data.write_bytes(whole[: len(whole) // 3])
+    with pytest.raises(ValueError, match=r"cannot be read as a bag|breaks off"):
+        list(open_plain(bag).items())
+    data.write_bytes(whole)
+    metadata = bag / "metadata.yaml"
+    changed = metadata.read_text().replace("compression_mode: ''", "compression_mode: file")
+    metadata.write_text(changed.replace("compression_format: ''", "compression_format: rar"))
+    with pytest.raises(ValueError, match="rar"):
+        list(open_plain(bag).items())
+
+
+def test_restamping_reaches_messages_and_serialised_bytes(tmp_path):
+    source = open_plain(write_bag(tmp_path / "bag", 3))
+    for item in source.items():
+        kind = source.types[item.topic]
+        changed = restamp(item.payload, kind, lambda old: old + 3 * 10**9 + 7)
+        message = changed if isinstance(changed, kind) else deserialize_message(changed, kind)
+        original = deserialize_message(item.payload, kind)
+        if kind is TFMessage:
+            message, original = message.transforms[0], original.transforms[0]
+        assert stamp(message) == stamp(original) + 3 * 10**9 + 7
+        message.header.stamp = original.header.stamp
+        assert message == original

@@ -1,0 +1,92 @@
+"""Small recordings made on the spot: folders of images and rosbag2 files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+
+STORE = get_typestore(Stores.ROS2_KILTED)
+NOTE = "unheard_of_msgs/msg/Note"  # a type that no installation has
+STORE.register(get_types_from_msg("string data", NOTE))
+PERIOD_NS = 50_000_000
+BAG_START_NS = 1_700_000_000_000_000_000
+
+
+def picture(index: int, height: int = 56, width: int = 84) -> np.ndarray:
+    """RGB that differs from index to index, smooth enough to survive JPEG."""
+    rows, columns = np.mgrid[0:height, 0:width]
+    planes = [rows * 4 + index * 9, columns * 2 + index * 5, rows + columns + index * 3]
+    return np.stack(planes, axis=-1).astype(np.uint8)
+
+
+def write_images(folder: Path, count: int) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        cv2.imwrite(str(folder / f"frame{index}.png"), picture(index)[:, :, ::-1])
+    return folder
+
+
+def write_bag(
+    path: Path,
+    count: int,
+    plugin: StoragePlugin = StoragePlugin.MCAP,
+    image_topics: tuple[str, ...] = ("/camera/image_raw",),
+    extra_types: tuple[str, ...] = (),
+) -> Path:
+    """A bag of images with camera_info, /tf and /tf_static, 20 frames per second."""
+    types = STORE.types
+    with Writer(path, version=9, storage_plugin=plugin) as writer:
+
+        def connect(topic: str, kind: str):
+            return writer.add_connection(topic, kind, typestore=STORE)
+
+        images = [connect(topic, "sensor_msgs/msg/Image") for topic in image_topics]
+        info = connect("/camera/camera_info", "sensor_msgs/msg/CameraInfo")
+        tf = connect("/tf", "tf2_msgs/msg/TFMessage")
+        tf_static = connect("/tf_static", "tf2_msgs/msg/TFMessage")
+        others = [connect(f"/other{number}", kind) for number, kind in enumerate(extra_types)]
+
+        def write(connection, stamp: int, message) -> None:
+            writer.write(connection, stamp, STORE.serialize_cdr(message, connection.msgtype))
+
+        def header(stamp: int, frame: str):
+            time = types["builtin_interfaces/msg/Time"](stamp // 10**9, stamp % 10**9)
+            return types["std_msgs/msg/Header"](time, frame)
+
+        for index in range(count):
+            stamp = BAG_START_NS + index * PERIOD_NS
+            pixels = picture(index)
+            height, width, _ = pixels.shape
+            write(tf, stamp, _transform(types, header(stamp, "odom"), "base", float(index)))
+            if index == 2:  # later than the first images, as latched topics often are
+                write(tf_static, stamp, _transform(types, header(stamp, "base"), "camera", 1.0))
+            for connection in images:
+                image = types["sensor_msgs/msg/Image"](
+                    header(stamp, "camera"), height, width, "rgb8", 0, 3 * width, pixels.reshape(-1)
+                )
+                write(connection, stamp, image)
+            write(info, stamp, _camera_info(types, header(stamp, "camera"), height, width))
+            for connection in others:
+                write(connection, stamp, types[connection.msgtype](f"message {index}"))
+    return path
+
+
+def _transform(types, header, child: str, x: float):
+    vector = types["geometry_msgs/msg/Vector3"](x, 0.0, 0.0)
+    quaternion = types["geometry_msgs/msg/Quaternion"](0.0, 0.0, 0.0, 1.0)
+    transform = types["geometry_msgs/msg/Transform"](vector, quaternion)
+    stamped = types["geometry_msgs/msg/TransformStamped"](header, child, transform)
+    return types["tf2_msgs/msg/TFMessage"]([stamped])
+
+
+def _camera_info(types, header, height: int, width: int):
+    k = np.array([80.0, 0, width / 2, 0, 80.0, height / 2, 0, 0, 1])
+    region = types["sensor_msgs/msg/RegionOfInterest"](0, 0, 0, 0, False)
+    p = np.array([80.0, 0, width / 2, 0, 0, 80.0, height / 2, 0, 0, 0, 1, 0])
+    return types["sensor_msgs/msg/CameraInfo"](
+        header, height, width, "plumb_bob", np.zeros(5), k, np.eye(3).ravel(), p, 0, 0, region
+    )
