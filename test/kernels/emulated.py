@@ -30,7 +30,13 @@ def build(name: str, folder: Path) -> ctypes.CDLL:
     include = cuda_include()
     library = folder / f"{name}.so"
     command = ["g++", "-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Werror", "-Wno-unknown-pragmas"]
-    command += [f"-I{REPOSITORY / 'cuda_ext'}", f"-I{include}", str(SOURCES / f"{name}.cpp"), "-o", str(library)]
+    command += [
+        f"-I{REPOSITORY / 'cuda_ext'}",
+        f"-I{include}",
+        str(SOURCES / f"{name}.cpp"),
+        "-o",
+        str(library),
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return ctypes.CDLL(str(library))

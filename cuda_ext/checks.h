@@ -1,0 +1,30 @@
+// One wording for argument errors and for failed CUDA calls.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+#include <cuda_runtime_api.h>
+
+namespace stac {
+
+inline void check_tensor(
+    const at::Tensor& x, const char* name, at::IntArrayRef shape, at::ScalarType type, const at::Tensor& q) {
+  TORCH_CHECK_VALUE(x.sizes() == shape, name, ": expected shape ", shape, ", got ", x.sizes());
+  TORCH_CHECK_VALUE(x.scalar_type() == type, name, ": expected ", type, ", got ", x.scalar_type());
+  TORCH_CHECK_VALUE(x.device() == q.device(), name, ": is on ", x.device(), ", q on ", q.device());
+}
+
+// Tokens are read 16 bytes at a time.
+inline void check_aligned(const at::Tensor& x, const char* name) {
+  TORCH_CHECK_VALUE(x.stride(2) == 1, name, ": the last dimension must be contiguous, got strides ", x.strides());
+  TORCH_CHECK_VALUE(
+      x.stride(0) % 8 == 0 && x.stride(1) % 8 == 0 && reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 == 0,
+      name, ": rows and tokens must start at multiples of 16 bytes, got strides ", x.strides(),
+      " and offset ", x.storage_offset(), "; make it contiguous");
+}
+
+inline void check_cuda(cudaError_t status, const char* what) {
+  TORCH_CHECK(status == cudaSuccess, what, ": ", cudaGetErrorName(status), ": ", cudaGetErrorString(status));
+}
+
+}  // namespace stac

@@ -1,0 +1,46 @@
+"""Load the compiled kernels (`cuda_ext/`) and describe their operators to PyTorch's tracing."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+
+import torch
+from torch import Tensor
+
+
+@functools.cache
+def load() -> None:
+    """Make `torch.ops.stac` available; ImportError where the library is not installed."""
+    found = importlib.util.find_spec("stac_cuda")
+    if found is None or found.origin is None:
+        raise ImportError("the library stac_cuda is not installed")
+    torch.ops.load_library(found.origin)
+    torch.library.register_fake("stac::attend_forward", _fake_attend_forward)
+    torch.library.register_fake("stac::attend_mass", _fake_attend_mass)
+
+
+def require(device_type: str) -> None:
+    """Raise where the kernels cannot run: ImportError, OSError (wrong build) or RuntimeError."""
+    load()
+    if device_type != "cuda":
+        raise RuntimeError(f"the device is {device_type!r}")
+    if not torch.cuda.is_available():
+        raise RuntimeError(f"PyTorch {torch.__version__} sees no CUDA device")
+
+
+def _fake_attend_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    before_out: Tensor | None,
+    before_lse: Tensor | None,
+    last: bool,
+) -> tuple[Tensor, Tensor]:
+    out = q.new_empty(q.shape, dtype=q.dtype if last else torch.float32)
+    return out, q.new_empty(q.shape[:2], dtype=torch.float32)
+
+
+def _fake_attend_mass(q: Tensor, k: Tensor, bias: Tensor | None, lse: Tensor, factor: float) -> Tensor:
+    return k.new_empty(k.shape[:2], dtype=torch.float32)

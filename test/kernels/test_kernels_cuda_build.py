@@ -1,0 +1,119 @@
+"""The CUDA library: compiles for every GPU generation without spills, installs, loads, describes its ops."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).parents[2]
+spec = importlib.util.spec_from_file_location("stac_cuda_build", REPOSITORY / "cuda_ext" / "build.py")
+build = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(build)
+
+needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+
+
+@needs_nvcc
+@pytest.mark.parametrize("source", build.CUDA_SOURCES)
+@pytest.mark.parametrize(
+    "capability", [pytest.param(c, marks=() if c == "87" else pytest.mark.slow) for c in build.CAPABILITIES]
+)
+def test_device_code_compiles_without_torch_and_without_spills(source, capability, tmp_path):
+    _, report = build.compile_source(source, (capability,), tmp_path)
+    assert "torch" not in " ".join(build.compile_command(source, (capability,), tmp_path))
+    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report)
+    assert spills and all(pair == ("0", "0") for pair in spills), report
+    assert "warning" not in report
+
+
+def test_device_headers_do_not_include_torch():
+    for header in (REPOSITORY / "cuda_ext").glob("*.cu*"):
+        assert not re.search(r"#include\s*[<\"](torch|ATen|c10)", header.read_text()), header
+
+
+def test_a_missing_compiler_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path}/bin/nvcc: no CUDA compiler there.*CUDA_HOME"):
+        build.find_nvcc()
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory) -> Path:
+    """The library, built as a user builds it, for one target, outside the environment."""
+    target = tmp_path_factory.mktemp("site")
+    source = shutil.copytree(REPOSITORY / "cuda_ext", tmp_path_factory.mktemp("source") / "cuda_ext")
+    command = [sys.executable, "-m", "pip", "install", source, "--no-build-isolation", "--no-deps"]
+    done = subprocess.run([*command, "--target", target], env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return target
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "STAC_CUDA_CAPABILITIES": "80", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+
+
+OPCHECK = """
+import sys; sys.path[:0] = sys.argv[1:]
+import torch
+from stac_core.kernels import attend_torch, cuda_library
+from stac_core.kernels.attend import Segment
+cuda_library.load()
+
+# The library has kernels for CUDA only; the reference stands in on the CPU so that schema and fake
+# kernels can be checked against real results.
+def forward(q, k, v, bias, before_out, before_lse, last):
+    out, lse = attend_torch._attend_segment(q, Segment(k, v, bias))
+    if before_out is not None:
+        out, lse = attend_torch._join([(before_out, before_lse), (out, lse)])
+    return out.to(q.dtype if last else torch.float32).contiguous(), lse.contiguous()
+
+def mass(q, k, bias, lse, factor):
+    return attend_torch._segment_mass(q, Segment(k, k, bias), lse) * factor
+
+torch.library.impl("stac::attend_forward", "CPU", forward)
+torch.library.impl("stac::attend_mass", "CPU", mass)
+q, k, v = (torch.randn(2, n, 16, dtype=torch.bfloat16) for n in (5, 9, 9))
+bias = torch.randn(2, 9)
+out, lse = torch.ops.stac.attend_forward(q, k, v, bias, None, None, False)
+ops = torch.ops.stac
+for args in [(q, k, v, None, None, None, True), (q, k, v, bias, out, lse, True),
+             (q, k, v, bias, out, lse, False)]:
+    torch.library.opcheck(ops.attend_forward, args)
+for args in [(q, k, bias, lse, 1.0), (q[:, ::2], k, None, lse[:, ::2], 2.5)]:
+    torch.library.opcheck(ops.attend_mass, args)
+print("clean")
+"""
+
+
+@needs_nvcc
+@pytest.mark.slow
+def test_installs_loads_and_passes_opcheck(installed):
+    done = subprocess.run(
+        [sys.executable, "-c", OPCHECK, str(installed), str(REPOSITORY)], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stdout.strip() == "clean", done.stdout + done.stderr[-3000:]
+
+
+REFUSAL = """
+import sys; sys.path[:0] = sys.argv[1:]
+from stac_core.kernels.select import select_kernels
+select_kernels("cuda", "cpu")
+"""
+
+
+@needs_nvcc
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
+def test_an_installed_library_without_a_gpu_says_the_true_cause(installed):
+    done = subprocess.run(
+        [sys.executable, "-c", REFUSAL, str(installed), str(REPOSITORY)], capture_output=True, text=True
+    )
+    assert "'cuda' cannot run: the device is 'cpu'" in done.stderr, done.stderr[-2000:]
