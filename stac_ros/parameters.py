@@ -1,0 +1,137 @@
+"""Settings dataclasses ↔ ROS parameters: one parameter per field, named section.field."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import sys
+from typing import Any, TypeVar
+
+from rcl_interfaces.msg import (
+    FloatingPointRange,
+    IntegerRange,
+    ParameterDescriptor,
+    SetParametersResult,
+)
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+
+from stac_core.config import Config
+from stac_ros.settings import LIVE_SECTIONS, RosConfig
+
+Sections = TypeVar("Sections", Config, RosConfig)
+_LARGEST_INTEGER = 2**63 - 1
+_OF_ROS = ("use_sim_time", "start_type_description_service")  # and qos_overrides.*
+
+
+class Parameters:
+    """The node's settings, always valid: `core` as at start, `ros` as last set.
+
+    The node must have been made with `automatically_declare_parameters_from_overrides`, because only then
+    names can be seen that nobody knows. ValueError names every such parameter, or a value that is refused.
+    """
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._fields = _fields(Config) | _fields(RosConfig)
+        given = _take_given(node, list(self._fields))
+        self.core, self.ros = _build(Config, given), _build(RosConfig, given)
+        values = _values(self.core) | _values(self.ros)
+        for name, setting in self._fields.items():
+            # Not the given value again but the one built from it: YAML's 1 has become a setting's 1.0.
+            node.declare_parameter(name, values[name], _descriptor(name, setting), ignore_override=True)
+        node.add_on_set_parameters_callback(self._check)
+        node.add_post_set_parameters_callback(self._take)
+
+    def describe(self) -> str:
+        """The effective configuration, a line per section; * marks what is not the default."""
+        lines: dict[str, list[str]] = {}
+        for name, setting in self._fields.items():
+            section, key = name.split(".")
+            value = self._node.get_parameter(name).value
+            star = "" if value == setting.default else "*"
+            lines.setdefault(section, []).append(f"{star}{key}={value!r}")
+        return "\n".join(f"  {section}: {' '.join(values)}" for section, values in lines.items())
+
+    def _check(self, parameters: list[Parameter]) -> SetParametersResult:
+        changes = {parameter.name: parameter.value for parameter in parameters}
+        try:
+            _build(RosConfig, _values(self.ros) | changes)
+        except ValueError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        return SetParametersResult(successful=True)
+
+    def _take(self, parameters: list[Parameter]) -> None:
+        changes = {parameter.name: parameter.value for parameter in parameters}
+        self.ros = _build(RosConfig, _values(self.ros) | changes)
+
+
+def _class_of(section: dataclasses.Field[Any]) -> type[Any]:
+    return section.default_factory  # type: ignore[return-value]
+
+
+def _fields(sections: type[Any]) -> dict[str, dataclasses.Field[Any]]:
+    """Every setting by its dotted name."""
+    return {
+        f"{section.name}.{setting.name}": setting
+        for section in dataclasses.fields(sections)
+        for setting in dataclasses.fields(_class_of(section))
+    }
+
+
+def _build(sections: type[Sections], given: dict[str, Any]) -> Sections:
+    """The dataclasses of the given values, defaults elsewhere; ValueError if they refuse."""
+    built = {}
+    for section in dataclasses.fields(sections):
+        names = [setting.name for setting in dataclasses.fields(_class_of(section))]
+        values = {
+            name: given[f"{section.name}.{name}"] for name in names if f"{section.name}.{name}" in given
+        }
+        built[section.name] = _class_of(section)(**values)
+    return sections(**built)
+
+
+def _values(config: Config | RosConfig) -> dict[str, Any]:
+    """Every value by its dotted name, of the type of its default."""
+    found = {}
+    for name, setting in _fields(type(config)).items():
+        section, key = name.split(".")
+        kind: type[Any] = type(setting.default)
+        found[name] = kind(getattr(getattr(config, section), key))
+    return found
+
+
+def _take_given(node: Node, known: list[str]) -> dict[str, Any]:
+    """The values given by YAML and command line; ValueError naming every name that is no setting."""
+    given, problems = {}, []
+    for name in map(str, node.list_parameters([], 0).names):
+        if name in known:
+            given[name] = node.get_parameter(name).value
+            node.undeclare_parameter(name)  # declared again, with its description and limits
+        elif name not in _OF_ROS and not name.startswith("qos_overrides."):
+            near = difflib.get_close_matches(name, known, 1)
+            problems.append(f"{name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
+    if problems:
+        raise ValueError(f"unknown parameters: {', '.join(problems)}; remove them or correct the names")
+    return given
+
+
+def _descriptor(name: str, setting: dataclasses.Field[Any]) -> ParameterDescriptor:
+    metadata = setting.metadata
+    unit = f" [{metadata['unit']}]" if metadata["unit"] else ""
+    found = ParameterDescriptor(name=name, description=metadata["help"] + unit)
+    found.read_only = name.split(".")[0] not in LIVE_SECTIONS
+    if metadata["choices"] is not None:
+        found.additional_constraints = "one of " + ", ".join(map(repr, metadata["choices"]))
+    minimum, maximum = metadata["minimum"], metadata["maximum"]
+    if minimum is None and maximum is None:
+        return found
+    if isinstance(setting.default, float):
+        largest = sys.float_info.max
+        low, high = -largest if minimum is None else minimum, largest if maximum is None else maximum
+        found.floating_point_range = [FloatingPointRange(from_value=float(low), to_value=float(high))]
+    else:
+        low = -_LARGEST_INTEGER if minimum is None else minimum
+        high = _LARGEST_INTEGER if maximum is None else maximum
+        found.integer_range = [IntegerRange(from_value=int(low), to_value=int(high))]
+    return found

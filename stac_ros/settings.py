@@ -1,0 +1,158 @@
+"""Every setting of the ROS side, its default and its limits; names are ROS parameters and YAML keys alike.
+
+The core's settings are in `stac_core.config`; a node has both. Lengths are in the stream's own unit unless
+`scale` makes it metres.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from stac_core.settings import check_settings, refuse, setting
+from stac_ros.topics import CAMERA_INFO, IMAGE, INPUT_PROFILES
+
+
+@dataclass(frozen=True)
+class FrameSettings:
+    """Names of frames, and how transforms travel (REP-103, REP-105)."""
+
+    map: str = setting("map", "the fixed frame; x forward, y left, z up from the first image")
+    odom: str = setting(
+        "",
+        "odometry frame of the robot; if named, map → odom is published instead of map → camera. Name it "
+        "wherever the camera's frame already has a parent",
+    )
+    camera: str = setting("", "optical frame of the camera; empty = the frame_id of the images")
+    publish_tf: bool = setting(True, "publish transforms")
+    transform_timeout: float = setting(
+        0.2, "how long odom → camera is waited for", minimum=0.0, maximum=10.0, unit="s"
+    )
+    republish_period: float = setting(
+        0.05,
+        "map → odom is sent again this often, so that it does not expire; 0 = off",
+        minimum=0.0,
+        unit="s",
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        for name in ("map", "odom", "camera"):
+            if getattr(self, name).startswith("/"):
+                raise refuse(self, name, "frames have no leading slash", getattr(self, name).lstrip("/"))
+        if not self.map or self.map in (self.odom, self.camera):
+            raise refuse(self, "map", "the map needs a frame of its own", "map")
+
+
+@dataclass(frozen=True)
+class InputSettings:
+    """What is subscribed to, and what happens when it goes wrong."""
+
+    compressed: bool = setting(False, "subscribe to image/compressed instead of image")
+    image_qos: str = setting(
+        IMAGE.profile,
+        "QoS of the images; sensor_data also hears reliable publishers",
+        choices=INPUT_PROFILES,
+    )
+    camera_info_qos: str = setting(
+        CAMERA_INFO.profile, "QoS of the camera's calibration", choices=INPUT_PROFILES
+    )
+    silence: float = setting(5.0, "a warning follows after this long without images", minimum=0.1, unit="s")
+    time_jump: str = setting(
+        "reset",
+        "stamps going back, as in a recording that loops: reset = begin a new stream, continue = only warn",
+        choices=("reset", "continue"),
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """The queue in front of the network."""
+
+    mailbox_size: int = setting(
+        4, "images that may wait; the oldest leaves when a new one comes", minimum=1, maximum=10000
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@dataclass(frozen=True)
+class PointSettings:
+    """Which pixels become points."""
+
+    confidence_percentile: float = setting(
+        30.0, "the least confident share of every image is left out", minimum=0.0, maximum=100.0, unit="%"
+    )
+    confidence_minimum: float = setting(1.0, "so are pixels below this confidence, from 1 up", minimum=0.0)
+    depth_limit: float = setting(0.0, "and pixels further away; 0 = no limit", minimum=0.0)
+    max_points: int = setting(
+        250_000, "points of one message at most, spread over the image", minimum=1, maximum=2_000_000
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@dataclass(frozen=True)
+class PublishSettings:
+    """How often and how much."""
+
+    map_period: float = setting(
+        1.0, "the whole map is sent this often, if it has changed", minimum=0.05, unit="s"
+    )
+    path_length: int = setting(2000, "poses of ~/path at most; the oldest leave", minimum=1)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@dataclass(frozen=True)
+class ScaleSettings:
+    """From the stream's own unit of length to metres."""
+
+    mode: str = setting(
+        "none", "none = the stream's own unit, fixed = times factor", choices=("none", "fixed")
+    )
+    factor: float = setting(1.0, "metres per unit of the stream", minimum=1e-6, maximum=1e6)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.mode == "none" and self.factor != 1.0:
+            raise refuse(self, "mode", f"factor {self.factor} would do nothing", "fixed")
+
+
+@dataclass(frozen=True)
+class MapSettings:
+    """The whole map: one point per voxel."""
+
+    voxel_size: float = setting(0.01, "edge of a voxel", minimum=1e-6)
+    max_points: int = setting(
+        1_000_000, "voxels at most; beyond, the edge doubles and the map gets coarser", minimum=1000
+    )
+    keep_on_new_stream: bool = setting(
+        False, "keep the map when a new stream begins, though the two do not align"
+    )
+    directory: str = setting("~/.ros/stac_maps", "where ~/save_map writes")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@dataclass(frozen=True)
+class RosConfig:
+    """All sections of the ROS side."""
+
+    frames: FrameSettings = field(default_factory=FrameSettings)
+    input: InputSettings = field(default_factory=InputSettings)
+    worker: WorkerSettings = field(default_factory=WorkerSettings)
+    points: PointSettings = field(default_factory=PointSettings)
+    publish: PublishSettings = field(default_factory=PublishSettings)
+    scale: ScaleSettings = field(default_factory=ScaleSettings)
+    map: MapSettings = field(default_factory=MapSettings)
+
+
+# Sections that take effect while the node runs; all others are read once, at start.
+LIVE_SECTIONS = ("points", "publish")

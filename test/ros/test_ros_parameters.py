@@ -1,0 +1,107 @@
+"""Settings as ROS parameters: described, limited, validated, and nothing that nobody knows."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from rclpy.parameter import Parameter
+from ros_helpers import ros_nodes
+
+from stac_core.config import Config
+from stac_ros.parameters import Parameters
+from stac_ros.settings import LIVE_SECTIONS, RosConfig
+
+
+@contextmanager
+def parameters_of(**given: Any):
+    """A node whose parameters were given as section__field=value, and its `Parameters`."""
+    overrides = [Parameter(name.replace("__", "."), value=value) for name, value in given.items()]
+    options = {"parameter_overrides": overrides, "automatically_declare_parameters_from_overrides": True}
+    with ros_nodes("settings_holder", **options) as (node,):
+        yield node, Parameters(node)
+
+
+def test_every_setting_is_a_described_and_limited_parameter():
+    with parameters_of() as (node, parameters):
+        assert parameters.core == Config() and parameters.ros == RosConfig()
+        descriptors = {
+            name: node.describe_parameter(name)
+            for name in node.list_parameters([], 0).names
+            if "." in name and not name.startswith("qos_overrides")
+        }
+        assert {"model.checkpoint", "image.size", "cache.mode", "kernels.backend"} < set(descriptors)
+        assert {"frames.map", "input.image_qos", "worker.mailbox_size", "map.voxel_size"} < set(descriptors)
+        for name, descriptor in descriptors.items():
+            assert len(descriptor.description) > 5, name
+            assert descriptor.read_only == (name.split(".")[0] not in LIVE_SECTIONS), name
+        window = descriptors["cache.window_size"]
+        assert window.integer_range[0].from_value == 1 and window.description.endswith("[frames]")
+        percentile = descriptors["points.confidence_percentile"].floating_point_range[0]
+        assert (percentile.from_value, percentile.to_value) == (0.0, 100.0)
+        assert "'reset', 'continue'" in descriptors["input.time_jump"].additional_constraints
+
+
+def test_given_values_replace_defaults_and_whole_numbers_may_be_floats():
+    with parameters_of(cache__window_size=7, map__voxel_size=1, frames__odom="odom") as (node, parameters):
+        assert parameters.core.cache.window_size == 7
+        assert parameters.ros.frames.odom == "odom"
+        assert node.get_parameter("map.voxel_size").value == 1.0
+        text = parameters.describe()
+        assert "*window_size=7" in text and "*voxel_size=1.0" in text and " pinned_frames=1" in text
+
+
+def test_parameters_that_nobody_knows_are_refused_with_the_nearest_name():
+    with (
+        pytest.raises(ValueError, match=r"'cache.windw_size' \(did you mean 'cache.window_size'\?\), 'x'"),
+        parameters_of(cache__windw_size=3, x=1),
+    ):
+        pass
+
+
+def test_names_of_ros_itself_pass():
+    with parameters_of(use_sim_time=True) as (_, parameters):
+        assert parameters.ros == RosConfig()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("cache__window_size", 0, "window_size = 0: below the minimum; nearest value that works: 1"),
+        ("cache__window_size", 2.5, "window_size = 2.5: expected int, got float"),
+        ("cache__mode", "forget", "mode = 'forget': choose one of 'full'"),
+        ("image__size", 100, "size = 100: must be a multiple of the patch size 14"),
+        ("input__compressed", "yes", "compressed = 'yes': expected bool, got str"),
+        (
+            "frames__map",
+            "/map",
+            "map = '/map': frames have no leading slash; nearest value that works: 'map'",
+        ),
+        ("frames__odom", "map", "the map needs a frame of its own"),
+        ("scale__factor", 2.0, "factor 2.0 would do nothing; nearest value that works: 'fixed'"),
+        ("map__voxel_size", float("nan"), "voxel_size = nan: must be finite"),
+    ],
+)
+def test_bad_values_are_refused_at_start(name, value, text):
+    with pytest.raises(ValueError, match=text), parameters_of(**{name: value}):
+        pass
+
+
+def test_live_settings_change_at_run_time_and_only_to_what_is_valid():
+    with parameters_of() as (node, parameters):
+
+        def change(*pairs: tuple[str, Any]) -> str:
+            """The reason of a refusal, or nothing."""
+            result = node.set_parameters_atomically([Parameter(name, value=value) for name, value in pairs])
+            return "" if result.successful else result.reason
+
+        assert change(("points.confidence_percentile", 55.0), ("points.max_points", 10)) == ""
+        assert parameters.ros.points.confidence_percentile == 55.0 and parameters.ros.points.max_points == 10
+        assert "out of range" in change(("points.confidence_percentile", 101.0))
+        assert "out of range" in change(("points.depth_limit", float("nan")))
+        assert "read-only" in change(("cache.window_size", 9))
+        assert "type" in change(("points.max_points", "many"))
+        assert parameters.ros.points.confidence_percentile == 55.0
+        assert node.get_parameter("points.max_points").value == 10
+        assert change(("use_sim_time", True)) == ""
