@@ -21,6 +21,7 @@ from stac_core.worlds.route import Route
 MOTIONS = ("forward", "sideways", "orbit", "drift", "spin")
 _SHARES = [0.4, 0.2, 0.15, 0.15, 0.1]  # of the motions in a mixed world
 _WAVES = 2  # sinusoids per slow signal
+_MOST_TURN = math.radians(15)  # between two frames, where the heading follows the route
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Path:
     moving: Tensor  # [B] share of a stop period spent moving; 1 = never stops
     heading: Tensor  # [B] yaw added to the motion's own, rad
     turns: Tensor  # [B] full turns per lap while spinning
+    look_ahead: Tensor  # [B] metres along the route
     target: Tensor  # [B, 2] point an orbit looks at
     base: Tensor  # [B, 3] height (m), pitch (down is positive) and roll (rad)
     sway: Tensor  # [B, 4, waves, 3] amplitude, cycles per lap, phase of yaw, height, pitch, roll
@@ -43,10 +45,11 @@ class Path:
     def poses(self, frames: Tensor) -> Tensor:
         """world_from_camera [B, S, 4, 4] float32 at frame numbers [S]; OpenCV camera axes."""
         time = frames.to(self.lap.device).double()[None] + self.start[:, None]
-        position, direction = self.route.at(self._distance(time))
+        distance = self._distance(time)
+        position = self.route.at(distance)
         yaw, height, pitch, roll = self._sway(time)
         shake_x, shake_y, shake_yaw, shake_pitch = self._tremble(frames.to(self.lap.device).double())
-        yaw = self._look(position, direction, time) + yaw + shake_yaw
+        yaw = self._look(distance, position, time) + yaw + shake_yaw
         x, y = position[..., 0] + shake_x, position[..., 1] + shake_y
         centre = torch.stack([x, y, self.base[:, :1] + height], -1)
         rotation = world_from_camera_rotation(
@@ -67,11 +70,10 @@ class Path:
         walked = torch.where(spinning, self.start[:, None] / period, walked)
         return walked * (self.route.length / self.lap)[:, None] * period
 
-    def _look(self, position: Tensor, direction: Tensor, time: Tensor) -> Tensor:
+    def _look(self, distance: Tensor, position: Tensor, time: Tensor) -> Tensor:
         """Yaw [B, S] of the motion itself."""
-        ahead = torch.atan2(direction[..., 1], direction[..., 0])
-        to_target = self.target[:, None] - position
-        inward = torch.atan2(to_target[..., 1], to_target[..., 0])
+        ahead = self.route.heading(distance, self.look_ahead)
+        inward = _yaw_towards(self.target, position)
         spin = 2 * math.pi * self.turns[:, None] * time / self.lap[:, None]
         choices = torch.stack([ahead, ahead, inward, torch.zeros_like(ahead), spin])
         yaw = choices.gather(0, self.motion.view(1, -1, 1).expand(1, *ahead.shape))[0]
@@ -98,10 +100,20 @@ def world_from_camera_rotation(yaw: Tensor, pitch: Tensor, roll: Tensor) -> Tens
     return torch.stack([cos_roll * right + sin_roll * down, cos_roll * down - sin_roll * right, forward], -1)
 
 
+def _yaw_towards(target: Tensor, position: Tensor) -> Tensor:
+    """Yaw [B, S] from positions [B, S, 2] to one point [B, 2]."""
+    way = target[:, None] - position
+    return torch.atan2(way[..., 1], way[..., 0])
+
+
 def draw_path(draws: Draws, building: Building, route: Route, config: WorldConfig) -> Path:
     """Draw how the cameras of B worlds move along their routes."""
     motion = _draw_motion(draws, building, config)
-    lap = _draw_lap(draws, building, route, config, motion)
+    look_ahead = 0.15 * building.size[:, :2].mean(1).double()
+    target = (draws.uniform(2, low=-0.08, high=0.08) * building.size[:, :2]).double()
+    step = draws.log_uniform(low=config.step_min, high=config.step_max) * building.typical_depth
+    slowest = _sharpest_turn(route, look_ahead, target, motion) / _MOST_TURN
+    lap = torch.maximum((route.length / step).round(), slowest.ceil().clamp(min=16))
     stops = (lap / draws.uniform(low=15, high=60)).round().clamp(min=1)
     moving = torch.where(draws.chance(config.stops), draws.uniform(low=0.5, high=0.85), 1.0)
     turns = (lap / draws.log_uniform(low=30, high=240)).round().clamp(min=1)
@@ -115,7 +127,8 @@ def draw_path(draws: Draws, building: Building, route: Route, config: WorldConfi
         moving=moving.double(),
         heading=_draw_heading(draws, building, route, motion, start / lap * route.length).double(),
         turns=turns.double() * torch.where(draws.chance(0.5), 1, -1),
-        target=(draws.uniform(2, low=-0.08, high=0.08) * building.size[:, :2]).double(),
+        look_ahead=look_ahead,
+        target=target,
         base=_draw_base(draws, building).double(),
         sway=_draw_sway(draws, lap),
         tremble=_draw_tremble(draws),
@@ -132,22 +145,28 @@ def _draw_motion(draws: Draws, building: Building, config: WorldConfig) -> Tenso
     return torch.where(orbit & several, MOTIONS.index("sideways"), motion)
 
 
-def _draw_lap(draws: Draws, building: Building, route: Route, config: WorldConfig, motion: Tensor) -> Tensor:
-    """Whole frames per lap [B], from the step; heading that follows the route caps the turn rate."""
-    step = draws.log_uniform(low=config.step_min, high=config.step_max) * building.typical_depth
-    fixed = motion == MOTIONS.index("drift")
-    rooms = building.rooms.prod(1)
-    fewest = torch.where(fixed, 16, 40) * rooms
-    return torch.maximum((route.length / step).round(), fewest.double())
+def _sharpest_turn(route: Route, look_ahead: Tensor, target: Tensor, motion: Tensor) -> Tensor:
+    """Radians per lap [B] at the sharpest corner, hairpins aside; 0 for motions of their own heading."""
+    parts = 16 * route.control.shape[1]
+    share = torch.linspace(0, 1, parts + 1, device=motion.device, dtype=torch.float64)
+    distance = share * route.length[:, None]
+    along = route.heading(distance, look_ahead)
+    yaw = torch.where(
+        (motion == MOTIONS.index("orbit"))[:, None], _yaw_towards(target, route.at(distance)), along
+    )
+    turn = (yaw[:, 1:] - yaw[:, :-1] + math.pi).remainder(2 * math.pi) - math.pi
+    sharpest = turn.abs().quantile(0.98, dim=1) * parts
+    return torch.where(motion >= MOTIONS.index("drift"), 0.0, sharpest)
 
 
 def _draw_heading(draws: Draws, building: Building, route: Route, motion: Tensor, start: Tensor) -> Tensor:
     """Yaw against the motion's own [B]; sideways mostly towards the room, for walls are dull."""
-    position, direction = (value[:, 0] for value in route.at(start[:, None]))
+    position = route.at(start[:, None])
     size = building.size[:, :2]
-    inward = (position / size).round() * size - position
-    left = direction[:, 0] * inward[:, 1] - direction[:, 1] * inward[:, 0]
-    side = torch.where(draws.chance(0.85), left.sign(), -left.sign()) * draws.uniform(low=1.0, high=2.2)
+    middle = (position[:, 0] / size).round() * size
+    turn = _yaw_towards(middle, position)[:, 0] - route.heading(start[:, None], 0.1 * size.amin(1))[:, 0]
+    left = turn.sin().sign()
+    side = torch.where(draws.chance(0.85), left, -left) * draws.uniform(low=1.0, high=2.2)
     slight = draws.uniform(low=-0.4, high=0.4)
     any_way = draws.uniform(low=-math.pi, high=math.pi)
     heading = torch.where(motion == MOTIONS.index("sideways"), side, slight)

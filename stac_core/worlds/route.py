@@ -34,8 +34,8 @@ class Route:
         """Metres [B]; of one lap where the route is closed."""
         return self.distance[:, -1]
 
-    def at(self, distance: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions and unit directions [B, S, 2] after `distance` [B, S] metres.
+    def at(self, distance: Tensor) -> Tensor:
+        """Positions [B, S, 2] after `distance` [B, S] metres.
 
         A closed route goes round for ever; an open one ends where it ends.
         """
@@ -47,6 +47,14 @@ class Route:
         part = (along - before) / (after - before).clamp(min=1e-9)
         return _evaluate(self.control, self.closed, (index - 1 + part) / _SAMPLES)
 
+    def heading(self, distance: Tensor, ahead: Tensor) -> Tensor:
+        """Yaw [B, S] towards the point `ahead` [B] metres further along; it turns softly at corners."""
+        ahead = ahead[:, None]
+        if not self.closed:
+            distance = distance.minimum(self.length[:, None] - ahead)
+        way = self.at(distance + ahead) - self.at(distance)
+        return torch.atan2(way[..., 1], way[..., 0])
+
 
 def draw_route(draws: Draws, building: Building, path: str) -> Route:
     """Lay a route through B buildings."""
@@ -54,14 +62,14 @@ def draw_route(draws: Draws, building: Building, path: str) -> Route:
     control = _draw_control(draws, building, draw_visits(building, path), closed).double()
     segments = control.shape[1] if closed else control.shape[1] - 2
     parameter = torch.arange(segments * _SAMPLES + 1, device=control.device, dtype=torch.float64) / _SAMPLES
-    line, _ = _evaluate(control, closed, parameter.expand(control.shape[0], -1))
+    line = _evaluate(control, closed, parameter.expand(control.shape[0], -1))
     legs = (line[:, 1:] - line[:, :-1]).norm(dim=-1)
     distance = torch.nn.functional.pad(legs.cumsum(1), (1, 0))
     return Route(control, closed, distance, line)
 
 
-def _evaluate(control: Tensor, closed: bool, parameter: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions and unit tangents [B, S, 2] at spline parameters [B, S]."""
+def _evaluate(control: Tensor, closed: bool, parameter: Tensor) -> Tensor:
+    """Positions [B, S, 2] at spline parameters [B, S]."""
     count = control.shape[1]
     segment = parameter.floor().long().clamp(max=(count if closed else count - 2) - 1)
     u = (parameter - segment)[..., None]
@@ -71,9 +79,7 @@ def _evaluate(control: Tensor, closed: bool, parameter: Tensor) -> tuple[Tensor,
         return control.gather(1, index[..., None].expand(-1, -1, 2))
 
     a, b, c = point(0), point(1), point(2)
-    position = 0.5 * ((1 - u) ** 2 * a + (1 + 2 * u - 2 * u**2) * b + u**2 * c)
-    tangent = (1 - u) * (b - a) + u * (c - b)
-    return position, tangent / tangent.norm(dim=-1, keepdim=True).clamp(min=1e-9)
+    return 0.5 * ((1 - u) ** 2 * a + (1 + 2 * u - 2 * u**2) * b + u**2 * c)
 
 
 def _draw_control(draws: Draws, building: Building, visits: Tensor, closed: bool) -> Tensor:
