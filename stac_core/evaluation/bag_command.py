@@ -15,7 +15,15 @@ from stac_core.evaluation.bag_result import BagResult
 from stac_core.evaluation.datasets import bag
 from stac_core.evaluation.datasets.bag import BagOptions, BagSequence
 from stac_core.evaluation.depth_metrics import DEPTH_ALIGNMENTS
-from stac_core.evaluation.flags import Overrides, add_config_flags, configure, describe, given_flags, sweep
+from stac_core.evaluation.flags import (
+    Overrides,
+    add_config_flags,
+    configure,
+    describe,
+    given_flags,
+    mode_name,
+    sweep,
+)
 from stac_core.evaluation.report_html import to_html
 from stac_core.evaluation.results import ResultTable, Row, write_whole
 from stac_core.evaluation.score import ReconOptions
@@ -87,7 +95,7 @@ def _run_one(
     report = make_report(
         sequence, BagResult(recording), arguments.align, arguments.depth_align, ReconOptions()
     )
-    row = {**key, "mode": configure(overrides).cache.mode, **report.row()}
+    row = {**key, "mode": mode_name(configure(overrides)), **report.row()}
     write_report(folder, arguments.bag, row, report)
     unjudged = _missing_truth(report, arguments.truth)
     if failed or unjudged:

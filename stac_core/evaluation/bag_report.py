@@ -202,7 +202,7 @@ def _draw_all(report: BagReport, sequence: BagSequence, result: BagResult, align
 _PLOTTED = {
     "Memory": ("byte", "mib", "memory"),
     "Tokens and voxels": ("token", "voxel", "slots"),
-    "Map": ("map size", "map points"),
+    "Size of the map": ("map size", "map points"),
 }
 
 

@@ -17,7 +17,7 @@ from stac_core.checkpoint import LoadedNetwork, load_network
 from stac_core.config import Config, ModelConfig
 from stac_core.evaluation.datasets import Sequence, open_sequence
 from stac_core.evaluation.datasets.bag import BagOptions
-from stac_core.evaluation.flags import Overrides, configure, describe
+from stac_core.evaluation.flags import Overrides, configure, describe, mode_name
 from stac_core.evaluation.results import ResultTable, Row
 from stac_core.evaluation.scene_run import SceneRun, frame_indices, run_scene
 from stac_core.evaluation.score import ReconOptions, score_depth, score_pose, score_recon
@@ -125,7 +125,7 @@ def _run_one(
     run = run_scene(sequence, loaded.network, config, folder, plan.measures.stride, bar.update)
     write_tum(folder / "trajectory.tum", run.trajectory)
     run.write_frames_csv(folder / "frames.csv")
-    row = {**key, "mode": config.cache.mode, "frames": len(run.indices), **run.cost()}
+    row = {**key, "mode": mode_name(config), "frames": len(run.indices), **run.cost()}
     row |= _score(run, sequence, plan.measures)
     row |= {
         "seconds": round(time.perf_counter() - started, 3),

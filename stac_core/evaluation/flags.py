@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 from typing import Any
 
-from stac_core.config import Config
+from stac_core.config import MODES, Config
 
 Overrides = dict[str, str]
 _NAMES = {  # flags whose name is not the setting's own
@@ -93,6 +93,12 @@ def describe(overrides: Overrides) -> str:
     values = {name: _parse(name, known[name].default, text) for name, text in overrides.items()}
     differing = {name: value for name, value in values.items() if value != known[name].default}
     return " ".join(f"{name}={value}" for name, value in sorted(differing.items())) or "defaults"
+
+
+def mode_name(config: Config) -> str:
+    """The cache mode as tables call it; one that sees the future must not pass for a stream."""
+    mode = config.cache.mode
+    return f"{mode} (offline)" if MODES[mode].offline else mode
 
 
 def sweep(axes: list[str], base: Overrides) -> list[Overrides]:

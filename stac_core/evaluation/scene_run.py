@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stac_core.config import Config
+from stac_core.config import MODES, Config
 from stac_core.evaluation.datasets import Frame, Sequence
 from stac_core.evaluation.results import write_whole
 from stac_core.evaluation.trajectory import Trajectory
@@ -144,8 +144,8 @@ def peak_process_bytes() -> int:
 
 
 def _chunk_size(config: Config, frames: int) -> int:
-    """`full` looks at all frames at once; every other mode streams."""
-    return frames if config.cache.mode == "full" else config.cache.chunk_size
+    """An offline mode sees all frames at once; every other mode streams."""
+    return frames if MODES[config.cache.mode].offline else config.cache.chunk_size
 
 
 def _chunks(indices: list[int], size: int) -> Iterator[list[int]]:

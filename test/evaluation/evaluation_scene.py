@@ -131,3 +131,28 @@ def odometry(pose: np.ndarray, stamp_ns: int, child: str, parent: str = "odom") 
         make("geometry_msgs/msg/PoseWithCovariance", placed, np.zeros(36)),
         make("geometry_msgs/msg/TwistWithCovariance", twist, np.zeros(36)),
     )  # fmt: skip
+
+
+def pose_with_covariance(pose: np.ndarray, stamp_ns: int, parent: str = "map") -> object:
+    placed = make("geometry_msgs/msg/Pose", *_vector_and_quaternion(pose, "Point"))
+    covered = make("geometry_msgs/msg/PoseWithCovariance", placed, np.zeros(36))
+    return make("geometry_msgs/msg/PoseWithCovarianceStamped", header(stamp_ns, parent), covered)
+
+
+def cloud_message(points: np.ndarray, colours: np.ndarray, stamp_ns: int, frame: str = "map") -> object:
+    """x, y, z and packed rgb, with four bytes of padding as drivers like to have."""
+    table = np.zeros(len(points), [("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("pad", "<f4"), ("rgb", "<u4")])
+    table["x"], table["y"], table["z"] = points.T
+    packed = colours.astype(np.uint32)
+    table["rgb"] = packed[:, 0] << 16 | packed[:, 1] << 8 | packed[:, 2]
+    fields = [make("sensor_msgs/msg/PointField", name, offset, 7, 1)
+              for name, offset in (("x", 0), ("y", 4), ("z", 8), ("rgb", 16))]  # fmt: skip
+    data = np.frombuffer(table.tobytes(), np.uint8)
+    return make("sensor_msgs/msg/PointCloud2", header(stamp_ns, frame), 1, len(points), fields, False, 20,
+                data.size, data, False)  # fmt: skip
+
+
+def diagnostics(values: dict[str, str], stamp_ns: int) -> object:
+    pairs = [make("diagnostic_msgs/msg/KeyValue", key, value) for key, value in values.items()]
+    status = make("diagnostic_msgs/msg/DiagnosticStatus", 0, "stac: cache", "ok", "stac", pairs)
+    return make("diagnostic_msgs/msg/DiagnosticArray", header(stamp_ns, ""), [status])

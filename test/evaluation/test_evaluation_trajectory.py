@@ -1,14 +1,8 @@
 """Trajectory errors, judged by evo run as a command, and the pairing of stamps."""
 
-import json
-import os
-import subprocess
-import sys
-import zipfile
-from pathlib import Path
-
 import numpy as np
 import pytest
+from evaluation.evaluation_judges import evo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
@@ -32,17 +26,6 @@ def noisy_pair(seed: int, frames: int = 60) -> tuple[Trajectory, Trajectory]:
     estimate[:, :3, :3] = estimate[:, :3, :3] @ wobble
     stamps = 1_700_000_000_000_000_000 + np.arange(frames) * 33_333_333
     return Trajectory(stamps, estimate), Trajectory(stamps, truth)
-
-
-def evo(command: str, folder: Path, *flags: str) -> dict[str, float]:
-    """Figures of one evo run on truth.tum and estimate.tum of folder."""
-    result = folder / f"{command}{len(list(folder.iterdir()))}.zip"
-    executable = str(Path(sys.executable).with_name(command))
-    environment = {**os.environ, "HOME": str(folder), "MPLBACKEND": "agg"}
-    arguments = [executable, "tum", "truth.tum", "estimate.tum", *flags, "--save_results", str(result)]
-    subprocess.run(arguments, cwd=folder, env=environment, check=True, capture_output=True, timeout=120)
-    with zipfile.ZipFile(result) as archive:
-        return json.loads(archive.read("stats.json"))
 
 
 @pytest.mark.parametrize(("align", "flags"), [("sim3", ["-as"]), ("se3", ["-a"]), ("none", [])])

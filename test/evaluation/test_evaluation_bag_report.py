@@ -1,0 +1,137 @@
+"""`stac-eval bag --result`: a recorded answer is judged as outside judges judge it."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from evaluation.evaluation_judges import abs_rel, evo, write_poses
+from evaluation.evaluation_scene import (
+    BagWriter,
+    camera_info,
+    cloud_message,
+    diagnostics,
+    header,
+    image_message,
+    odometry,
+    pose_stamped,
+    pose_with_covariance,
+    tiny_frames,
+)
+from scipy.spatial.transform import Rotation
+
+from stac_core.evaluation.alignment import Similarity
+from stac_core.evaluation.evaluate import main
+from stac_core.evaluation.score import unproject
+
+IMAGE = "sensor_msgs/msg/Image"
+MAP_FROM_WORLD = Similarity(
+    Rotation.from_euler("xyz", [20, -35, 70], degrees=True).as_matrix(), np.array([1.0, 2, 3]), 0.4
+)
+
+
+def write_recording(path: Path, truth: bool = True) -> Path:
+    with BagWriter(path) as bag:
+        for frame in tiny_frames(12, 24, 32):
+            stamp = frame.stamp_ns
+            bag.write("/camera/image", IMAGE, image_message(frame.image, stamp, "rgb8"), stamp)
+            bag.write("/camera/camera_info", "sensor_msgs/msg/CameraInfo", camera_info(frame), stamp)
+            if truth:
+                depth = np.round(frame.depth_m * 1000).astype(np.uint16)
+                bag.write("/camera/depth", IMAGE, image_message(depth, stamp, "16UC1"), stamp)
+                pose = pose_stamped(frame.world_from_camera, stamp)
+                bag.write("/truth", "geometry_msgs/msg/PoseStamped", pose, stamp)
+    return path
+
+
+def write_answer(path: Path) -> Path:
+    """What a node might say: another world and unit, some noise, frames 3 and 7 dropped."""
+    random, now, points, colours = np.random.default_rng(0), 10**18, [], []
+    with BagWriter(path) as bag:
+        for index, frame in enumerate(tiny_frames(12, 24, 32)):
+            stamp, now = frame.stamp_ns, now + 200_000_000
+            arrival = header(stamp, "")
+            bag.write("/evaluation/image_received", "std_msgs/msg/Header", arrival, now)
+            if index in (3, 7):
+                continue
+            pose = MAP_FROM_WORLD.apply_poses(frame.world_from_camera[None])[0]
+            pose[:3, 3] += random.normal(0, 0.005, 3)
+            done = now + (50_000_000 if index else 150_000_000)
+            posed = pose_with_covariance(pose, stamp)
+            bag.write("/stac_mapping/pose", "geometry_msgs/msg/PoseWithCovarianceStamped", posed, done)
+            bag.write(
+                "/stac_mapping/odom", "nav_msgs/msg/Odometry", odometry(pose, stamp, "camera", "map"), done
+            )
+            depth = (frame.depth_m * 0.4 * random.lognormal(0, 0.05, frame.depth_m.shape)).astype(np.float32)
+            depth[2, 3] = np.nan
+            bag.write("/stac_mapping/depth", IMAGE, image_message(depth, stamp, "32FC1"), done)
+            seen = unproject(frame.depth_m, frame.intrinsics, frame.world_from_camera)[frame.depth_m > 0]
+            points.append(MAP_FROM_WORLD.apply(seen))
+            colours.append(frame.image[frame.depth_m > 0])
+            cloud = cloud_message(np.concatenate(points), np.concatenate(colours), stamp)
+            bag.write("/stac_mapping/map_points", "sensor_msgs/msg/PointCloud2", cloud, done)
+            said = {"cache memory (MiB)": f"{index}.5", "voxels": f"{10 * index}", "weights": "random"}
+            bag.write("/diagnostics", "diagnostic_msgs/msg/DiagnosticArray", diagnostics(said, stamp), done)
+    return path
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory):
+    """Folder with recording, answer and report."""
+    folder = tmp_path_factory.mktemp("bag")
+    recording, answer = write_recording(folder / "recording"), write_answer(folder / "answer")
+    assert main(["bag", str(recording), "--result", str(answer), "--output_dir", str(folder / "out")]) == 0
+    return folder
+
+
+def test_pose_and_depth_figures_equal_the_outside_judges(judged):
+    report = json.loads((judged / "out" / "recording" / "report.json").read_text())
+    write_poses(judged / "truth.tum", judged / "recording", "/truth")
+    write_poses(judged / "estimate.tum", judged / "answer", "/stac_mapping/odom")
+    assert report["pose"]["ate_rmse"] == pytest.approx(evo("evo_ape", judged, "-as")["rmse"], abs=1e-6)
+    rpe = evo("evo_rpe", judged, "-as", "--delta", "1")["rmse"]
+    assert report["pose"]["rpe_rmse"] == pytest.approx(rpe, abs=1e-6)
+    expected = abs_rel(judged / "answer", "/stac_mapping/depth", judged / "recording", "/camera/depth")
+    assert report["depth"]["abs_rel"] == pytest.approx(expected, abs=1e-6)
+    assert report["pose"]["scale"] == pytest.approx(1 / 0.4, rel=0.05)
+    assert report["cloud"]["f_score"] > 0.9
+
+
+def test_frames_latency_and_memory_are_counted(judged):
+    report = json.loads((judged / "out" / "recording" / "report.json").read_text())
+    assert report["frames"] | {"seconds": 0, "frames_per_second": 0} == {
+        "frames": 12, "frames_sent": 12, "frames_used": 10, "frames_dropped": 2,
+        "seconds": 0, "frames_per_second": 0,
+    }  # fmt: skip
+    assert report["latency"] == {
+        "latency_median_ms": 50,
+        "latency_p95_ms": pytest.approx(105),
+        "latency_max_ms": 150,
+    }
+    assert report["memory"] == {"cache memory (MiB) (max)": 11.5, "voxels (max)": 110}
+
+
+def test_the_page_needs_nothing_else(judged):
+    page = (judged / "out" / "recording" / "report.html").read_text()
+    assert "http" not in page and "<script" not in page
+    titles = re.findall(r'<img alt="([^"]+)" src="data:image/png;base64,', page)
+    curves = ["Camera path", "Position error", "Rotation error", "Latency", "Memory", "Tokens and voxels"]
+    assert titles == [*curves, "Depth", "Map"]
+
+
+def test_a_bag_without_truth_keeps_its_costs_and_says_so(judged, capsys, tmp_path):
+    bare = write_recording(tmp_path / "bare", truth=False)
+    arguments = ["bag", str(bare), "--result", str(judged / "answer"), "--output_dir", str(tmp_path / "out")]
+    assert main(arguments) == 1
+    assert "no camera path" in capsys.readouterr().err
+    report = json.loads((tmp_path / "out" / "bare" / "report.json").read_text())
+    assert report["latency"]["latency_median_ms"] == 50
+    assert set(report["not judged"]) == {"pose", "depth", "cloud"}
+    assert main([*arguments, "--truth", "none"]) == 0
+
+
+def test_a_recording_without_an_answer_is_refused(judged, capsys):
+    recording = str(judged / "recording")
+    assert main(["bag", recording, "--result", recording, "--output_dir", str(judged / "none")]) == 1
+    assert "holds no pose of the mapping node" in capsys.readouterr().err
