@@ -11,24 +11,24 @@ import argparse
 import logging
 import os
 import shutil
-import signal
-import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
+from rclpy.signals import SignalHandlerOptions
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
+from stac_ros.arguments import complete, profile_environment
 from stac_ros.domain import private_ros_environment
 from stac_ros.listen import outside_name
+from stac_ros.processes import POLL_S, Processes
 from stac_ros.restamp import header_stamp_ns
-from stac_ros.share import share_file
 from stac_ros.topics import COMPRESSED_IMAGE, DIAGNOSTICS, IMAGE, OUTPUTS, POSE, Topic, qos_profile
 
 logger = logging.getLogger("stac-eval bag")
@@ -36,7 +36,7 @@ ARRIVALS = "/evaluation/image_received"
 _START_LIMIT_S = 180.0  # a large model loads for long from a slow disk
 _QUIET_S = 3.0  # without a message: the node has said all it had to say
 _SETTLE_LIMIT_S = 30.0
-_EXIT_LIMIT_S = 60.0
+NODE, PLAYER = "mapping node", "player"
 _HEADER = "std_msgs/msg/Header"
 _SECOND = 1_000_000_000
 
@@ -86,59 +86,58 @@ class Recorder(Node):
         self._writer.close()
 
 
+class NodeAndPlayer(Processes):
+    """The processes of one replay."""
+
+    def has_ended(self, name: str) -> bool:
+        process = self._running.get(name)
+        return process is None or process.poll() is not None
+
+
 def main() -> int:
+    """0 = replayed and recorded to the end; 1 = a process failed or was told to stop, the rest is kept."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     arguments = _parse()
-    os.environ.update(private_ros_environment())
-    os.environ.setdefault("FASTDDS_DEFAULT_PROFILES_FILE", str(share_file("config/fastdds.xml")))
+    environment = {**private_ros_environment(), **profile_environment(complete({}))}
+    os.environ.update(environment)
     partial = arguments.recording.with_name(arguments.recording.name + ".part")
     shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed
     partial.parent.mkdir(parents=True, exist_ok=True)
-    rclpy.init()
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     recorder = Recorder(partial)
-    try:
-        replay_and_record(recorder, arguments)
-        return 0
-    except (RuntimeError, KeyboardInterrupt) as error:
-        logger.error("%s", error or "interrupted")
-        return 1
-    finally:
-        recorder.close()
-        _put_in_place(partial, arguments.recording)
-        recorder.destroy_node()
-        rclpy.try_shutdown()
-
-
-def replay_and_record(recorder: Recorder, arguments: argparse.Namespace) -> None:
-    """Run node and player until all is answered. Raises RuntimeError naming the process that failed."""
     executor = SingleThreadedExecutor()
     executor.add_node(recorder)
-    node = subprocess.Popen(_node_command(arguments))
-    player: subprocess.Popen[bytes] | None = None
-
-    def wait(until: Callable[[], object], limit_s: float, what: str) -> None:
-        end = time.monotonic() + limit_s
-        while not until():
-            if node.poll() is not None:
-                raise RuntimeError(f"the mapping node ended with status {node.returncode}")
-            if time.monotonic() > end:
-                raise RuntimeError(f"{what} within {limit_s:g} s")
-            executor.spin_once(timeout_sec=0.1)
-
+    listening = threading.Thread(target=executor.spin)
+    listening.start()
+    processes = NodeAndPlayer(environment)
     try:
-        pose = recorder.resolve_topic_name(outside_name(POSE))
-        wait(lambda: recorder.count_publishers(pose), _START_LIMIT_S, "the mapping node did not start")
-        player = subprocess.Popen(_player_command(arguments))
-        wait(lambda: player.poll() is not None, float("inf"), "")
-        if player.returncode:
-            raise RuntimeError(f"the player ended with status {player.returncode}")
-        end = time.monotonic() + _SETTLE_LIMIT_S
-        wait(lambda: time.monotonic() > min(end, recorder.heard_at + _QUIET_S), float("inf"), "")
+        status = _play(recorder, processes, arguments)
+        return processes.end_all() or status  # the node finishes its chunk; the recorder still listens
     finally:
-        for process in (player, node):
-            if process is not None:
-                _end(process, executor)
-        logger.info("%d images were sent", recorder.images)
+        executor.shutdown()
+        listening.join()
+        recorder.close()
+        rclpy.try_shutdown()
+        _put_in_place(partial, arguments.recording)
+
+
+def _play(recorder: Recorder, processes: NodeAndPlayer, arguments: argparse.Namespace) -> int:
+    """Run node and player until the node has answered; the status of what failed, or 0."""
+    processes.start(NODE, _node_command(arguments))
+    pose = recorder.resolve_topic_name(outside_name(POSE))
+    end = time.monotonic() + _START_LIMIT_S
+    while not recorder.count_publishers(pose):
+        if processes.asked_to_end or processes.has_ended(NODE) or time.monotonic() > end:
+            logger.error("the mapping node did not start; see its messages above")
+            return 1
+        time.sleep(POLL_S)
+    processes.start(PLAYER, _player_command(arguments))
+    status = processes.wait(PLAYER)
+    end = time.monotonic() + _SETTLE_LIMIT_S
+    while time.monotonic() < min(end, recorder.heard_at + _QUIET_S) and not processes.asked_to_end:
+        time.sleep(POLL_S)
+    logger.info("%d images were sent", recorder.images)
+    return status or int(processes.asked_to_end)
 
 
 def _node_command(arguments: argparse.Namespace) -> list[str]:
@@ -152,19 +151,6 @@ def _player_command(arguments: argparse.Namespace) -> list[str]:
     command = [sys.executable, "-m", "stac_ros.replay", str(arguments.bag), "--topic", arguments.topic]
     command += ["--rate", str(arguments.rate), "--answer-limit", str(arguments.limit_s)]
     return [*command, "--wait-for-subscribers", "60"]
-
-
-def _end(process: subprocess.Popen[bytes], executor: SingleThreadedExecutor) -> None:
-    """Ask a process to end and listen on meanwhile: the node finishes its chunk first."""
-    if process.poll() is None:
-        process.send_signal(signal.SIGINT)
-    end = time.monotonic() + _EXIT_LIMIT_S
-    while process.poll() is None and time.monotonic() < end:
-        executor.spin_once(timeout_sec=0.1)
-    if process.poll() is None:
-        logger.error("process %d does not end when asked; killing it", process.pid)
-        process.kill()
-        process.wait()
 
 
 def _put_in_place(partial: Path, recording: Path) -> None:

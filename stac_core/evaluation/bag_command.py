@@ -47,6 +47,7 @@ def add_parser(tasks: Any) -> None:
     add("--align", default="sim3", choices=POSE_ALIGNMENTS)
     add("--depth_align", default="scale", choices=DEPTH_ALIGNMENTS)
     add("--sweep", nargs="+", default=[], metavar="SETTING=A,B", help="one replay per combination")
+    add("--node_params", nargs="+", default=[], metavar="NAME:=VALUE", help="further parameters of the node")
     add("--limit_s", type=float, default=600.0, help="longest time to wait for the node's next answer")
     add_config_flags(parser)
     parser.set_defaults(command=run)
@@ -109,7 +110,7 @@ def _replay(arguments: argparse.Namespace, topic: str, overrides: Overrides, rec
     """Run node, player and recorder in processes of their own; returns the exit status."""
     command = [sys.executable, "-m", RECORDER, str(arguments.bag), str(recording), "--topic", topic]
     command += ["--rate", str(arguments.rate), "--limit_s", str(arguments.limit_s), "--params"]
-    command += _node_parameters(overrides)
+    command += [*_node_parameters(overrides), *arguments.node_params]
     return subprocess.run(command, check=False).returncode
 
 

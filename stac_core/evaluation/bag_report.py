@@ -221,10 +221,10 @@ def _depth_pictures(report: BagReport, sequence: BagSequence, result: BagResult)
         scale, _ = fit_depth([(p[m], t[m]) for _, p, t in pairs if (m := valid_pixels(p, t)).any()], "scale")
         chosen = [pairs[i] for i in sorted({0, len(pairs) // 2, len(pairs) - 1})]
         shown = []
-        for index, predicted, truth in chosen[:2]:
+        for index, predicted, truth in chosen:
             image = sequence.frame(index).image
             shown += [(f"frame {index}", image), ("node, scaled (m)", scale * predicted), ("true (m)", truth)]
-        return plots.image_row(shown, "Depth")
+        return plots.image_grid(shown, 3, "Depth")
     messages = result.depths()
     stamps = [int(stamp) for stamp in sequence.stamps_ns if int(stamp) in messages]
     if not stamps:
@@ -233,4 +233,4 @@ def _depth_pictures(report: BagReport, sequence: BagSequence, result: BagResult)
     for stamp in sorted({stamps[0], stamps[-1]}):
         index = int(np.flatnonzero(sequence.stamps_ns == stamp)[0])
         shown += [(f"frame {index}", sequence.frame(index).image), ("node", result.decode(messages[stamp]))]
-    return plots.image_row(shown, "Depth, in map units")
+    return plots.image_grid(shown, 2, "Depth, in map units")

@@ -25,7 +25,7 @@ def line_plot(series: Series, x_label: str, y_label: str, title: str) -> Figure:
     figure, axes = _axes(x_label, y_label, title)
     for label, (x, y) in series.items():
         axes.plot(x, y, label=label, linewidth=1.2, marker="." if len(x) < 60 else "")
-    axes.set_ylim(bottom=0)
+    _from_zero(axes)
     _legend(axes, len(series))
     return figure
 
@@ -37,7 +37,7 @@ def scatter_plot(series: Series, x_label: str, y_label: str, title: str) -> Figu
         axes.scatter(x, y, label=label, marker=marker, s=36)
     if all(value > 0 for x, _ in series.values() for value in x):
         axes.set_xscale("log")
-    axes.set_ylim(bottom=0)
+    _from_zero(axes)
     _legend(axes, len(series))
     return figure
 
@@ -90,10 +90,13 @@ def floor_plane(path: Trajectory) -> NDArray[np.float64]:
     return np.stack([right, np.cross(right, down)])
 
 
-def image_row(images: Sequence[tuple[str, NDArray]], title: str) -> Figure:
-    """Pictures side by side; single-channel ones are depth, 0 or NaN shown grey."""
-    figure, grid = plt.subplots(1, len(images), figsize=(3.2 * len(images), 3.0), layout="constrained")
-    for axes, (name, image) in zip(np.atleast_1d(grid), images, strict=True):
+def image_grid(images: Sequence[tuple[str, NDArray]], columns: int, title: str) -> Figure:
+    """Pictures in rows; single-channel ones are depth, 0 or NaN shown grey."""
+    rows = -(-len(images) // columns)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(3.2 * columns, 2.6 * rows), layout="constrained", squeeze=False
+    )
+    for axes, (name, image) in zip(grid.flat, images, strict=False):
         if image.ndim == 2:
             shown = np.ma.masked_where(~(np.nan_to_num(image) > 0), image)
             colours = matplotlib.colormaps["turbo"].with_extremes(bad="0.6")
@@ -101,6 +104,7 @@ def image_row(images: Sequence[tuple[str, NDArray]], title: str) -> Figure:
         else:
             axes.imshow(image)
         axes.set_title(name, fontsize=9)
+    for axes in grid.flat:
         axes.axis("off")
     figure.suptitle(title, fontsize=10)
     return figure
@@ -118,6 +122,12 @@ def _axes(x_label: str, y_label: str, title: str) -> tuple[Figure, Axes]:
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
     return figure, axes
+
+
+def _from_zero(axes: Axes) -> None:
+    """Zero at the bottom and some air above the highest value, which may be the only one."""
+    highest = float(axes.dataLim.y1)
+    axes.set_ylim(0, 1.08 * highest if np.isfinite(highest) and highest > 0 else 1)
 
 
 def _legend(axes: Axes, entries: int) -> None:

@@ -14,7 +14,8 @@ h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin-top: 2rem }
 table { border-collapse: collapse } td { padding: .15rem .9rem .15rem 0; border-bottom: 1px solid #e4e4e4 }
 td:last-child { text-align: right; font-variant-numeric: tabular-nums }
 .sections { display: flex; flex-wrap: wrap; gap: 0 3rem } .note { color: #8a4b00 }
-figure { margin: 1rem 0 } img { max-width: 100% }
+.pictures { display: flex; flex-wrap: wrap; gap: 1rem; margin-top: 2rem }
+figure { margin: 0; flex: 1 1 30rem } img { width: 100% }
 """
 
 
@@ -32,7 +33,7 @@ def to_html(title: str, facts: dict[str, Any], report: BagReport) -> str:
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
         f"<style>{_STYLE}</style><h1>{escape(title)}</h1>{_table(facts)}{notes}"
-        f'<div class="sections">{sections}</div>{pictures}</html>\n'
+        f'<div class="sections">{sections}</div><div class="pictures">{pictures}</div></html>\n'
     )
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from stac_core.evaluation.datasets import Sequence
-from stac_core.evaluation.plots import close, cloud_from_above, image_row, path_plot
+from stac_core.evaluation.plots import close, cloud_from_above, image_grid, path_plot
 from stac_core.evaluation.scene_run import SceneRun, true_frames
 from stac_core.evaluation.score import GrowingCloud, ReconOptions, predicted_points
 from stac_core.evaluation.trajectory import Trajectory
@@ -90,4 +90,4 @@ def _depth_samples(run: SceneRun, sequence: Sequence) -> Figure:
     for number in sorted({0, count // 2, count - 1}):
         frame = sequence.frame(run.indices[number])
         shown += [(f"frame {run.indices[number]}", frame.image), ("predicted", run.camera_depth(number))]
-    return image_row(shown, f"{sequence.name}: depth in the stream's unit")
+    return image_grid(shown, 2, f"{sequence.name}: depth in the stream's unit")
