@@ -342,6 +342,12 @@ class CacheConfig:
         """What the mode switches on."""
         return MODES[self.mode]
 
+    @property
+    def coded(self) -> bool:
+        """Whether anything is stored as codes."""
+        stores = (self.pinned_bits, self.window_bits, self.anchor_bits, self.retrieved_bits)
+        return min(*stores, self.buffer_bits, self.pivot_bits) < 16
+
     @classmethod
     def parity(cls, **settings: Any) -> CacheConfig:
         """The published behaviour of `stac`, with the given settings on top."""

@@ -81,10 +81,10 @@ class RoomMaker:
         pool = self._rows.kinds[name].pool
         while short := pool.missing(wanted):
             room = self._room()
-            if (
-                not pool.grow(short, None if room is None else room // pool.block_bytes)
-                and not self._make_room()
-            ):
+            most = None if room is None else room // pool.block_bytes
+            if most is None or most >= short:
+                pool.grow(short, None if most is None else max(short, most // 4))
+            elif not self._make_room():
                 return False
         return True
 
@@ -206,12 +206,12 @@ class RoomMaker:
         for turn in range(int(order.max()) + 1):
             now = (order == turn).repeat_interleave(lanes)
             for slot in range(content.members.shape[1]):
-                pivot = RowState(*(part[now, slot : slot + 1] for part in content[:5]), *content[5:])
+                pivot = RowState(*(part[now, slot : slot + 1] for part in content))
                 fold_in(state, target.flatten()[now], pivot)
-        row, slot = (content.buffer_score > -torch.inf).nonzero().unbind(-1)
+        row, place = (content.buffer_score > -torch.inf).nonzero().unbind(-1)
         waiting = RowTokens(
-            target.flatten()[row], content.buffer_keys[row, slot], content.buffer_values[row, slot],
-            content.buffer_score[row, slot],
+            target.flatten()[row], content.buffer_keys[row, place], content.buffer_values[row, place],
+            content.buffer_score[row, place],
         )  # fmt: skip
         fused, _ = self._merge(state, waiting, self._rules)
         visited = self._grid.visited[voxels]

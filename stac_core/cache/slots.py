@@ -24,7 +24,7 @@ class SlotPool:
         """figures: float32 numbers beside each token; block: slots handed out together."""
         self.block = block
         self._codec, self._first_blocks = codec, max(1, first_slots // block)
-        fields = {f"{part}{i}": tuple(c) for part in "kv" for i, c in enumerate(codec.columns)}
+        fields = {f"{part}{i}": (c.width, c.dtype) for part in "kv" for i, c in enumerate(codec.columns)}
         self._pages = Pages(fields | {"figures": (figures, torch.float32)}, device)
         self._free = torch.empty(0, dtype=torch.int64, device=device)  # a stack of block numbers
 
@@ -45,17 +45,14 @@ class SlotPool:
         """How many more blocks would have to be allocated to take so many."""
         return max(0, blocks - len(self._free))
 
-    def grow(self, blocks: int, most: int | None) -> bool:
-        """Allocate at least so many blocks more, at most `most`; → False where that is not enough."""
-        if most is not None and most < blocks:
-            return False
+    def grow(self, blocks: int, most: int | None) -> None:
+        """Allocate at least so many blocks more, at most `most`."""
         held = self._pages.length // self.block
         wanted = max(blocks, int(GROWTH * held) if held else self._first_blocks)
         wanted = wanted if most is None else min(wanted, most)
         self._pages.grow(wanted * self.block)
         fresh = torch.arange(held, held + wanted, device=self._free.device)
         self._free = torch.cat([fresh.flip(0), self._free])
-        return True
 
     def take(self, blocks: int) -> Tensor:
         """Numbers of the slots of so many free blocks [blocks, block]."""

@@ -1,20 +1,31 @@
 """All that one stream remembers: the `AttentionContext` of the network's streaming passes.
 
 Keys enter normalised and rotated; rotation encodes the place in the image, never time, so a kept key
-needs no further work. Sources: STAC (arXiv 2603.20284); STream3R (arXiv 2508.10893) for the window and
-the camera memory per iteration; StreamVGGT (arXiv 2507.11539) for the shared camera memory.
+needs no further work. Sources: STAC (arXiv 2603.20284), XStreamVGGT (arXiv 2601.01204).
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from stac_core.cache import scores
+from stac_core.cache.anchor_store import AnchorStore
+from stac_core.cache.camera_memory import CameraMemory
+from stac_core.cache.eviction import choose
+from stac_core.cache.key_values import KeyScale, KeyValues
+from stac_core.cache.memory_model import anchor_tokens, camera_frames, live_bytes, window_frames
+from stac_core.cache.spatial_memory import SpatialMemory
 from stac_core.cache.stats import CacheStats
+from stac_core.cache.token_positions import TokenPositions
 from stac_core.cache.token_store import TokenStore
+from stac_core.cache.voxel_memory import Evicted
 from stac_core.config import CacheConfig, NetworkConfig
 from stac_core.kernels.attend import Segment
 from stac_core.kernels.select import Kernels
+from stac_core.kernels.voxel_merge_torch import voxel_merge
 
 
 class StreamCache:
@@ -26,97 +37,235 @@ class StreamCache:
 
     def __init__(self, config: CacheConfig, network: NetworkConfig, kernels: Kernels) -> None:
         self._config, self._network, self._kernels = config, network, kernels
+        self._rules = config.rules
         self.reset()
 
     def reset(self) -> None:
         """Forget the stream; the next frame is a first frame."""
-        network = self._network
+        config, layers = self._config, self._network.layers
         self.frames_seen: int = 0
+        self._moment = 0  # passes so far
         self._frames = self._tokens_per_frame = 0
-        self._pinned = TokenStore(network.layers)
-        self._window = TokenStore(network.layers)
-        self._camera = TokenStore(network.camera_blocks * self._camera_memories)
+        self._scale = KeyScale(layers)
+        self._pinned = TokenStore(layers, KeyValues(layers, config.pinned_bits, self._scale))
+        self._special = TokenStore(layers, KeyValues(layers, config.window_bits, self._scale))
+        self._window = TokenStore(layers, KeyValues(layers, config.window_bits, self._scale))
+        self._anchors: AnchorStore | None = None
+        self._spatial: SpatialMemory | None = None
+        self._camera = CameraMemory(config, self._network)
+        self._contributions: list[Tensor | None] = [None] * layers  # [heads, live tokens] of this pass
+        self._queries: list[Tensor | None] = [None] * layers  # [heads, D] mean queries of this pass
 
     def begin(self, frames: int, tokens_per_frame: int) -> None:
         """Announce a pass over `frames` new frames; ValueError where the stream cannot take them."""
         self._check(frames, tokens_per_frame)
         self._frames, self._tokens_per_frame = frames, tokens_per_frame
         config = self._config
-        limit = None if config.mode == "causal" else config.window_size + config.chunk_size
-        self._pinned.begin(0, None)
-        self._window.begin(frames * tokens_per_frame, limit and limit * tokens_per_frame)
-        entries = self._camera_entries
-        self._camera.begin(frames * entries, limit and (limit + config.pinned_frames) * entries)
+        most = (window_frames(config) + config.chunk_size) * tokens_per_frame if self._rules.bounded else None
+        self._window.begin(frames * tokens_per_frame, most)
+        self._camera.begin(frames)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q, k, v [1, heads, frames·tokens, D] → like q, over the kept past and all of the chunk."""
         if q.shape[0] != 1:
             raise ValueError(f"a stream has batch size 1, got {q.shape[0]}: use one StreamCache per stream")
-        self._window.stage(layer, k[0], v[0])
-        return self._attend(q, self._pinned.segment(layer), self._window.segment(layer))
+        if not self.frames_seen:
+            self._open(layer, k[0])
+        past = [self._pinned.segment(layer), self._special.segment(layer)]
+        past.append(self._anchors.segment(layer) if self._anchors else None)
+        live = [s for s in past if s is not None] + self._window.stage(layer, k[0], v[0])
+        retrieved = self._spatial.retrieved if self._spatial else None
+        attached = retrieved.segment(layer) if retrieved else None
+        segments = live if attached is None else [*live, attached]
+        out, _, mass = self._kernels.attend(q[0], segments, self._by_mass, self._config.subsample)
+        if self._rules.anchors:
+            self._contributions[layer] = self._contribution(q[0], live, mass)
+        if self._config.retrieve_by == "query":
+            self._queries[layer] = q[0].float().mean(1)
+        return out[None]
 
     def attend_camera(self, iteration: int, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q, k, v [1, heads, frames, D] → like q.
-
-        With the shared camera memory an iteration sees what the iterations before it left in this very
-        pass; otherwise every iteration has a memory of its own.
-        """
-        memory = layer * self._camera_memories + (iteration if self._camera_memories > 1 else 0)
-        self._camera.stage(memory, k[0], v[0])
-        return self._attend(q, self._camera.segment(memory))
+        """q, k, v [1, heads, frames, D] → like q, over the frames that the pose head remembers."""
+        segments = self._camera.stage(iteration, layer, k[0], v[0])
+        return self._kernels.attend(q[0], segments).out[None]
 
     @torch.no_grad()
-    def settle(self) -> None:
-        """Take in the pass: commit its tokens, then forget what the settings do not keep."""
-        frames = torch.arange(self.frames_seen, self.frames_seen + self._frames)
-        self._window.check_staged(len(frames) * self._tokens_per_frame)
-        if self._camera.staged:  # the camera head may have been left out
-            self._camera.commit(frames.repeat(self._camera_entries))
-        self._window.commit(frames.repeat_interleave(self._tokens_per_frame))
-        self.frames_seen += self._frames
-        self._frames = 0
-        self._forget()
+    def settle(self, positions: TokenPositions | None = None) -> None:
+        """Take in the pass: commit its tokens, score and place them, and forget by the settings.
+
+        positions: where the chunk's tokens lie; without them no token of it gets a place.
+        """
+        first_frame = self.frames_seen
+        self._commit()
+        if self._rules.anchors:
+            self._score()
+        if self._spatial is None:
+            self._forget()
+            return
+        self._place(positions)
+        if not self._config.retrieve_after_merge:
+            self._retrieve(first_frame)
+        evicted = self._forget()
+        if evicted is not None:
+            self._spatial.insert(evicted)
+        if self._config.retrieve_after_merge:
+            self._retrieve(first_frame)
+
+    @property
+    def wants_positions(self) -> bool:
+        """Whether `settle` has a use for them."""
+        return self._rules.voxels and self._config.retrieval_size != 0
 
     def stats(self) -> CacheStats:
+        """The state after the last `settle`."""
+        anchors = self._anchors.length if self._anchors else 0
+        numbers: dict[str, Any] = self._spatial.stats() if self._spatial else {}
         return CacheStats(
             frames_seen=self.frames_seen,
-            live_tokens=self._pinned.length + self._window.length,
-            live_bytes=self._pinned.bytes + self._window.bytes,
-            camera_bytes=self._camera.bytes,
+            live_tokens=self._pinned.length + self._special.length + anchors + self._window.length,
+            anchors=anchors,
+            live_bytes=self._live_bytes(),
+            camera_bytes=self._camera.store.bytes,
+            **numbers,
         )
 
-    def _attend(self, q: Tensor, *segments: Segment | None) -> Tensor:
-        return self._kernels.attend(q[0], [s for s in segments if s is not None]).out[None]
+    def _open(self, layer: int, keys: Tensor) -> None:
+        """With the first chunk's keys [heads, tokens, D] the types are known: prepare what needs them."""
+        config, network, device = self._config, self._network, keys.device
+        if layer == 0 and config.memory_budget:
+            self._check_budget(keys.dtype)
+        if config.coded:
+            self._scale.fix(layer, keys[:, : self._tokens_per_frame])
+        if self._rules.anchors and layer == 0:
+            memory = KeyValues(network.layers, config.anchor_bits, self._scale)
+            self._anchors = AnchorStore(network.layers, network.heads, memory, device)
+        if self.wants_positions and layer == network.layers - 1:
+            self._spatial = SpatialMemory(config, network, keys.dtype, device, voxel_merge, self._scale)
 
-    def _forget(self) -> None:
-        """Pinned frames move to their own store, older ones than the window go."""
-        oldest = 0 if self._config.mode == "causal" else self.frames_seen - self._config.window_size
-        frame = self._window.frame
-        pinned = frame < self._config.pinned_frames
+    @property
+    def _by_mass(self) -> bool:
+        return self._rules.anchors and not (self._rules.pruned and self._config.importance != "mass")
+
+    def _contribution(self, q: Tensor, live: list[Segment], mass: list[Tensor] | None) -> Tensor:
+        """What this pass adds to the scores of the live tokens of one layer [heads, T]."""
+        if mass is not None:
+            return scores.received(torch.cat(mass[: len(live)], -1), q.shape[1])
+        keys = torch.cat([segment.keys for segment in live], 1)
+        newest, special = q[:, -self._tokens_per_frame :], self._network.special_tokens
+        if self._config.importance == "pooled":
+            return scores.importance_pooled(newest, keys, special)
+        return scores.importance_per_head(newest, keys, special)
+
+    def _commit(self) -> None:
+        """The staged tokens become part of the stream."""
+        frames = torch.arange(self.frames_seen, self.frames_seen + self._frames)
+        self._window.check_staged(self._frames * self._tokens_per_frame)
+        self._camera.check(self._frames)
+        self._window.commit(frames.repeat_interleave(self._tokens_per_frame), self._moment)
+        self._moment += 1
+        self.frames_seen += self._frames
+        self._camera.settle(frames, self._moment, self._oldest(camera_frames(self._config)))
+
+    def _score(self) -> None:
+        """Fold the pass's contributions into the scores, each in the place of its token."""
+        config = self._config
+        decay = scores.decay_of_pass(config.temperature, config.decay_unit, self._frames)
+        decay = 0.0 if self._rules.pruned else decay
+        new = torch.stack([c for c in self._contributions if c is not None])  # [layers, heads, T]
+        stores = [s for s in (self._pinned, self._special, self._anchors, self._window) if s is not None]
+        for store, part in zip(stores, new.split([store.length for store in stores], -1), strict=True):
+            known = part[..., :0] if store.score is None else store.score
+            store.score = scores.update(known, part, decay)
+        self._contributions = [None] * len(self._contributions)
+
+    def _place(self, positions: TokenPositions | None) -> None:
+        """Give the new tokens their voxel keys."""
+        if self._spatial is None or self._window.score is None:
+            return
+        if positions is None:
+            positions = TokenPositions.nowhere(
+                self._frames, self._tokens_per_frame, self._window.score.device
+            )
+        limit = None
+        if self._config.memory_budget:
+            limit = self._config.memory_budget - self._most_live_bytes
+        new = self._spatial.place(positions, limit)
+        old = self._window.voxel
+        self._window.voxel = new if old is None else torch.cat([old, new])
+
+    def _retrieve(self, first_frame: int) -> None:
+        if self._spatial is not None:
+            queries = [q for q in self._queries if q is not None]
+            query = torch.cat(queries) if queries else None
+            self._spatial.retrieve(first_frame, self._tokens_per_frame, query)
+
+    def _forget(self) -> Evicted | None:
+        """Pinned frames move to their own store, older ones than the window compete or go; → who went."""
+        config, frame = self._config, self._window.frame
+        pinned = frame < config.pinned_frames
         slots = pinned.nonzero()[:, 0]
         if len(slots):
-            self._pinned.begin(len(slots), self._config.pinned_frames * self._tokens_per_frame)
-            self._pinned.take(self._window, slots)
-        self._window.keep((frame >= oldest) & ~pinned)
-        frame = self._camera.frame
-        self._camera.keep((frame >= oldest) | (frame < self._config.pinned_frames))
+            self._pinned.take(self._window, slots, config.pinned_frames * self._tokens_per_frame)
+        recent = frame >= self._oldest(window_frames(config))
+        leaving = (~recent & ~pinned).nonzero()[:, 0]
+        evicted = None
+        if len(leaving):
+            leaving = self._keep_special(leaving)
+            evicted = self._evict(leaving) if self._anchors else None
+        self._window.keep(recent & ~pinned)
+        return evicted
+
+    def _keep_special(self, leaving: Tensor) -> Tensor:
+        """Camera and register tokens of leaving frames go to their ring; → the slots that are left."""
+        most = self._config.keep_special
+        if not most:
+            return leaving
+        count = self._network.special_tokens
+        special = leaving % self._tokens_per_frame < count
+        ring = self._special
+        ring.keep(ring.frame >= torch.cat([ring.frame, self._window.frame[leaving]]).unique()[-most:][0])
+        kept = leaving[special][-most * count :]
+        ring.take(self._window, kept, (most + self._config.chunk_size) * count)
+        return leaving[~special]
+
+    def _evict(self, leaving: Tensor) -> Evicted | None:
+        """Anchors and leaving tokens compete for the places of anchors."""
+        if self._anchors is None:
+            return None
+        config = self._config
+        score, born = self._anchors.candidates(self._window, leaving)
+        if config.score == "mean":
+            decay = scores.decay_of_pass(config.temperature, config.decay_unit, config.chunk_size)
+            score = score / scores.exposure(self._moment - born, decay)
+        room = anchor_tokens(config, self._tokens_per_frame)
+        choice = choose(config.eviction, score, room, self._moment)
+        wanted = self._spatial is not None
+        return self._anchors.renew(self._window, leaving, choice, room, wanted)
+
+    def _oldest(self, frames: int) -> int:
+        """The oldest frame among the last `frames`."""
+        return self.frames_seen - frames if self._rules.bounded else 0
+
+    def _live_bytes(self) -> int:
+        parts = (self._pinned, self._special, self._anchors, self._window, self._camera.store, self._spatial)
+        return sum(part.bytes for part in parts if part is not None) + self._scale.bytes
 
     def _check(self, frames: int, tokens_per_frame: int) -> None:
         config = self._config
-        if config.mode != "causal" and not 1 <= frames <= config.chunk_size:
+        if self._rules.bounded and not 1 <= frames <= config.chunk_size:
             raise ValueError(f"{frames} frames in one pass, but cache.chunk_size is {config.chunk_size}")
         if self.frames_seen and tokens_per_frame != self._tokens_per_frame:
             raise ValueError(
                 f"frames of {tokens_per_frame} tokens in a stream that began with {self._tokens_per_frame}: "
                 "keep the image size, or reset the stream"
             )
+        anchor_tokens(config, tokens_per_frame)
 
-    @property
-    def _camera_memories(self) -> int:
-        """Memories per camera block: one per iteration, or one that all share."""
-        return 1 if self._network.camera_cache == "shared" else self._network.camera_iterations
-
-    @property
-    def _camera_entries(self) -> int:
-        """Tokens that a frame leaves in each camera memory."""
-        return self._network.camera_iterations // self._camera_memories
+    def _check_budget(self, dtype: torch.dtype) -> None:
+        """ValueError where the byte limit does not even hold the live cache."""
+        self._most_live_bytes = live_bytes(self._config, self._network, self._tokens_per_frame, dtype)
+        if self._config.memory_budget < self._most_live_bytes:
+            raise ValueError(
+                f"cache.memory_budget = {self._config.memory_budget}: the live cache alone takes "
+                f"{self._most_live_bytes} bytes; nearest value that works: {self._most_live_bytes}"
+            )

@@ -5,6 +5,7 @@ Source: STAC (arXiv 2603.20284), from tokens to voxels.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,12 @@ class TokenPositions:
     valid: Tensor  # [S, P] bool
     camera: Tensor  # [3] the newest camera centre
     median_depth: float  # of confident pixels; NaN where there are none
+
+    @classmethod
+    def nowhere(cls, frames: int, tokens: int, device: torch.device) -> TokenPositions:
+        """Tokens without a place."""
+        points = torch.zeros(frames, tokens, 3, device=device)
+        return cls(points, points[..., 0].bool(), points.new_full((3,), math.nan), math.nan)
 
 
 def token_positions(

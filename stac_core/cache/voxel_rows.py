@@ -94,7 +94,7 @@ class VoxelRows:
         buffer_keys, buffer_values, buffer_figures = self._read(self.kinds["buffers"], rows)
         score = buffer_figures[..., 0]
         return RowState(
-            pivot_keys, pivot_values, *pivot_figures.unbind(-1),
+            pivot_keys, pivot_values, pivot_figures[..., 0], pivot_figures[..., 1], pivot_figures[..., 2],
             buffer_keys, buffer_values, torch.where(score > 0, score, -torch.inf),
         )  # fmt: skip
 

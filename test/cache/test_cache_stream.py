@@ -118,7 +118,10 @@ def test_a_window_of_a_thousand_frames_stays_as_small_as_of_ten():
             stats = cache.stats()
             sizes.add((stats.live_tokens, stats.live_bytes, stats.camera_bytes))
     assert cache.stats().frames_seen == 1000
-    assert sizes == {(5 * 12, 2 * 6 * 4 * (1 + 4 + 2) * 12 * 16 * 4, 2 * 12 * 8 * (1 + 4 + 2) * 16 * 4)}
+    ((tokens, total, camera),) = sizes
+    assert tokens == 5 * 12
+    assert 0 <= camera - 2 * 12 * 8 * (1 + 4 + 2) * 16 * 4 < 1000  # beside keys and values: frame numbers
+    assert 0 <= total - camera - 2 * 6 * 4 * (1 + 4 + 2) * 12 * 16 * 4 < 1000
 
 
 def test_frames_that_do_not_fit_the_stream_are_refused_with_the_cure(network):

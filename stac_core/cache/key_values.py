@@ -1,0 +1,141 @@
+"""Keys and values of every layer in preallocated buffers, exact or as codes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from stac_core.cache.quantization import Codec
+from stac_core.kernels.attend import Segment
+
+Fields = tuple[Tensor, ...]  # as stored: the fields of the key, then those of the value
+
+
+class KeyScale:
+    """A factor per channel that is taken out of keys before they are coded, fixed by the first frame.
+
+    Outliers of keys sit in fixed channels (XStreamVGGT, arXiv 2601.01204). One stream has one of these.
+    """
+
+    def __init__(self, layers: int) -> None:
+        self.layers: list[Tensor | None] = [None] * layers  # [heads, 1, D] each
+
+    def fix(self, layer: int, first_frame: Tensor) -> None:
+        """first_frame: keys [heads, tokens, D]; counts only once per layer."""
+        if self.layers[layer] is None:
+            largest = first_frame.float().abs().amax(1, keepdim=True)
+            self.layers[layer] = largest.clamp_min(torch.finfo(torch.float16).tiny)
+
+    @property
+    def bytes(self) -> int:
+        """Allocated."""
+        return sum(scale.nbytes for scale in self.layers if scale is not None)
+
+    @property
+    def lanes(self) -> Tensor:
+        """[layers · heads, D]."""
+        return torch.cat([scale[:, 0] for scale in self.layers if scale is not None])
+
+
+class KeyValues:
+    """Buffers [heads, capacity, …] per layer, allocated at first use."""
+
+    def __init__(self, layers: int, bits: int = 16, scale: KeyScale | None = None) -> None:
+        """scale: needed where the bits are fewer than 16."""
+        self._bits, self._scale = bits, scale
+        self._codec: Codec | None = None  # known with the first token
+        self._layers: list[Fields | None] = [None] * layers
+
+    @property
+    def exact(self) -> bool:
+        return self._bits == 16
+
+    @property
+    def bytes(self) -> int:
+        """Allocated."""
+        return sum(field.nbytes for fields in self._layers if fields is not None for field in fields)
+
+    def segment(self, layer: int, stop: int) -> Segment:
+        """The first `stop` tokens of one layer."""
+        return Segment(*self.decode(layer, tuple(field[:, :stop] for field in self.fields(layer))))
+
+    def fields(self, layer: int) -> Fields:
+        fields = self._layers[layer]
+        if fields is None:
+            raise RuntimeError(f"layer {layer} has never been written")
+        return fields
+
+    def write(self, layer: int, start: int, keys: Tensor, values: Tensor, capacity: int, valid: int) -> None:
+        """Store [heads, n, D] from slot `start` on; the first `valid` slots survive a change of capacity."""
+        self.put(layer, start, self.encode(layer, keys, values), capacity, valid)
+
+    def put(self, layer: int, start: int, new: Fields, capacity: int, valid: int) -> None:
+        """The same for tokens that are stored fields already."""
+        fields = self._layers[layer]
+        if fields is None or fields[0].shape[1] < capacity:
+            fields = _allocate(new, capacity, fields, valid)
+            self._layers[layer] = fields
+        for buffer, part in zip(fields, new, strict=True):
+            buffer[:, start : start + part.shape[1]] = part
+
+    def compact(self, slots: Tensor) -> None:
+        """Move the tokens of `slots` to the front."""
+        for buffer in self._buffers():
+            buffer[:, : len(slots)] = buffer[:, slots.to(buffer.device)]
+
+    def take(self, other: KeyValues, slots: Tensor, start: int, capacity: int) -> None:
+        """Copy the tokens in `slots` of another memory to slot `start` and on."""
+        for layer, fields in enumerate(other._layers):
+            if fields is not None:
+                on_device = slots.to(fields[0].device)
+                moved = self.convert(other, layer, tuple(field[:, on_device] for field in fields))
+                self.put(layer, start, moved, capacity, start)
+
+    def convert(self, other: KeyValues, layer: int, fields: Fields) -> Fields:
+        """Stored fields of another memory as those of this one; codes are copied, not coded again."""
+        return fields if self._bits == other._bits else self.encode(layer, *other.decode(layer, fields))
+
+    def encode(self, layer: int, keys: Tensor, values: Tensor) -> Fields:
+        if self._codec is None:
+            self._codec = Codec(self._bits, keys.shape[-1], keys.dtype)
+        if not self.exact:
+            keys = keys / self._scale_of(layer)
+        return *self._codec.encode(keys), *self._codec.encode(values)
+
+    def decode(self, layer: int, fields: Fields) -> tuple[Tensor, Tensor]:
+        """Stored fields → keys and values."""
+        if self.exact:
+            return fields[0], fields[1]
+        if self._codec is None:
+            raise RuntimeError("nothing has been stored yet")
+        half = len(fields) // 2
+        keys, values = self._codec.decode(fields[:half]), self._codec.decode(fields[half:])
+        return (keys.float() * self._scale_of(layer)).to(keys.dtype), values
+
+    def adopt(self, other: KeyValues) -> None:
+        """Be ready to decode what another memory of the same stream has encoded."""
+        if self._codec is None and other._codec is not None:
+            self._codec = Codec(self._bits, other._codec.dim, other._codec.dtype)
+
+    def _scale_of(self, layer: int) -> Tensor:
+        scale = None if self._scale is None else self._scale.layers[layer]
+        if scale is None:
+            raise RuntimeError(f"layer {layer} has no key scale: it is fixed by the first frame")
+        return scale
+
+    def _buffers(self) -> Iterable[Tensor]:
+        return (field for fields in self._layers if fields is not None for field in fields)
+
+
+def _allocate(like: Fields, capacity: int, old: Fields | None, valid: int) -> Fields:
+    with torch.inference_mode(False):  # the store outlives the mode of this pass
+        fields = tuple(
+            torch.empty(part.shape[0], capacity, part.shape[2], dtype=part.dtype, device=part.device)
+            for part in like
+        )
+    if old is not None:
+        for new, part in zip(fields, old, strict=True):
+            new[:, :valid] = part[:, :valid]
+    return fields

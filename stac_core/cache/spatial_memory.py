@@ -1,0 +1,122 @@
+"""When tokens get a place, when merged ones are retrieved, and around which places.
+
+Source: STAC (arXiv 2603.20284), retrieval; what it retrieves from is `VoxelMemory`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stac_core.cache.key_values import KeyScale
+from stac_core.cache.retrieved_set import RetrievedSet
+from stac_core.cache.token_positions import TokenPositions
+from stac_core.cache.voxel_keys import NOWHERE, keys_from_points
+from stac_core.cache.voxel_memory import Evicted, VoxelMemory
+from stac_core.config import CacheConfig, NetworkConfig
+from stac_core.kernels.voxel_merge import VoxelMerge
+
+EARLIEST = 16  # frame, in the published rule
+
+
+class SpatialMemory:
+    """The voxel memory of one stream and the set retrieved from it."""
+
+    def __init__(
+        self, config: CacheConfig, network: NetworkConfig, dtype: torch.dtype, device: torch.device,
+        merge: VoxelMerge, scale: KeyScale,
+    ) -> None:  # fmt: skip
+        self.retrieved: RetrievedSet | None = None
+        self.edge = 0.0  # of the finest voxels, in units of the prediction; 0 = not known yet
+        self.unplaced = 0  # tokens that had no place, of patches
+        self._config, self._network, self._scale = config, network, scale
+        coded = min(config.buffer_bits, config.pivot_bits) < 16
+        lanes, dim = network.layers * network.heads, network.width // network.heads
+        self.voxels = VoxelMemory(config, lanes, dim, dtype, device, merge, scale.lanes if coded else None)
+        self._recent = torch.empty(0, dtype=torch.int64, device=device)  # keys of the last window_size frames
+
+    @property
+    def bytes(self) -> int:
+        """Allocated for places and for the retrieved set; the voxels count themselves."""
+        return self._recent.nbytes + (self.retrieved.bytes if self.retrieved is not None else 0)
+
+    def place(self, positions: TokenPositions, limit: int | None) -> Tensor:
+        """Voxel keys [S · P] of new tokens; freezes the voxel edge with the first chunk that shows depth."""
+        if not self.edge:
+            scale = 1.0 if self._config.voxel_unit == "model" else positions.median_depth
+            self.edge = self._config.voxel_size * scale if math.isfinite(scale) and scale > 0 else 0.0
+        frames, tokens = positions.valid.shape
+        if self.edge:
+            keys = keys_from_points(positions.points, positions.valid, self.edge)
+        else:
+            keys = torch.full((frames, tokens), NOWHERE, device=positions.valid.device)
+        self.unplaced += int((keys[:, self._network.special_tokens :] == NOWHERE).sum())
+        self._recent = torch.cat([self._recent, keys.flatten()])[-self._config.window_size * tokens :]
+        camera_cell = (
+            positions.camera / self.edge if self.edge and bool(positions.camera.isfinite().all()) else None
+        )
+        self.voxels.begin(keys, camera_cell, limit)
+        return keys.flatten()
+
+    def retrieve(self, first_frame: int, tokens_per_frame: int, query: Tensor | None) -> None:
+        """Choose what the next chunk sees; where this chunk does not retrieve, the old set stays.
+
+        first_frame: of the chunk just seen. query [lanes, D]: its mean queries, where they choose.
+        """
+        if not self._due(first_frame):
+            return
+        config = self._config
+        voxels = self.voxels.near(self._recent)
+        budget = max(-1, config.retrieval_size * tokens_per_frame)
+        found = self.voxels.retrieve(
+            voxels,
+            budget,
+            with_buffer=config.retrieve_buf,
+            query=query if config.retrieve_by == "query" else None,
+            seeds=self._recent if config.retrieve_by == "near" else None,
+        )
+        network = self._network
+        self.retrieved = RetrievedSet(
+            network.layers, network.heads, config.retrieved_bits, self._scale, found
+        )
+
+    def insert(self, evicted: Evicted) -> None:
+        self.voxels.insert(evicted)
+
+    def stats(self) -> dict[str, Any]:
+        """Fields of `CacheStats`."""
+        voxels, room = self.voxels, self.voxels.room
+        counts = voxels.counts
+        return {
+            "retrieved_tokens": self.retrieved.tokens if self.retrieved else 0,
+            "retrieved_bytes": self.retrieved.bytes if self.retrieved else 0,
+            "voxel_bytes": voxels.bytes,
+            "host_bytes": room.host.bytes,
+            "voxels": len(voxels.grid.voxels),
+            "pivot_slots": voxels.pivots,
+            "buffer_slots": voxels.buffered,
+            "voxel_edge": self.edge,
+            "inserted": counts.inserted,
+            "merged": counts.merged,
+            "buffered": counts.buffered,
+            "gated": counts.gated,
+            "forgotten": counts.forgotten + room.counts.forgotten_tokens,
+            "unplaced": self.unplaced,
+            "spilled_voxels": room.counts.spilled,
+            "reloaded_voxels": room.counts.reloaded,
+            "coarsened_voxels": room.counts.coarsened,
+            "members": voxels.histogram(),
+        }
+
+    def _due(self, first_frame: int) -> bool:
+        config = self._config
+        period = max(1, config.window_size // config.chunk_size)
+        if config.retrieval_size == 0 or self.voxels.moment % period:
+            return False
+        if config.first_retrieval == "frame":
+            fullest = config.chunk_size + config.pinned_frames + config.window_size + config.hh_size
+            return first_frame > max(fullest, EARLIEST)
+        return self.voxels.pivots > 0 or (config.retrieve_buf and self.voxels.buffered > 0)
