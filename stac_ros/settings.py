@@ -135,6 +135,7 @@ class MapSettings:
     keep_on_new_stream: bool = setting(
         False, "keep the map when a new stream begins, though the two do not align"
     )
+    max_poses: int = setting(1_000_000, "poses of the saved trajectory at most; the oldest leave", minimum=1)
     directory: str = setting("~/.ros/stac_maps", "where ~/save_map writes")
 
     def __post_init__(self) -> None:
