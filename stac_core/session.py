@@ -11,7 +11,9 @@ import torch
 
 from stac_core.cache import open_cache
 from stac_core.cache.stats import CacheStats
+from stac_core.cache.token_positions import TokenPositions, token_positions
 from stac_core.config import Config
+from stac_core.geometry import unproject_depth
 from stac_core.images import ImageGeometry, prepare_images
 from stac_core.kernels.select import select_kernels
 from stac_core.network.causal_vggt import CausalVGGT
@@ -53,12 +55,14 @@ class StreamSession:
         started = time.perf_counter()
         pixels, geometry = prepare_images(images, self.config.image, self._network.config.image_size)
         prepared = time.perf_counter()
-        prediction = self._network(pixels[None].to(self._device), self._cache)
+        wants_points = self._cache.wants_positions and self.config.cache.positions == "points"
+        prediction = self._network(pixels[None].to(self._device), self._cache, points=wants_points)
+        prediction = prediction.map(lambda t: t[0])
         predicted = self._now()
-        self._cache.settle()
+        self._cache.settle(self._positions(prediction))
         self._times_ms = _milliseconds(started, prepared, predicted, self._now())
         self.geometry = geometry
-        return prediction.map(lambda t: t[0])
+        return prediction
 
     def reset(self) -> None:
         """Forget everything: the next frame begins a new stream."""
@@ -67,6 +71,28 @@ class StreamSession:
 
     def stats(self) -> SessionStats:
         return SessionStats(self._cache.stats(), *self._times_ms)
+
+    def _positions(self, prediction: Prediction) -> TokenPositions | None:
+        """Where the chunk's tokens lie in world, if the memory asks."""
+        if not self._cache.wants_positions:
+            return None
+        p, config = prediction, self.config.cache
+        points, confidence = p.points, p.point_confidence
+        if points is None or confidence is None:
+            points, confidence = (
+                unproject_depth(p.depth, p.intrinsics, p.world_from_camera),
+                p.depth_confidence,
+            )
+        return token_positions(
+            points,
+            confidence,
+            p.depth,
+            p.world_from_camera[-1, :3, 3],
+            patch_size=self._network.config.patch_size,
+            special_tokens=self._network.config.special_tokens,
+            least_confidence=config.voxel_conf,
+            edge_test=config.edge_test,
+        )
 
     def _now(self) -> float:
         """The time when the device has finished what was asked of it so far."""

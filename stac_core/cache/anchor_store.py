@@ -34,6 +34,10 @@ class AnchorStore:
         """Allocated."""
         return self.memory.bytes + self.score.nbytes + self.voxel.nbytes + self.born.nbytes
 
+    def notes(self, layers: int, heads: int) -> tuple[Tensor, Tensor]:
+        """Score and voxel key of the tokens, both [layers, heads, length]."""
+        return self.score, self.voxel
+
     def segment(self, layer: int) -> Segment | None:
         """The tokens of one layer; None where there are none."""
         return self.memory.segment(layer, self.length) if self.length else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from stac_core.cache.one_pass import OnePass
 from stac_core.cache.stats import CacheStats
+from stac_core.cache.token_positions import TokenPositions
 from stac_core.config import CacheConfig
 
 
@@ -29,7 +30,9 @@ class OfflineCache(OnePass):
         super().begin(frames, tokens_per_frame)
         self._frames = frames
 
-    def settle(self) -> None:
+    wants_positions = False
+
+    def settle(self, positions: TokenPositions | None = None) -> None:
         self.frames_seen, self._frames = self._frames, 0
 
     def stats(self) -> CacheStats:

@@ -6,7 +6,7 @@ needs no further work. Sources: STAC (arXiv 2603.20284), XStreamVGGT (arXiv 2601
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,15 +17,25 @@ from stac_core.cache.camera_memory import CameraMemory
 from stac_core.cache.eviction import choose
 from stac_core.cache.key_values import KeyScale, KeyValues
 from stac_core.cache.memory_model import anchor_tokens, camera_frames, live_bytes, window_frames
+from stac_core.cache.retrieved_set import RetrievedSet
 from stac_core.cache.spatial_memory import SpatialMemory
 from stac_core.cache.stats import CacheStats
 from stac_core.cache.token_positions import TokenPositions
 from stac_core.cache.token_store import TokenStore
-from stac_core.cache.voxel_memory import Evicted
+from stac_core.cache.voxel_memory import Evicted, VoxelMemory
 from stac_core.config import CacheConfig, NetworkConfig
 from stac_core.kernels.attend import Segment
 from stac_core.kernels.select import Kernels
 from stac_core.kernels.voxel_merge_torch import voxel_merge
+
+
+class LiveTokens(NamedTuple):
+    """What a stream attends to besides retrieved tokens, for looking into it."""
+
+    keys: Tensor  # [layers, heads, T, D]
+    values: Tensor  # [layers, heads, T, D]
+    score: Tensor  # [layers, heads, T]; NaN where tokens are not scored
+    voxel: Tensor  # [layers, heads, T] voxel keys; NOWHERE where a token has no place
 
 
 class StreamCache:
@@ -128,6 +138,29 @@ class StreamCache:
             camera_bytes=self._camera.store.bytes,
             **numbers,
         )
+
+    @property
+    def voxels(self) -> VoxelMemory | None:
+        """The voxel memory, once the stream has begun."""
+        return self._spatial.voxels if self._spatial else None
+
+    @property
+    def retrieved(self) -> RetrievedSet | None:
+        """What the next pass sees of the voxel memory."""
+        return self._spatial.retrieved if self._spatial else None
+
+    def live(self) -> LiveTokens:
+        """All live tokens, decoded: pinned, special, anchors, window, each in temporal order."""
+        stores = [s for s in (self._pinned, self._special, self._anchors, self._window) if s and s.length]
+        heads = self._network.heads
+        keys, values = [], []
+        for layer in range(self._network.layers):
+            segments = [s for s in (store.segment(layer) for store in stores) if s is not None]
+            keys.append(torch.cat([s.keys for s in segments], 1))
+            values.append(torch.cat([s.values for s in segments], 1))
+        notes = [store.notes(self._network.layers, heads) for store in stores]
+        score, voxel = (torch.cat(parts, -1) for parts in zip(*notes, strict=True))
+        return LiveTokens(torch.stack(keys), torch.stack(values), score, voxel)
 
     def _open(self, layer: int, keys: Tensor) -> None:
         """With the first chunk's keys [heads, tokens, D] the types are known: prepare what needs them."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from stac_core.cache.key_values import KeyValues
+from stac_core.cache.voxel_keys import NOWHERE
 from stac_core.kernels.attend import Segment
 
 GROWTH = 1.5  # of a store without a limit
@@ -39,6 +40,13 @@ class TokenStore:
         """Allocated."""
         notes = (self.frame, self.born, self.voxel, self.score)
         return self.memory.bytes + sum(note.nbytes for note in notes if note is not None)
+
+    def notes(self, layers: int, heads: int) -> tuple[Tensor, Tensor]:
+        """Score and voxel key of the committed tokens, both [layers, heads, length]."""
+        shape = (layers, heads, self.length)
+        score = torch.full(shape, torch.nan) if self.score is None else self.score
+        voxel = torch.full(shape, NOWHERE) if self.voxel is None else self.voxel.expand(shape)
+        return score, voxel.to(score.device)
 
     def begin(self, tokens: int, limit: int | None) -> None:
         """Make room for at most `tokens` more; `limit` = final size of the buffers, None = they may grow."""

@@ -44,13 +44,20 @@ def content(memory: VoxelMemory) -> dict[str, dict[tuple[int, int], list]]:
             if held.any():
                 found["piv"][lane, key] = [
                     part[at][held]
-                    for part in (state.pivot_keys, state.pivot_values, state.weight, state.score_sum, state.members)
+                    for part in (
+                        state.pivot_keys,
+                        state.pivot_values,
+                        state.weight,
+                        state.score_sum,
+                        state.members,
+                    )
                 ]
             held = state.buffer_score[at] > -torch.inf
             if held.any():
                 order = state.buffer_score[at][held].argsort(descending=True)
                 found["buf"][lane, key] = [
-                    part[at][held][order] for part in (state.buffer_keys, state.buffer_values, state.buffer_score)
+                    part[at][held][order]
+                    for part in (state.buffer_keys, state.buffer_values, state.buffer_score)
                 ]
     return found
 
