@@ -1,0 +1,192 @@
+"""The one table of launch arguments, and the processes they ask for.
+
+`launch/stac.launch.py` and the starter `stac-ros` both read it, so the two cannot differ. An empty
+value means "not set": the node's own default holds (`stac_core.config`, `stac_ros.settings`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stac_core.config import Config
+from stac_ros.listen import outside_name
+from stac_ros.settings import RosConfig
+from stac_ros.share import share_file
+from stac_ros.topics import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, OUTPUTS
+
+SWITCH = ("true", "false")
+_BEFORE_KILTED = ("humble", "iron", "jazzy")
+LOG_LEVELS = ("debug", "info", "warn", "error", "fatal")
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One `name:=value`; where `parameter` is named, a given value sets that parameter of the node."""
+
+    name: str
+    default: str
+    help: str
+    choices: tuple[str, ...] = ()
+    parameter: str = ""
+
+
+ARGUMENTS = (
+    Argument("namespace", "", "namespace of all nodes, e.g. robot1"),
+    Argument("use_sim_time", "false", "follow /clock instead of the wall clock", SWITCH),
+    Argument("params_file", "", "YAML of node parameters, on top of config/stac.yaml"),
+    Argument("image_topic", IMAGE.name, "camera images (raw; /compressed is appended where compressed)"),
+    Argument("camera_info_topic", CAMERA_INFO.name, "the camera's calibration"),
+    Argument("compressed", "", "subscribe to JPEG or PNG images", SWITCH, "input.compressed"),
+    Argument("image_qos", "", "QoS of the image subscription", parameter="input.image_qos"),
+    Argument("map_frame", "", "the fixed frame", parameter="frames.map"),
+    Argument("odom_frame", "", "odometry frame, where there is one", parameter="frames.odom"),
+    Argument("camera_frame", "", "optical frame; empty = as the images say", parameter="frames.camera"),
+    Argument("publish_tf", "", "publish transforms", SWITCH, "frames.publish_tf"),
+    Argument("model", "", "backbone", parameter="model.name"),
+    Argument("checkpoint", "", "weights: file or folder", parameter="model.checkpoint"),
+    Argument("device", "", "auto, cpu, cuda, cuda:1, ...", parameter="model.device"),
+    Argument("cache_mode", "", "how the key/value cache is bounded", parameter="cache.mode"),
+    Argument("map_directory", "", "where ~/save_map writes", parameter="map.directory"),
+    Argument("source", "", "replay this: rosbag2, video, folder of images, dataset, or world:SEED"),
+    Argument("topic", "", "image topic of a bag with several"),
+    Argument("rate", "1.0", "speed of the replay; 0 = as fast as the node answers"),
+    Argument("loop", "false", "replay for ever", SWITCH),
+    Argument("record", "", "write map, trajectory, depth and a report into this folder"),
+    Argument("rviz", "false", "open RViz", SWITCH),
+    Argument("rviz_config", "", "RViz configuration; empty = rviz/stac.rviz"),
+    Argument("viewer", "false", "serve the web viewer on this computer", SWITCH),
+    Argument("viewer_port", "8080", "port of the web viewer"),
+    Argument("fastdds_profile", "auto", "Fast DDS profile: auto = config/fastdds.xml, none, or a file"),
+    Argument("log_level", "info", "least severe message shown", LOG_LEVELS),
+)
+
+
+@dataclass(frozen=True)
+class Child:
+    """One process. As a ROS node it takes parameters and remappings beside its own arguments."""
+
+    executable: str  # in lib/<package> and on the command line
+    module: str = ""  # the Python module behind it; empty = not ours
+    package: str = "stac_ros"
+    arguments: list[str] = field(default_factory=list)
+    parameter_files: list[str] = field(default_factory=list)
+    parameters: dict[str, Any] = field(default_factory=dict)
+    remappings: dict[str, str] = field(default_factory=dict)
+
+
+def complete(given: Mapping[str, str]) -> dict[str, str]:
+    """All arguments, the given ones over the defaults.
+
+    Raises ValueError naming an argument that does not exist, or a value that is no choice.
+    """
+    known = {argument.name: argument for argument in ARGUMENTS}
+    for name, value in given.items():
+        if name not in known:
+            raise ValueError(f"no argument {name!r}; arguments: {', '.join(known)}")
+        choices = known[name].choices
+        if value and choices and value.lower() not in choices:
+            raise ValueError(f"{name}:={value}: choose one of {', '.join(choices)}")
+    return {name: given.get(name, argument.default) for name, argument in known.items()}
+
+
+def children(values: Mapping[str, str]) -> list[Child]:
+    """The processes that complete argument values ask for, in the order of starting."""
+    wanted = [_mapping_node(values)]
+    if values["record"]:
+        wanted.append(_listener("stac-record", "stac_ros.recorder", [values["record"]], values))
+    if is_true(values["viewer"]):
+        arguments = ["--port", values["viewer_port"]]
+        wanted.append(_listener("stac-view", "stac_ros.viewer", arguments, values))
+    if is_true(values["rviz"]):
+        wanted.append(_rviz(values))
+    if values["source"]:
+        wanted.append(_replay(values))
+    return wanted
+
+
+def profile_environment(values: Mapping[str, str]) -> dict[str, str]:
+    """The variable that gives Fast DDS its profile; `auto` respects one that the user has set.
+
+    Raises FileNotFoundError where the profile is missing.
+    """
+    choice = values["fastdds_profile"]
+    older = os.environ.get("ROS_DISTRO") in _BEFORE_KILTED  # these ignore the new name silently
+    variable = "FASTRTPS_DEFAULT_PROFILES_FILE" if older else "FASTDDS_DEFAULT_PROFILES_FILE"
+    if choice == "none" or (choice == "auto" and variable in os.environ):
+        return {}
+    path = share_file("config/fastdds.xml") if choice == "auto" else Path(choice)
+    if not path.is_file():
+        raise FileNotFoundError(f"fastdds_profile:={choice}: no such file; use auto, none or a file")
+    return {variable: str(path)}
+
+
+def is_true(text: str) -> bool:
+    return text.lower() == "true"
+
+
+def _mapping_node(values: Mapping[str, str]) -> Child:
+    files = [str(share_file("config/stac.yaml")), *filter(None, [values["params_file"]])]
+    given = {argument.parameter: values[argument.name] for argument in ARGUMENTS if argument.parameter}
+    typed = {name: _typed(name, text) for name, text in given.items() if text}
+    return Child(
+        "stac_node",
+        "stac_ros.mapping_node",
+        parameter_files=files,
+        parameters=typed | _sim_time(values),
+        remappings=_remappings(values),
+    )
+
+
+def _listener(executable: str, module: str, arguments: list[str], values: Mapping[str, str]) -> Child:
+    return Child(
+        executable, module, arguments=arguments, parameters=_sim_time(values), remappings=_remappings(values)
+    )
+
+
+def _rviz(values: Mapping[str, str]) -> Child:
+    """Its configuration holds absolute names; they follow the namespace and the image topic."""
+    config = values["rviz_config"] or str(share_file("rviz/stac.rviz"))
+    remappings = {f"/{IMAGE.name}": values["image_topic"]}
+    if values["namespace"]:
+        for topic in OUTPUTS:
+            if topic.name.startswith("~/"):
+                name = outside_name(topic)
+                remappings[f"/{name}"] = f"/{values['namespace'].strip('/')}/{name}"
+    return Child(
+        "rviz2",
+        package="rviz2",
+        arguments=["-d", config],
+        parameters=_sim_time(values),
+        remappings={ours: theirs for ours, theirs in remappings.items() if ours.strip("/") != theirs},
+    )
+
+
+def _replay(values: Mapping[str, str]) -> Child:
+    """It makes the time of the others, so it follows the wall clock itself."""
+    arguments = [values["source"], "--rate", values["rate"], "--wait-for-subscribers", "180"]
+    arguments += ["--topic", values["topic"]] if values["topic"] else []
+    arguments += ["--clock", "100"] if is_true(values["use_sim_time"]) else []
+    arguments += [f"--{switch}" for switch in ("loop", "compressed") if is_true(values[switch])]
+    return Child("stac-replay", "stac_ros.replay", arguments=arguments, remappings=_remappings(values))
+
+
+def _remappings(values: Mapping[str, str]) -> dict[str, str]:
+    image, info = values["image_topic"], values["camera_info_topic"]
+    wanted = {IMAGE.name: image, COMPRESSED_IMAGE.name: f"{image}/compressed", CAMERA_INFO.name: info}
+    return {ours: theirs for ours, theirs in wanted.items() if ours != theirs}
+
+
+def _sim_time(values: Mapping[str, str]) -> dict[str, Any]:
+    return {"use_sim_time": True} if is_true(values["use_sim_time"]) else {}
+
+
+def _typed(parameter: str, text: str) -> Any:
+    """A text as the type of the node's parameter."""
+    section, name = parameter.split(".")
+    config = Config() if hasattr(Config(), section) else RosConfig()
+    default = getattr(getattr(config, section), name)
+    return is_true(text) if isinstance(default, bool) else type(default)(text)

@@ -1,0 +1,225 @@
+"""One table of arguments behind launch file and starter; the launch file is checked without `launch`."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stac_core.config import Config
+from stac_ros.arguments import ARGUMENTS, children, complete, profile_environment
+from stac_ros.settings import RosConfig
+from stac_ros.share import share_file
+from stac_ros.starter import command
+from stac_ros.topics import INPUTS, OUTPUTS
+
+ROOT = Path(__file__).resolve().parents[2]
+LAUNCH_FILE = ROOT / "launch" / "stac.launch.py"
+LAUNCH_NAMES = {
+    "launch": {"LaunchContext", "LaunchDescription", "LaunchDescriptionEntity"},
+    "launch.actions": {"DeclareLaunchArgument", "OpaqueFunction", "SetEnvironmentVariable", "Shutdown"},
+    "launch.substitutions": {"LaunchConfiguration"},
+    "launch_ros.actions": {"Node"},
+}
+HAVE_LAUNCH = importlib.util.find_spec("launch_ros") is not None
+
+
+def child(executable: str, **given: str):
+    (found,) = [one for one in children(complete(given)) if one.executable == executable]
+    return found
+
+
+def parameter_names() -> set[str]:
+    return {
+        f"{section}.{name}"
+        for config in (Config(), RosConfig())
+        for section in vars(config)
+        for name in vars(getattr(config, section))
+    }
+
+
+def test_the_launch_file_uses_only_known_names_of_launch():
+    tree = ast.parse(LAUNCH_FILE.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("launch"):
+            assert {alias.name for alias in node.names} <= LAUNCH_NAMES[node.module]
+    functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    assert "generate_launch_description" in functions
+
+
+@pytest.mark.skipif(not HAVE_LAUNCH, reason="launch_ros is part of a ROS installation, no wheel carries it")
+def test_the_launch_description_declares_the_table():
+    from launch.actions import DeclareLaunchArgument
+
+    spec = importlib.util.spec_from_file_location("stac_launch", LAUNCH_FILE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    entities = module.generate_launch_description().entities
+    declared = [entity.name for entity in entities if isinstance(entity, DeclareLaunchArgument)]
+    assert declared == [argument.name for argument in ARGUMENTS]
+
+
+def test_every_argument_is_described_and_names_a_real_parameter():
+    assert len({argument.name for argument in ARGUMENTS}) == len(ARGUMENTS)
+    for argument in ARGUMENTS:
+        assert argument.help
+        assert not argument.choices or argument.default in (*argument.choices, "")
+        assert not argument.parameter or argument.parameter in parameter_names()
+
+
+def test_by_default_the_node_alone_with_the_shipped_parameters():
+    (node,) = children(complete({}))
+    assert node.executable == "stac_node" and not node.parameters and not node.remappings
+    assert [Path(file).name for file in node.parameter_files] == ["stac.yaml"]
+
+
+def test_values_reach_the_processes_with_their_types():
+    node = child(
+        "stac_node",
+        device="cpu",
+        compressed="true",
+        publish_tf="False",
+        odom_frame="odom",
+        namespace="robot1",
+    )
+    assert node.parameters == {
+        "model.device": "cpu",
+        "input.compressed": True,
+        "frames.publish_tf": False,
+        "frames.odom": "odom",
+    }
+    words = command(node, complete({"namespace": "/robot1", "log_level": "debug"}))
+    assert words[words.index("--log-level") + 1] == "debug"
+    assert "__ns:=/robot1" in words and 'model.device:="cpu"' in words and "input.compressed:=true" in words
+
+
+def test_a_camera_topic_is_remapped_alike_for_node_and_replay():
+    given = {"image_topic": "/cam/image_raw", "camera_info_topic": "/cam/camera_info", "source": "walk.mp4"}
+    expected = {
+        "image": "/cam/image_raw",
+        "image/compressed": "/cam/image_raw/compressed",
+        "camera_info": "/cam/camera_info",
+    }
+    assert child("stac_node", **given).remappings == expected
+    assert child("stac-replay", **given).remappings == expected
+
+
+def test_simulated_time_comes_from_the_replay_and_not_to_it():
+    given = {"use_sim_time": "true", "source": "bag", "viewer": "true", "record": "out"}
+    for executable in ("stac_node", "stac-view", "stac-record"):
+        assert child(executable, **given).parameters["use_sim_time"] is True
+    replay = child("stac-replay", **given)
+    assert not replay.parameters and "--clock" in replay.arguments
+
+
+def test_rviz_follows_the_namespace():
+    rviz = child("rviz2", rviz="true", namespace="robot1", image_topic="/cam/image_raw")
+    assert rviz.remappings["/stac_mapping/map_points"] == "/robot1/stac_mapping/map_points"
+    assert rviz.remappings["/image"] == "/cam/image_raw"
+    assert Path(rviz.arguments[1]).name == "stac.rviz"
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"imagetopic": "x"}, "no argument 'imagetopic'; arguments: namespace"),
+        ({"rviz": "yes"}, "rviz:=yes: choose one of true, false"),
+    ],
+)
+def test_unknown_arguments_and_values_are_refused(given, reason):
+    with pytest.raises(ValueError, match=reason):
+        complete(given)
+
+
+def test_the_transport_profile_is_named_as_the_distribution_knows_it(monkeypatch, tmp_path):
+    monkeypatch.delenv("FASTDDS_DEFAULT_PROFILES_FILE")
+    monkeypatch.setenv("ROS_DISTRO", "kilted")
+    assert set(profile_environment(complete({}))) == {"FASTDDS_DEFAULT_PROFILES_FILE"}
+    monkeypatch.setenv("ROS_DISTRO", "jazzy")
+    assert set(profile_environment(complete({}))) == {"FASTRTPS_DEFAULT_PROFILES_FILE"}
+    monkeypatch.setenv("FASTRTPS_DEFAULT_PROFILES_FILE", "the user's")
+    assert profile_environment(complete({})) == {}
+    assert profile_environment(complete({"fastdds_profile": "none"})) == {}
+    with pytest.raises(FileNotFoundError, match="no such file; use auto, none or a file"):
+        profile_environment(complete({"fastdds_profile": str(tmp_path / "missing.xml")}))
+
+
+def test_the_table_of_commands_is_that_of_the_package():
+    """What the table starts is what the package installs, under the same name."""
+    tree = ast.parse((ROOT / "setup.py").read_text())
+    (table,) = [
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "COMMANDS"
+    ]
+    commands = ast.literal_eval(table)
+    everything = {"source": "bag", "viewer": "true", "record": "out"}
+    for one in children(complete(everything)):
+        assert commands[one.executable] == f"{one.module}:main"
+    for target in commands.values():
+        assert importlib.util.find_spec(target.split(":")[0]), target
+
+
+@pytest.mark.parametrize("file", ["config/stac.yaml", "config/small_gpu.yaml"])
+def test_parameter_files_hold_declared_parameters_of_the_right_type(file):
+    content = yaml.safe_load(share_file(file).read_text())
+    sections = content["/**"]["ros__parameters"]
+    for section, values in sections.items():
+        config = Config() if hasattr(Config(), section) else RosConfig()
+        for name, value in values.items():
+            default = getattr(getattr(config, section), name)
+            assert isinstance(value, type(default)), f"{section}.{name}"
+            assert value != default, f"{section}.{name} repeats the default"
+        type(getattr(config, section))(**values)  # within the limits
+
+
+DISPLAY_CLASSES = {
+    f"rviz_default_plugins/{name}"
+    for name in ("Grid", "TF", "PointCloud2", "Image", "Path", "Odometry", "Pose", "MoveCamera", "Select")
+} | {"rviz_default_plugins/FocusCamera", "rviz_default_plugins/Measure", "rviz_default_plugins/Orbit"}
+PANEL_CLASSES = {f"rviz_common/{name}" for name in ("Displays", "Views", "Selection", "Time")}
+
+
+def rviz_config() -> dict:
+    return yaml.safe_load(share_file("rviz/stac.rviz").read_text())
+
+
+def test_rviz_knows_every_class():
+    config = rviz_config()
+    assert {panel["Class"] for panel in config["Panels"]} <= PANEL_CLASSES
+    manager = config["Visualization Manager"]
+    shown = [*manager["Displays"], *manager["Tools"], manager["Views"]["Current"]]
+    assert {item["Class"] for item in shown} <= DISPLAY_CLASSES
+    assert manager["Global Options"]["Fixed Frame"] == RosConfig().frames.map
+
+
+def test_rviz_displays_match_what_is_published():
+    topics = {f"/{topic.name.replace('~', 'stac_mapping')}": topic for topic in (*INPUTS, *OUTPUTS)}
+    displays = [one for one in rviz_config()["Visualization Manager"]["Displays"] if "Topic" in one]
+    assert len(displays) >= 5
+    for display in displays:
+        entry = display["Topic"]
+        topic = topics[entry["Value"]]
+        assert display["Class"] == f"rviz_default_plugins/{topic.type.__name__}"
+        latched = entry["Durability Policy"] == "Transient Local"
+        assert latched == (topic.profile == "latched"), entry["Value"]
+        reliable = entry["Reliability Policy"] == "Reliable"
+        assert reliable == (topic.profile in ("latched", "reliable")), entry["Value"]
+
+
+def test_the_starter_lists_its_arguments_and_refuses_others():
+    def starter(*words: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-m", "stac_ros.starter", *words], capture_output=True, text=True, check=False
+        )
+
+    shown = starter("up", "--show-args").stdout
+    assert all(f"{argument.name}:=" in shown for argument in ARGUMENTS)
+    refused = starter("up", "image_topic=/camera")
+    assert refused.returncode == 1
+    assert "expected name:=value" in refused.stderr and "Traceback" not in refused.stderr

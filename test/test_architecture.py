@@ -1,0 +1,118 @@
+"""The import walls of the house, read from the sources: what may import what, and nothing more.
+
+The network receives something with `attend` and never knows a cache; the core never knows ROS; the ROS
+side never sees a layer, a cache or a kernel.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+BASICS = {"settings", "config", "geometry", "prediction", "device"}
+METHOD = BASICS | {"images", "checkpoint", "session"}
+MAY_IMPORT = {  # part of stac_core → the parts it may import
+    "settings": set(),
+    "config": {"settings"},
+    "device": set(),
+    "geometry": set(),
+    "prediction": set(),
+    "images": {"config", "geometry"},
+    "network": BASICS,
+    "kernels": {"config", "settings"},
+    "cache": {"kernels", "geometry", "config", "settings"},
+    "checkpoint": BASICS | {"network"},
+    "session": BASICS | {"network", "cache", "images", "kernels"},
+    "worlds": {"geometry", "settings"},
+    "evaluation": METHOD | {"network", "worlds"},  # the network as a type; sequences of synthetic worlds
+    "reconstruct": METHOD | {"evaluation"},
+    "training": METHOD | {"network", "cache", "worlds", "evaluation"},
+    "__init__": METHOD,
+}
+# The ROS side: public names and configuration; recordings to replay, which are data, in one file.
+FOR_ROS = {"stac_core", "stac_core.config", "stac_core.settings"}
+FOR_SOURCES = FOR_ROS | {
+    "stac_core.evaluation.datasets",
+    "stac_core.evaluation.datasets.bag",
+    "stac_core.evaluation.datasets.bag_file",
+}
+ROS_PACKAGES = ("rclpy", "cv_bridge", "ament", "launch", "tf2", "tf_transformations", "stac_ros")
+PYTHON_FILES = sorted([*ROOT.glob("stac_core/**/*.py"), *ROOT.glob("stac_ros/**/*.py")])
+
+
+@functools.cache
+def parsed(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(), feature_version=(3, 10))  # the oldest Python that must do
+
+
+def imports(file: Path) -> Iterator[str]:
+    """Dotted names of the modules a file imports, wherever in the file."""
+    for node in ast.walk(parsed(file)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: a relative import hides where it leads"
+            yield node.module or ""
+
+
+def part_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def core_files() -> list[Path]:
+    return [file for file in PYTHON_FILES if file.is_relative_to(ROOT / "stac_core")]
+
+
+def name(file: Path) -> str:
+    return str(file.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("file", core_files(), ids=name)
+def test_the_core_keeps_its_walls(file):
+    part = file.relative_to(ROOT / "stac_core").with_suffix("").parts[0]
+    assert part in MAY_IMPORT, f"{part} is new: say in MAY_IMPORT what it may import"
+    inside = {part_of(module) for module in imports(file) if module.split(".")[0] == "stac_core"}
+    assert inside <= MAY_IMPORT[part] | {part}
+
+
+def test_the_core_does_not_know_ros():
+    for file in core_files():
+        strangers = [module for module in imports(file) if module.startswith(ROS_PACKAGES)]
+        strangers += [module for module in imports(file) if module.split(".")[0].endswith("_msgs")]
+        assert not strangers, f"{name(file)} imports {strangers}"
+
+
+def test_the_ros_side_sees_only_public_names():
+    for file in sorted((ROOT / "stac_ros").glob("**/*.py")):
+        allowed = FOR_SOURCES if file.name == "sources.py" else FOR_ROS
+        seen = {module for module in imports(file) if module.split(".")[0] == "stac_core"}
+        assert seen <= allowed, f"{name(file)} reaches behind the wall: {seen - allowed}"
+
+
+def test_open3d_is_imported_only_where_it_serves():
+    """It takes a second and system libraries; nothing may need it at import time."""
+    for file in PYTHON_FILES:
+        top = [node for node in parsed(file).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        names = {
+            (node.module or "") if isinstance(node, ast.ImportFrom) else node.names[0].name for node in top
+        }
+        assert not any(module.startswith("open3d") for module in names), name(file)
+
+
+def test_no_import_goes_round_in_a_circle():
+    """Parts import each other in one direction only."""
+    below: dict[str, set[str]] = {}
+    for file in core_files():
+        part = file.relative_to(ROOT / "stac_core").with_suffix("").parts[0]
+        inside = {part_of(module) for module in imports(file) if module.split(".")[0] == "stac_core"}
+        below.setdefault(part, set()).update(inside - {part})
+    order: list[str] = []
+    while len(order) < len(below):
+        free = [part for part in sorted(below) if part not in order and below[part] <= set(order)]
+        assert free, f"a circle among {sorted(set(below) - set(order))}"
+        order += free
