@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from stac_core.checkpoint import LoadedNetwork, load_network
     from stac_core.config import Config
+    from stac_core.geometry import unproject_depth
     from stac_core.images import ImageGeometry
     from stac_core.prediction import Prediction
     from stac_core.session import SessionStats, StreamSession
@@ -25,6 +26,7 @@ __all__ = [
     "SessionStats",
     "StreamSession",
     "load_network",
+    "unproject_depth",
 ]
 
 _HOMES = {
@@ -35,6 +37,7 @@ _HOMES = {
     "SessionStats": "session",
     "StreamSession": "session",
     "load_network": "checkpoint",
+    "unproject_depth": "geometry",
 }
 
 
