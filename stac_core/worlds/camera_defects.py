@@ -58,14 +58,12 @@ def draw_defects(draws: Draws, strength: float) -> Defects:
     )
 
 
-@torch.no_grad()
 def apply_defects(defects: Defects, images: Tensor, frames: Tensor) -> Tensor:
     """What the cameras deliver: images [B, S, 3, H, W] in [0, 1] with frame numbers [S] -> the same shape."""
-    with torch.autocast(images.device.type, enabled=False):
-        seen = _blur(defects, images, frames)
-        seen = seen * _gain(defects, images, frames)
-        seen = seen + defects.noise.view(-1, 1, 1, 1, 1) * _noise(defects, images, frames)
-        return _jpeg(defects, seen.clamp_(0, 1)).clamp_(0, 1)
+    seen = _blur(defects, images, frames)
+    seen = seen * _gain(defects, images, frames)
+    seen = seen + defects.noise.view(-1, 1, 1, 1, 1) * _noise(defects, images, frames)
+    return _jpeg(defects, seen.clamp_(0, 1)).clamp_(0, 1)
 
 
 def _blur(defects: Defects, images: Tensor, frames: Tensor) -> Tensor:

@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 
 from stac_core.worlds.scene import Scene
-from stac_core.worlds.shapes import Shapes, face_of, length
+from stac_core.worlds.shapes import Shapes, face_of, length, turn
 from stac_core.worlds.surface import SURFACE_SIZE, Surface, albedo
 
 _SHAPES_AT_ONCE = 64  # looked at in one go
 _RAYS_PER_PASS = {"cpu": 20_000, "cuda": 1 << 21}  # bounds working memory; on a CPU it fits the cache
 
 
-@torch.no_grad()
 def render(
     scene: Scene, world_from_camera: Tensor, intrinsics: Tensor, height: int, width: int
 ) -> tuple[Tensor, Tensor]:
@@ -41,10 +40,9 @@ def render(
     per_pass = max(1, _RAYS_PER_PASS.get(device.type, 1 << 20) // (height * width))
     images = torch.empty(len(poses), 3, height * width, device=device)
     depth = torch.empty(len(poses), height * width, device=device)
-    with torch.autocast(device.type, enabled=False):
-        for start in range(0, len(poses), per_pass):
-            part = slice(start, start + per_pass)
-            images[part], depth[part] = _cast(scene, worlds[part], poses[part], lenses[part], height, width)
+    for start in range(0, len(poses), per_pass):
+        part = slice(start, start + per_pass)
+        images[part], depth[part] = _cast(scene, worlds[part], poses[part], lenses[part], height, width)
     return images.view(batch, frames, 3, height, width), depth.view(batch, frames, height, width)
 
 
@@ -64,7 +62,7 @@ def _cast(
 ) -> tuple[Tensor, Tensor]:
     """One pass: colours [F, 3, P] and depth [F, P]."""
     rotation, origin = poses[:, :3, :3], poses[:, :3, 3]
-    direction = rotation @ camera_rays(lenses, height, width)
+    direction = turn(rotation, camera_rays(lenses, height, width))
     seen, distance, index = _nearest(
         scene, worlds, origin, direction, _frustum(rotation, lenses, height, width)
     )
@@ -90,7 +88,7 @@ def _frustum(rotation: Tensor, lenses: Tensor, height: int, width: int) -> Tenso
         ],
         1,
     )
-    return normals @ rotation.transpose(1, 2)
+    return turn(rotation, normals.transpose(1, 2)).transpose(1, 2)
 
 
 def _nearest(
@@ -127,9 +125,9 @@ def _in_view(scene: Scene, worlds: Tensor, origin: Tensor, sides: Tensor) -> tup
     bounds = scene.bounds
     axes, exists = bounds.axes[worlds], bounds.exists[worlds]
     offset = bounds.centre[worlds] - origin[..., None]
-    along = (sides @ axes.flatten(2)).view(*sides.shape[:2], 3, -1).abs().sum(2)
+    along = turn(sides, axes.flatten(2)).view(*sides.shape[:2], 3, -1).abs().sum(2)
     gap = length(offset) - length(axes.flatten(1, 2))
-    return gap, (sides @ offset + along > 0).all(1) & exists
+    return gap, (turn(sides, offset) + along > 0).all(1) & exists
 
 
 def _keep_sets(scene: Scene, worlds: Tensor, visible: Tensor) -> list[Shapes]:

@@ -13,7 +13,7 @@ from stac_core.worlds.config import WorldConfig
 from stac_core.worlds.draws import Draws
 from stac_core.worlds.path import world_from_camera_rotation
 from stac_core.worlds.route import Route
-from stac_core.worlds.shapes import BOX, CYLINDER, SPHERE, Shapes, join
+from stac_core.worlds.shapes import BOX, CYLINDER, SPHERE, Shapes, join, turn
 from stac_core.worlds.surface import draw_surfaces, with_columns
 
 CLEARANCE = 0.3  # metres between the camera's route and any object
@@ -89,7 +89,7 @@ def build_scene(draws: Draws, building: Building, route: Route, config: WorldCon
 
 
 def _bounds(shapes: tuple[Shapes, ...]) -> Bounds:
-    centre = [s.rotation @ s.centre.transpose(1, 2) for s in shapes]
+    centre = [turn(s.rotation, s.centre.transpose(1, 2)) for s in shapes]
     axes = [s.rotation[..., None] * s.half.transpose(1, 2)[:, None] for s in shapes]
     exists = [s.half[..., 0] > 0 for s in shapes]
     return Bounds(torch.cat(centre, 2), torch.cat(axes, 3), torch.cat(exists, 1))
@@ -266,7 +266,8 @@ class _Placement:
         centre = torch.cat([spot, half[..., 2:]], -1)
         centre, half = self._lift(centre, torch.where(fits[..., None], half, _GONE))
         rotation = self._yaw() if turned else self._identity
-        return self._shapes(kind, rotation, (centre[..., None, :] @ rotation[:, None])[..., 0, :], half)
+        local = turn(rotation.transpose(1, 2), centre.transpose(1, 2)).transpose(1, 2)
+        return self._shapes(kind, rotation, local, half)
 
     def _lift(self, centre: Tensor, half: Tensor) -> tuple[Tensor, Tensor]:
         """Move about half of the small things onto tables."""

@@ -51,8 +51,8 @@ class Shapes:
             direction: [F, 3, P] in world axes, any length.
         """
         inverse_rotation = self.rotation.transpose(1, 2)
-        local_origin = (inverse_rotation @ origin[..., None])[:, None, :, 0]
-        local_direction = inverse_rotation @ direction
+        local_origin = turn(inverse_rotation, origin[..., None])[:, None, :, 0]
+        local_direction = turn(inverse_rotation, direction)
         offset = self.centre - local_origin  # [F, N, 3]
         near, far = _INTERVALS[self.kind](offset, self.half, local_direction)
         return torch.where((near < far) & (near > 0), near, torch.inf)
@@ -116,6 +116,14 @@ def join(sets: list[Shapes]) -> Shapes:
 
 
 _INTERVALS = {BOX: _box_interval, CYLINDER: _cylinder_interval, SPHERE: _sphere_interval}
+
+
+def turn(matrix: Tensor, vectors: Tensor) -> Tensor:
+    """Product of [F, R, 3] and [F, 3, P], in full precision whatever the setting for matrix products."""
+    product = matrix[..., 0, None] * vectors[:, 0, None]
+    for axis in (1, 2):
+        product = product.addcmul(matrix[..., axis, None], vectors[:, axis, None])
+    return product
 
 
 def length(vectors: Tensor) -> Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -41,10 +43,11 @@ class Worlds:
     def render(self, frames: Tensor, height: int, width: int) -> WorldBatch:
         """Frames with the given numbers [S] of every world."""
         check_frame_size(height, width)
-        poses = self.path.poses(frames)
-        intrinsics = self.intrinsics(height, width)[:, None].expand(-1, len(frames), -1, -1)
-        images, depth = render(self.scene, poses, intrinsics, height, width)
-        return WorldBatch(apply_defects(self.defects, images, frames), depth, poses, intrinsics.contiguous())
+        with _exact(self.seeds.device):
+            poses = self.path.poses(frames)
+            lenses = self.intrinsics(height, width)[:, None].repeat(1, len(frames), 1, 1)
+            images, depth = render(self.scene, poses, lenses, height, width)
+            return WorldBatch(apply_defects(self.defects, images, frames), depth, poses, lenses)
 
     def intrinsics(self, height: int, width: int) -> Tensor:
         """Pinhole matrices [B, 3, 3]; the axis meets the image at (width / 2, height / 2)."""
@@ -58,12 +61,20 @@ class Worlds:
 def build_worlds(config: WorldConfig, seeds: Tensor) -> Worlds:
     """Build the worlds of seeds [B] on the seeds' device."""
     draws = Draws(seeds)
-    building = draw_building(draws, config)
-    route = draw_route(draws, building, config.path)
-    scene = build_scene(draws, building, route, config)
-    path = draw_path(draws, building, route, config)
-    fov = draws.uniform(low=math.radians(config.fov_min), high=math.radians(config.fov_max))
-    return Worlds(seeds, scene, path, fov, draw_defects(draws, config.defects))
+    with _exact(seeds.device):
+        building = draw_building(draws, config)
+        route = draw_route(draws, building, config.path)
+        scene = build_scene(draws, building, route, config)
+        path = draw_path(draws, building, route, config)
+        fov = draws.uniform(low=math.radians(config.fov_min), high=math.radians(config.fov_max))
+        return Worlds(seeds, scene, path, fov, draw_defects(draws, config.defects))
+
+
+@contextmanager
+def _exact(device: torch.device) -> Iterator[None]:
+    """Truth is computed without gradients and in full precision, whatever surrounds the call."""
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        yield
 
 
 def sample_batch(
