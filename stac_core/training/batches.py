@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stac_core.cache.one_pass import OnePass, visible_frames
-from stac_core.training.clips import CLIP_FRAMES, Clips
-from stac_core.training.config import TrainingConfig
+from stac_core.cache.one_pass import visible_frames
+from stac_core.training.clips import WORLDS, Clips
+from stac_core.training.config import CLIP_FRAMES, TrainingConfig
 from stac_core.training.schedule import Shape, draw_shape
 from stac_core.training.sequences import Sequences, join
+from stac_core.worlds import sample_batch
 
 
 def step_random(config: TrainingConfig, step: int, rank: int) -> np.random.Generator:
@@ -24,9 +25,25 @@ def step_random(config: TrainingConfig, step: int, rank: int) -> np.random.Gener
     return np.random.default_rng([config.seed, step, rank])
 
 
-def draw_sequences(config: TrainingConfig, step: int, random: np.random.Generator) -> Sequences:
-    """Sequences of one shape, each from another clip, cropped and zoomed to that shape."""
+def draw_sequences(
+    config: TrainingConfig, step: int, random: np.random.Generator, device: torch.device
+) -> Sequences:
+    """Sequences of one shape on `device`: new worlds, or each from another clip."""
     shape = draw_shape(config, step, random)
+    live = config.worlds == "live" or (config.worlds == "auto" and device.type == "cuda")
+    return (
+        _from_worlds(shape, random, device) if live else _from_clips(config, step, shape, random).to(device)
+    )
+
+
+def _from_worlds(shape: Shape, random: np.random.Generator, device: torch.device) -> Sequences:
+    seed = 2 * int(random.integers(2**40, 2**61)) + 1  # odd like every world to train on, beyond the clips
+    size = (shape.sequences, shape.frames, shape.height, shape.width)
+    worlds = sample_batch(WORLDS, *size, seed=seed, device=device)
+    return Sequences(worlds.images, worlds.depth, worlds.world_from_camera, worlds.intrinsics)
+
+
+def _from_clips(config: TrainingConfig, step: int, shape: Shape, random: np.random.Generator) -> Sequences:
     clips = Clips(Path(config.out) / "clips", config.seed)
     ready = config.first_clips + int(step * config.clips_per_step)
     chosen = random.integers(0, ready, shape.sequences)
@@ -82,16 +99,15 @@ def draw_dense_frames(config: TrainingConfig, frames: int, random: np.random.Gen
     return torch.from_numpy(np.sort(random.permutation(frames)[:count]))
 
 
-def draw_context(frames: int, random: np.random.Generator) -> OnePass:
-    """Causal most often; else full, a window, chunks, or causal with frames forgotten at random."""
+def draw_visible(frames: int, random: np.random.Generator) -> Tensor:
+    """Which frame (row) sees which, bool [S, S]: causal most often; else all, a window, chunks, or causal
+    with frames forgotten at random, so that a compressed cache meets a network that knows gaps."""
     kind = random.choice(["causal", "full", "window", "chunks", "gaps"], p=[0.4, 0.15, 0.15, 0.15, 0.15])
-    if kind in ("causal", "full"):
-        return OnePass(str(kind))
-    if kind == "window":
-        return OnePass("window", window=int(random.integers(2, 6)))
     if kind == "chunks":
-        return OnePass(visible=_chunks(frames, int(random.integers(2, 5))))
-    return OnePass(visible=_gaps(frames, random))
+        return _chunks(frames, int(random.integers(2, 5)))
+    if kind == "gaps":
+        return _gaps(frames, random)
+    return visible_frames(str(kind), frames, int(random.integers(2, 6)))
 
 
 def _chunks(frames: int, size: int) -> Tensor:

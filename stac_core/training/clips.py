@@ -16,11 +16,11 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from stac_core.training.config import CLIP_FRAMES, CLIP_HEIGHT, CLIP_WIDTH
 from stac_core.training.sequences import Sequences
 from stac_core.training.state import write_atomically
 from stac_core.worlds import World, WorldConfig
 
-CLIP_FRAMES, CLIP_HEIGHT, CLIP_WIDTH = 12, 126, 168
 WORLDS = WorldConfig()
 
 
@@ -55,14 +55,18 @@ class Clips:
 
     def render(self, index: int) -> None:
         """Render one clip into the folder."""
-        world = World(training_seed(self.run_seed, index), WORLDS).render(0, CLIP_FRAMES, CLIP_HEIGHT, CLIP_WIDTH)
+        world = World(training_seed(self.run_seed, index), WORLDS).render(
+            0, CLIP_FRAMES, CLIP_HEIGHT, CLIP_WIDTH
+        )
         content = {
             "images": (world.images[0] * 255).round().byte(),
             "depth": world.depth[0].half(),
             "world_from_camera": world.world_from_camera[0],
             "intrinsics": world.intrinsics[0],
         }
-        write_atomically(self.path(index), save({name: value.contiguous() for name, value in content.items()}))
+        write_atomically(
+            self.path(index), save({name: value.contiguous() for name, value in content.items()})
+        )
 
     def path(self, index: int) -> Path:
         """File of one clip."""

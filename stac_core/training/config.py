@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from stac_core.config import NETWORKS
+from stac_core.config import NETWORKS, PATCH_SIZE
 from stac_core.settings import check_settings, refuse, setting
 
-PATCH = 14
+CLIP_FRAMES, CLIP_HEIGHT, CLIP_WIDTH = 12, 126, 168  # of a rendered clip
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,20 @@ class TrainingConfig:
     growth: float = setting(
         0.7, "share of the run during which sizes and frames grow", minimum=0.0, maximum=1.0
     )
+    worlds: str = setting(
+        "auto",
+        "live = new worlds in every step; clips = rendered clips that serve several steps; "
+        "auto = live on a GPU, clips on a CPU, where casting rays costs more than learning from them",
+        choices=("auto", "live", "clips"),
+    )
     first_clips: int = setting(500, "rendered clips in use from the start", minimum=1)
     clips_per_step: float = setting(0.5, "further clips that every step brings into use", minimum=0.0)
-    dense_share: float = setting(0.34, "share of frames whose depth and points a step judges", minimum=0.0, maximum=1.0)
+    dense_share: float = setting(
+        0.34, "share of frames whose depth and points a step judges", minimum=0.0, maximum=1.0
+    )
     depth_weight: float = setting(1.0, "weight of the depth loss", minimum=0.0)
     point_weight: float = setting(0.5, "weight of the point loss", minimum=0.0)
-    camera_weight: float = setting(5.0, "weight of the camera loss", minimum=0.0)
+    camera_weight: float = setting(2.0, "weight of the camera loss", minimum=0.0)
     matching_weight: float = setting(1.0, "weight of the matching losses", minimum=0.0)
     device: str = setting("auto", "auto = cuda where there is one, else cpu; or a torch device name")
     precision: str = setting("bfloat16", "autocast of the network", choices=("bfloat16", "float32"))
@@ -52,11 +60,15 @@ class TrainingConfig:
         check_settings(self)
         for name in ("first_width", "last_width"):
             width = getattr(self, name)
-            if width % PATCH:
-                raise refuse(self, name, f"not divisible by {PATCH}", round(width / PATCH) * PATCH)
+            if width % PATCH_SIZE:
+                raise refuse(
+                    self, name, f"not divisible by {PATCH_SIZE}", round(width / PATCH_SIZE) * PATCH_SIZE
+                )
         for first, last in (("first_width", "last_width"), ("first_frames", "last_frames")):
             if getattr(self, last) < getattr(self, first):
                 raise refuse(self, last, f"smaller than {first}", getattr(self, first))
+        if self.worlds != "live" and self.last_frames > CLIP_FRAMES:
+            raise refuse(self, "last_frames", f"clips have {CLIP_FRAMES} frames (see worlds)", CLIP_FRAMES)
         if self.warmup_steps >= self.steps:
             raise refuse(self, "warmup_steps", f"not below steps = {self.steps}", self.steps // 10)
 

@@ -2,64 +2,75 @@
 
 from __future__ import annotations
 
-import torch
+import math
+from dataclasses import dataclass
+
+import numpy as np
 from torch import Tensor
 
-
-def depth_error(depth: Tensor, truth: Tensor, valid: Tensor) -> float:
-    """Mean |s·depth − truth| / truth, s = one scale for the whole sequence: the median ratio.
-
-    depth, truth, valid: [S, H, W]. NaN where nothing is valid.
-    """
-    depth, truth = depth[valid].double(), truth[valid].double()
-    if not depth.numel():
-        return float("nan")
-    scale = (truth / depth.clamp(min=1e-9)).median()
-    return ((scale * depth - truth).abs() / truth).mean().item()
+from stac_core.evaluation.alignment import align_points
+from stac_core.evaluation.depth_metrics import depth_errors
+from stac_core.evaluation.trajectory_metrics import rotation_angles
 
 
-def rotation_errors(world_from_camera: Tensor, truth: Tensor) -> Tensor:
-    """Degrees by which each frame 1..S-1 is turned wrongly against frame 0, [S-1]. Poses [S, 4, 4]."""
-    return _angles(_relative(world_from_camera).mT @ _relative(truth))
+@dataclass(frozen=True)
+class Figures:
+    """Figures of one sequence, or their means over several; NaN where a sequence cannot tell."""
+
+    depth: float  # AbsRel, one scale per sequence
+    depth_still: float
+    rotation_deg: float  # mean over frames 1.. of the turn against frame 0
+    rotation_still_deg: float
+    trajectory: float  # ATE after a Sim(3) fit, over the length of the path
 
 
-def turns(truth: Tensor) -> Tensor:
-    """Degrees between each frame 1..S-1 and frame 0: the error of standing still, [S-1]."""
-    return _angles(_relative(truth))
-
-
-def trajectory_error(world_from_camera: Tensor, truth: Tensor) -> float:
-    """ATE: root mean square distance of camera centres after a Sim(3) fit, over the true path length.
-
-    Source: Umeyama 1991 for the fit. NaN for a camera that does not move. Poses [S, 4, 4].
-    """
-    estimate, target = world_from_camera[:, :3, 3].double(), truth[:, :3, 3].double()
-    path = (target[1:] - target[:-1]).norm(dim=-1).sum()
-    if path < 1e-9:
-        return float("nan")
-    a, b = estimate - estimate.mean(0), target - target.mean(0)
-    u, singular, vt = torch.linalg.svd(b.T @ a)
-    sign = torch.ones(3, dtype=torch.float64)
-    sign[2] = torch.sign(torch.linalg.det(u @ vt))
-    scale = (singular * sign).sum() / a.square().sum().clamp(min=1e-18)
-    fitted = scale * a @ (u @ torch.diag(sign) @ vt).T
-    return ((fitted - b).square().sum(-1).mean().sqrt() / path).item()
-
-
-def _relative(world_from_camera: Tensor) -> Tensor:
-    rotation = world_from_camera[:, :3, :3].double()
-    return rotation[0].mT @ rotation[1:]
-
-
-def _angles(rotation: Tensor) -> Tensor:
-    """Rotation angle in degrees, exact near 0 as well."""
-    skew = torch.stack(
-        [
-            rotation[:, 2, 1] - rotation[:, 1, 2],
-            rotation[:, 0, 2] - rotation[:, 2, 0],
-            rotation[:, 1, 0] - rotation[:, 0, 1],
-        ],
-        -1,
+def figures_of(depth: Tensor, world_from_camera: Tensor, true_depth: Tensor, true_poses: Tensor) -> Figures:
+    """Compare S frames on the host: depth [S, H, W] (true 0 = unknown), poses world_from_camera [S, 4, 4]."""
+    truth = true_poses.double().numpy()
+    estimate = world_from_camera.double().numpy()
+    standing = np.tile(np.eye(4), (len(truth), 1, 1))
+    return Figures(
+        depth=depth_error(depth.numpy(), true_depth.numpy()),
+        depth_still=depth_error(np.ones_like(depth.numpy()), true_depth.numpy()),
+        rotation_deg=turn_error(estimate, truth),
+        rotation_still_deg=turn_error(standing, truth),
+        trajectory=path_error(estimate, truth),
     )
-    trace = rotation.diagonal(dim1=-2, dim2=-1).sum(-1)
-    return torch.rad2deg(torch.atan2(skew.norm(dim=-1), trace - 1))
+
+
+def depth_error(depth: np.ndarray, truth: np.ndarray) -> float:
+    """Mean |s·depth − truth| / truth over known pixels; s = median ratio, one for the whole sequence."""
+    return depth_errors(list(depth), list(truth))["abs_rel"] if (truth > 0).any() else math.nan
+
+
+def turn_error(world_from_camera: np.ndarray, truth: np.ndarray) -> float:
+    """Mean angle in degrees by which frames 1.. are turned wrongly against frame 0. Poses [S, 4, 4]."""
+    estimate, target = (
+        poses[:1, :3, :3].swapaxes(1, 2) @ poses[1:, :3, :3] for poses in (world_from_camera, truth)
+    )
+    return float(rotation_angles(estimate.swapaxes(1, 2) @ target).mean())
+
+
+def path_error(world_from_camera: np.ndarray, truth: np.ndarray) -> float:
+    """ATE (root mean square after a Sim(3) fit) over the true path length. Poses [S, 4, 4].
+
+    NaN where the true camera does not move; 1 where the estimated one does not.
+    """
+    estimate, target = world_from_camera[:, :3, 3], truth[:, :3, 3]
+    length = np.linalg.norm(np.diff(target, axis=0), axis=1).sum()
+    if length < 1e-6:
+        return math.nan
+    if np.ptp(estimate, axis=0).max() < 1e-9:
+        return 1.0
+    moved = align_points(estimate, target, with_scale=True).apply(estimate)
+    return float(np.sqrt(((moved - target) ** 2).sum(1).mean()) / length)
+
+
+def mean_figures(rows: list[Figures]) -> Figures:
+    """Mean of each figure over the sequences that know it."""
+    columns = zip(*(vars(row).values() for row in rows), strict=True)
+    return Figures(*(_mean_known([value for value in column if math.isfinite(value)]) for column in columns))
+
+
+def _mean_known(values: list[float]) -> float:
+    return sum(values) / len(values) if values else math.nan

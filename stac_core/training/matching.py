@@ -1,11 +1,15 @@
 """Auxiliary matching losses: which patch of frame 0 shows the same surface, and where exactly.
 
+Asked of descriptors of the patch encoder and of the last layer, of the attention of some global
+blocks, and, as a shift in patches, of every layer that the dense heads read.
+
 Depth and camera losses alone teach a small network nothing for thousands of steps; correspondence
 is what they need first. The heads live here because only training uses them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,8 +28,7 @@ class PatchMatches:
     """Where the centres of the patches of frames 1..S-1 lie in frame 0."""
 
     patch: Tensor  # [B, S-1, N] index of the patch of frame 0, or NOWHERE
-    shift: Tensor  # [B, S-1, N, 2] towards x and y in patches, from the own position
-    ahead: Tensor  # [B, S-1, N] the shift is defined: in front of camera 0, not far outside
+    shift: Tensor  # [B, S-1, N, 2] towards x and y in patches, from the own position; 0 where NOWHERE
 
 
 def match_patches(sequences: Sequences, patch: int) -> PatchMatches:
@@ -47,45 +50,75 @@ def match_patches(sequences: Sequences, patch: int) -> PatchMatches:
     visible = known & inside & ((seen0 - depth0).abs() < SAME_SURFACE * depth0)
     index = (pixel0[..., 1] // patch) * columns + pixel0[..., 0] // patch
     shift = (pixel0 - torch.stack([u, v], -1)) / patch
-    ahead = known & (shift.abs() < max(rows, columns)).all(-1)
-    return PatchMatches(
-        torch.where(visible, index, NOWHERE).long(), shift.where(ahead[..., None], 0.0), ahead
-    )
+    return PatchMatches(torch.where(visible, index, NOWHERE).long(), shift.where(visible[..., None], 0.0))
 
 
 class MatchingHeads(nn.Module):
-    """Unit descriptors of patch tokens after the encoder and after the last global block, and a shift."""
+    """Descriptors of patch tokens after the encoder and after the last global block; shifts after every
+    layer that the dense heads read, so that early layers learn to look across frames too."""
 
-    def __init__(self, encoder_width: int, global_width: int) -> None:
+    def __init__(self, encoder_width: int, global_width: int, layers: int) -> None:
         super().__init__()
-        self.encoder = _descriptor(encoder_width)
-        self.deep = _descriptor(global_width)
-        self.shift = nn.Sequential(nn.LayerNorm(global_width), nn.Linear(global_width, 2))
+        self.encoder = _head(encoder_width, DESCRIPTOR)
+        self.deep = _head(global_width, DESCRIPTOR)
+        self.shifts = nn.ModuleList(_head(global_width, 2) for _ in range(layers))
         self.log_temperature = nn.Parameter(torch.full((2,), 10.0).log())  # of the two descriptors
 
     def forward(
-        self, encoder: Tensor, deep: Tensor, matches: PatchMatches
+        self,
+        encoder: Tensor,
+        layers: Sequence[Tensor],
+        attention: Sequence[tuple[Tensor, Tensor]],
+        matches: PatchMatches,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum of the losses and the figures worth watching.
 
-        encoder: [B, S, N, C] patch tokens of the encoder; deep: [B, S, N, 2C] of the last layer.
+        encoder: [B, S, N, C] patch tokens of the encoder; layers: [B, S, N, 2C] patch tokens, last layer
+        last; attention: queries and keys of the global blocks whose first head learns to match.
         """
         scale = self.log_temperature.clamp(max=4.6).exp()
         early, early_hits = _cross_entropy(self.encoder(encoder), scale[0], matches)
-        late, late_hits = _cross_entropy(self.deep(deep), scale[1], matches)
-        error = (self.shift(deep[:, 1:]).float() - matches.shift).abs().sum(-1)
-        shift = (error * matches.ahead).sum() / matches.ahead.sum().clamp(min=1)
-        figures = {"match_encoder": early_hits, "match": late_hits, "shift": shift.detach()}
-        return early + late + shift, figures
+        late, late_hits = _cross_entropy(self.deep(layers[-1]), scale[1], matches)
+        looks = [_attention(q, k, encoder.shape[2], matches) for q, k in attention]
+        look, look_hits = (torch.stack(values).mean() for values in zip(*looks, strict=True))
+        shifts = [_shift_error(head(x[:, 1:]), matches) for head, x in zip(self.shifts, layers, strict=True)]
+        figures = {
+            "match_encoder": early_hits,
+            "match_attention": look_hits,
+            "match": late_hits,
+            "shift": shifts[-1].detach(),
+        }
+        return early + late + look + torch.stack(shifts).mean(), figures
 
 
-def _descriptor(width: int) -> nn.Sequential:
-    return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, DESCRIPTOR))
+def _head(width: int, out: int) -> nn.Sequential:
+    return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, out))
+
+
+def _shift_error(shift: Tensor, matches: PatchMatches) -> Tensor:
+    """Mean distance |x| + |y| in patches, over the patches that have a match."""
+    known = matches.patch != NOWHERE
+    error = (shift.float() - matches.shift).abs().sum(-1)
+    return (error * known).sum() / known.sum().clamp(min=1)
 
 
 def _cross_entropy(descriptors: Tensor, scale: Tensor, matches: PatchMatches) -> tuple[Tensor, Tensor]:
     unit = functional.normalize(descriptors.float(), dim=-1)
-    logits = scale * torch.einsum("bsnd,bmd->bsnm", unit[:, 1:], unit[:, 0])
+    return _choose(scale * torch.einsum("bsnd,bmd->bsnm", unit[:, 1:], unit[:, 0]), matches)
+
+
+def _attention(q: Tensor, k: Tensor, patches: int, matches: PatchMatches) -> tuple[Tensor, Tensor]:
+    """The first head of a global block: its queries of frames 1.. should choose their match in frame 0.
+
+    q, k: [B, heads, S·P, D] as the block attends with them; the last `patches` of P tokens are patches.
+    """
+    frames = matches.patch.shape[1] + 1
+    q0, k0 = (x[:, 0].float().unflatten(1, (frames, -1))[:, :, -patches:] for x in (q, k))
+    return _choose(torch.einsum("bsnd,bmd->bsnm", q0[:, 1:], k0[:, 0]) * q.shape[-1] ** -0.5, matches)
+
+
+def _choose(logits: Tensor, matches: PatchMatches) -> tuple[Tensor, Tensor]:
+    """Cross-entropy over the patches of frame 0 and share of hits; logits [B, S-1, N, N]."""
     known = matches.patch != NOWHERE
     count = known.sum().clamp(min=1)
     loss = functional.cross_entropy(

@@ -14,7 +14,7 @@ class Progress:
     """Means of the figures since the last row, frames per second, share of time spent rendering."""
 
     def __init__(self, folder: Path, first_step: int, steps: int, log_every: int, shown: bool) -> None:
-        self.folder, self.log_every = folder, log_every
+        self.folder, self.log_every, self.shown = folder, log_every, shown
         self.bar = tqdm(total=steps, initial=first_step, disable=not shown, unit="step", mininterval=2.0)
         self._begin_row()
 
@@ -46,7 +46,8 @@ class Progress:
         row = {name: value / self.rows for name, value in self.sums.items()}
         row |= {"frames_per_s": self.frames / seconds, "rendering_share": self.rendering / seconds}
         self.bar.set_postfix({name: f"{value:.3g}" for name, value in row.items()}, refresh=False)
-        append_row(self.folder / "training.csv", {"step": step, "minutes": time.time() / 60, **row})
+        if self.shown:
+            append_row(self.folder / "training.csv", {"step": step, "time": int(time.time()), **row})
         self._begin_row()
 
 
@@ -69,7 +70,7 @@ def plot_curve(table: Path, picture: Path) -> None:
 
     with table.open() as file:
         rows = list(csv.DictReader(file))
-    names = [name for name in rows[0] if name not in ("step", "minutes")]
+    names = [name for name in rows[0] if name not in ("step", "time")]
     steps = [float(row["step"]) for row in rows]
     figure, axes = plt.subplots(len(names), 1, figsize=(7, 2 * len(names)), sharex=True, squeeze=False)
     for axis, name in zip(axes[:, 0], names, strict=True):

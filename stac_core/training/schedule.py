@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stac_core.training.config import PATCH, TrainingConfig
+from stac_core.config import PATCH_SIZE
+from stac_core.training.config import TrainingConfig
 
 ASPECTS = (0.56, 1.0)  # height over width: 16:9 to square
 SHORTEST = 2  # frames; one frame has nothing to match
@@ -39,8 +40,8 @@ def draw_shape(config: TrainingConfig, step: int, random: np.random.Generator) -
     grown = 1.0 if config.growth == 0 else min(1.0, step / (config.growth * config.steps))
     longest = config.first_frames + grown * (config.last_frames - config.first_frames)
     frames = int(math.exp(random.uniform(math.log(SHORTEST), math.log(longest + 1))))
-    first, last = config.first_width // PATCH, config.last_width // PATCH
+    first, last = config.first_width // PATCH_SIZE, config.last_width // PATCH_SIZE
     columns = int(random.integers(first, round(first + grown * (last - first)) + 1))
     rows = max(4, round(columns * random.uniform(*ASPECTS)))
     sequences = max(1, round(config.patches_per_step / (frames * rows * columns)))
-    return Shape(sequences, frames, rows * PATCH, columns * PATCH)
+    return Shape(sequences, frames, rows * PATCH_SIZE, columns * PATCH_SIZE)

@@ -14,27 +14,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save
-from torch import Tensor
 
-from stac_core.config import NETWORKS
 from stac_core.training.config import TrainingConfig
-from stac_core.training.evaluate import evaluate, table
-from stac_core.training.state import State, check_network, read_state, write_atomically
+from stac_core.training.evaluate import as_numbers, default_recordings, evaluate, network_of_run, table
+from stac_core.training.state import State, network_weights, read_state, write_atomically
 
 LIMIT_BYTES = 16 * 2**20
 BOX = Path(__file__).parents[1] / "weights" / "embedded.safetensors"
-PREFIX = "model.network."
-
-
-def network_weights(state: State) -> dict[str, Tensor]:
-    """The weights of the network alone, float32; ValueError where one is not finite."""
-    weights = {key[len(PREFIX) :]: value for key, value in state.tensors.items() if key.startswith(PREFIX)}
-    for key, value in weights.items():
-        if not torch.isfinite(value.half()).all():
-            raise ValueError(f"weight {key} does not fit into float16; the training has diverged")
-    return weights
 
 
 def training_command(config: dict[str, Any]) -> str:
@@ -45,7 +32,7 @@ def training_command(config: dict[str, Any]) -> str:
     return "python -m stac_core.training.train" + flags
 
 
-def box_bytes(state: State, figures: dict[str, float]) -> bytes:
+def box_bytes(state: State, figures: dict[str, dict[str, float]]) -> bytes:
     """Content of the shipped file; ValueError where it would exceed the limit."""
     metadata = {
         "config": json.dumps(state.config["network"]),
@@ -56,7 +43,9 @@ def box_bytes(state: State, figures: dict[str, float]) -> bytes:
     }
     content = save({key: value.half() for key, value in network_weights(state).items()}, metadata)
     if len(content) > LIMIT_BYTES:
-        raise ValueError(f"the file would have {len(content)} bytes, more than {LIMIT_BYTES}; train fewer weights")
+        raise ValueError(
+            f"the file would have {len(content)} bytes, more than {LIMIT_BYTES}; train fewer weights"
+        )
     return content
 
 
@@ -66,13 +55,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--out", type=Path, default=Path(TrainingConfig().out), help="folder of the run")
     parser.add_argument("--target", type=Path, default=BOX, help="file to write (default: the box)")
+    parser.add_argument(
+        "--recordings", type=Path, default=default_recordings(), help="folder of real recordings"
+    )
     given = parser.parse_args(arguments)
-    source = given.out / "state.safetensors"
-    state = read_state(source)
-    check_network(state, NETWORKS[state.config["run"]["network"]], source)
-    figures = evaluate(network_weights(state), state.config["run"]["network"])
-    write_atomically(given.target, box_bytes(state, figures))
-    print(table(figures))
+    state = read_state(given.out / "state.safetensors")
+    measured = evaluate(network_of_run(state), given.recordings)
+    write_atomically(given.target, box_bytes(state, as_numbers(measured)))
+    print(table(measured))
     print(f"{given.target}: {given.target.stat().st_size / 2**20:.2f} MiB, step {state.step}")
     return 0
 

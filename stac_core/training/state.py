@@ -22,6 +22,7 @@ from stac_core.training.config import TrainingConfig
 
 FORMAT = "stac-training-1"
 PIECE_BYTES = 15 * 2**20
+NETWORK_PREFIX = "model.network."
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW remembers of a parameter
 
 
@@ -36,7 +37,7 @@ class State:
 
 def capture(model: nn.Module, optimizer: Optimizer, step: int, config: TrainingConfig, network: Any) -> State:
     """The state between two steps. network: the NetworkConfig that the weights belong to."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for parameter, moments in optimizer.state.items():
         for key in MOMENTS:
@@ -45,9 +46,9 @@ def capture(model: nn.Module, optimizer: Optimizer, step: int, config: TrainingC
     return State(stored, step, {"run": dataclasses.asdict(config), "network": dataclasses.asdict(network)})
 
 
-def restore(state: State, model: nn.Module, optimizer: Optimizer, network: Any, source: Path) -> None:
+def restore(state: State, model: nn.Module, optimizer: Optimizer, network: Any) -> None:
     """Put weights and moments back; ValueError names the setting in which the networks differ."""
-    check_network(state, network, source)
+    check_network(state, network)
     prefix = "model."
     model.load_state_dict({k[len(prefix) :]: v for k, v in state.tensors.items() if k.startswith(prefix)})
     for name, parameter in model.named_parameters():
@@ -55,15 +56,28 @@ def restore(state: State, model: nn.Module, optimizer: Optimizer, network: Any, 
             optimizer.state[parameter] = {key: _moment(state, key, name, parameter) for key in MOMENTS}
 
 
-def check_network(state: State, network: Any, source: Path) -> None:
+def check_network(state: State, network: Any) -> None:
     """Raise ValueError naming the first size in which a checkpoint belongs to another network."""
     stored = state.config["network"]
     for name, value in json.loads(json.dumps(dataclasses.asdict(network))).items():
         if json.loads(json.dumps(stored.get(name))) != value:
             raise ValueError(
-                f"{source}: trained with {name} = {stored.get(name)!r}, the network has {value!r}; "
+                f"the state was trained with {name} = {stored.get(name)!r}, the network has {value!r}; "
                 "train into another folder (--out) or restore that row of NETWORKS"
             )
+
+
+def network_weights(state: State) -> dict[str, Tensor]:
+    """The weights of the network alone, float32; ValueError where one is not finite."""
+    weights = {
+        key[len(NETWORK_PREFIX) :]: value
+        for key, value in state.tensors.items()
+        if key.startswith(NETWORK_PREFIX)
+    }
+    for key, value in weights.items():
+        if not torch.isfinite(value.half()).all():
+            raise ValueError(f"weight {key} does not fit into float16; the training has diverged")
+    return weights
 
 
 def write_state(state: State, path: Path) -> None:

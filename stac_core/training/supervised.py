@@ -5,13 +5,29 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from stac_core.cache.one_pass import OnePass
 from stac_core.geometry import encode_pose, unproject_depth
 from stac_core.network.causal_vggt import CausalVGGT
-from stac_core.network.context import AttentionContext
 from stac_core.training.config import TrainingConfig
 from stac_core.training.losses import camera_loss, depth_loss, point_loss
 from stac_core.training.matching import MatchingHeads, match_patches
 from stac_core.training.sequences import Sequences
+
+WATCHED_BLOCKS = (1, 3)  # global blocks whose first head learns to match
+
+
+class WatchedPass(OnePass):
+    """One pass that lets the matching loss see the queries and keys of some global blocks."""
+
+    def __init__(self, visible: Tensor) -> None:
+        super().__init__(visible=visible)
+        self.watched: list[tuple[Tensor, Tensor]] = []
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """As `OnePass`."""
+        if layer in WATCHED_BLOCKS:
+            self.watched.append((q, k))
+        return super().attend(layer, q, k, v)
 
 
 class Supervised(nn.Module):
@@ -21,22 +37,24 @@ class Supervised(nn.Module):
         super().__init__()
         self.network, self.config = network, config
         width = network.config.width
-        self.matching = MatchingHeads(width, 2 * width)
+        self.matching = MatchingHeads(width, 2 * width, len(network.config.dense_layers))
 
     def forward(
-        self, sequences: Sequences, context: AttentionContext, dense_frames: Tensor
+        self, sequences: Sequences, visible: Tensor, dense_frames: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of normalised sequences, to be called under the autocast of the training loop.
 
-        dense_frames: numbers [D] of the frames whose depth and points are predicted and judged; the
-        dense heads treat frames alone, and would be most of the work of a step on all of them.
+        visible: bool [S, S], which frame (row) sees which. dense_frames: numbers [D] of the frames whose
+        depth and points are predicted and judged; the dense heads treat frames alone, and would be most
+        of the work of a step on all of them.
         """
         network, weights = self.network, self.config
         height, width = sequences.depth.shape[-2:]
+        context = WatchedPass(visible)
         tokens = network.aggregator(sequences.images, context)
         matches = match_patches(sequences, network.config.patch_size)
-        deep = tokens.layers[-1][:, :, network.config.special_tokens :]
-        matching, figures = self.matching(tokens.encoded, deep, matches)
+        patches = [layer[:, :, network.config.special_tokens :] for layer in tokens.layers]
+        matching, figures = self.matching(tokens.encoded, patches, context.watched, matches)
         poses = encode_pose(sequences.world_from_camera, sequences.intrinsics, height, width)
         with torch.autocast(poses.device.type, enabled=False):
             camera = camera_loss(network.camera_head(tokens.camera.float(), context), poses)

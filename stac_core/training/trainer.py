@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from types import FrameType
 
@@ -19,17 +20,20 @@ from torch.nn.parallel import DistributedDataParallel
 from stac_core.config import NETWORKS
 from stac_core.network.causal_vggt import CausalVGGT
 from stac_core.network.initial_weights import initialise
-from stac_core.training.batches import draw_context, draw_dense_frames, draw_sequences, step_random
+from stac_core.training.batches import draw_dense_frames, draw_sequences, draw_visible, step_random
 from stac_core.training.config import TrainingConfig
-from stac_core.training.held_out import held_out_sequences, measure
+from stac_core.training.held_out import held_out_worlds, measure
+from stac_core.training.initialise import prepare_for_matching
 from stac_core.training.processes import Processes
 from stac_core.training.progress import Progress, append_row, plot_curve
 from stac_core.training.schedule import learning_rate
-from stac_core.training.sequences import normalise
+from stac_core.training.sequences import Sequences, normalise
 from stac_core.training.state import capture, read_state, restore, write_state
 from stac_core.training.supervised import Supervised
 
 log = logging.getLogger(__name__)
+
+HELD_OUT_WORLDS, HELD_OUT_FRAMES = 24, 8  # of the curve; `evaluate` measures on more
 
 
 class Trainer:
@@ -42,6 +46,7 @@ class Trainer:
         self.path = self.folder / "state.safetensors"
         torch.manual_seed(config.seed)
         network = initialise(CausalVGGT(NETWORKS[config.network]), config.seed)
+        prepare_for_matching(network.aggregator)
         self.model = Supervised(network, config).to(self.device)
         self.optimizer = make_optimizer(self.model, config)
         self.step = 0
@@ -49,7 +54,6 @@ class Trainer:
         self.parallel: nn.Module = self.model
         if processes.count > 1:
             self.parallel = DistributedDataParallel(self.model, find_unused_parameters=True)
-        self.held_out = held_out_sequences(config.last_width, self.device)
         self.stopped = False
 
     def run(self) -> bool:
@@ -73,16 +77,16 @@ class Trainer:
     def _train_step(self, progress: Progress) -> None:
         started = time.monotonic()
         random = step_random(self.config, self.step, self.processes.rank)
-        sequences = normalise(draw_sequences(self.config, self.step, random).to(self.device))
+        sequences = normalise(draw_sequences(self.config, self.step, random, self.device))
         frames = sequences.depth.shape[1]
-        context = draw_context(frames, random)
+        visible = draw_visible(frames, random)
         dense_frames = draw_dense_frames(self.config, frames, random).to(self.device)
         self._synchronise()
         rendering = time.monotonic() - started
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.step)
         with self._precision():
-            loss, figures = self.parallel(sequences, context, dense_frames)
+            loss, figures = self.parallel(sequences, visible, dense_frames)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
@@ -95,10 +99,19 @@ class Trainer:
         seen = sequences.depth.shape[:2].numel() * self.processes.count
         progress.update(self.step, {name: float(value) for name, value in shown.items()}, seen, rendering)
 
+    @cached_property
+    def _held_out(self) -> list[Sequences]:
+        width = NETWORKS[self.config.network].image_size
+        return held_out_worlds(0, HELD_OUT_WORLDS, HELD_OUT_FRAMES, width)
+
     def _evaluate(self, progress: Progress) -> None:
         if not self.processes.leads:
             return
-        row = {"step": self.step, **asdict(measure(self.model.network, self.held_out))}
+        row = {
+            "step": self.step,
+            "time": int(time.time()),
+            **asdict(measure(self.model.network, self._held_out)),
+        }
         append_row(self.folder / "held_out.csv", row)
         plot_curve(self.folder / "held_out.csv", self.folder / "held_out.png")
         progress.note("held out: " + "  ".join(f"{name} {value:.4g}" for name, value in row.items()))
@@ -108,7 +121,7 @@ class Trainer:
         if source is None:
             return
         state = read_state(source)
-        restore(state, self.model, self.optimizer, NETWORKS[self.config.network], source)
+        restore(state, self.model, self.optimizer, NETWORKS[self.config.network])
         self.step = state.step
         log.info("resumed %s at step %d", source, self.step)
 

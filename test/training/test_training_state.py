@@ -36,7 +36,7 @@ def test_file_gives_back_weights_moments_and_step(tmp_path):
     write_state(capture(model, optimizer, 3, TrainingConfig(), NETWORK), path)
     other, other_optimizer = trained(seed=1)
     state = read_state(path)
-    restore(state, other, other_optimizer, NETWORK, path)
+    restore(state, other, other_optimizer, NETWORK)
     assert state.step == 3 and state.config["run"]["steps"] == TrainingConfig().steps
     batch = torch.randn(5, 8)
     for each, its in ((model, optimizer), (other, other_optimizer)):
@@ -79,9 +79,9 @@ def test_failed_write_leaves_the_last_good_state(tmp_path, monkeypatch):
 
 def test_state_of_another_network_is_refused_by_name_and_value(tmp_path):
     model, optimizer = trained()
-    other = dataclasses.replace(NETWORK, layers=NETWORK.layers + 1)
-    with pytest.raises(ValueError, match=rf"layers = {NETWORK.layers}, .* has {NETWORK.layers + 1}"):
-        restore(captured(), model, optimizer, other, tmp_path)
+    other = dataclasses.replace(NETWORK, registers=NETWORK.registers + 1)
+    with pytest.raises(ValueError, match=rf"registers = {NETWORK.registers}, .* has {NETWORK.registers + 1}"):
+        restore(captured(), model, optimizer, other)
 
 
 def test_a_file_that_is_no_state_is_refused(tmp_path):

@@ -1,0 +1,148 @@
+"""Whole runs: they learn, resume exactly, and end well when they are interrupted or killed."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from stac_core.training.config import CLIP_FRAMES, TrainingConfig
+from stac_core.training.processes import Processes
+from stac_core.training.state import read_state
+from stac_core.training.trainer import Trainer
+
+ALONE = Processes(rank=0, count=1, device=torch.device("cpu"))
+SMALL = dict(
+    patches_per_step=128,
+    first_width=56,
+    last_width=56,
+    first_frames=2,
+    last_frames=3,
+    first_clips=3,
+    clips_per_step=0.0,
+    warmup_steps=2,
+    evaluate_every=0,
+    log_every=1,
+    precision="float32",
+)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> Path:
+    """One folder of rendered clips for all runs."""
+    return tmp_path_factory.mktemp("clips")
+
+
+def folder(path: Path, clips: Path) -> str:
+    path.mkdir()
+    (path / "clips").symlink_to(clips)
+    return str(path)
+
+
+def trained(out: str, steps: int, stop_after: int = 0, **settings) -> Trainer:
+    trainer = Trainer(TrainingConfig(out=out, steps=steps, **{**SMALL, **settings}), ALONE)
+    if stop_after:
+        step = trainer._train_step
+
+        def then_interrupt(progress):
+            step(progress)
+            if trainer.step == stop_after:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        trainer._train_step = then_interrupt
+    assert trainer.run() == (not stop_after)
+    return trainer
+
+
+def rows(out: str) -> list[dict[str, float]]:
+    with open(f"{out}/training.csv") as file:
+        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+def test_resumed_run_equals_one_that_was_never_interrupted(tmp_path, clips):
+    whole, parts = folder(tmp_path / "whole", clips), folder(tmp_path / "parts", clips)
+    uninterrupted = trained(whole, steps=4)
+    assert trained(parts, steps=4, stop_after=2).step == 2
+    resumed = trained(parts, steps=4)
+    assert resumed.step == 4
+    for a, b in zip(uninterrupted.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert [row["step"] for row in rows(parts)] == [1, 2, 3, 4]
+    assert [row["loss"] for row in rows(parts)] == [row["loss"] for row in rows(whole)]
+
+
+def test_a_full_disk_neither_ends_the_run_nor_harms_the_last_state(tmp_path, clips, monkeypatch, caplog):
+    out = folder(tmp_path / "run", clips)
+    trained(out, steps=3)
+    good = Path(out, "state.safetensors").read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):  # at the end nothing is left but to say so
+        trained(out, steps=5, checkpoint_minutes=0.0)
+    assert "the last good one stays" in caplog.text
+    assert Path(out, "state.safetensors").read_bytes() == good
+
+
+@pytest.mark.slow
+def test_smoke_run_learns(tmp_path, clips):
+    """The loss falls and patches begin to match, within a minute on two cores."""
+    out = folder(tmp_path / "run", clips)
+    trained(out, steps=60, patches_per_step=256, first_clips=6)
+    table = rows(out)
+    first, last = table[:10], table[-10:]
+    for name, factor in (("loss", 0.8), ("points", 0.7)):
+        assert sum(r[name] for r in last) < factor * sum(r[name] for r in first)
+    assert sum(r["match"] for r in last) > sum(r["match"] for r in first)
+
+
+@pytest.mark.slow
+def test_command_survives_kill_and_stops_on_sigterm_with_its_state_written(tmp_path, clips):
+    out = folder(tmp_path / "run", clips)
+    flags = [f"--{k.replace('_', '-')}={v}" for k, v in SMALL.items()]
+    command = [sys.executable, "-m", "stac_core.training.train", "--out", out, "--steps", "100000", *flags]
+    command += ["--checkpoint-minutes", "0.001", "--threads", "1"]
+
+    def start(until: int) -> subprocess.Popen:
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while not (Path(out, "training.csv").exists() and rows(out) and rows(out)[-1]["step"] >= until):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.2)
+        return process
+
+    killed = start(until=3)
+    killed.kill()
+    killed.wait()
+    step = read_state(Path(out, "state.safetensors")).step
+    assert step >= 1
+    stopped = start(until=int(rows(out)[-1]["step"]) + 2)
+    stopped.send_signal(signal.SIGTERM)
+    assert stopped.wait(60) == 130
+    assert read_state(Path(out, "state.safetensors")).step >= step + 1
+
+
+def test_state_of_another_network_is_refused(tmp_path, clips, monkeypatch):
+    import dataclasses
+
+    from stac_core.training import trainer as module
+
+    out = folder(tmp_path / "run", clips)
+    trained(out, steps=3)
+    row = dataclasses.replace(module.NETWORKS["embedded"], camera_iterations=3)
+    monkeypatch.setitem(module.NETWORKS, "embedded", row)
+    with pytest.raises(ValueError, match=r"camera_iterations = 4, the network has 3"):
+        trained(out, steps=4)
+
+
+def test_longest_sequence_must_fit_a_clip():
+    with pytest.raises(ValueError, match=rf"last_frames = {CLIP_FRAMES + 1}"):
+        TrainingConfig(last_frames=CLIP_FRAMES + 1)
+    assert TrainingConfig(last_frames=CLIP_FRAMES + 1, worlds="live").last_frames == CLIP_FRAMES + 1
