@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from stac_core.evaluation.bag_report import BagReport, make_report
+from stac_core.evaluation.bag_report import QUALITY, BagReport, make_report
 from stac_core.evaluation.bag_result import BagResult
 from stac_core.evaluation.datasets import bag
 from stac_core.evaluation.datasets.bag import BagOptions, BagSequence
@@ -83,14 +83,14 @@ def _run_one(
         "dataset": "bag",
         "scene": sequence.name,
         "model_name": arguments.model_name or overrides.get("model.name", "embedded"),
-        "settings": describe(overrides),
+        "settings": " ".join([describe(overrides), *arguments.node_params]),
         "measured": f"pose={arguments.align} depth={arguments.depth_align} rate={arguments.rate:g}",
         "weights": "",
     }
     if table.has(key):
         logger.info("%s [%s]: already in %s", sequence.name, key["settings"], table.folder)
         return 0
-    folder = arguments.output_dir / _folder_name(sequence.name, overrides)
+    folder = arguments.output_dir / _folder_name(sequence.name, key["settings"])
     recording = arguments.result or folder / "result"
     failed = 0 if arguments.result else _replay(arguments, sequence.topic, overrides, recording)
     report = make_report(
@@ -98,12 +98,12 @@ def _run_one(
     )
     row = {**key, "mode": mode_name(configure(overrides)), **report.row()}
     write_report(folder, arguments.bag, row, report)
-    unjudged = _missing_truth(report, arguments.truth)
-    if failed or unjudged:
-        print(f"stac-eval bag: {sequence.name}: {unjudged or 'the replay did not end well'}", file=sys.stderr)
-        return 1
-    table.add(row)
-    return 0
+    problems = _problems(report, arguments.truth) + ["the replay did not end well"] * bool(failed)
+    for problem in problems:
+        print(f"stac-eval bag: {sequence.name}: {problem}", file=sys.stderr)
+    if not problems:
+        table.add(row)
+    return int(bool(problems))
 
 
 def _replay(arguments: argparse.Namespace, topic: str, overrides: Overrides, recording: Path) -> int:
@@ -126,20 +126,19 @@ def _node_parameters(overrides: Overrides) -> list[str]:
 def write_report(folder: Path, source: Path, row: Row, report: BagReport) -> None:
     """`report.html` for people and `report.json` for programs."""
     facts = {"bag": source.name, "settings": row["settings"], "measured": row["measured"]}
-    plain = {**facts, **report.figures, "not judged": report.unjudged}
+    plain = {**facts, **report.figures, "not judged": report.untold | report.failed}
     write_whole(folder / "report.json", json.dumps(plain, indent=2))
     write_whole(folder / "report.html", to_html(f"{source.name}: {row['settings']}", facts, report))
     print(folder / "report.html")
 
 
-def _missing_truth(report: BagReport, truth: str) -> str:
-    """Why quality could not be judged, unless the user asked for no truth or some of it was."""
-    quality = ("pose", "depth", "cloud")
-    if truth == "none" or any(section in report.figures for section in quality):
-        return ""
-    return "; ".join(report.unjudged[section] for section in quality) + " (--truth none if that is meant)"
+def _problems(report: BagReport, truth: str) -> list[str]:
+    """What the user must know: measures that failed, and a bag without any truth, unless asked for."""
+    problems = [f"{section}: {why}" for section, why in report.failed.items()]
+    if truth != "none" and all(section in report.untold for section in QUALITY):
+        problems.append("; ".join(report.untold.values()) + " (--truth none if only the costs matter)")
+    return problems
 
 
-def _folder_name(name: str, overrides: Overrides) -> str:
-    settings = describe(overrides)
+def _folder_name(name: str, settings: str) -> str:
     return name if settings == "defaults" else f"{name}_{settings.replace(' ', '_').replace('/', '-')}"

@@ -23,21 +23,30 @@ from stac_core.evaluation.score import GrowingCloud, ReconOptions, unproject
 from stac_core.evaluation.trajectory import Trajectory, pair_by_stamp
 from stac_core.evaluation.trajectory_metrics import absolute_errors, align_trajectory, pose_errors
 
+QUALITY = ("pose", "depth", "cloud")
+
+
+class NoTruth(ValueError):
+    """The bag does not hold what a measure compares with."""
+
 
 @dataclass
 class BagReport:
-    """Figures and pictures of one replay; what could not be judged says why."""
+    """Figures and pictures of one replay; what is not judged says why."""
 
     figures: dict[str, dict[str, Any]] = field(default_factory=dict)  # section → name → value
-    unjudged: dict[str, str] = field(default_factory=dict)  # section → reason
+    untold: dict[str, str] = field(default_factory=dict)  # section → which truth the bag lacks
+    failed: dict[str, str] = field(default_factory=dict)  # section → why the answer cannot be judged
     pictures: dict[str, str] = field(default_factory=dict)  # title → PNG as base64
 
     def judge(self, section: str, measure: Callable[[], dict[str, Any]]) -> None:
         """Add a section, or the reason why it cannot be."""
         try:
             self.figures[section] = measure()
+        except NoTruth as error:
+            self.untold[section] = str(error)
         except ValueError as error:
-            self.unjudged[section] = str(error)
+            self.failed[section] = str(error)
 
     def draw(self, title: str, figure: Figure | None) -> None:
         if figure is None:
@@ -111,7 +120,7 @@ _MEMORY_WORDS = ("byte", "mib", "memory", "token", "voxel", "map size", "slots")
 
 def _paired(sequence: BagSequence, result: BagResult) -> tuple[Trajectory, Trajectory]:
     if sequence.truth is None:
-        raise ValueError(
+        raise NoTruth(
             "the bag holds no camera path (TF, Odometry or PoseStamped); name a TUM file with --truth"
         )
     return pair_by_stamp(result.trajectory, sequence.truth)
@@ -122,7 +131,7 @@ def depth_pairs(
 ) -> list[tuple[int, NDArray[np.float32], NDArray[np.float32]]]:
     """Number of the image, predicted and true depth of one size, for every image that has both."""
     if not sequence.depth_topic:
-        raise ValueError("the bag holds no depth topic (32FC1 or 16UC1)")
+        raise NoTruth("the bag holds no depth topic (32FC1 or 16UC1)")
     messages, pairs = result.depths(), []
     if not messages:
         raise ValueError("the node published no depth")
@@ -146,10 +155,14 @@ def _judge_depth(sequence: BagSequence, result: BagResult, align: str) -> dict[s
 
 def _judge_cloud(sequence: BagSequence, result: BagResult, options: ReconOptions) -> dict[str, float]:
     """The node's last map against the surface seen by the true depth from the true poses."""
+    if not sequence.depth_topic:
+        raise NoTruth("the bag holds no depth topic to see the true surface by")
+    if sequence.intrinsics is None:
+        raise NoTruth("the bag holds no calibration (CameraInfo) to see the true surface by")
+    estimate, truth = _paired(sequence, result)
     found = result.map_cloud()
     if found is None or not len(found.points):
         raise ValueError("the node published no map")
-    estimate, truth = _paired(sequence, result)
     alignment = align_trajectory(estimate, truth, "sim3")
     ours = GrowingCloud(options.voxel_size)
     ours.add(alignment.apply(found.points))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stac_core.evaluation import bag_command
+from stac_core.evaluation.cluster import submit
 from stac_core.evaluation.collect import collect
 from stac_core.evaluation.datasets import READERS, find_scenes, world
 from stac_core.evaluation.depth_metrics import DEPTH_ALIGNMENTS
@@ -105,12 +106,19 @@ def _add_dataset_flags(parser: argparse.ArgumentParser, task: str) -> None:
         metavar="SETTING=A,B",
         help="all combinations, e.g. cache.mode=stac,causal",
     )
+    add(
+        "--slurm",
+        default="",
+        metavar="PARTITION",
+        help="one Slurm job per scene and setting (needs submitit)",
+    )
+    add("--slurm_minutes", type=int, default=240, help="longest time of one job")
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     plan = _make_plan(arguments)
-    failures = run_plan(plan)
-    print(f"rows: {plan.output / 'rows.csv'}")
+    failures = submit(plan, arguments.slurm, arguments.slurm_minutes) if arguments.slurm else run_plan(plan)
+    print(f"rows below {plan.output}")
     if failures:
         runs = len(plan.sources) * len(plan.settings)
         print(f"stac-eval {plan.task}: {failures} of {runs} runs failed, see above", file=sys.stderr)

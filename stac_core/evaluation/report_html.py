@@ -24,7 +24,7 @@ def to_html(title: str, facts: dict[str, Any], report: BagReport) -> str:
     sections = "".join(_section(name, values) for name, values in report.figures.items())
     notes = "".join(
         f'<p class="note">{escape(name)}: not judged, {escape(why)}</p>'
-        for name, why in report.unjudged.items()
+        for name, why in (report.untold | report.failed).items()
     )
     pictures = "".join(
         f'<figure><img alt="{escape(name)}" src="data:image/png;base64,{data}"></figure>'

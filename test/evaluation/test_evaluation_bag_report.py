@@ -131,6 +131,20 @@ def test_a_bag_without_truth_keeps_its_costs_and_says_so(judged, capsys, tmp_pat
     assert main([*arguments, "--truth", "none"]) == 0
 
 
+def test_an_answer_that_stands_still_is_named_and_the_rest_is_kept(judged, capsys, tmp_path):
+    with BagWriter(tmp_path / "still") as bag:
+        for frame in tiny_frames(12, 24, 32):
+            still = odometry(np.eye(4), frame.stamp_ns, "camera", "map")
+            bag.write("/stac_mapping/odom", "nav_msgs/msg/Odometry", still, frame.stamp_ns)
+            depth = image_message(frame.depth_m, frame.stamp_ns, "32FC1")
+            bag.write("/stac_mapping/depth", IMAGE, depth, frame.stamp_ns)
+    arguments = ["--result", str(tmp_path / "still"), "--output_dir", str(tmp_path / "out")]
+    assert main(["bag", str(judged / "recording"), *arguments]) == 1
+    assert "pose: cannot align: all points of one side coincide" in capsys.readouterr().err
+    report = json.loads((tmp_path / "out" / "recording" / "report.json").read_text())
+    assert report["depth"]["abs_rel"] == pytest.approx(0, abs=1e-3)
+
+
 def test_a_recording_without_an_answer_is_refused(judged, capsys):
     recording = str(judged / "recording")
     assert main(["bag", recording, "--result", recording, "--output_dir", str(judged / "none")]) == 1
