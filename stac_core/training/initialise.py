@@ -21,9 +21,10 @@ def prepare_for_matching(aggregator: Aggregator) -> None:
     """Positions start as sines of row and column; keys of the global blocks start half like queries."""
     encoder, width = aggregator.patch_embed, aggregator.config.width
     encoder.pos_embed[:, 1:] = POSITION_AMPLITUDE * sine_positions(aggregator.config.position_grid, width)
-    for block in aggregator.global_blocks:
-        queries, keys, _ = block.attn.qkv.weight.split(width)
-        keys.copy_((keys + queries) / 2**0.5)
+    for name, weight in aggregator.global_blocks.named_parameters():
+        if name.endswith("attn.qkv.weight"):
+            queries, keys, _ = weight.split(width)
+            keys.copy_((keys + queries) / 2**0.5)
 
 
 def sine_positions(grid: int, width: int) -> Tensor:
