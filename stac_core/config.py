@@ -336,6 +336,10 @@ class CacheConfig:
         ):
             why = f"tokens leave the window (window_bits = {self.window_bits}) and are coded only once"
             raise refuse(self, "anchor_bits", why, self.window_bits)
+        if self.memory_budget and self.retrieval_size < 0:
+            raise refuse(
+                self, "retrieval_size", "a retrieved set without a limit has no place in a budget", 2
+            )
 
     @property
     def rules(self) -> CacheMode:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import json
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from stac_core.cache import open_cache
+from stac_core.cache.offline_cache import OfflineCache
+from stac_core.cache.saved_state import read_state, write_state
 from stac_core.cache.stats import CacheStats
 from stac_core.cache.token_positions import TokenPositions, token_positions
 from stac_core.config import Config
@@ -41,8 +46,8 @@ class StreamSession:
         self.geometry: ImageGeometry | None = None  # network pixels ↔ camera image, of the last step
         self._network = network
         self._device = next(network.parameters()).device
-        kernels = select_kernels(config.kernels.backend, self._device)
-        self._cache = open_cache(config.cache, network.config, kernels)
+        self._kernels = select_kernels(config.kernels.backend, self._device)
+        self._cache = open_cache(config.cache, network.config, self._kernels)
         self._times_ms = (0.0, 0.0, 0.0)
 
     @torch.inference_mode()
@@ -69,8 +74,41 @@ class StreamSession:
         self._cache.reset()
         self.geometry = None
 
+    def save(self, path: str | Path) -> None:
+        """Write the whole stream as one safetensors file, to be resumed by `load`.
+
+        ValueError in the modes that take a sequence in one pass.
+        """
+        if isinstance(self._cache, OfflineCache):
+            raise ValueError(f"cache.mode = {self.config.cache.mode!r} remembers nothing that could be saved")
+        write_state(Path(path), self._cache.state(), self._about())
+
+    def load(self, path: str | Path) -> None:
+        """Go on with a saved stream in place of the present one; predictions continue as if uninterrupted.
+
+        ValueError where the file is damaged or was saved under other settings; this stream then stays.
+        """
+        cache = open_cache(self.config.cache, self._network.config, self._kernels)
+        if isinstance(cache, OfflineCache):
+            raise ValueError(f"cache.mode = {self.config.cache.mode!r} cannot go on with a saved stream")
+        try:
+            cache.restore(read_state(Path(path), self._about(), self._device))
+        except (KeyError, IndexError) as missing:
+            raise ValueError(f"{path} lacks {missing}: save the stream again") from missing
+        self._cache, self.geometry = cache, None
+
     def stats(self) -> SessionStats:
         return SessionStats(self._cache.stats(), *self._times_ms)
+
+    def _about(self) -> dict[str, Any]:
+        """What a saved stream must agree on with this one."""
+        sections: dict[str, Any] = {
+            "network": self._network.config,
+            "cache": self.config.cache,
+            "image": self.config.image,
+        }
+        settings = {f"{n}.{k}": v for n, section in sections.items() for k, v in asdict(section).items()}
+        return json.loads(json.dumps(settings))  # tuples become lists, as in the file
 
     def _positions(self, prediction: Prediction) -> TokenPositions | None:
         """Where the chunk's tokens lie in world, if the memory asks."""

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from stac_core.cache.eviction import Choice
 from stac_core.cache.key_values import KeyValues
+from stac_core.cache.saved_state import State
 from stac_core.cache.token_store import TokenStore
 from stac_core.cache.voxel_keys import NOWHERE
 from stac_core.cache.voxel_memory import Evicted
@@ -42,6 +43,14 @@ class AnchorStore:
         """The tokens of one layer; None where there are none."""
         return self.memory.segment(layer, self.length) if self.length else None
 
+    def state(self) -> State:
+        notes = {"score": self.score, "voxel": self.voxel, "born": self.born}
+        return {**notes, "memory": self.memory.state(self.length)}
+
+    def restore(self, state: State) -> None:
+        self.score, self.voxel, self.born = state["score"], state["voxel"], state["born"]
+        self.memory.restore(state.get("memory", {}))
+
     def candidates(self, window: TokenStore, leaving: Tensor) -> tuple[Tensor, Tensor]:
         """Score and pass of birth [layers, heads, n] of the anchors, then of the window's `leaving` slots."""
         score, born = _scores(window, leaving), window.born[leaving].to(self.born)
@@ -54,7 +63,6 @@ class AnchorStore:
         """Keep the chosen of the candidates; → the others, where `evict` says that somebody wants them."""
         score, born = self.candidates(window, leaving)
         voxel = self._voxels(window, leaving)
-        self.memory.adopt(window.memory)
         keys, values = [], []
         for layer, (kept, dropped) in enumerate(zip(choice.kept, choice.dropped, strict=True)):
             fields = self._joined(window, leaving, layer)

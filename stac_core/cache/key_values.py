@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from stac_core.cache.quantization import Codec
+from stac_core.cache.saved_state import State
 from stac_core.kernels.attend import Segment
 
 Fields = tuple[Tensor, ...]  # as stored: the fields of the key, then those of the value
@@ -32,6 +33,12 @@ class KeyScale:
     def bytes(self) -> int:
         """Allocated."""
         return sum(scale.nbytes for scale in self.layers if scale is not None)
+
+    def state(self) -> State:
+        return {str(i): scale for i, scale in enumerate(self.layers) if scale is not None}
+
+    def restore(self, state: State) -> None:
+        self.layers = [state.get(str(i)) for i in range(len(self.layers))]
 
     @property
     def lanes(self) -> Tensor:
@@ -95,6 +102,7 @@ class KeyValues:
 
     def convert(self, other: KeyValues, layer: int, fields: Fields) -> Fields:
         """Stored fields of another memory as those of this one; codes are copied, not coded again."""
+        self._adopt(other)
         return fields if self._bits == other._bits else self.encode(layer, *other.decode(layer, fields))
 
     def encode(self, layer: int, keys: Tensor, values: Tensor) -> Fields:
@@ -114,10 +122,31 @@ class KeyValues:
         keys, values = self._codec.decode(fields[:half]), self._codec.decode(fields[half:])
         return (keys.float() * self._scale_of(layer)).to(keys.dtype), values
 
-    def adopt(self, other: KeyValues) -> None:
+    def _adopt(self, other: KeyValues) -> None:
         """Be ready to decode what another memory of the same stream has encoded."""
         if self._codec is None and other._codec is not None:
             self._codec = Codec(self._bits, other._codec.dim, other._codec.dtype)
+
+    def state(self, length: int) -> State:
+        """The first `length` tokens of every layer, as they are stored."""
+        if self._codec is None:
+            return {}
+        layers = {
+            f"{layer}.{i}": field[:, :length]
+            for layer, fields in enumerate(self._layers)
+            if fields is not None
+            for i, field in enumerate(fields)
+        }
+        return {"like": torch.empty(0, self._codec.dim, dtype=self._codec.dtype), **layers}
+
+    def restore(self, state: State) -> None:
+        if not state:
+            return
+        self._codec = Codec(self._bits, state["like"].shape[-1], state["like"].dtype)
+        count = 2 * len(self._codec.columns)
+        for layer in range(len(self._layers)):
+            if f"{layer}.0" in state:
+                self._layers[layer] = tuple(state[f"{layer}.{i}"] for i in range(count))
 
     def _scale_of(self, layer: int) -> Tensor:
         scale = None if self._scale is None else self._scale.layers[layer]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stac_core.cache.saved_state import State, tally, untally
 from stac_core.cache.spilled import SpilledVoxels
 from stac_core.cache.voxel_grid import VoxelGrid
 from stac_core.cache.voxel_keys import parents, unpack
@@ -48,6 +49,13 @@ class RoomMaker:
         self._camera_cell: Tensor | None = None
         self._moment = 0
         self._steps = [getattr(self, f"_{name}") for name in config.when_full.split(",")]
+
+    def state(self) -> State:
+        return {"counts": tally(self.counts), "host": self.host.state()}
+
+    def restore(self, state: State) -> None:
+        untally(self.counts, state["counts"])
+        self.host.restore_all(state["host"])
 
     def begin(self, moment: int, camera_cell: Tensor | None, limit: int | None) -> None:
         """A new pass: what is visited from here on is safe until the next. camera_cell [3] finest cells."""

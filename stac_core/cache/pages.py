@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
+from stac_core.cache.saved_state import State
+
 GROWTH = 0.5  # a new page is this share of what is there
 
 
@@ -55,6 +57,18 @@ class Pages:
         """Set [n] different rows to [n, width] values, or all of them to one number."""
         for page, here, local in self._split(rows):
             page[name][local] = values[here] if isinstance(values, Tensor) else values
+
+    def state(self) -> State:
+        """The columns in one piece each."""
+        if not self._pages:
+            return {}
+        return {name: torch.cat([page[name] for page in self._pages]) for name in self._columns}
+
+    def restore(self, state: State) -> None:
+        """Hold what `state` had given, as one page."""
+        if state:
+            self._starts, self._pages = [0], [{name: state[name] for name in self._columns}]
+            self.length = len(next(iter(self._pages[0].values())))
 
     def _split(self, rows: Tensor) -> Iterator[tuple[dict[str, Tensor], Tensor | slice, Tensor]]:
         """Per page: the page, which of `rows` lie in it, and their numbers within it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from stac_core.cache.key_values import KeyScale, KeyValues
+from stac_core.cache.saved_state import State
 from stac_core.cache.voxel_memory import Retrieved
 from stac_core.kernels.attend import Segment
 
@@ -12,16 +13,29 @@ from stac_core.kernels.attend import Segment
 class RetrievedSet:
     """A copy, so that merging in between does not change what the network sees."""
 
-    def __init__(self, layers: int, heads: int, bits: int, scale: KeyScale, found: Retrieved) -> None:
-        longest = int(found.length.max())
-        self.width = longest  # columns that are padding in every lane are left out
-        self._bias = found.bias[:, :longest].unflatten(0, (layers, heads)).contiguous()
+    def __init__(self, layers: int, bits: int, scale: KeyScale) -> None:
+        self._bias = torch.empty(layers, 0, 0)  # [layers, heads, tokens]
         self._memory = KeyValues(layers, bits, scale)
-        keys, values = (
-            part[:, :longest].unflatten(0, (layers, heads)) for part in (found.keys, found.values)
-        )
-        for layer in range(layers if longest else 0):
-            self._memory.write(layer, 0, keys[layer], values[layer], longest, 0)
+
+    @property
+    def width(self) -> int:
+        """Tokens of the fullest lane; columns that are padding in every lane are left out."""
+        return self._bias.shape[-1]
+
+    def fill(self, found: Retrieved) -> None:
+        """Take over what was found, once."""
+        width, layers = int(found.length.max()), len(self._bias)
+        self._bias = found.bias[:, :width].unflatten(0, (layers, -1)).contiguous()
+        keys, values = (part[:, :width].unflatten(0, (layers, -1)) for part in (found.keys, found.values))
+        for layer in range(layers if width else 0):
+            self._memory.write(layer, 0, keys[layer], values[layer], width, 0)
+
+    def state(self) -> State:
+        return {"bias": self._bias, "memory": self._memory.state(self.width)}
+
+    def restore(self, state: State) -> None:
+        self._bias = state["bias"]
+        self._memory.restore(state.get("memory", {}))
 
     @property
     def bytes(self) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from stac_core.cache.pages import GROWTH, Pages
 from stac_core.cache.quantization import Codec
+from stac_core.cache.saved_state import State
 
 SLAB = 4
 
@@ -92,6 +93,13 @@ class SlotPool:
     def write_raw(self, slots: Tensor, fields: dict[str, Tensor]) -> None:
         for name, field in fields.items():
             self._pages.write(name, slots, field)
+
+    def state(self) -> State:
+        return {"pages": self._pages.state(), "free": self._free}
+
+    def restore(self, state: State) -> None:
+        self._pages.restore(state.get("pages", {}))
+        self._free = state["free"]
 
     @property
     def _names(self) -> tuple[list[str], list[str]]:

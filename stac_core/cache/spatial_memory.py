@@ -13,6 +13,7 @@ from torch import Tensor
 
 from stac_core.cache.key_values import KeyScale
 from stac_core.cache.retrieved_set import RetrievedSet
+from stac_core.cache.saved_state import State
 from stac_core.cache.token_positions import TokenPositions
 from stac_core.cache.voxel_keys import NOWHERE, keys_from_points
 from stac_core.cache.voxel_memory import Evicted, VoxelMemory
@@ -78,13 +79,27 @@ class SpatialMemory:
             query=query if config.retrieve_by == "query" else None,
             seeds=self._recent if config.retrieve_by == "near" else None,
         )
-        network = self._network
-        self.retrieved = RetrievedSet(
-            network.layers, network.heads, config.retrieved_bits, self._scale, found
-        )
+        self.retrieved = self._empty_set()
+        self.retrieved.fill(found)
 
     def insert(self, evicted: Evicted) -> None:
         self.voxels.insert(evicted)
+
+    def state(self) -> State:
+        numbers = torch.tensor([self.edge, self.unplaced], dtype=torch.float64)
+        retrieved = {"retrieved": self.retrieved.state()} if self.retrieved else {}
+        return {"numbers": numbers, "recent": self._recent, "voxels": self.voxels.state(), **retrieved}
+
+    def restore(self, state: State) -> None:
+        edge, unplaced = state["numbers"].tolist()
+        self.edge, self.unplaced, self._recent = edge, int(unplaced), state["recent"]
+        self.voxels.restore(state["voxels"])
+        if "retrieved" in state:
+            self.retrieved = self._empty_set()
+            self.retrieved.restore(state["retrieved"])
+
+    def _empty_set(self) -> RetrievedSet:
+        return RetrievedSet(self._network.layers, self._config.retrieved_bits, self._scale)
 
     def stats(self) -> dict[str, Any]:
         """Fields of `CacheStats`."""

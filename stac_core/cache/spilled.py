@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stac_core.cache.saved_state import State
 from stac_core.cache.voxel_grid import VoxelGrid
 from stac_core.cache.voxel_rows import VoxelRows
 
@@ -51,6 +52,32 @@ class SpilledVoxels:
         """Tokens that the spilled voxels stand for."""
         return sum(record.tokens for record in self.records.values())
 
+    def state(self) -> State:
+        records = {
+            str(number): {
+                "key": r.key,
+                "level": torch.tensor(r.level),
+                "occupied": r.occupied,
+                "fields": r.fields,
+                "blocks": {name: torch.tensor(n) for name, n in r.blocks.items()},
+            }
+            for number, r in self.records.items()
+        }
+        return {"grid": self.grid.state(), "records": records}
+
+    def restore_all(self, state: State) -> None:
+        self.grid.restore(_on_host(state["grid"]))
+        self.records = {
+            int(number): SpilledVoxel(
+                r["key"],
+                int(r["level"]),
+                r["occupied"],
+                r["fields"],
+                {name: int(n) for name, n in r["blocks"].items()},
+            )
+            for number, r in _on_host(state.get("records", {})).items()
+        }
+
     def record(self, grid: VoxelGrid, voxel: Tensor) -> SpilledVoxel:
         """A copy of one voxel [1]; it stays where it is."""
         rows = self._rows.of_voxels(voxel).flatten()
@@ -81,3 +108,7 @@ class SpilledVoxels:
             spare = slots[(slots >= 0) & ~held]
             kind.pool.write_figures(spare, 0.0)
             kind.pool.write_raw(slots[held], {k: v.to(rows.device) for k, v in record.fields[name].items()})
+
+
+def _on_host(state: State) -> State:
+    return {name: _on_host(v) if isinstance(v, dict) else v.to(HOST) for name, v in state.items()}

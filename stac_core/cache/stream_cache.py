@@ -18,6 +18,7 @@ from stac_core.cache.eviction import choose
 from stac_core.cache.key_values import KeyScale, KeyValues
 from stac_core.cache.memory_model import anchor_tokens, camera_frames, live_bytes, window_frames
 from stac_core.cache.retrieved_set import RetrievedSet
+from stac_core.cache.saved_state import State
 from stac_core.cache.spatial_memory import SpatialMemory
 from stac_core.cache.stats import CacheStats
 from stac_core.cache.token_positions import TokenPositions
@@ -139,6 +140,26 @@ class StreamCache:
             **numbers,
         )
 
+    def state(self) -> State:
+        """Everything that the stream needs to go on, as nested dicts of tensors."""
+        numbers = torch.tensor([self.frames_seen, self._moment, self._tokens_per_frame])
+        parts = {name: part.state() for name, part in self._parts().items()}
+        return {"numbers": numbers, **parts}
+
+    def restore(self, state: State) -> None:
+        """Go on where `state` was taken; this cache must be new. KeyError where something is missing."""
+        self.frames_seen, self._moment, self._tokens_per_frame = state["numbers"].tolist()
+        if "anchors" in state:
+            self._anchors = self._new_anchors(state["anchors"]["score"].device)
+        self._scale.restore(state.get("scale", {}))
+        if "spatial" in state:
+            like = state["window"]["memory"]
+            self._spatial = self._new_spatial(like["like"].dtype, like["0.0"].device)
+        for name, part in self._parts().items():
+            part.restore(state.get(name, {}))
+        if self._config.memory_budget:
+            self._check_budget(state["window"]["memory"]["like"].dtype)
+
     @property
     def voxels(self) -> VoxelMemory | None:
         """The voxel memory, once the stream has begun."""
@@ -164,16 +185,30 @@ class StreamCache:
 
     def _open(self, layer: int, keys: Tensor) -> None:
         """With the first chunk's keys [heads, tokens, D] the types are known: prepare what needs them."""
-        config, network, device = self._config, self._network, keys.device
+        config = self._config
         if layer == 0 and config.memory_budget:
             self._check_budget(keys.dtype)
         if config.coded:
             self._scale.fix(layer, keys[:, : self._tokens_per_frame])
         if self._rules.anchors and layer == 0:
-            memory = KeyValues(network.layers, config.anchor_bits, self._scale)
-            self._anchors = AnchorStore(network.layers, network.heads, memory, device)
-        if self.wants_positions and layer == network.layers - 1:
-            self._spatial = SpatialMemory(config, network, keys.dtype, device, voxel_merge, self._scale)
+            self._anchors = self._new_anchors(keys.device)
+        if self.wants_positions and layer == self._network.layers - 1:
+            self._spatial = self._new_spatial(keys.dtype, keys.device)
+
+    def _new_anchors(self, device: torch.device) -> AnchorStore:
+        layers, heads = self._network.layers, self._network.heads
+        return AnchorStore(layers, heads, KeyValues(layers, self._config.anchor_bits, self._scale), device)
+
+    def _new_spatial(self, dtype: torch.dtype, device: torch.device) -> SpatialMemory:
+        return SpatialMemory(self._config, self._network, dtype, device, voxel_merge, self._scale)
+
+    def _parts(self) -> dict[str, Any]:
+        """What can be saved, by name."""
+        parts = {
+            "scale": self._scale, "pinned": self._pinned, "special": self._special, "window": self._window,
+            "camera": self._camera.store, "anchors": self._anchors, "spatial": self._spatial,
+        }  # fmt: skip
+        return {name: part for name, part in parts.items() if part is not None}
 
     @property
     def _by_mass(self) -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from stac_core.cache.key_values import KeyValues
+from stac_core.cache.saved_state import State
 from stac_core.cache.voxel_keys import NOWHERE
 from stac_core.kernels.attend import Segment
 
@@ -101,6 +102,17 @@ class TokenStore:
         self.frame, self.born = self.frame[kept], self.born[kept]
         self.voxel = None if self.voxel is None else _pick(self.voxel, slots)
         self.score = None if self.score is None else _pick(self.score, slots)
+
+    def state(self) -> State:
+        """All committed tokens."""
+        notes = {"frame": self.frame, "born": self.born, "voxel": self.voxel, "score": self.score}
+        present = {name: note for name, note in notes.items() if note is not None}
+        return {**present, "memory": self.memory.state(self.length)}
+
+    def restore(self, state: State) -> None:
+        self.frame, self.born = state["frame"].cpu(), state["born"].cpu()
+        self.voxel, self.score = state.get("voxel"), state.get("score")
+        self.memory.restore(state.get("memory", {}))
 
     def take(self, other: TokenStore, slots: Tensor, limit: int) -> None:
         """Append copies of the tokens in `slots` of another store; `limit` = final size of the buffers."""

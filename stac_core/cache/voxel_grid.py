@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from stac_core.cache.saved_state import State
 from stac_core.cache.voxel_keys import NOWHERE, neighbourhood, parents
 
 
@@ -85,6 +86,13 @@ class VoxelGrid:
             hits = self.find_at(around, level)
             found.append(hits[hits >= 0])
         return torch.cat(found).unique()
+
+    def state(self) -> State:
+        return {"key": self.key, "level": self.level, "visited": self.visited}
+
+    def restore(self, state: State) -> None:
+        self.key, self.level, self.visited = state["key"], state["level"], state["visited"]
+        self._rebuild()
 
     def _rebuild(self) -> None:
         self._index = {}

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from stac_core.cache.making_room import RoomMaker
 from stac_core.cache.quantization import Codec
+from stac_core.cache.saved_state import State, tally, untally
 from stac_core.cache.voxel_grid import VoxelGrid
 from stac_core.cache.voxel_keys import NOWHERE, unpack
 from stac_core.cache.voxel_rows import Kind, VoxelRows
@@ -177,6 +178,17 @@ class VoxelMemory:
         members = figures[..., -1]
         power = members[members > 0].log2().floor().long()
         return {2**i: n for i, n in enumerate(torch.bincount(power).tolist()) if n}
+
+    def state(self) -> State:
+        numbers = {"moment": torch.tensor(self.moment), "counts": tally(self.counts)}
+        return {**numbers, "grid": self.grid.state(), "rows": self.rows.state(), "room": self.room.state()}
+
+    def restore(self, state: State) -> None:
+        self.moment = int(state["moment"])
+        untally(self.counts, state["counts"])
+        self.grid.restore(state["grid"])
+        self.rows.restore(state["rows"])
+        self.room.restore(state["room"])
 
     def check(self) -> None:
         """RuntimeError where a token is unaccounted for, or a slot belongs to two rows."""

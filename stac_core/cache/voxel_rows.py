@@ -11,6 +11,7 @@ from torch import Tensor
 
 from stac_core.cache.pages import Pages
 from stac_core.cache.quantization import Codec
+from stac_core.cache.saved_state import State
 from stac_core.cache.slots import SlotPool, block_size
 from stac_core.kernels.voxel_merge import RowState
 
@@ -130,6 +131,14 @@ class VoxelRows:
         """Empty the rows [n] and free their slots."""
         for kind in self.kinds.values():
             kind.fit(rows, torch.zeros(len(rows), kind.slots_per_row, dtype=torch.bool, device=rows.device))
+
+    def state(self) -> State:
+        return {n: {"table": k.table.state(), "pool": k.pool.state()} for n, k in self.kinds.items()}
+
+    def restore(self, state: State) -> None:
+        for name, kind in self.kinds.items():
+            kind.table.restore(state[name].get("table", {}))
+            kind.pool.restore(state[name]["pool"])
 
     def check(self, voxels: Tensor) -> None:
         """RuntimeError where a slot belongs to two rows, or to none without being free."""
