@@ -12,17 +12,13 @@ from stac_core.evaluation.results import Row, read_rows, to_csv, to_markdown, wr
 from stac_core.evaluation.visualise import save_figure
 
 QUALITY = {"pose": "ate_rmse", "depth": "abs_rel", "recon": "f_score", "bag": "ate_rmse"}
-_SHOWN = {
-    "pose": ["ate_rmse", "rpe_rmse", "rpe_rotation_rmse_deg"],
-    "depth": ["abs_rel", "sq_rel", "depth_rmse", "log_rmse", "delta_1"],
-    "recon": [
-        "accuracy_mean", "accuracy_median", "completeness_mean", "completeness_median", "normal_consistency",
-        "f_score", "abs_rel", "ate_rmse",
-    ],
-    "bag": ["ate_rmse", "abs_rel", "f_score", "latency_median_ms", "latency_p95_ms", "frames_used"],
-}  # fmt: skip
+_SHOWN = [
+    "ate_rmse", "rpe_rmse", "rpe_rotation_rmse_deg", "abs_rel", "sq_rel", "depth_rmse", "log_rmse", "delta_1",
+    "accuracy_mean", "accuracy_median", "completeness_mean", "completeness_median", "normal_consistency",
+    "f_score", "latency_median_ms", "latency_p95_ms", "frames_used", "frames_dropped", "step_ms_median",
+    "step_ms_p95", "cache_mib_max",
+]  # fmt: skip
 _ALWAYS = ["dataset", "scene", "model_name", "mode", "settings", "frames"]
-_COST = ["step_ms_median", "step_ms_p95", "cache_mib_max"]
 
 
 def find_rows(folders: list[Path]) -> list[tuple[Path, Row]]:
@@ -45,7 +41,7 @@ def collect(folders: list[Path], output: Path) -> list[Path]:
     written, markdown = [], []
     for task in sorted({row["task"] for _, row in found}):
         rows = [row for _, row in found if row["task"] == task]
-        markdown.append(f"## {task}\n\n{to_markdown(rows, shown_columns(task, rows))}")
+        markdown.append(f"## {task}\n\n{to_markdown(rows, shown_columns(rows))}")
         write_whole(output / f"table_{task}.csv", to_csv(rows))
         written.append(output / f"table_{task}.csv")
         written += _save(output / f"quality_{task}.png", quality_against_bytes(task, rows))
@@ -54,10 +50,19 @@ def collect(folders: list[Path], output: Path) -> list[Path]:
     return [output / "table.md", *written]
 
 
-def shown_columns(task: str, rows: list[Row]) -> list[str]:
-    """The columns of the Markdown table; the CSV holds all of them."""
-    measured = [name for name in _SHOWN.get(task, []) + _COST if any(name in row for row in rows)]
-    return _ALWAYS + measured
+def shown_columns(rows: list[Row]) -> list[str]:
+    """The columns of the Markdown table: measures that any row has; the CSV holds all there is."""
+    return _ALWAYS + [name for name in _SHOWN if any(row.get(name) is not None for row in rows)]
+
+
+def labels(rows: list[Row]) -> list[str]:
+    """A short name per row: only what distinguishes it from the others."""
+    chosen: list[str] = []
+    for name in ("scene", "model_name", "mode", "settings"):
+        found = [" ".join(str(row[key]) for key in chosen) for row in rows]
+        if len(set(found)) < len(rows) and len({row[name] for row in rows}) > 1:
+            chosen.append(name)
+    return [" ".join(str(row[name]) for name in chosen or ["scene"]) for row in rows]
 
 
 def quality_against_bytes(task: str, rows: list[Row]) -> Figure | None:
@@ -76,14 +81,12 @@ def quality_against_bytes(task: str, rows: list[Row]) -> Figure | None:
 
 def time_against_frame(found: list[tuple[Path, Row]]) -> Figure | None:
     """Step time per frame of every scene that kept its `frames.csv`."""
+    timed = [(folder / row["frames_file"], row) for folder, row in found if row.get("frames_file")]
     series = {}
-    for folder, row in found:
-        file = folder / str(row.get("frames_file", ""))
-        if file.is_file():
-            with file.open() as lines:
-                steps = list(csv.DictReader(lines))
-            label = f"{row['scene']} {row['mode']} {row['settings']}"
-            series[label] = ([float(s["frame"]) for s in steps], [float(s["step_ms"]) for s in steps])
+    for (file, _), label in zip(timed, labels([row for _, row in timed]), strict=True):
+        with file.open() as lines:
+            steps = list(csv.DictReader(lines))
+        series[label] = ([float(step["frame"]) for step in steps], [float(step["step_ms"]) for step in steps])
     return line_plot(series, "frame", "ms per frame", "Time against frame number") if series else None
 
 

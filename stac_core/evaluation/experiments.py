@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from stac_core.checkpoint import LoadedNetwork, load_network
 from stac_core.config import Config, ModelConfig
-from stac_core.evaluation.datasets import Sequence, open_sequence
+from stac_core.evaluation.datasets import Sequence, find_kind, open_sequence
 from stac_core.evaluation.datasets.bag import BagOptions
 from stac_core.evaluation.flags import Overrides, configure, describe, mode_name
 from stac_core.evaluation.results import ResultTable, Row
@@ -108,7 +108,7 @@ def _run_one(
     sequence = open_sequence(source, plan.dataset, plan.bag_options)
     key: Row = {
         "task": plan.task,
-        "dataset": plan.dataset,
+        "dataset": find_kind(source, plan.dataset),
         "scene": sequence.name,
         "model_name": plan.model_name,
         "settings": describe(overrides),

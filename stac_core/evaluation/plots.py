@@ -131,7 +131,12 @@ def _from_zero(axes: Axes) -> None:
 
 
 def _legend(axes: Axes, entries: int) -> None:
-    if entries > 6:  # beside the curves, where it hides none of them
-        axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    if entries > 6:  # under the curves, where it hides none of them
+        figure = axes.get_figure(root=True)
+        assert figure is not None
+        longest = max(len(label) for label in axes.get_legend_handles_labels()[1])
+        columns = 2 if longest < 40 else 1
+        figure.set_figheight(figure.get_figheight() + 0.19 * -(-entries // columns))
+        figure.legend(fontsize=7, loc="outside lower center", ncols=columns)
     elif entries:
         axes.legend(fontsize=8)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import resource
 import sys
@@ -100,7 +99,7 @@ def run_scene(
         poses.append(prediction.world_from_camera.double().numpy())
         stamps += [frame.stamp_ns for frame in frames]
         step_ms += [elapsed_ms / len(chunk)] * len(chunk)
-        cache_bytes += [bytes_of_cache(session.stats())] * len(chunk)
+        cache_bytes += [session.stats().cache.bytes] * len(chunk)
         on_frames(len(chunk))
     assert maps is not None and session.geometry is not None
     return SceneRun(
@@ -127,14 +126,6 @@ def true_frames(run: SceneRun, sequence: Sequence) -> Iterator[tuple[int, Frame]
     """Each frame of the run with its truth, read again: (number in the run, frame)."""
     for number, index in enumerate(run.indices):
         yield number, sequence.frame(index)
-
-
-def bytes_of_cache(stats: Any) -> int:
-    """All bytes that a stream's memory holds, from the session's own figures."""
-    cache = dataclasses.asdict(stats.cache)
-    return sum(
-        int(value) for name, value in cache.items() if name in ("live_bytes", "camera_bytes", "store_bytes")
-    )
 
 
 def peak_process_bytes() -> int:

@@ -22,7 +22,16 @@ from stac_core.evaluation.datasets import (
 )
 from stac_core.evaluation.datasets.sequence import FileSequence, Frame, FrameFiles, Sequence, natural_key
 
-__all__ = ["READERS", "FileSequence", "Frame", "FrameFiles", "Sequence", "find_scenes", "open_sequence"]
+__all__ = [
+    "READERS",
+    "FileSequence",
+    "Frame",
+    "FrameFiles",
+    "Sequence",
+    "find_kind",
+    "find_scenes",
+    "open_sequence",
+]
 
 
 @dataclass(frozen=True)
@@ -54,33 +63,34 @@ def open_sequence(
 ) -> Sequence:
     """Open one scene. kind: a key of READERS, or "auto" to tell it from the files.
 
-    `world:SEED,...` names a synthetic world, anything else a path.
-
-    A dataset's scene that holds nothing but `images/` opens as images under any kind. Raises
-    ValueError or OSError naming the path and what was expected.
+    `world:SEED,...` names a synthetic world, anything else a path. A dataset's scene that holds
+    nothing but `images/` opens as images under any kind. Raises ValueError or OSError naming the path
+    and what was expected.
     """
-    if world.recognises(str(source)):
+    found = find_kind(source, kind)
+    if found == "world":
         return world.read(str(source))
+    path = Path(source)
+    return bag.read(path, bag_options) if found == "bag" else READERS[found].read(path)
+
+
+def find_kind(source: Path | str, kind: str = "auto") -> str:
+    """The key of READERS that opens a source, or "world". Raises as `open_sequence` does."""
+    if world.recognises(str(source)):
+        return "world"
     path = Path(source)
     if kind != "auto" and kind not in READERS:
         raise ValueError(f"dataset {kind!r}: choose one of auto, {', '.join(READERS)}")
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
     if kind != "auto" and (READERS[kind].recognises(path) or not folder.recognises(path)):
-        reader = READERS[kind]
-    else:
-        recognised = (candidate for candidate in READERS.values() if candidate.recognises(path))
-        reader = next(recognised, _NO_READER)
-    return bag.read(path, bag_options) if reader is READERS["bag"] else reader.read(path)
-
-
-def _refuse(path: Path) -> Sequence:
+        return kind
+    for name, reader in READERS.items():
+        if reader.recognises(path):
+            return name
     raise ValueError(
         f"{path}: none of the known layouts ({', '.join(READERS)}); name one with --dataset_type"
     )
-
-
-_NO_READER = Reader(lambda path: True, _refuse)
 
 
 def find_scenes(root: Path, kind: str = "auto", depth: int = 3) -> list[Path]:
