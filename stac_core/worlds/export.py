@@ -163,7 +163,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _add_flags(parser: argparse.ArgumentParser, section: type[Any]) -> None:
-    group = parser.add_argument_group((section.__doc__ or "").splitlines()[0])
+    group = parser.add_argument_group((section.__doc__ or "").splitlines()[0].rstrip("."))
     for field in dataclasses.fields(section):
         unit = f" {field.metadata['unit']}" if field.metadata["unit"] else ""
         choices = field.metadata["choices"]

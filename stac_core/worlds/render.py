@@ -183,7 +183,7 @@ def _shade(
     colour = albedo(surfaces, uv, footprint)
     light, shine = _light(scene, worlds, point, normal, direction / ray_length[:, None])
     lit = colour * light + surfaces["gloss"][:, None] * shine[:, None]
-    exposed = 1 - torch.exp(-1.4 * lit)  # bright surfaces saturate gently, as on film
+    exposed = 1 - torch.exp(-1.3 * lit)  # bright surfaces saturate gently, as on film
     return torch.where(missed[:, None], colour, exposed).clamp_(0, 1)
 
 
@@ -209,7 +209,7 @@ def _light(scene: Scene, worlds: Tensor, point: Tensor, normal: Tensor, ray: Ten
     to_lamp = scene.lamp[worlds][..., None] - within
     distance = length(to_lamp).clamp(min=0.05)
     reach = room[:, :2].mean(1)
-    fall = 1 / (0.4 + (distance / reach).square())
+    fall = 1 / (0.7 + (distance / reach).square())
     toward = torch.where(outdoor[:, None], scene.sun[worlds][..., None], to_lamp / distance[:, None])
     strength = scene.power[worlds][:, None] * torch.where(outdoor, 1.0, fall)
     lambert = (normal * toward).sum(1).clamp(min=0)

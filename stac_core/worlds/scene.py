@@ -114,11 +114,17 @@ def _sky(draws: Draws) -> Tensor:
 
 def _structure(draws: Draws, building: Building, scale: Tensor) -> Shapes:
     """Floors, ceiling, outer and inner walls, and the far houses of outdoor worlds."""
-    parts = [_floors(building), _shell(building), *_inner_walls(building), _far_houses(draws, building)]
+    parts = [_floors(building), _shell(building), _far_houses(draws, building)]
+    surfaces = [draw_surfaces(draws, centre.shape[1], scale) for centre, _ in parts]
+    for axis in (0, 1):
+        pieces = _inner_walls(building, axis)
+        paint = draw_surfaces(draws, pieces[0][0].shape[1], scale)
+        parts += pieces
+        surfaces += [paint] * len(pieces)  # the pieces of one wall look alike
     centre = torch.cat([centre for centre, _ in parts], 1)
     half = torch.cat([half for _, half in parts], 1)
     identity = torch.eye(3, device=centre.device).expand(draws.batch, 3, 3)
-    return Shapes(BOX, identity, centre, half, draw_surfaces(draws, centre.shape[1], scale))
+    return Shapes(BOX, identity, centre, half, torch.cat(surfaces, 1))
 
 
 def _grid(building: Building) -> tuple[Tensor, Tensor, Tensor]:
@@ -162,32 +168,27 @@ def _shell(building: Building) -> tuple[Tensor, Tensor]:
     return torch.stack(centre, 1), solid
 
 
-def _inner_walls(building: Building) -> list[tuple[Tensor, Tensor]]:
-    """Walls between neighbouring rooms: two sides of a door and the lintel above it."""
+def _inner_walls(building: Building, axis: int) -> list[tuple[Tensor, Tensor]]:
+    """Walls between neighbours along one axis: before the door, behind it, and above it."""
     i, j, used = _grid(building)
+    index, other, offset = (i, j, building.door_x) if axis == 0 else (j, i, building.door_y)
+    neighbour = used & (index + 1 < building.rooms[:, axis, None])
+    across, along = building.size[:, axis, None], building.size[:, 1 - axis, None]
+    middle = other * along
+    door = middle + offset.flatten(1)
+    width, top = 0.5 * building.door[:, :1], building.door[:, 1:]
+    before = middle - 0.5 * along, door - width, torch.zeros_like(door)
+    behind = door + width, middle + 0.5 * along, torch.zeros_like(door)
+    above = door - width, door + width, top.expand_as(door)
+    thick = (0.5 * building.wall[:, None]).expand_as(door)
     parts = []
-    for axis, (index, offsets) in enumerate(((i, building.door_x), (j, building.door_y))):
-        neighbour = used & (index + 1 < building.rooms[:, axis, None])
-        if building.grid[axis] == 1:
-            continue
-        across, along = building.size[:, axis, None], building.size[:, 1 - axis, None]
-        wall = (index + 0.5) * across  # position across the wall
-        middle = (j if axis == 0 else i) * along
-        door = middle + offsets.flatten(1)
-        width, top = 0.5 * building.door[:, :1], building.door[:, 1:]
-        height = building.size[:, 2:]
-        low, high = middle - 0.5 * along, middle + 0.5 * along
-        for start, end, bottom in ((low, door - width, 0.0), (door + width, high, 0.0), (low, high, top)):
-            if bottom is top:
-                start, end = door - width, door + width
-            thick = (0.5 * building.wall[:, None]).expand_as(wall)
-            rise = (0.5 * (height - bottom)).expand_as(wall)
-            spots = [wall, 0.5 * (start + end), bottom + rise]
-            sizes = [thick, 0.5 * (end - start), rise]
-            if axis == 1:
-                spots[0], spots[1], sizes[0], sizes[1] = spots[1], spots[0], sizes[1], sizes[0]
-            half = torch.where(neighbour[..., None], torch.stack(sizes, -1), _GONE)
-            parts.append((torch.stack(spots, -1), half))
+    for start, end, bottom in (before, behind, above):
+        rise = 0.5 * (building.size[:, 2:] - bottom)
+        centre = [(index + 0.5) * across, 0.5 * (start + end), bottom + rise]
+        half = [thick, 0.5 * (end - start), rise]
+        order = (0, 1, 2) if axis == 0 else (1, 0, 2)
+        solid = torch.where(neighbour[..., None], torch.stack([half[k] for k in order], -1), _GONE)
+        parts.append((torch.stack([centre[k] for k in order], -1), solid))
     return parts
 
 
