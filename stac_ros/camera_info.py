@@ -1,0 +1,73 @@
+"""The camera behind a depth image: calibrated where a calibration was received, else as predicted."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+from numpy.typing import NDArray
+from sensor_msgs.msg import CameraInfo, RegionOfInterest
+from std_msgs.msg import Header
+
+logger = logging.getLogger(__name__)
+
+
+class CameraCalibration:
+    """The latest camera_info; it may come more rarely than the images."""
+
+    def __init__(self) -> None:
+        self._received: CameraInfo | None = None
+        self._said: set[str] = set()
+
+    def receive(self, message: CameraInfo) -> None:
+        self._received = message
+
+    @property
+    def source(self) -> str:
+        """Where intrinsics come from, for people."""
+        return "camera_info" if self._received is not None else "predicted"
+
+    def of_image(self, header: Header, height: int, width: int, predicted: NDArray[np.float64]) -> CameraInfo:
+        """The calibration of an image of this size; `predicted` intrinsics [3, 3] where there is none."""
+        received = self._received
+        if received is None or not self._fits(received, height, width):
+            return predicted_camera_info(header, height, width, predicted)
+        return CameraInfo(
+            header=header,
+            height=height,
+            width=width,
+            distortion_model=received.distortion_model,
+            d=received.d,
+            k=received.k,
+            r=received.r,
+            p=received.p,
+        )
+
+    def _fits(self, received: CameraInfo, height: int, width: int) -> bool:
+        if not (received.k[0] > 0 and received.k[4] > 0 and np.isfinite(received.k).all()):
+            self._say_once("camera_info holds no calibration (focal length 0): intrinsics are predicted")
+            return False
+        if (received.height, received.width) != (height, width):
+            size, own = f"{received.width}×{received.height}", f"{width}×{height}"
+            self._say_once(f"camera_info is of {size} images, not of {own}: intrinsics are predicted")
+            return False
+        if any(received.d):
+            self._say_once("the images are distorted (camera_info.d): map rectified ones, such as image_rect")
+        return True
+
+    def _say_once(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            logger.warning(text)
+
+
+def predicted_camera_info(
+    header: Header, height: int, width: int, intrinsics: NDArray[np.float64]
+) -> CameraInfo:
+    """A pinhole camera without distortion; intrinsics [3, 3] in pixels."""
+    k = intrinsics.reshape(-1)
+    message = CameraInfo(header=header, height=height, width=width, roi=RegionOfInterest())
+    message.distortion_model, message.d = "plumb_bob", [0.0] * 5
+    message.k, message.r = k, np.eye(3).reshape(-1)
+    message.p = np.column_stack([intrinsics, np.zeros(3)]).reshape(-1)
+    return message

@@ -1,0 +1,169 @@
+"""The node's health as DiagnosticArray: input, inference, memory and map, each with a level and figures."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from builtin_interfaces.msg import Time
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from std_msgs.msg import Header
+
+from stac_core import SessionStats
+from stac_ros.run_statistics import Snapshot
+
+OK, WARN, ERROR, STALE = (
+    DiagnosticStatus.OK,
+    DiagnosticStatus.WARN,
+    DiagnosticStatus.ERROR,
+    DiagnosticStatus.STALE,
+)
+
+
+@dataclass(frozen=True)
+class InputState:
+    """What is known of the image topic from outside of the images."""
+
+    topic: str
+    publishers: int
+    complaint: str  # of the watchdog; empty = none
+    waiting: int  # images in the mailbox
+    paused: bool
+
+
+@dataclass(frozen=True)
+class MapState:
+    """Size of the map and what its lengths mean."""
+
+    points: int
+    bytes: int
+    voxel_size: float
+    coarsened: bool
+    points_outside: int
+    poses: int
+    scale: str
+    intrinsics: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What does not change while the node runs."""
+
+    node: str
+    network: str
+    weights: str
+    device: str
+    dtype: str
+    libraries: str
+
+    @property
+    def untrained(self) -> bool:
+        return self.weights.startswith("random weights")
+
+
+def diagnostic_array(
+    stamp: Time,
+    facts: Facts,
+    source: InputState,
+    counts: Snapshot,
+    previous: Snapshot,
+    session: SessionStats,
+    map_state: MapState,
+) -> DiagnosticArray:
+    """One status per part of the node; `previous` counts tell what is new since the last report."""
+    return DiagnosticArray(
+        header=Header(stamp=stamp),
+        status=[
+            _status(facts, "input", *_input(source, counts, previous)),
+            _status(facts, "inference", *_inference(facts, counts, previous)),
+            _status(facts, "memory", OK, "stream memory", _numbers(dataclasses.asdict(session))),
+            _status(facts, "map", *_map(map_state)),
+        ],
+    )
+
+
+Part = tuple[bytes, str, Mapping[str, Any]]
+
+
+def _input(source: InputState, counts: Snapshot, previous: Snapshot) -> Part:
+    if source.complaint:
+        level, text = (WARN if source.publishers else STALE), source.complaint
+    elif bad := _new(counts, previous, "bad image") + _new(counts, previous, "no odometry"):
+        level, text = WARN, f"{bad} unusable images since the last report: {counts.last_error}"
+    else:
+        level, text = OK, "paused" if source.paused else f"{counts.rate_hz:.1f} images/s"
+    return level, text, {
+        "topic": source.topic,
+        "publishers": source.publishers,
+        "images received": counts.received,
+        "rate [Hz]": f"{counts.rate_hz:.2f}",
+        "age of the last image [s]": "never" if counts.age_s is None else f"{counts.age_s:.2f}",
+        "images waiting": source.waiting,
+        "paused": source.paused,
+        **{f"dropped: {cause}": count for cause, count in sorted(counts.dropped.items())},
+        **{f"events: {name}": count for name, count in sorted(counts.events.items())},
+    }  # fmt: skip
+
+
+def _inference(facts: Facts, counts: Snapshot, previous: Snapshot) -> Part:
+    steps = np.array(counts.steps_ms or [0.0])
+    if counts.failing:
+        level, text = ERROR, f"the last chunk failed: {counts.last_error}"
+    elif facts.untrained:
+        level, text = WARN, facts.weights
+    else:
+        level, text = OK, f"{counts.mapped - previous.mapped} images mapped since the last report"
+    return level, text, {
+        "images mapped": counts.mapped,
+        "step mean [ms]": f"{steps.mean():.1f}",
+        "step p95 [ms]": f"{np.percentile(steps, 95):.1f}",
+        "step max [ms]": f"{steps.max():.1f}",
+        "network": facts.network,
+        "weights": facts.weights,
+        "device": facts.device,
+        "precision": facts.dtype,
+        "libraries": facts.libraries,
+        "last error": counts.last_error or "none",
+        "age of the last error [s]": f"{counts.last_error_age_s:.1f}" if counts.last_error else "never",
+    }  # fmt: skip
+
+
+def _map(state: MapState) -> Part:
+    if state.coarsened:
+        level, text = WARN, f"the map was full: voxels are {state.voxel_size:g} now; raise map.max_points"
+    else:
+        level, text = OK, f"{state.points} points"
+    return level, text, _numbers(dataclasses.asdict(state))
+
+
+def _new(counts: Snapshot, previous: Snapshot, prefix: str) -> int:
+    """Images dropped since the last report for causes that begin like this."""
+    return sum(
+        count - previous.dropped.get(cause, 0)
+        for cause, count in counts.dropped.items()
+        if cause.startswith(prefix)
+    )
+
+
+def _numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested figures by dotted names, so that whatever a memory reports shows up unasked."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _numbers(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = f"{value:.6g}" if isinstance(value, float) else value
+    return flat
+
+
+def _status(facts: Facts, part: str, level: bytes, text: str, values: Mapping[str, Any]) -> DiagnosticStatus:
+    return DiagnosticStatus(
+        level=level,
+        name=f"{facts.node}: {part}",
+        message=text,
+        hardware_id=facts.device,
+        values=[KeyValue(key=str(name), value=str(value)) for name, value in values.items()],
+    )

@@ -1,0 +1,83 @@
+"""One image and what the network saw in it, in the units and frames of ROS; computed only where asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from std_msgs.msg import Header
+
+from stac_core import ImageGeometry, unproject_depth
+from stac_ros.settings import PointSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NEAREST_DEPTH = 1e-8  # the network's own limit of a valid depth
+
+
+@dataclass(frozen=True)
+class Points:
+    """Coloured points in the map."""
+
+    positions: NDArray[np.float32]  # [N, 3]
+    colours: NDArray[np.uint8]  # [N, 3] RGB
+    confidences: NDArray[np.float32]  # [N]
+
+
+@dataclass(frozen=True)
+class MappedFrame:
+    """One frame of a chunk; H×W are network pixels, height×width those of the camera image."""
+
+    header: Header  # of the image, in the camera's optical frame
+    image: NDArray[np.uint8]  # RGB [height, width, 3]
+    map_from_camera: NDArray[np.float64]  # [4, 4]
+    odom_from_camera: NDArray[np.float64] | None  # [4, 4]; None without an odometry frame
+    depth: Tensor  # [H, W]
+    confidence: Tensor  # [H, W]
+    intrinsics: Tensor  # [3, 3] of the network pixels
+    geometry: ImageGeometry
+
+    def camera_intrinsics(self) -> NDArray[np.float64]:
+        """The predicted intrinsics [3, 3] of the camera image."""
+        return self.geometry.camera_intrinsics(self.intrinsics.double()).numpy()
+
+    def depth_image(self) -> NDArray[np.float32]:
+        """Depth [height, width] pixel by pixel of the camera image; NaN = invalid (REP-118)."""
+        depth = self.geometry.to_camera(self.depth).numpy()
+        depth[~(np.isfinite(depth) & (depth > NEAREST_DEPTH))] = np.nan
+        return depth
+
+    def confidence_image(self) -> NDArray[np.float32]:
+        """Confidence [height, width] of that depth; NaN where the network did not look."""
+        confidence = self.geometry.to_camera(self.confidence).numpy()
+        confidence[~(confidence > 0)] = np.nan
+        return confidence
+
+    def points(self, settings: PointSettings) -> Points:
+        """The pixels that the settings let through, as points in the map."""
+        rows, columns = self._chosen_pixels(settings)
+        map_from_camera = self.intrinsics.new_tensor(self.map_from_camera)
+        in_map = unproject_depth(self.depth, self.intrinsics, map_from_camera).numpy()
+        (scale_x, scale_y), (offset_x, offset_y) = self.geometry.scale, self.geometry.offset
+        height, width = self.image.shape[:2]
+        v = np.rint((rows - offset_y) / scale_y).astype(int).clip(0, height - 1)
+        u = np.rint((columns - offset_x) / scale_x).astype(int).clip(0, width - 1)
+        return Points(in_map[rows, columns], self.image[v, u], self.confidence.numpy()[rows, columns])
+
+    def _chosen_pixels(self, settings: PointSettings) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows and columns [N] of the network pixels that become points."""
+        depth, confidence = self.depth.numpy(), self.confidence.numpy()
+        valid = np.isfinite(depth) & (depth > NEAREST_DEPTH) & self.geometry.shown.numpy()
+        valid &= confidence >= max(settings.confidence_minimum, NEAREST_DEPTH)  # false for NaN too
+        if settings.depth_limit:
+            valid &= depth <= settings.depth_limit
+        if settings.confidence_percentile and valid.any():
+            valid &= confidence >= np.percentile(confidence[valid], settings.confidence_percentile)
+        chosen = np.flatnonzero(valid)
+        if len(chosen) > settings.max_points:
+            chosen = chosen[np.linspace(0, len(chosen) - 1, settings.max_points).astype(int)]
+        rows, columns = np.divmod(chosen, depth.shape[1])
+        return rows, columns

@@ -1,0 +1,249 @@
+"""From image messages to the map: the node's work apart from topics, all on one thread."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import Header
+
+from stac_core import ImageGeometry, Prediction, SessionStats, StreamSession
+from stac_ros.images import ImageError, decode_colour
+from stac_ros.map import VoxelMap
+from stac_ros.map_files import write_atomically, write_ply
+from stac_ros.mapped_frame import MappedFrame, Points
+from stac_ros.odometry import OdometryLink
+from stac_ros.parameters import Parameters
+from stac_ros.run_statistics import Statistics
+from stac_ros.trajectory import Trajectory
+from stac_ros.transforms import TransformError, stamp_nanoseconds
+
+# REP-103: a map has x forward, y left and z up, where the first camera has z, −x and −y.
+MAP_FROM_OPTICAL = np.array([[0.0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
+NAMELESS_CAMERA = "camera_optical_frame"  # where neither image nor settings name a frame
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _View:
+    """A decoded image."""
+
+    header: Header
+    image: NDArray[np.uint8]  # RGB [height, width, 3]
+    odom_from_camera: NDArray[np.float64] | None
+
+    @property
+    def stamp_ns(self) -> int:
+        return stamp_nanoseconds(self.header.stamp)
+
+
+class Output(Protocol):
+    """Who is told what has been mapped."""
+
+    def publish(self, frame: MappedFrame, points: Points) -> None:
+        """The next image in order, and the points it adds."""
+
+    def begin_stream(self, keep: bool) -> None:
+        """What follows is a new stream; keep = so far published poses and points remain valid."""
+
+
+class Mapper:
+    """One stream, its map and its trajectory. Not safe to share: only the worker's thread calls it.
+
+    odometry: None where the robot has no odometry frame.
+    """
+
+    def __init__(
+        self,
+        session: StreamSession,
+        parameters: Parameters,
+        statistics: Statistics,
+        output: Output,
+        odometry: OdometryLink | None = None,
+    ) -> None:
+        self._session, self._parameters, self._statistics = session, parameters, statistics
+        self._output, self._odometry = output, odometry
+        settings = parameters.ros.map
+        self.map = VoxelMap(settings.voxel_size, settings.max_points)
+        self.trajectory = Trajectory(settings.max_poses)
+        self.paused = False
+        self.session_stats: SessionStats = session.stats()
+        self._ready_for_first_image()
+
+    @property
+    def scale(self) -> float:
+        """Lengths of ROS per length of the network."""
+        return self._parameters.ros.scale.factor  # 1 in mode none
+
+    def process(self, messages: Sequence[Image | CompressedImage]) -> None:
+        """Map up to a chunk of images in order of arrival; bad ones are counted and left out."""
+        if self.paused:
+            self._statistics.drop("paused", len(messages))
+            return
+        views = [view for message in messages if (view := self._view(message)) is not None]
+        for run in self._runs(views):
+            self._map_run(run)
+
+    def pause(self, paused: bool) -> str:
+        self.paused = paused
+        return "paused: images are ignored, the map stays" if paused else "running"
+
+    def reset(self) -> str:
+        """Forget stream, map and trajectory."""
+        logger.info("reset on request: the next image begins a new stream and a new map")
+        self._begin_stream(keep=False)
+        return "stream, map and trajectory are empty; the next image begins a new stream"
+
+    def save(self) -> str:
+        """Write map.ply and trajectory.tum to a new folder; the two paths, on a line each.
+
+        ValueError while there is nothing to save; OSError where the folder cannot be written.
+        """
+        if not len(self.trajectory):
+            raise ValueError("nothing to save yet: no image has been mapped")
+        base = Path(self._parameters.ros.map.directory).expanduser().absolute()
+        folder = base / datetime.now().strftime("%Y-%m-%d_%H-%M-%S.%f")
+        write_ply(folder / "map.ply", *self.map.points())
+        write_atomically(folder / "trajectory.tum", self.trajectory.tum().encode())
+        logger.info("saved %d points and %d poses to %s", len(self.map), len(self.trajectory), folder)
+        return f"{folder / 'map.ply'}\n{folder / 'trajectory.tum'}"
+
+    def _ready_for_first_image(self) -> None:
+        self._size: tuple[int, ...] | None = None  # height, width
+        self._last_stamp_ns = 0
+        self._map_from_world: NDArray[np.float64] | None = None
+
+    def _begin_stream(self, keep: bool) -> None:
+        self._session.reset()
+        self.session_stats = self._session.stats()
+        self._ready_for_first_image()
+        if not keep:
+            self.map.clear()
+            self.trajectory.clear()
+        self._statistics.log_again()
+        self._output.begin_stream(keep)
+
+    def _restart(self, reason: str) -> None:
+        """Begin a new stream by oneself; its map does not align with the old one."""
+        keep = self._parameters.ros.map.keep_on_new_stream
+        logger.warning("%s: a new stream begins, the map is %s", reason, "kept" if keep else "cleared")
+        self._statistics.event("new streams")
+        self._begin_stream(keep)
+
+    def _view(self, message: Image | CompressedImage) -> _View | None:
+        """The image decoded and placed; None, and counted, if it cannot be used."""
+        try:
+            image = decode_colour(message)
+        except ImageError as error:
+            self._statistics.error(f"bad image ({error.cause})", str(error), 1)
+            return None
+        header = message.header
+        frame = self._parameters.ros.frames.camera or header.frame_id or NAMELESS_CAMERA
+        if frame != header.frame_id:
+            header = Header(stamp=header.stamp, frame_id=frame)
+        try:
+            stamp_ns, odom = stamp_nanoseconds(header.stamp), None
+            if self._odometry is not None:
+                odom = self._odometry.odom_from_camera(frame, stamp_ns)
+        except TransformError as error:
+            cure = "publish odometry, or leave frames.odom empty"
+            self._statistics.error("no odometry", f"{error}: {cure}", 1)
+            return None
+        return _View(header, image, odom)
+
+    def _runs(self, views: list[_View]) -> Iterator[list[_View]]:
+        """Parts of a chunk that belong to one stream; a new stream begins in between."""
+        run: list[_View] = []
+        for view in views:
+            reason = self._break_before(view)
+            if reason:
+                if run:
+                    yield run
+                    run = []
+                self._restart(reason)
+            self._size, self._last_stamp_ns = view.image.shape[:2], view.stamp_ns
+            run.append(view)
+        if run:
+            yield run
+
+    def _break_before(self, view: _View) -> str:
+        """Why this image cannot continue the stream; empty = it can."""
+        if self._size not in (None, view.image.shape[:2]):
+            self._statistics.event("size changes")
+            (old_height, old_width), (height, width) = self._size, view.image.shape[:2]
+            return f"image size changed from {old_width}×{old_height} to {width}×{height}"
+        if view.stamp_ns < self._last_stamp_ns:
+            self._statistics.event("time jumps")
+            if self._odometry is not None:
+                self._odometry.clear()
+            text = f"stamps went back by {(self._last_stamp_ns - view.stamp_ns) / 1e9:.3f} s"
+            if self._parameters.ros.input.time_jump == "reset":
+                return text
+            logger.warning("%s: the stream goes on, as input.time_jump says", text)
+        return ""
+
+    def _map_run(self, views: list[_View]) -> None:
+        started = time.monotonic()
+        try:
+            prediction = self._session.step([view.image for view in views]).to_host()
+        except Exception as error:  # of any kind; the session is as it was before
+            self._statistics.error("inference", _with_cure(error), len(views), failing=True)
+            return
+        if not bool(prediction.world_from_camera.isfinite().all()):
+            text = "the predicted pose is not finite: check the images, or use model.dtype float32"
+            self._statistics.error("not finite", text, len(views), failing=True)
+            self._restart("the stream's memory may be spoilt")
+            return
+        geometry = self._session.geometry
+        assert geometry is not None  # a step has just succeeded
+        for index, view in enumerate(views):
+            self._map_frame(self._frame(view, prediction, index, geometry))
+        self._statistics.step(len(views), time.monotonic() - started)
+        self.session_stats = self._session.stats()
+
+    def _map_frame(self, frame: MappedFrame) -> None:
+        points = frame.points(self._parameters.ros.points)
+        self.map.add(points.positions, points.colours, points.confidences)
+        self.trajectory.add(stamp_nanoseconds(frame.header.stamp), frame.map_from_camera)
+        self._output.publish(frame, points)
+
+    def _frame(self, view: _View, prediction: Prediction, index: int, geometry: ImageGeometry) -> MappedFrame:
+        world_from_camera = prediction.world_from_camera[index].double().numpy()
+        world_from_camera[:3, 3] *= self.scale
+        if self._map_from_world is None:
+            self._map_from_world = _place(world_from_camera, view.odom_from_camera)
+        return MappedFrame(
+            header=view.header,
+            image=view.image,
+            map_from_camera=self._map_from_world @ world_from_camera,
+            odom_from_camera=view.odom_from_camera,
+            depth=prediction.depth[index] * self.scale,
+            confidence=prediction.depth_confidence[index],
+            intrinsics=prediction.intrinsics[index],
+            geometry=geometry,
+        )
+
+
+def _place(
+    world_from_camera: NDArray[np.float64], odom_from_camera: NDArray[np.float64] | None
+) -> NDArray[np.float64]:
+    """map_from_world of a stream by its first image: level as odometry is, else as the camera looks."""
+    if odom_from_camera is None:
+        return MAP_FROM_OPTICAL
+    return odom_from_camera @ np.linalg.inv(world_from_camera)
+
+
+def _with_cure(error: Exception) -> str:
+    text = f"{type(error).__name__}: {error}"
+    if "out of memory" in text.lower():
+        text += "; lower image.size, cache.window_size or cache.chunk_size"
+    return text

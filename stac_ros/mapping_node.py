@@ -1,0 +1,219 @@
+"""The node: a camera topic in, a live map out. Callbacks only pass on; the worker's thread does the work."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.clock import Clock, ClockType
+from sensor_msgs.msg import CompressedImage, Image
+from std_srvs.srv import SetBool, Trigger
+
+from stac_core import LoadedNetwork, StreamSession, load_network
+from stac_ros import clouds, topics, transforms
+from stac_ros.camera_info import CameraCalibration
+from stac_ros.diagnostics import Facts, InputState, MapState, diagnostic_array
+from stac_ros.image_library import image_library
+from stac_ros.inference_worker import InferenceWorker
+from stac_ros.logs import log_to_ros
+from stac_ros.mapper import Mapper
+from stac_ros.node_process import ClosingNode, run_node
+from stac_ros.odometry import OdometryLink
+from stac_ros.outputs import Outputs
+from stac_ros.parameters import Parameters
+from stac_ros.run_statistics import Statistics
+from stac_ros.topics import Service, qos_profile
+from stac_ros.transforms import TransformBuffer
+from stac_ros.watchdog import Watchdog
+
+DIAGNOSTICS_PERIOD_S = 1.0  # a convention of ROS
+
+logger = logging.getLogger("stac_ros.mapping_node")  # also where this file is run as __main__
+
+
+class MappingNode(ClosingNode):
+    """Topics, services and timers around one `Mapper` on one worker thread.
+
+    Everything that can be refused is refused here, before anything is subscribed to: ValueError for
+    parameters and weights.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(topics.NODE_NAME, automatically_declare_parameters_from_overrides=True)
+        log_to_ros(self.get_logger())
+        self.parameters = Parameters(self)
+        core, ros = self.parameters.core, self.parameters.ros
+        logger.info("configuration (* differs from the default)\n%s", self.parameters.describe())
+        started = time.monotonic()
+        loaded = load_network(core.model)
+        session = StreamSession(loaded.network, core)
+        logger.info("network ready in %.1f s: %s", time.monotonic() - started, loaded.weights)
+        self.facts = _facts(self.get_name(), loaded)
+        logger.info("libraries: %s", self.facts.libraries)
+        if ros.frames.odom and ros.scale.mode == "none":
+            logger.warning(
+                "frames.odom is named but scale.mode is none: odometry is in metres, the map is not; "
+                "set scale.mode to fixed and scale.factor"
+            )
+
+        self.statistics = Statistics()
+        self.calibration = CameraCalibration()
+        self.outputs = Outputs(self, self.parameters, self.calibration)
+        odometry = OdometryLink(TransformBuffer(self), ros.frames) if ros.frames.odom else None
+        self.mapper = Mapper(session, self.parameters, self.statistics, self.outputs, odometry)
+        self._reported = self.statistics.snapshot()
+        self.worker = InferenceWorker(
+            self.mapper.process, core.cache.chunk_size, ros.worker.mailbox_size, self.statistics
+        )
+        self._offer_services()
+        self._start_timers()
+        self._subscribe()
+        self.worker.start()
+
+    def close(self) -> None:
+        """Finish the chunk at hand and see it delivered, then end the worker."""
+        self.worker.stop()
+        self.outputs.flush()
+
+    def on_image(self, message: Image | CompressedImage) -> None:
+        self.worker.offer(message)
+
+    def on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        return self._answer(response, self.mapper.reset)
+
+    def on_pause(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        return self._answer(response, lambda: self.mapper.pause(request.data))
+
+    def on_save_map(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        return self._answer(response, self.mapper.save)
+
+    def on_map_timer(self) -> None:
+        if self.outputs.whole_is_due():
+            self.worker.ask(lambda: self.outputs.publish_whole(self.mapper.map))
+
+    def on_transform_timer(self) -> None:
+        self.outputs.republish_transform(self.get_clock().now().to_msg())
+
+    def on_diagnostics_timer(self) -> None:
+        counts, mapper = self.statistics.snapshot(), self.mapper
+        source = InputState(
+            topic=self.watchdog.topic,
+            publishers=self.watchdog.publishers,
+            complaint=self.watchdog.complaint(counts),
+            waiting=self.worker.waiting,
+            paused=mapper.paused,
+        )
+        message = diagnostic_array(
+            self.get_clock().now().to_msg(),
+            self.facts,
+            source,
+            counts,
+            self._reported,
+            mapper.session_stats,
+            self._map_state(),
+        )
+        self._reported = counts
+        self._diagnostics.publish(message)
+
+    def _map_state(self) -> MapState:
+        mapper, ros = self.mapper, self.parameters.ros
+        fixed = ros.scale.mode == "fixed"
+        return MapState(
+            points=len(mapper.map),
+            bytes=mapper.map.bytes,
+            voxel_size=mapper.map.voxel_size,
+            coarsened=mapper.map.voxel_size > ros.map.voxel_size,
+            points_outside=mapper.map.points_outside,
+            poses=len(mapper.trajectory),
+            scale=f"fixed, {mapper.scale:g} m per unit"
+            if fixed
+            else "none: lengths are in the stream's own unit",
+            intrinsics=self.calibration.source,
+        )
+
+    def _answer(self, response: Any, action: Callable[[], str]) -> Any:
+        """Have the worker act, wait, and tell how it went; that may take as long as a chunk."""
+        try:
+            response.message, response.success = self.worker.ask(action).result(), True
+        except Exception as error:  # whatever it is, the caller hears it and the node lives on
+            response.message, response.success = str(error), False
+            logger.error("a service failed: %s", error)
+        return response
+
+    def _offer_services(self) -> None:
+        group = MutuallyExclusiveCallbackGroup()  # may wait without holding up anything else
+
+        def offer(service: Service, callback: Callable[..., Any]) -> None:
+            self.create_service(service.type, service.name, callback, callback_group=group)
+
+        offer(topics.RESET, self.on_reset)
+        offer(topics.PAUSE, self.on_pause)
+        offer(topics.SAVE_MAP, self.on_save_map)
+
+    def _start_timers(self) -> None:
+        """On a steady clock: a simulated one may stand still, and just then a warning is due."""
+        topic = topics.DIAGNOSTICS
+        self._diagnostics = self.create_publisher(topic.type, topic.name, topic.qos())
+        clock, group = Clock(clock_type=ClockType.STEADY_TIME), MutuallyExclusiveCallbackGroup()
+
+        def every(period_s: float, callback: Callable[[], None]) -> None:
+            self.create_timer(period_s, callback, callback_group=group, clock=clock)
+
+        ros = self.parameters.ros
+        every(DIAGNOSTICS_PERIOD_S, self.on_diagnostics_timer)
+        every(ros.publish.map_period, self.on_map_timer)
+        if ros.frames.odom and ros.frames.publish_tf and ros.frames.republish_period:
+            every(ros.frames.republish_period, self.on_transform_timer)
+
+    def _subscribe(self) -> None:
+        settings = self.parameters.ros.input
+        image, other = topics.IMAGE, topics.COMPRESSED_IMAGE
+        if settings.compressed:
+            image, other = other, image
+        group = MutuallyExclusiveCallbackGroup()
+        info = topics.CAMERA_INFO
+        self.create_subscription(
+            info.type,
+            info.name,
+            self.calibration.receive,
+            qos_profile(settings.camera_info_qos, info.depth),
+            callback_group=group,
+        )
+        subscription = self.create_subscription(
+            image.type,
+            image.name,
+            self.on_image,
+            qos_profile(settings.image_qos, image.depth),
+            callback_group=group,
+        )
+        cure = f"set input.compressed to {str(not settings.compressed).lower()}"
+        alternatives = {self.resolve_topic_name(other.name): cure}
+        self.watchdog = Watchdog(self, subscription, settings.silence, alternatives)
+        logger.info("subscribed to %s (%s)", subscription.topic_name, settings.image_qos)
+
+
+def _facts(node: str, loaded: LoadedNetwork) -> Facts:
+    libraries = (
+        f"images by {image_library().name}; clouds by {clouds.LIBRARY}; transforms by {transforms.LIBRARY}"
+    )
+    return Facts(
+        node=node,
+        network=loaded.config.name,
+        weights=loaded.weights,
+        device=str(loaded.device),
+        dtype=str(loaded.dtype).removeprefix("torch."),
+        libraries=libraries,
+    )
+
+
+def main(args: list[str] | None = None) -> None:
+    """Command `stac_node`. Ends with status 1 and one message where it cannot start."""
+    sys.exit(run_node(MappingNode, topics.NODE_NAME, args))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""What the node says: every mapped frame and the whole map as messages, each only if somebody listens."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+from builtin_interfaces.msg import Time
+from geometry_msgs.msg import PoseStamped
+from nav_msgs.msg import Path
+from rclpy.duration import Duration
+from rclpy.node import Node
+from std_msgs.msg import Header
+
+from stac_ros import topics
+from stac_ros.camera_info import CameraCalibration
+from stac_ros.clouds import cloud_message
+from stac_ros.images import encode_image
+from stac_ros.map import VoxelMap
+from stac_ros.mapped_frame import MappedFrame, Points
+from stac_ros.parameters import Parameters
+from stac_ros.pose_messages import (
+    OdometryMessages,
+    pose_message,
+    stamped_pose,
+    stamped_pose_with_covariance,
+)
+from stac_ros.topics import Topic
+from stac_ros.transforms import TransformBroadcaster, stamped_transform
+
+FLUSH_S = 0.5  # per topic, at shutdown
+
+
+class Outputs:
+    """Publishers of the node. All but `republish_transform` belong to the worker's thread."""
+
+    def __init__(self, node: Node, parameters: Parameters, calibration: CameraCalibration) -> None:
+        self._parameters, self._calibration = parameters, calibration
+        self._frames = parameters.ros.frames
+        self._publishers = {
+            topic: node.create_publisher(topic.type, topic.name, topic.qos())
+            for topic in topics.OUTPUTS
+            if topic not in (topics.TF, topics.DIAGNOSTICS)
+        }
+        self._broadcaster = TransformBroadcaster(node)
+        self._map_from_odom: np.ndarray | None = None
+        self._odometry = OdometryMessages()
+        self._path: deque[PoseStamped] = deque()
+        self._stamp = Time()  # of the latest image
+        self._unsent = {topics.MAP_POINTS: False, topics.PATH: False}
+
+    def heard(self, *of: Topic) -> bool:
+        """Whether somebody listens to any of these topics."""
+        return any(self._publishers[topic].get_subscription_count() for topic in of)
+
+    def publish(self, frame: MappedFrame, points: Points) -> None:
+        """One frame: transform, poses, points, depth and confidence, all with the image's own stamp."""
+        self._stamp = frame.header.stamp
+        self._unsent = dict.fromkeys(self._unsent, True)
+        self._publish_transform(frame)
+        self._publish_poses(frame)
+        if self.heard(topics.POINTS):
+            message = cloud_message(self._in_map(), points.positions, points.colours)
+            self._publishers[topics.POINTS].publish(message)
+        if self.heard(topics.DEPTH):
+            message = encode_image(frame.depth_image(), "32FC1", frame.header)
+            self._publishers[topics.DEPTH].publish(message)
+        if self.heard(topics.DEPTH_INFO):
+            height, width = frame.image.shape[:2]
+            predicted = frame.camera_intrinsics()
+            info = self._calibration.of_image(frame.header, height, width, predicted)
+            self._publishers[topics.DEPTH_INFO].publish(info)
+        if self.heard(topics.CONFIDENCE):
+            message = encode_image(frame.confidence_image(), "32FC1", frame.header)
+            self._publishers[topics.CONFIDENCE].publish(message)
+
+    def begin_stream(self, keep: bool) -> None:
+        """The next frame has no predecessor; without `keep` the path is empty again."""
+        self._odometry.clear()
+        self._map_from_odom = None
+        self._unsent = dict.fromkeys(self._unsent, True)
+        if not keep:
+            self._path.clear()
+
+    def whole_is_due(self) -> bool:
+        """Whether `publish_whole` would say anything."""
+        return any(unsent and self.heard(topic) for topic, unsent in self._unsent.items())
+
+    def publish_whole(self, voxel_map: VoxelMap) -> None:
+        """The whole map and the whole path, where they have changed and somebody listens."""
+        if self._unsent[topics.MAP_POINTS] and self.heard(topics.MAP_POINTS):
+            self._unsent[topics.MAP_POINTS] = False
+            self._publishers[topics.MAP_POINTS].publish(cloud_message(self._in_map(), *voxel_map.points()))
+        if self._unsent[topics.PATH] and self.heard(topics.PATH):
+            self._unsent[topics.PATH] = False
+            self._publishers[topics.PATH].publish(Path(header=self._in_map(), poses=list(self._path)))
+
+    def flush(self) -> None:
+        """Wait, not for long, until the listeners have all that was sent."""
+        for publisher in self._publishers.values():
+            publisher.wait_for_all_acked(Duration(seconds=FLUSH_S))
+
+    def republish_transform(self, now: Time) -> None:
+        """Say map → odom again for the present, which odometry has reached but no image yet."""
+        map_from_odom = self._map_from_odom
+        if map_from_odom is not None:
+            frames = self._frames
+            self._broadcaster.send([stamped_transform(map_from_odom, frames.map, frames.odom, now)])
+
+    def _publish_transform(self, frame: MappedFrame) -> None:
+        frames = self._frames
+        if not frames.publish_tf:
+            return
+        child, map_from_child = frame.header.frame_id, frame.map_from_camera
+        if frame.odom_from_camera is not None:
+            child, map_from_child = frames.odom, map_from_child @ np.linalg.inv(frame.odom_from_camera)
+            self._map_from_odom = map_from_child
+        self._broadcaster.send([stamped_transform(map_from_child, frames.map, child, self._stamp)])
+
+    def _publish_poses(self, frame: MappedFrame) -> None:
+        pose, header = pose_message(frame.map_from_camera), self._in_map()
+        self._path.append(stamped_pose(header, pose))
+        while len(self._path) > self._parameters.ros.publish.path_length:
+            self._path.popleft()
+        odometry = self._odometry.next(header, frame.header.frame_id, pose, frame.map_from_camera)
+        if self.heard(topics.POSE):
+            self._publishers[topics.POSE].publish(stamped_pose_with_covariance(header, pose))
+        if self.heard(topics.ODOMETRY):
+            self._publishers[topics.ODOMETRY].publish(odometry)
+
+    def _in_map(self) -> Header:
+        """The header of everything placed in the map at the time of the latest image."""
+        return Header(stamp=self._stamp, frame_id=self._frames.map)

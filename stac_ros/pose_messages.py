@@ -1,0 +1,67 @@
+"""Poses as messages. Covariances stay zero, which means unknown: the network states none."""
+
+from __future__ import annotations
+
+import numpy as np
+from geometry_msgs.msg import Point, Pose, PoseStamped, PoseWithCovarianceStamped, Quaternion, Twist, Vector3
+from nav_msgs.msg import Odometry
+from numpy.typing import NDArray
+from std_msgs.msg import Header
+
+from stac_ros.quaternions import quaternion_from_rotation
+from stac_ros.transforms import stamp_nanoseconds
+
+
+def pose_message(parent_from_child: NDArray[np.float64]) -> Pose:
+    """A rigid 4×4 matrix as geometry_msgs/Pose."""
+    x, y, z = map(float, parent_from_child[:3, 3])
+    qx, qy, qz, qw = map(float, quaternion_from_rotation(parent_from_child[:3, :3]))
+    return Pose(position=Point(x=x, y=y, z=z), orientation=Quaternion(x=qx, y=qy, z=qz, w=qw))
+
+
+def stamped_pose(header: Header, pose: Pose) -> PoseStamped:
+    return PoseStamped(header=header, pose=pose)
+
+
+def stamped_pose_with_covariance(header: Header, pose: Pose) -> PoseWithCovarianceStamped:
+    message = PoseWithCovarianceStamped(header=header)
+    message.pose.pose = pose
+    return message
+
+
+class OdometryMessages:
+    """Odometry out of successive poses: the velocity is that between two images, in the camera's frame."""
+
+    def __init__(self) -> None:
+        self._last: tuple[int, NDArray[np.float64]] | None = None
+
+    def next(self, header: Header, child: str, pose: Pose, map_from_camera: NDArray[np.float64]) -> Odometry:
+        """The message of the next image; header: its stamp, in the map frame."""
+        message = Odometry(header=header, child_frame_id=child)
+        message.pose.pose = pose
+        stamp_ns = stamp_nanoseconds(header.stamp)
+        if self._last is not None and stamp_ns > self._last[0]:
+            last_from_camera = np.linalg.inv(self._last[1]) @ map_from_camera
+            message.twist.twist = _twist(last_from_camera, (stamp_ns - self._last[0]) / 1e9)
+        self._last = stamp_ns, map_from_camera
+        return message
+
+    def clear(self) -> None:
+        """The next pose has no predecessor."""
+        self._last = None
+
+
+def _twist(last_from_camera: NDArray[np.float64], seconds: float) -> Twist:
+    """Constant velocity that makes this step, seen from the camera's present pose."""
+    rotation = last_from_camera[:3, :3]
+    linear = rotation.T @ last_from_camera[:3, 3] / seconds
+    quaternion = quaternion_from_rotation(rotation)  # w ≥ 0: the shorter way round
+    sine = float(np.linalg.norm(quaternion[:3]))
+    angle = 2 * np.arctan2(sine, quaternion[3])
+    angular = quaternion[:3] * (angle / sine if sine > 1e-12 else 2.0) / seconds
+    return Twist(linear=_vector(linear), angular=_vector(angular))
+
+
+def _vector(values: NDArray[np.float64]) -> Vector3:
+    x, y, z = map(float, values)
+    return Vector3(x=x, y=y, z=z)

@@ -1,0 +1,111 @@
+"""What happened so far, counted where it happens and read by diagnostics."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter, deque
+from dataclasses import dataclass
+
+logger = logging.getLogger(__name__)
+_STEPS = 200  # durations kept for mean, 95 % and maximum
+_ARRIVALS = 50  # arrivals kept for the rate
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The counts at one moment."""
+
+    received: int
+    rate_hz: float
+    age_s: float | None  # since the last image; None = never
+    mapped: int
+    dropped: dict[str, int]  # images by cause
+    events: dict[str, int]
+    steps_ms: list[float]  # the latest ones
+    failing: bool  # the last chunk failed
+    last_error: str
+    last_error_age_s: float
+
+
+class Statistics:
+    """Counters shared by the threads of the node; every method is short and safe to call from any."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._arrivals: deque[float] = deque(maxlen=_ARRIVALS)
+        self._steps_ms: deque[float] = deque(maxlen=_STEPS)
+        self._dropped: Counter[str] = Counter()
+        self._events: Counter[str] = Counter()
+        self._logged: set[str] = set()
+        self._received = self._mapped = 0
+        self._failing = False
+        self._last_error, self._last_error_at = "", 0.0
+
+    def arrived(self) -> None:
+        """An image was received."""
+        with self._lock:
+            self._received += 1
+            self._arrivals.append(time.monotonic())
+
+    def step(self, images: int, seconds: float) -> None:
+        """A chunk was mapped."""
+        with self._lock:
+            self._mapped += images
+            self._steps_ms.append(1e3 * seconds)
+            self._failing = False
+
+    def event(self, name: str) -> None:
+        with self._lock:
+            self._events[name] += 1
+
+    def drop(self, cause: str, images: int = 1) -> None:
+        """Images were left out for a reason that is no error."""
+        with self._lock:
+            self._dropped[cause] += images
+
+    def error(self, cause: str, text: str, images: int = 0, failing: bool = False) -> None:
+        """Something went wrong; `images` were lost. The first error of a cause is logged, all are counted."""
+        with self._lock:
+            if images:
+                self._dropped[cause] += images
+            else:
+                self._events[cause] += 1
+            self._last_error, self._last_error_at = f"{cause}: {text}", time.monotonic()
+            self._failing = self._failing or failing
+            known = cause in self._logged
+            self._logged.add(cause)
+        if not known:
+            logger.error("%s: %s (counted from now on, see /diagnostics)", cause, text)
+
+    def log_again(self) -> None:
+        """Forget what has been logged: a new stream deserves to hear it once more."""
+        with self._lock:
+            self._logged.clear()
+
+    def snapshot(self) -> Snapshot:
+        with self._lock:
+            now = time.monotonic()
+            return Snapshot(
+                received=self._received,
+                rate_hz=self._rate(now),
+                age_s=now - self._arrivals[-1] if self._arrivals else None,
+                mapped=self._mapped,
+                dropped=dict(self._dropped),
+                events=dict(self._events),
+                steps_ms=list(self._steps_ms),
+                failing=self._failing,
+                last_error=self._last_error,
+                last_error_age_s=now - self._last_error_at,
+            )
+
+    def _rate(self, now: float) -> float:
+        """Images per second over the latest arrivals; falls towards 0 when they cease."""
+        if len(self._arrivals) < 2:
+            return 0.0
+        seconds = max(self._arrivals[-1], now - self._typical_gap()) - self._arrivals[0]
+        return (len(self._arrivals) - 1) / max(seconds, 1e-6)
+
+    def _typical_gap(self) -> float:
+        return (self._arrivals[-1] - self._arrivals[0]) / (len(self._arrivals) - 1)

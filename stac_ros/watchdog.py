@@ -1,0 +1,70 @@
+"""Why no images arrive: silence is the commonest fault, so it gets a cause and a cure."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+
+from rclpy.node import Node
+from rclpy.qos import ReliabilityPolicy
+from rclpy.subscription import Subscription
+
+from stac_ros.run_statistics import Snapshot
+
+logger = logging.getLogger(__name__)
+
+
+class Watchdog:
+    """Complains about a topic that has been silent for too long, once per silence."""
+
+    def __init__(
+        self, node: Node, subscription: Subscription, silence_s: float, alternatives: Mapping[str, str]
+    ) -> None:
+        """alternatives: topics that a user may have meant instead → how to choose them."""
+        self._node, self._subscription = node, subscription
+        self._silence_s, self._alternatives = silence_s, alternatives
+        self._since = time.monotonic()
+        self._logged = False
+
+    @property
+    def topic(self) -> str:
+        return self._subscription.topic_name
+
+    @property
+    def publishers(self) -> int:
+        return self._node.count_publishers(self.topic)
+
+    def complaint(self, counts: Snapshot) -> str:
+        """What is wrong, and what to do; empty while images arrive."""
+        silent_s = time.monotonic() - self._since if counts.age_s is None else counts.age_s
+        if silent_s < self._silence_s:
+            self._logged = False
+            return ""
+        text = f"no image on {self.topic} for more than {self._silence_s:g} s: {self._cause(counts)}"
+        if not self._logged:
+            logger.warning(text)
+            self._logged = True
+        return text
+
+    def _cause(self, counts: Snapshot) -> str:
+        infos = self._node.get_publishers_info_by_topic(self.topic)
+        if not infos:
+            for topic, cure in self._alternatives.items():
+                if self._node.count_publishers(topic):
+                    return f"nobody publishes it, but {topic} is published: {cure}"
+            return "nobody publishes it; start the camera, or remap `image` (list topics: ros2 topic list)"
+        if counts.age_s is not None:
+            return "its publisher is still there but has stopped sending; check the camera"
+        best_effort = [i for i in infos if i.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT]
+        if best_effort and self._subscription.qos_profile.reliability == ReliabilityPolicy.RELIABLE:
+            return (
+                f"QoS mismatch, {best_effort[0].node_name} sends best effort and this node wants reliable; "
+                "set input.image_qos to sensor_data"
+            )
+        return (
+            f"{infos[0].node_name} publishes it, but nothing arrives: either its QoS does not match "
+            "(try input.image_qos), or its images exceed Fast DDS's shared memory of 0.5 MB and are lost; "
+            "start both ends with FASTDDS_DEFAULT_PROFILES_FILE naming config/fastdds.xml, or send "
+            "compressed images"
+        )
