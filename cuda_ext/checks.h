@@ -7,11 +7,19 @@
 
 namespace stac {
 
+// `like` is the argument that all others share a device with.
 inline void check_tensor(
-    const at::Tensor& x, const char* name, at::IntArrayRef shape, at::ScalarType type, const at::Tensor& q) {
+    const at::Tensor& x, const char* name, at::IntArrayRef shape, at::ScalarType type, const at::Tensor& like) {
   TORCH_CHECK_VALUE(x.sizes() == shape, name, ": expected shape ", shape, ", got ", x.sizes());
   TORCH_CHECK_VALUE(x.scalar_type() == type, name, ": expected ", type, ", got ", x.scalar_type());
-  TORCH_CHECK_VALUE(x.device() == q.device(), name, ": is on ", x.device(), ", q on ", q.device());
+  TORCH_CHECK_VALUE(
+      x.device() == like.device(), name, ": is on ", x.device(), ", other arguments on ", like.device());
+}
+
+inline void check_packed(
+    const at::Tensor& x, const char* name, at::IntArrayRef shape, at::ScalarType type, const at::Tensor& like) {
+  check_tensor(x, name, shape, type, like);
+  TORCH_CHECK_VALUE(x.is_contiguous(), name, ": must be contiguous, got strides ", x.strides());
 }
 
 // Tokens are read 16 bytes at a time.

@@ -85,8 +85,17 @@ __device__ __forceinline__ void wait_for_copies() {
 
 __device__ __forceinline__ void synchronize_block() { __syncthreads(); }
 
-__device__ __forceinline__ float shuffle_xor(float value, int mask) {
+__device__ __forceinline__ void synchronize_warp() { __syncwarp(); }
+
+// The value of lane `lane ^ mask`, and of lane `lane`.
+template <typename Number>
+__device__ __forceinline__ Number shuffle_xor(Number value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
+}
+
+template <typename Number>
+__device__ __forceinline__ Number shuffle_from(Number value, int lane) {
+  return __shfl_sync(0xffffffffu, value, lane);
 }
 
 __device__ __forceinline__ float exp2_fast(float x) {

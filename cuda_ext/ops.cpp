@@ -7,6 +7,7 @@
 
 #include "attend.h"
 #include "checks.h"
+#include "voxel_merge.h"
 
 // Part of PyTorch's stable C interface since 2.2; weak, because a PyTorch without CUDA lacks it.
 extern "C" __attribute__((weak)) int32_t aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
@@ -115,6 +116,58 @@ at::Tensor attend_mass(
   return mass;
 }
 
+// state: the eight tensors of a RowState; → those of the state after, and counts [rows, 5].
+std::vector<at::Tensor> voxel_merge(
+    at::TensorList state, const at::Tensor& order, const at::Tensor& start, const at::Tensor& keys,
+    const at::Tensor& values, const at::Tensor& score, double threshold, double gate, double heaviest) {
+  TORCH_CHECK_VALUE(state.size() == 8, "state: expected 8 tensors, got ", state.size());
+  TORCH_CHECK_VALUE(state[0].dim() == 3 && state[5].dim() == 3, "state: keys must be [rows, slots, dim]");
+  const auto rows = state[0].size(0), pivots = state[0].size(1), dim = state[0].size(2);
+  const auto buffer = state[5].size(1), count = keys.size(0);
+  TORCH_CHECK_VALUE(pivots >= 2 && pivots <= MOST_PIVOTS, "state: ", pivots, " pivots; expected 2 to ", MOST_PIVOTS);
+  TORCH_CHECK_VALUE(buffer >= 2, "state: ", buffer, " buffered tokens; expected at least 2");
+  TORCH_CHECK_VALUE(dim <= 32 * MOST_CHANNELS, "state: head width ", dim, "; at most ", 32 * MOST_CHANNELS);
+  const std::array<std::vector<int64_t>, 8> shapes = {
+      {{rows, pivots, dim}, {rows, pivots, dim}, {rows, pivots}, {rows, pivots}, {rows, pivots},
+       {rows, buffer, dim}, {rows, buffer, dim}, {rows, buffer}}};
+  const c10::DeviceGuard guard(keys.device());
+  MergeArguments args{};
+  std::vector<at::Tensor> after;
+  for (size_t i = 0; i < 8; ++i) {
+    check_packed(state[i], "state", shapes[i], at::kFloat, keys);
+    after.push_back(at::empty(state[i].sizes(), state[i].options()));
+  }
+  const auto from = [&](int i) { return state[i].const_data_ptr<float>(); };
+  const auto to = [&](int i) { return after[i].mutable_data_ptr<float>(); };
+  args.before = {from(0), from(1), from(2), from(3), from(4), from(5), from(6), from(7)};
+  args.after = {to(0), to(1), to(2), to(3), to(4), to(5), to(6), to(7)};
+  check_packed(order, "order", {count}, at::kLong, keys);
+  check_packed(start, "start", {rows + 1}, at::kLong, keys);
+  check_packed(keys, "keys", {count, dim}, at::kFloat, keys);
+  check_packed(values, "values", {count, dim}, at::kFloat, keys);
+  check_packed(score, "score", {count}, at::kFloat, keys);
+  const at::Tensor score_left = at::empty(score.sizes(), score.options());
+  const at::Tensor counts = at::empty({rows, 5}, keys.options().dtype(at::kInt));
+  after.push_back(counts);
+  if (!rows) return after;
+  args.order = order.const_data_ptr<int64_t>();
+  args.start = start.const_data_ptr<int64_t>();
+  args.keys = keys.const_data_ptr<float>();
+  args.values = values.const_data_ptr<float>();
+  args.score = score.const_data_ptr<float>();
+  args.score_left = score_left.mutable_data_ptr<float>();
+  args.counts = counts.mutable_data_ptr<int32_t>();
+  args.rows = rows;
+  args.pivots = pivots;
+  args.buffer = buffer;
+  args.dim = dim;
+  args.threshold = threshold;
+  args.gate = gate;
+  args.heaviest = heaviest;
+  check_cuda(launch_voxel_merge(args, current_stream(keys)), "voxel_merge");
+  return after;
+}
+
 }  // namespace
 
 TORCH_LIBRARY(stac, library) {
@@ -122,11 +175,15 @@ TORCH_LIBRARY(stac, library) {
       "attend_forward(Tensor q, Tensor k, Tensor v, Tensor? bias, Tensor? before_out, Tensor? before_lse, "
       "bool last) -> (Tensor out, Tensor lse)");
   library.def("attend_mass(Tensor q, Tensor k, Tensor? bias, Tensor lse, float factor) -> Tensor");
+  library.def(
+      "voxel_merge(Tensor[] state, Tensor order, Tensor start, Tensor keys, Tensor values, Tensor score, "
+      "float threshold, float gate, float heaviest) -> Tensor[]");
 }
 
 TORCH_LIBRARY_IMPL(stac, CUDA, library) {
   library.impl("attend_forward", attend_forward);
   library.impl("attend_mass", attend_mass);
+  library.impl("voxel_merge", voxel_merge);
 }
 
 }  // namespace stac

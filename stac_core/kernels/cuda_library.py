@@ -18,6 +18,7 @@ def load() -> None:
     torch.ops.load_library(found.origin)
     torch.library.register_fake("stac::attend_forward", _fake_attend_forward)
     torch.library.register_fake("stac::attend_mass", _fake_attend_mass)
+    torch.library.register_fake("stac::voxel_merge", _fake_voxel_merge)
 
 
 def require(device_type: str) -> None:
@@ -44,3 +45,18 @@ def _fake_attend_forward(
 
 def _fake_attend_mass(q: Tensor, k: Tensor, bias: Tensor | None, lse: Tensor, factor: float) -> Tensor:
     return k.new_empty(k.shape[:2], dtype=torch.float32)
+
+
+def _fake_voxel_merge(
+    state: list[Tensor],
+    order: Tensor,
+    start: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    score: Tensor,
+    threshold: float,
+    gate: float,
+    heaviest: float,
+) -> list[Tensor]:
+    counts = keys.new_empty((state[0].shape[0], 5), dtype=torch.int32)
+    return [*(part.new_empty(part.shape) for part in state), counts]

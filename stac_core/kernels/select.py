@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from stac_core.kernels.attend import Attend
+from stac_core.kernels.voxel_merge import VoxelMerge
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ class Kernels:
     backend: str
     reason: str
     attend: Attend
+    voxel_merge: VoxelMerge
 
 
 def select_kernels(backend: str, device: torch.device | str) -> Kernels:
@@ -69,6 +71,7 @@ def _select_auto(device_type: str) -> Kernels:
 def _load(backend: str, device_type: str, reason: str) -> Kernels:
     """Import one backend; its module raises RuntimeError from `require` where it cannot run."""
     attend = importlib.import_module(f"stac_core.kernels.attend_{backend}")
+    voxel_merge = importlib.import_module(f"stac_core.kernels.voxel_merge_{backend}")
     if backend != "torch":
         attend.require(device_type)
-    return Kernels(backend, reason, attend.attend)
+    return Kernels(backend, reason, attend.attend, voxel_merge.voxel_merge)

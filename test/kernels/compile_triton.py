@@ -17,7 +17,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from stac_core.kernels import attend_triton
+from stac_core.kernels import attend_triton, voxel_merge_triton
 
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 CUOBJDUMP = Path(triton.__path__[0]) / "backends/nvidia/bin/cuobjdump"
@@ -25,7 +25,9 @@ CUOBJDUMP = Path(triton.__path__[0]) / "backends/nvidia/bin/cuobjdump"
 
 def compile_kernel(kernel, types: dict[str, str], constants: dict, tile, capability: int) -> dict:
     """`types` names pointers and floats; every other argument is an int32 known to divide by 16."""
-    signature, constexprs, attributes = {}, {}, {}
+    signature: dict[str, str] = {}
+    constexprs: dict[tuple[int], object] = {}
+    attributes: dict[tuple[int], list] = {}
     for i, name in enumerate(kernel.arg_names):
         if name in constants:
             signature[name], constexprs[(i,)] = "constexpr", constants[name]
@@ -74,7 +76,23 @@ def attend_variants(capability: int):
             yield compile_kernel(kernel, types, constants, tile, capability) | {"dim": dim, "dtype": token}
 
 
+def merge_variants(capability: int):
+    """The merge at the default capacities; floats everywhere but in the order and the counts."""
+    names = voxel_merge_triton._merge_kernel.arg_names
+    constants = {
+        "DIM": 64, "WIDTH": 64, "PIVOTS": 4, "PIVOT_WIDTH": 4, "BUFFER": 8, "BUFFER_WIDTH": 8, "BLOCK": 32,
+    }  # fmt: skip
+    types = dict.fromkeys([n for n in names if n not in constants], "*fp32")
+    types |= {"order": "*i64", "start": "*i64", "counts": "*i32"}
+    types |= {"threshold": "fp32", "gate": "fp32", "heaviest": "fp32"}
+    tile = attend_triton.Tile(0, 0, 1, 3)
+    yield compile_kernel(voxel_merge_triton._merge_kernel, types, constants, tile, capability) | {
+        "dtype": "*fp32"
+    }
+
+
 if __name__ == "__main__":
     for argument in sys.argv[1:]:
-        for variant in attend_variants(int(argument)):
-            print(json.dumps(variant), flush=True)
+        for variants in (attend_variants, merge_variants):
+            for variant in variants(int(argument)):
+                print(json.dumps(variant), flush=True)

@@ -1,4 +1,4 @@
-"""cuda_ext's attention kernels on the host: build once, call through ctypes."""
+"""cuda_ext's kernels on the host: build once, call through ctypes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 
 from stac_core.kernels.attend import Attended, Segment, check_attend, sample_queries
+from stac_core.kernels.voxel_merge import MergeCounts, MergeRules, RowState, RowTokens
+from stac_core.kernels.voxel_merge_rows import group_by_row
 
 REPOSITORY = Path(__file__).parents[2]
 SOURCES = Path(__file__).parent / "emulator"
@@ -24,6 +26,10 @@ def cuda_include() -> Path | None:
             if (include / "cuda_bf16.h").exists():
                 return include
     return None
+
+
+def can_build() -> bool:
+    return cuda_include() is not None and shutil.which("g++") is not None
 
 
 def build(name: str, folder: Path) -> ctypes.CDLL:
@@ -118,3 +124,40 @@ class EmulatedAttend:
 
 def tokens(x: torch.Tensor | None) -> Tokens:
     return Tokens(None, 0, 0) if x is None else Tokens(x.data_ptr(), x.stride(0), x.stride(1))
+
+
+class MergeArguments(ctypes.Structure):
+    _fields_ = [
+        *((f"{part}_{i}", ctypes.c_void_p) for part in ("before", "after") for i in range(8)),
+        *(
+            (n, ctypes.c_void_p)
+            for n in ("order", "start", "keys", "values", "score", "score_left", "counts")
+        ),
+        *((name, ctypes.c_int) for name in ("rows", "pivots", "buffer", "dim")),
+        *((name, ctypes.c_float) for name in ("threshold", "gate", "heaviest")),
+    ]
+
+
+class EmulatedMerge:
+    """The contract of `voxel_merge.py`, every lane of every warp a fiber of this process."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self.library = library
+        self.seed = 0
+        library.voxel_merge.restype = ctypes.c_char_p
+
+    def __call__(self, state: RowState, tokens: RowTokens, rules: MergeRules):
+        order, start = group_by_row(state, tokens)
+        after = RowState(*(torch.full_like(part, math.nan) for part in state))
+        score_left = torch.full_like(tokens.score, math.nan)
+        rows, pivots, dim = state.pivot_keys.shape
+        counts = torch.full((rows, 5), -(2**20), dtype=torch.int32)
+        tensors = (*state, *after, order, start, tokens.keys, tokens.values, tokens.score, score_left, counts)
+        arguments = MergeArguments(
+            *(x.data_ptr() for x in tensors), rows, pivots, state.buffer_score.shape[1], dim,
+            rules.threshold, rules.gate, rules.inertia or math.inf,
+        )  # fmt: skip
+        self.seed += 1
+        error = self.library.voxel_merge(ctypes.byref(arguments), self.seed)
+        assert error is None, error.decode()
+        return after, MergeCounts(*counts.sum(0).tolist())

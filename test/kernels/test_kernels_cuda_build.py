@@ -65,6 +65,10 @@ import sys; sys.path[:0] = sys.argv[1:]
 import torch
 from stac_core.kernels import attend_torch, cuda_library
 from stac_core.kernels.attend import Segment
+from stac_core.kernels.voxel_merge import MergeRules, RowState, RowTokens
+from stac_core.kernels.voxel_merge_rows import group_by_row
+from stac_core.kernels.voxel_merge_torch import voxel_merge
+from kernels.merge_cases import empty_state, random_tokens
 cuda_library.load()
 
 # The library has kernels for CUDA only; the reference stands in on the CPU so that schema and fake
@@ -78,7 +82,15 @@ def forward(q, k, v, bias, before_out, before_lse, last):
 def mass(q, k, bias, lse, factor):
     return attend_torch._segment_mass(q, Segment(k, k, bias), lse) * factor
 
+def merge(state, order, start, keys, values, score, threshold, gate, heaviest):
+    row = torch.empty_like(order)
+    row[order] = torch.arange(len(start) - 1).repeat_interleave(start.diff())
+    rules = MergeRules(threshold, gate, 0.0)
+    after, _ = voxel_merge(RowState(*state), RowTokens(row, keys, values, score), rules)
+    return [*after, torch.zeros(len(start) - 1, 5, dtype=torch.int32)]
+
 torch.library.impl("stac::attend_forward", "CPU", forward)
+torch.library.impl("stac::voxel_merge", "CPU", merge)
 torch.library.impl("stac::attend_mass", "CPU", mass)
 q, k, v = (torch.randn(2, n, 16, dtype=torch.bfloat16) for n in (5, 9, 9))
 bias = torch.randn(2, 9)
@@ -89,6 +101,11 @@ for args in [(q, k, v, None, None, None, True), (q, k, v, bias, out, lse, True),
     torch.library.opcheck(ops.attend_forward, args)
 for args in [(q, k, bias, lse, 1.0), (q[:, ::2], k, None, lse[:, ::2], 2.5)]:
     torch.library.opcheck(ops.attend_mass, args)
+state, tokens = empty_state(6, 4, 8, 16), random_tokens(6, 70, 16, seed=1)
+order, start = group_by_row(state, tokens)
+torch.library.opcheck(
+    ops.voxel_merge, (list(state), order, start, *tokens[1:], 0.8, 0.2, float("inf"))
+)
 print("clean")
 """
 
@@ -97,7 +114,9 @@ print("clean")
 @pytest.mark.slow
 def test_installs_loads_and_passes_opcheck(installed):
     done = subprocess.run(
-        [sys.executable, "-c", OPCHECK, str(installed), str(REPOSITORY)], capture_output=True, text=True
+        [sys.executable, "-c", OPCHECK, installed, REPOSITORY, REPOSITORY / "test"],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0 and done.stdout.strip() == "clean", done.stdout + done.stderr[-3000:]
 

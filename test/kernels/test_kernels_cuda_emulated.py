@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-import shutil
 
 import pytest
 import torch
-from kernels.emulated import EmulatedAttend, build, cuda_include
+from kernels.emulated import EmulatedAttend, build, can_build
 
 from stac_core.kernels.attend import Segment
 from stac_core.kernels.judge import judge_attend
 
-pytestmark = pytest.mark.skipif(
-    cuda_include() is None or shutil.which("g++") is None, reason="needs g++ and CUDA's headers"
-)
+pytestmark = pytest.mark.skipif(not can_build(), reason="needs g++ and CUDA's headers")
 
 
 @pytest.fixture(scope="module")

@@ -269,12 +269,20 @@ void wait_for_copies() {
   emulator::finish_copies(PENDING);
 }
 
-inline float shuffle_xor(float value, int mask) {
+inline void synchronize_warp() { emulator::exchange({}); }
+
+template <typename Number>
+Number shuffle_from(Number value, int lane) {
+  static_assert(sizeof(Number) == 4, "one register per lane");
   emulator::Slot mine{};
   std::memcpy(&mine.value, &value, 4);
-  const emulator::Slot* warp = emulator::exchange(mine);
-  std::memcpy(&value, &warp[(threadIdx.x % 32) ^ mask].value, 4);
+  std::memcpy(&value, &emulator::exchange(mine)[lane].value, 4);
   return value;
+}
+
+template <typename Number>
+Number shuffle_xor(Number value, int mask) {
+  return shuffle_from(value, (threadIdx.x % 32) ^ mask);
 }
 
 inline float exp2_fast(float x) { return std::exp2(x); }

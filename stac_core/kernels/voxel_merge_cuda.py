@@ -1,0 +1,23 @@
+"""Merging evicted tokens into voxel rows by the kernel of `cuda_ext/`: one warp per row."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from stac_core.kernels.cuda_library import require
+from stac_core.kernels.voxel_merge import MergeCounts, MergeRules, RowState, RowTokens
+from stac_core.kernels.voxel_merge_rows import group_by_row
+
+__all__ = ["require", "voxel_merge"]
+
+
+def voxel_merge(state: RowState, tokens: RowTokens, rules: MergeRules) -> tuple[RowState, MergeCounts]:
+    """The contract of `voxel_merge.py`, for up to 32 pivots per row and heads up to 128 wide."""
+    order, start = group_by_row(state, tokens)
+    *after, counts = torch.ops.stac.voxel_merge(
+        list(state), order, start, tokens.keys, tokens.values, tokens.score,
+        rules.threshold, rules.gate, rules.inertia or math.inf,
+    )  # fmt: skip
+    return RowState(*after), MergeCounts(*counts.sum(0).tolist())

@@ -1,0 +1,21 @@
+// The voxel merge of cuda_ext as a host library for ctypes; returns null or an error text.
+#include "emulator.h"
+
+#include "voxel_merge.cuh"
+
+extern "C" const char* voxel_merge(const stac::MergeArguments* args, int seed) {
+  static std::string message;
+  const Index grid{unsigned((args->rows + stac::MERGE_WARPS - 1) / stac::MERGE_WARPS), 1, 1};
+  const int threads = stac::MERGE_WARPS * 32, bytes = stac::merge_shared_bytes(args->pivots, args->dim);
+  try {
+    emulator::run_grid(grid, threads, bytes, seed, [&] {
+      if (args->dim <= 32) return stac::voxel_merge_kernel<1>(*args);
+      if (args->dim <= 64) return stac::voxel_merge_kernel<2>(*args);
+      stac::voxel_merge_kernel<stac::MOST_CHANNELS>(*args);
+    });
+    return nullptr;
+  } catch (const std::exception& error) {
+    message = error.what();
+    return message.c_str();
+  }
+}

@@ -1,0 +1,45 @@
+"""Random merges whose decisions do not hang on rounding."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from stac_core.kernels.voxel_merge import MergeRules, RowState, RowTokens
+
+RULES = MergeRules(threshold=0.8, gate=0.2)
+MARGIN = 1e-3  # of a cosine to the threshold, or between two cosines
+
+
+def empty_state(rows: int, pivots: int, buffer: int, dim: int) -> RowState:
+    return RowState(
+        *torch.zeros(2, rows, pivots, dim),
+        *torch.zeros(3, rows, pivots),
+        *torch.zeros(2, rows, buffer, dim),
+        torch.full((rows, buffer), -torch.inf),
+    )
+
+
+def random_tokens(rows: int, count: int, dim: int, seed: int) -> RowTokens:
+    """Tokens scattered around a few directions per row; row 0 gets none, row 1 a fifth of all."""
+    g = torch.Generator().manual_seed(seed)
+    row = torch.randint(1, rows, (count,), generator=g)
+    row[: count // 5] = 1
+    directions = torch.randn(rows, 3, dim, generator=torch.Generator().manual_seed(7))
+    pick = torch.randint(0, 3, (count,), generator=g)
+    noise = torch.randn(count, dim, generator=g) * torch.rand(count, 1, generator=g)
+    keys = (directions[row, pick] + noise) * (0.5 + torch.rand(count, 1, generator=g))
+    score = torch.rand(count, generator=g) ** 2
+    return RowTokens(row, keys, torch.randn(count, dim, generator=g), score)
+
+
+def decisive(state: RowState, tokens: RowTokens, rules: MergeRules = RULES) -> RowTokens:
+    """Without the tokens whose pivot another rounding might choose differently."""
+    unit = F.normalize(state.pivot_keys, dim=-1)[tokens.row]
+    cosine = (unit @ F.normalize(tokens.keys, dim=-1)[..., None])[..., 0]
+    cosine = cosine.masked_fill(state.members[tokens.row] == 0, -2)
+    two = cosine.topk(2).values
+    clear = ((two[:, 0] - rules.threshold).abs() > MARGIN) & (
+        (two[:, 0] - two[:, 1] > MARGIN) | (two[:, 0] < 0)
+    )
+    return RowTokens(*(part[clear] for part in tokens))

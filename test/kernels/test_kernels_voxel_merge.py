@@ -1,0 +1,103 @@
+"""The compiled voxel merges decide like the reference and agree with it in every number."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from kernels.emulated import EmulatedMerge, build, can_build
+from kernels.merge_cases import RULES, decisive, empty_state, random_tokens
+
+from stac_core.kernels import voxel_merge_triton
+from stac_core.kernels.voxel_merge import MergeRules, RowTokens
+from stac_core.kernels.voxel_merge_torch import voxel_merge as reference
+
+
+@pytest.fixture(scope="module")
+def emulated(tmp_path_factory):
+    """The CUDA kernel, thread by thread on the host."""
+    if not can_build():
+        pytest.skip("needs g++ and CUDA's headers")
+    return EmulatedMerge(build("voxel_merge_emulated", tmp_path_factory.mktemp("emulator")))
+
+
+@pytest.fixture(params=["triton", "emulated"])
+def backend(request):
+    if request.param == "emulated":
+        return request.getfixturevalue("emulated")
+    return voxel_merge_triton.voxel_merge
+
+
+def assert_same(got, expected):
+    assert torch.equal(got.members, expected.members)
+    assert torch.equal(got.buffer_score, expected.buffer_score)
+    for name, mine, theirs in zip(got._fields, got, expected, strict=True):
+        present = (
+            expected.members > 0 if mine.shape[1] == got.members.shape[1] else got.buffer_score.isfinite()
+        )
+        torch.testing.assert_close(
+            mine[present], theirs[present], atol=1e-5, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+@pytest.mark.parametrize(
+    "pivots, buffer, dim, rules, calls, count",
+    [
+        pytest.param(4, 8, 64, RULES, 4, 90, marks=pytest.mark.slow),
+        (3, 4, 20, MergeRules(0.7, 0.5), 3, 40),
+        (2, 2, 16, MergeRules(0.8, 0.0, inertia=5.0), 2, 30),
+    ],
+)
+def test_a_series_of_calls_agrees_with_the_reference(backend, pivots, buffer, dim, rules, calls, count):
+    state = empty_state(6, pivots, buffer, dim)
+    seen = torch.zeros(5, dtype=torch.int64)
+    for call in range(calls):
+        tokens = decisive(state, random_tokens(6, count, dim, seed=call), rules)
+        before = [part.clone() for part in state]
+        got, got_counts = backend(state, tokens, rules)
+        expected, counts = reference(state, tokens, rules)
+        assert got_counts == counts
+        assert_same(got, expected)
+        assert all(torch.equal(a, b) for a, b in zip(before, state, strict=True))
+        state = expected
+        seen += torch.tensor(counts)
+    assert (seen[[0, 1, 3, 4]] > 0).all() and (seen[2] > 0 or rules.gate == 0)  # everything happened
+
+
+def test_equal_scores_keep_the_older_token_first(backend):
+    state = empty_state(1, 4, 8, 16)
+    g = torch.Generator().manual_seed(3)
+    keys, values = torch.randn(2, 11, 16, generator=g)
+    tokens = RowTokens(torch.zeros(11, dtype=torch.int64), keys, values, torch.ones(11))
+    state, _ = backend(state, tokens, RULES)
+    assert torch.equal(state.buffer_keys[0, :3], keys[8:])
+    torch.testing.assert_close(state.members[0], torch.tensor([8.0, 0, 0, 0]))
+
+
+def test_nothing_to_merge_changes_nothing(backend):
+    state, _ = reference(empty_state(6, 4, 8, 16), random_tokens(6, 200, 16, seed=1), RULES)
+    none = random_tokens(6, 0, 16, seed=1)
+    after, counts = backend(state, none, RULES)
+    assert tuple(counts) == (0, 0, 0, 0, 0)
+    assert_same(after, state)
+
+
+@pytest.mark.parametrize(
+    "part, value, words",
+    [
+        ("keys", torch.zeros(7, 17), r"tokens.keys: expected shape \[7, 16\], got \[7, 17\]"),
+        ("score", torch.zeros(7).double(), "tokens.score: expected torch.float32, got torch.float64"),
+        ("values", torch.zeros(16, 7).mT, "tokens.values: must be contiguous, got strides"),
+        ("row", torch.zeros(7), "tokens.row: expected torch.int64, got torch.float32"),
+        ("score", torch.zeros(7, device="meta"), "tokens.score: is on meta"),
+    ],
+)
+def test_bad_tokens_are_named(backend, part, value, words):
+    tokens = random_tokens(6, 7, 16, seed=1)._replace(**{part: value})
+    with pytest.raises(ValueError, match=words):
+        backend(empty_state(6, 4, 8, 16), tokens, RULES)
+
+
+def test_bad_state_is_named(backend):
+    state = empty_state(6, 4, 8, 16)
+    with pytest.raises(ValueError, match=r"state.weight: expected shape \[6, 4\], got \[6, 3\]"):
+        backend(state._replace(weight=torch.zeros(6, 3)), random_tokens(6, 7, 16, seed=1), RULES)
