@@ -1,0 +1,216 @@
+"""Command `stac-reconstruct`: an image folder or a video → point cloud, trajectory, depth maps, picture.
+
+Frames are read, mapped and written one chunk at a time; only the thinned cloud and the poses stay.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from stac_core.checkpoint import load_network
+from stac_core.config import MODES, Config
+from stac_core.evaluation.datasets import Frame, Sequence, open_sequence
+from stac_core.evaluation.flags import add_config_flags, configure, given_flags
+from stac_core.evaluation.plots import cloud_from_above
+from stac_core.evaluation.trajectory import Trajectory, write_tum
+from stac_core.evaluation.visualise import save_figure, write_ply
+from stac_core.geometry import VALID_DEPTH, unproject_depth
+from stac_core.prediction import Prediction
+from stac_core.session import SessionStats, StreamSession
+
+DEPTH_PNG_UNITS = 1000  # per unit of the prediction, as RGB-D data sets store millimetres
+POINTS_PER_FRAME = 20_000
+CELL = 0.01  # of the thinned cloud, in median depths of the first frame
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    given = _parser().parse_args(arguments)
+    try:
+        config = configure(given_flags(given))
+        _check(given, config)
+        reconstruct(given, config)
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"stac-reconstruct: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def reconstruct(given: argparse.Namespace, config: Config) -> None:
+    """Map one source and write everything to the output folder."""
+    sequence = open_sequence(given.scene_dir)
+    loaded = load_network(config.model)
+    session = StreamSession(loaded.network, config)
+    if given.resume:
+        session.load(given.resume)
+    output = Path(given.output_dir)
+    (output / "depth").mkdir(parents=True, exist_ok=True)
+    print(f"{sequence.name}: {loaded.weights}; cache {config.cache.mode}")
+    result = Reconstruction(output, given.conf_percent)
+    with tqdm(
+        total=len(range(0, len(sequence), given.kf_every)), unit="frame", disable=given.quiet
+    ) as progress:
+        for frames in _chunks(sequence, given.kf_every, config):
+            result.add(frames, session.step([frame.image for frame in frames]).to_host(), session)
+            progress.update(len(frames))
+            progress.set_postfix_str(f"cache {session.stats().cache.bytes / 2**20:.1f} MiB")
+    if given.save_stream:
+        session.save(given.save_stream)
+    result.write(
+        session.stats(), {"source": sequence.name, "weights": loaded.weights, "given": given_flags(given)}
+    )
+
+
+class Reconstruction:
+    """What a run leaves behind."""
+
+    def __init__(self, output: Path, conf_percent: float) -> None:
+        """conf_percent: share of each frame's points that is left out for low confidence."""
+        self._output, self._conf_percent = output, conf_percent
+        self._stamps: list[int] = []
+        self._poses: list[NDArray[np.float64]] = []
+        self._cloud = ThinnedCloud()
+
+    def add(self, frames: list[Frame], prediction: Prediction, session: StreamSession) -> None:
+        """Take one chunk in; depth maps, in the size of the images, go to files at once."""
+        geometry = session.geometry
+        if geometry is None:
+            raise RuntimeError("a session that has stepped knows the geometry of its images")
+        depth = geometry.to_camera(prediction.depth)
+        confidence = geometry.to_camera(prediction.depth_confidence)
+        intrinsics = geometry.camera_intrinsics(prediction.intrinsics)
+        points = unproject_depth(depth, intrinsics, prediction.world_from_camera)
+        for i, frame in enumerate(frames):
+            _write_depth(self._output / "depth" / f"{len(self._poses):06d}.png", depth[i])
+            self._stamps.append(frame.stamp_ns)
+            self._poses.append(prediction.world_from_camera[i].double().numpy())
+            chosen = _certain(depth[i], confidence[i], self._conf_percent)
+            self._cloud.cell = self._cloud.cell or CELL * max(float(depth[i].nanmedian()), VALID_DEPTH)
+            self._cloud.add(points[i].reshape(-1, 3)[chosen].numpy(), frame.image.reshape(-1, 3)[chosen])
+
+    def write(self, stats: SessionStats, about: dict[str, object]) -> None:
+        """cloud.ply, trajectory.tum, report.png and stats.json, each whole or not at all."""
+        points, colours = self._cloud.points()
+        path = Trajectory(np.array(self._stamps, np.int64), np.stack(self._poses))
+        write_ply(self._output / "cloud.ply", points, colours)
+        write_tum(self._output / "trajectory.tum", path)
+        if len(points):
+            figure = cloud_from_above(points, colours / 255.0, path, f"{len(path)} frames, from above")
+            save_figure(self._output / "report.png", figure)
+        numbers = {**about, "depth_png_units": DEPTH_PNG_UNITS, "frames": len(path), "points": len(points)}
+        _write(
+            self._output / "stats.json", json.dumps({**numbers, "stats": asdict(stats)}, indent=1).encode()
+        )
+        print(f"{len(path)} frames, {len(points)} points, cache {stats.cache.bytes} bytes → {self._output}")
+
+
+class ThinnedCloud:
+    """Coloured points, the first of every cell."""
+
+    def __init__(self) -> None:
+        self.cell = 0.0  # edge, in units of the prediction; 0 = not known yet
+        self._known = np.empty(0, np.int64)  # sorted keys of the cells that have a point
+        self._parts: list[tuple[NDArray[np.float32], NDArray[np.uint8]]] = []
+
+    def add(self, points: NDArray[np.float32], colours: NDArray[np.uint8]) -> None:
+        """Points [N, 3] and RGB [N, 3]."""
+        if not len(points):
+            return
+        i, j, k = (
+            np.floor(points / self.cell).astype(np.int64).clip(-(1 << 20), (1 << 20) - 1) + (1 << 20)
+        ).T
+        keys, first = np.unique(i | j << 21 | k << 42, return_index=True)
+        new = ~np.isin(keys, self._known, assume_unique=True)
+        self._parts.append((points[first[new]], colours[first[new]]))
+        self._known = np.union1d(self._known, keys)
+
+    def points(self) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """Everything so far."""
+        empty = (np.empty((0, 3), np.float32), np.empty((0, 3), np.uint8))
+        points, colours = zip(empty, *self._parts, strict=True)
+        return np.concatenate(points), np.concatenate(colours)
+
+
+def _chunks(sequence: Sequence, every: int, config: Config) -> Iterator[list[Frame]]:
+    """Frames in the size of a pass; an offline mode takes them all at once."""
+    chosen = range(0, len(sequence), every)
+    size = len(chosen) if MODES[config.cache.mode].offline else config.cache.chunk_size
+    for start in range(0, len(chosen), size):
+        yield [sequence.frame(index) for index in chosen[start : start + size]]
+
+
+def _certain(depth: Tensor, confidence: Tensor, conf_percent: float) -> NDArray[np.int64]:
+    """Pixels of one frame worth a point: valid, confident, and not too many."""
+    valid = (depth > VALID_DEPTH) & depth.isfinite()
+    if not bool(valid.any()):
+        return np.empty(0, np.int64)
+    least = np.percentile(confidence[valid].numpy(), conf_percent)
+    chosen = (valid & (confidence >= least)).flatten().nonzero()[:, 0].numpy()
+    return chosen[:: max(1, len(chosen) // POINTS_PER_FRAME)]
+
+
+def _write_depth(path: Path, depth: Tensor) -> None:
+    """16-bit PNG, 0 = no depth."""
+    units = (depth.nan_to_num(0, 0, 0) * DEPTH_PNG_UNITS).round().clamp(0, 2**16 - 1)
+    encoded, data = cv2.imencode(".png", units.to(torch.int32).numpy().astype(np.uint16))
+    if not encoded:
+        raise OSError(f"{path}: the depth map could not be encoded")
+    _write(path, data.tobytes())
+
+
+def _write(path: Path, data: bytes) -> None:
+    partial = path.with_name(path.name + ".part")
+    partial.write_bytes(data)
+    os.replace(partial, path)
+
+
+def _check(given: argparse.Namespace, config: Config) -> None:
+    """Refuse what contradicts itself before any work is done."""
+    if given.kf_every < 1:
+        raise ValueError(f"--kf_every {given.kf_every}: below the minimum; nearest value that works: 1")
+    if not 0 <= given.conf_percent < 100:
+        raise ValueError(f"--conf_percent {given.conf_percent}: must lie in [0, 100); 50 is the default")
+    offline = MODES[config.cache.mode].offline
+    if given.streaming and offline:
+        raise ValueError(
+            f"--streaming: mode {config.cache.mode!r} sees the whole sequence; choose a streaming mode"
+        )
+    if offline and (given.save_stream or given.resume):
+        raise ValueError(
+            f"--save_stream, --resume: mode {config.cache.mode!r} remembers nothing; choose another"
+        )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("stac-reconstruct", description=__doc__)
+    parser.add_argument("--scene_dir", required=True, help="image folder, video, or any supported data set")
+    parser.add_argument("--output_dir", required=True, help="folder for the results, made where missing")
+    parser.add_argument("--kf_every", type=int, default=1, help="use every n-th frame")
+    parser.add_argument("--streaming", action="store_true", help="insist on a mode that sees no future")
+    parser.add_argument(
+        "--conf_percent", type=float, default=50.0, help="least confident points left out, in percent"
+    )
+    parser.add_argument("--save_stream", default="", help="write the stream's memory to this file at the end")
+    parser.add_argument("--resume", default="", help="go on with the stream saved in this file")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_config_flags(parser)
+    for other_name, setting in (("--pinned", "cache.pinned_frames"), ("--voxel_backend", "kernels.backend")):
+        parser.add_argument(other_name, dest=setting, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""The command on real files: images and video in, cloud, path, depth maps and a picture out."""
+
+from __future__ import annotations
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+from tiny import synthetic_frames
+
+from stac_core.evaluation.trajectory import read_tum
+from stac_core.reconstruct import ThinnedCloud, main
+
+SMALL = ["--quiet", "--size", "70", "--mode", "stac", "--voxel_conf", "0.5", "-win", "2", "-ck", "2", "-hh", "1"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scene")
+    for i, image in enumerate(synthetic_frames(9, 48, 64)):
+        cv2.imwrite(str(folder / f"{i}.png"), image[..., ::-1])
+    return folder
+
+
+def run(source, output, *flags) -> int:
+    return main(["--scene_dir", str(source), "--output_dir", str(output), *SMALL, *flags])
+
+
+def test_a_folder_becomes_a_cloud_a_path_depth_maps_and_a_picture(folder, tmp_path):
+    assert run(folder, tmp_path) == 0
+    assert len(read_tum(tmp_path / "trajectory.tum")) == 9
+    depth = cv2.imread(str(tmp_path / "depth" / "000008.png"), cv2.IMREAD_UNCHANGED)
+    assert depth.shape == (48, 64) and depth.dtype == np.uint16
+    stats = json.loads((tmp_path / "stats.json").read_text())
+    assert stats["frames"] == 9 and stats["stats"]["cache"]["frames_seen"] == 9
+    header = (tmp_path / "cloud.ply").read_bytes()[:200].decode("latin1")
+    assert f"element vertex {stats['points']}" in header and stats["points"] > 100
+    assert cv2.imread(str(tmp_path / "report.png")).std() > 0
+    assert not list(tmp_path.rglob("*.part*"))
+
+
+def test_a_resumed_stream_continues_the_path(folder, tmp_path):
+    first, second, whole = (tmp_path / name for name in ("first", "second", "whole"))
+    for start, stop, name in ((0, 4, "a"), (4, 9, "b")):
+        (tmp_path / name).mkdir()
+        for i in range(start, stop):
+            (tmp_path / name / f"{i}.png").write_bytes((folder / f"{i}.png").read_bytes())
+    stream = str(tmp_path / "stream.safetensors")
+    assert run(tmp_path / "a", first, "--save_stream", stream) == 0
+    assert run(tmp_path / "b", second, "--resume", stream) == 0
+    assert run(folder, whole) == 0
+    poses = [read_tum(p / "trajectory.tum").world_from_camera for p in (first, second, whole)]
+    assert np.array_equal(np.concatenate(poses[:2]), poses[2])
+
+
+def test_a_video_and_every_second_frame(folder, tmp_path):
+    video = cv2.VideoWriter(str(tmp_path / "v.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
+    for image in synthetic_frames(7, 48, 64):
+        video.write(image)
+    video.release()
+    assert run(tmp_path / "v.avi", tmp_path / "out", "--kf_every", "2", "--pinned", "2", "--streaming") == 0
+    assert len(read_tum(tmp_path / "out" / "trajectory.tum")) == 4
+
+
+def test_offline_modes_take_everything_at_once(folder, tmp_path):
+    assert run(folder, tmp_path, "--mode", "full") == 0
+    assert len(read_tum(tmp_path / "trajectory.tum")) == 9
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--mode", "full", "--streaming"], "choose a streaming mode"),
+        (["--mode", "full", "--save_stream", "x"], "remembers nothing"),
+        (["--kf_every", "0"], "nearest value that works: 1"),
+        (["--voxel_size", "-1"], "voxel_size"),
+        (["--resume", "missing.safetensors"], "no such file"),
+        (["--resume", __file__], "damaged or no safetensors file"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_line(folder, tmp_path, capsys, flags, message):
+    assert run(folder, tmp_path / "out", *flags) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("stac-reconstruct:") and message in lines[-1]
+
+
+def test_a_stream_of_other_settings_is_refused(folder, tmp_path, capsys):
+    stream = str(tmp_path / "stream.safetensors")
+    assert run(folder, tmp_path / "a", "--save_stream", stream) == 0
+    assert run(folder, tmp_path / "b", "--resume", stream, "-hh", "2") == 1
+    assert "cache.hh_size = 1 (here 2)" in capsys.readouterr().err
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes((tmp_path / "stream.safetensors").read_bytes()[:5000])
+    assert run(folder, tmp_path / "c", "--resume", str(cut)) == 1
+    assert "damaged" in capsys.readouterr().err
+
+
+def test_the_cloud_keeps_one_point_per_cell():
+    cloud = ThinnedCloud()
+    cloud.cell = 1.0
+    points = np.array([[0.1, 0, 0], [0.2, 0, 0], [1.5, 0, 0]], np.float32)
+    colours = np.array([[1, 0, 0], [2, 0, 0], [3, 0, 0]], np.uint8)
+    cloud.add(points, colours)
+    cloud.add(points + 0.1, colours + 10)
+    cloud.add(np.empty((0, 3), np.float32), np.empty((0, 3), np.uint8))
+    kept, colour = cloud.points()
+    assert kept[:, 0].tolist() == pytest.approx([0.1, 1.5]) and colour[:, 0].tolist() == [1, 3]
