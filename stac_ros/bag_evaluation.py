@@ -100,9 +100,11 @@ def main() -> int:
     arguments = _parse()
     environment = {**private_ros_environment(), **profile_environment(complete({}))}
     os.environ.update(environment)
-    partial = arguments.recording.with_name(arguments.recording.name + ".part")
-    shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed
-    partial.parent.mkdir(parents=True, exist_ok=True)
+    partial = (
+        arguments.recording.parent / ".part" / arguments.recording.name
+    )  # the file inside bears its name
+    shutil.rmtree(partial.parent, ignore_errors=True)  # left by a run that was killed
+    partial.parent.mkdir(parents=True)
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     recorder = Recorder(partial)
     executor = SingleThreadedExecutor()
@@ -158,6 +160,7 @@ def _put_in_place(partial: Path, recording: Path) -> None:
     if (recording / "metadata.yaml").is_file():
         shutil.rmtree(recording)
     os.replace(partial, recording)
+    partial.parent.rmdir()
 
 
 def _parse() -> argparse.Namespace:

@@ -85,17 +85,16 @@ def _run_one(
         "model_name": arguments.model_name or overrides.get("model.name", "embedded"),
         "settings": " ".join([describe(overrides), *arguments.node_params]),
         "measured": f"pose={arguments.align} depth={arguments.depth_align} rate={arguments.rate:g}",
-        "weights": "",
     }
-    if table.has(key):
+    if table.has(key, unknown="weights"):
         logger.info("%s [%s]: already in %s", sequence.name, key["settings"], table.folder)
         return 0
     folder = arguments.output_dir / _folder_name(sequence.name, key["settings"])
     recording = arguments.result or folder / "result"
     failed = 0 if arguments.result else _replay(arguments, sequence.topic, overrides, recording)
-    report = make_report(
-        sequence, BagResult(recording), arguments.align, arguments.depth_align, ReconOptions()
-    )
+    result = BagResult(recording)
+    report = make_report(sequence, result, arguments.align, arguments.depth_align, ReconOptions())
+    key["weights"] = result.diagnostics().texts.get("inference: weights", "")
     row = {**key, "mode": mode_name(configure(overrides)), **report.row()}
     write_report(folder, arguments.bag, row, report)
     problems = _problems(report, arguments.truth) + ["the replay did not end well"] * bool(failed)
@@ -125,7 +124,7 @@ def _node_parameters(overrides: Overrides) -> list[str]:
 
 def write_report(folder: Path, source: Path, row: Row, report: BagReport) -> None:
     """`report.html` for people and `report.json` for programs."""
-    facts = {"bag": source.name, "settings": row["settings"], "measured": row["measured"]}
+    facts = {"bag": source.name, **{name: row[name] for name in ("settings", "measured", "weights")}}
     plain = {**facts, **report.figures, "not judged": report.untold | report.failed}
     write_whole(folder / "report.json", json.dumps(plain, indent=2))
     write_whole(folder / "report.html", to_html(f"{source.name}: {row['settings']}", facts, report))

@@ -108,14 +108,19 @@ def _latency(result: BagResult) -> dict[str, float]:
 
 
 def _memory(result: BagResult) -> dict[str, float]:
-    """Last and largest of every diagnostics value that speaks of memory or voxels."""
-    series = result.diagnostics().matching(*_MEMORY_WORDS)
+    """Largest of every diagnostics value that speaks of memory, and of what tables call the cache."""
+    diagnostics = result.diagnostics()
+    series = diagnostics.matching("bytes", "tokens", "voxels", "slots", "points")
     if not series:
-        raise ValueError("no diagnostics about memory were recorded")
-    return {f"{name} (max)": max(values) for name, (_, values) in series.items()}
+        raise NoTruth("no diagnostics about memory were recorded")
+    largest = {f"{name} (max)": max(values) for name, (_, values) in series.items()}
+    parts = [diagnostics.numbers[name] for name in _CACHE_PARTS if name in diagnostics.numbers]
+    if parts:
+        largest["cache_mib_max"] = max(map(sum, zip(*parts, strict=False))) / plots.MIB
+    return largest
 
 
-_MEMORY_WORDS = ("byte", "mib", "memory", "token", "voxel", "map size", "slots")
+_CACHE_PARTS = ("memory: cache.live_bytes", "memory: cache.voxel_bytes")
 
 
 def _paired(sequence: BagSequence, result: BagResult) -> tuple[Trajectory, Trajectory]:
@@ -200,9 +205,7 @@ def _draw_all(report: BagReport, sequence: BagSequence, result: BagResult, align
     else:
         report.draw("Camera path", plots.path_plot({"node": result.trajectory}, "Camera path", "map units"))
     report.draw("Latency", _latency_plot(result))
-    for title, words in _PLOTTED.items():
-        series = result.diagnostics().matching(*words)
-        report.draw(title, plots.line_plot(series, "s", "", title) if series else None)
+    _draw_diagnostics(report, result)
     report.draw("Depth", _depth_pictures(report, sequence, result))
     cloud = result.map_cloud()
     if cloud is not None and len(cloud.points):
@@ -212,11 +215,18 @@ def _draw_all(report: BagReport, sequence: BagSequence, result: BagResult, align
         )
 
 
-_PLOTTED = {
-    "Memory": ("byte", "mib", "memory"),
-    "Tokens and voxels": ("token", "voxel", "slots"),
-    "Size of the map": ("map size", "map points"),
-}
+def _draw_diagnostics(report: BagReport, result: BagResult) -> None:
+    diagnostics = result.diagnostics()
+    in_mib = {
+        name: (seconds, [value / plots.MIB for value in values])
+        for name, (seconds, values) in diagnostics.matching("bytes").items()
+    }
+    for title, series, unit in (
+        ("Memory", in_mib, "MiB"),
+        ("Tokens and voxels", diagnostics.matching("tokens", "voxels", "slots"), ""),
+        ("Time of a step", diagnostics.matching("_ms", "[ms]"), "ms"),
+    ):
+        report.draw(title, plots.line_plot(series, "s", unit, title) if series else None)
 
 
 def _latency_plot(result: BagResult) -> Figure | None:

@@ -18,7 +18,7 @@ _POSE_TYPES = {
     "nav_msgs/msg/Odometry": "/odom",
     "geometry_msgs/msg/PoseWithCovarianceStamped": "/pose",
 }
-_NUMBER = re.compile(r"\s*([-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)")
+_NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
 
 
 @dataclass(frozen=True)
@@ -29,19 +29,20 @@ class Cloud:
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """Every numeric diagnostics value over time."""
+    """What the node said about itself; values are named "status: key"."""
 
-    seconds: dict[str, list[float]]  # since the first recorded message
-    values: dict[str, list[float]]
+    seconds: dict[str, list[float]]  # of numbers, since the first recorded message
+    numbers: dict[str, list[float]]
+    texts: dict[str, str]  # the last of every value
 
     def matching(self, *words: str) -> dict[str, tuple[list[float], list[float]]]:
-        """Series whose name contains one of the words."""
-        chosen = [key for key in self.values if any(word in key.lower() for word in words)]
-        return {key: (self.seconds[key], self.values[key]) for key in chosen}
+        """Series whose name contains one of the words and that are not zero throughout."""
+        chosen = [name for name, values in self.numbers.items() if any(values) and _has(name, words)]
+        return {name: (self.seconds[name], self.numbers[name]) for name in chosen}
 
-    def last(self, name: str) -> float | None:
-        values = next((v for key, v in self.values.items() if key.lower().replace(" ", "_") == name), None)
-        return values[-1] if values else None
+
+def _has(name: str, words: tuple[str, ...]) -> bool:
+    return any(word in name.partition(": ")[2].lower() for word in words)
 
 
 class BagResult:
@@ -93,16 +94,17 @@ class BagResult:
         }
 
     def diagnostics(self) -> Diagnostics:
-        found = Diagnostics({}, {})
+        found = Diagnostics({}, {}, {})
         start: int | None = None
         for item in self._bag.messages(*self._bag.topics("diagnostic_msgs/msg/DiagnosticArray")):
             start = item.recorded_ns if start is None else start
             for status in item.message.status:
                 for pair in status.values:
-                    number = _NUMBER.match(pair.value)
-                    if number:
-                        found.seconds.setdefault(pair.key, []).append((item.recorded_ns - start) / 1e9)
-                        found.values.setdefault(pair.key, []).append(float(number[1]))
+                    name = f"{status.name.rpartition(': ')[2]}: {pair.key}"
+                    found.texts[name] = pair.value
+                    if _NUMBER.fullmatch(pair.value):
+                        found.seconds.setdefault(name, []).append((item.recorded_ns - start) / 1e9)
+                        found.numbers.setdefault(name, []).append(float(pair.value))
         return found
 
 

@@ -36,9 +36,10 @@ class ResultTable:
         self.folder = folder
         self.rows = read_rows(folder / "rows.jsonl")
 
-    def has(self, key: Row) -> bool:
-        """Whether a row with these KEY columns is already there."""
-        return any(all(row.get(name) == key.get(name) for name in KEY) for row in self.rows)
+    def has(self, key: Row, unknown: str = "") -> bool:
+        """Whether a row with these KEY columns is already there; one of them may not be known yet."""
+        names = [name for name in KEY if name != unknown]
+        return any(all(row.get(name) == key.get(name) for name in names) for row in self.rows)
 
     def add(self, row: Row) -> None:
         """Append one row and write both files. Raises ValueError where a KEY column is missing."""

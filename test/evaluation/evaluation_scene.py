@@ -154,5 +154,5 @@ def cloud_message(points: np.ndarray, colours: np.ndarray, stamp_ns: int, frame:
 
 def diagnostics(values: dict[str, str], stamp_ns: int) -> object:
     pairs = [make("diagnostic_msgs/msg/KeyValue", key, value) for key, value in values.items()]
-    status = make("diagnostic_msgs/msg/DiagnosticStatus", 0, "stac: cache", "ok", "stac", pairs)
+    status = make("diagnostic_msgs/msg/DiagnosticStatus", 0, "stac_mapping: memory", "ok", "stac", pairs)
     return make("diagnostic_msgs/msg/DiagnosticArray", header(stamp_ns, ""), [status])
