@@ -1,7 +1,7 @@
 """Boxes, cylinders and spheres, and where rays meet them.
 
 A set holds shapes of one kind that share one rotation, so rays are turned and inverted once per
-set and not once per shape. A shape whose half size is negative does not exist.
+set and not once per shape. A shape whose half size is negative is never hit.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 BOX, CYLINDER, SPHERE = 0, 1, 2
+GONE = -1.0  # half size of a shape that does not exist
 _TINY = 1e-7
 
 
