@@ -23,6 +23,9 @@ class TrainingConfig:
     steps: int = setting(12000, "optimiser steps of the whole run", minimum=1)
     patches_per_step: int = setting(1536, "sequences × frames × patches of one step and process", minimum=16)
     learning_rate: float = setting(8e-4, "peak of the learning rate", minimum=1e-7, maximum=1.0)
+    regression_rate: float = setting(
+        0.2, "learning rate of camera head and shifts, as a share of the others'", minimum=0.0, maximum=1.0
+    )
     warmup_steps: int = setting(200, "steps of linear warm-up; cosine decay afterwards", minimum=0)
     weight_decay: float = setting(0.02, "AdamW decay of matrices", minimum=0.0, maximum=1.0)
     gradient_clip: float = setting(1.0, "largest norm of the gradient", minimum=1e-3)

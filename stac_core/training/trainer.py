@@ -33,6 +33,7 @@ from stac_core.training.supervised import Supervised
 
 log = logging.getLogger(__name__)
 
+REGRESSIONS = ("network.camera_head.", "matching.shifts.")
 HELD_OUT_WORLDS, HELD_OUT_FRAMES = 24, 8  # of the curve; `evaluate` measures on more
 
 
@@ -84,7 +85,7 @@ class Trainer:
         self._synchronise()
         rendering = time.monotonic() - started
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, self.step)
+            group["lr"] = group["share"] * learning_rate(self.config, self.step)
         with self._precision():
             loss, figures = self.parallel(sequences, visible, dense_frames)
         self.optimizer.zero_grad(set_to_none=True)
@@ -163,11 +164,19 @@ class Trainer:
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW; only matrices decay, not norms, biases, tokens or position embeddings."""
-    decayed: list[Tensor] = []
-    free: list[Tensor] = []
+    """AdamW; only matrices decay, not norms, biases, tokens or position embeddings.
+
+    Heads that regress a few small numbers from many channels learn at a lower rate: a full step of
+    every channel would move their answers by as much as a whole camera motion.
+    """
+    groups: dict[tuple[float, float], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         plain = parameter.ndim < 2 or "token" in name or "pos_embed" in name
-        (free if plain else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
+        share = config.regression_rate if name.startswith(REGRESSIONS) else 1.0
+        groups.setdefault((0.0 if plain else config.weight_decay, share), []).append(parameter)
+    return torch.optim.AdamW(
+        [{"params": p, "weight_decay": decay, "share": share} for (decay, share), p in groups.items()],
+        lr=config.learning_rate,
+        betas=(0.9, 0.95),
+        fused=True,
+    )
