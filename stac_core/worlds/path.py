@@ -18,7 +18,7 @@ from stac_core.worlds.config import WorldConfig
 from stac_core.worlds.draws import Draws
 from stac_core.worlds.route import Route
 
-MOTIONS = ("forward", "sideways", "orbit", "drift", "spin")
+MOTIONS = ("forward", "sideways", "orbit", "drift", "spin")  # from drift on, heading ignores the route
 _SHARES = [0.4, 0.2, 0.15, 0.15, 0.1]  # of the motions in a mixed world
 _WAVES = 2  # sinusoids per slow signal
 _MOST_TURN = math.radians(15)  # between two frames, where the heading follows the route
@@ -192,7 +192,6 @@ def _draw_sway(draws: Draws, lap: Tensor) -> Tensor:
 
 
 def _draw_tremble(draws: Draws) -> Tensor:
-    most = torch.tensor([0.012, 0.012, 0.012, 0.012], device=draws.seeds.device)
-    amplitude = most * draws.uniform(1) * draws.chance(0.6, 1)
+    amplitude = 0.012 * draws.uniform(1) * draws.chance(0.6, 1)  # metres as well as radians
     period, phase = draws.uniform(4, low=4.3, high=23.0), draws.uniform(4)
     return torch.stack([amplitude.expand(-1, 4), period, phase], -1).double()
