@@ -31,6 +31,15 @@ class PatchMatches:
     shift: Tensor  # [B, S-1, N, 2] towards x and y in patches, from the own position; 0 where NOWHERE
 
 
+@dataclass(frozen=True)
+class Look:
+    """What one global block attends with."""
+
+    q: Tensor  # [B, heads, S·P, D]
+    k: Tensor  # [B, heads, S·P, D]
+    visible: Tensor  # [S, S] bool, which frame (row) sees which
+
+
 def match_patches(sequences: Sequences, patch: int) -> PatchMatches:
     """Project the centre of each patch into frame 0 with true depth and pose."""
     height, width = sequences.depth.shape[-2:]
@@ -68,19 +77,19 @@ class MatchingHeads(nn.Module):
         self,
         encoder: Tensor,
         layers: Sequence[Tensor],
-        attention: Sequence[tuple[Tensor, Tensor]],
+        looks: Sequence[Look],
         matches: PatchMatches,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum of the losses and the figures worth watching.
 
         encoder: [B, S, N, C] patch tokens of the encoder; layers: [B, S, N, 2C] patch tokens, last layer
-        last; attention: queries and keys of the global blocks whose first head learns to match.
+        last; looks: of the global blocks whose first head learns to match.
         """
         scale = self.log_temperature.clamp(max=4.6).exp()
         early, early_hits = _cross_entropy(self.encoder(encoder), scale[0], matches)
         late, late_hits = _cross_entropy(self.deep(layers[-1]), scale[1], matches)
-        looks = [_attention(q, k, encoder.shape[2], matches) for q, k in attention]
-        look, look_hits = (torch.stack(values).mean() for values in zip(*looks, strict=True))
+        attention = [_attention(look, encoder.shape[2], matches) for look in looks]
+        look, look_hits = (torch.stack(values).mean() for values in zip(*attention, strict=True))
         shifts = [_shift_error(head(x[:, 1:]), matches) for head, x in zip(self.shifts, layers, strict=True)]
         figures = {
             "match_encoder": early_hits,
@@ -107,18 +116,18 @@ def _cross_entropy(descriptors: Tensor, scale: Tensor, matches: PatchMatches) ->
     return _choose(scale * torch.einsum("bsnd,bmd->bsnm", unit[:, 1:], unit[:, 0]), matches)
 
 
-def _attention(q: Tensor, k: Tensor, patches: int, matches: PatchMatches) -> tuple[Tensor, Tensor]:
-    """The first head of a global block: its queries of frames 1.. should choose their match in frame 0.
-
-    q, k: [B, heads, S·P, D] as the block attends with them; the last `patches` of P tokens are patches.
-    """
-    frames = matches.patch.shape[1] + 1
-    q0, k0 = (x[:, 0].float().unflatten(1, (frames, -1))[:, :, -patches:] for x in (q, k))
-    return _choose(torch.einsum("bsnd,bmd->bsnm", q0[:, 1:], k0[:, 0]) * q.shape[-1] ** -0.5, matches)
+def _attention(look: Look, patches: int, matches: PatchMatches) -> tuple[Tensor, Tensor]:
+    """The first head of a global block: of all patches that a frame sees, its own included, the queries of
+    frames 1.. should choose their match in frame 0. The last `patches` of P tokens are patches."""
+    frames = len(look.visible)
+    q, k = (x[:, 0].float().unflatten(1, (frames, -1))[:, :, -patches:] for x in (look.q, look.k))
+    logits = torch.einsum("bsnd,btmd->bsntm", q[:, 1:], k) * q.shape[-1] ** -0.5
+    unseen = ~look.visible[1:, None, :, None].to(logits.device)
+    return _choose(logits.masked_fill(unseen, -torch.inf).flatten(3), matches)
 
 
 def _choose(logits: Tensor, matches: PatchMatches) -> tuple[Tensor, Tensor]:
-    """Cross-entropy over the patches of frame 0 and share of hits; logits [B, S-1, N, N]."""
+    """Cross-entropy and share of hits; logits [B, S-1, N, choices], first those of frame 0."""
     known = matches.patch != NOWHERE
     count = known.sum().clamp(min=1)
     loss = functional.cross_entropy(

@@ -10,7 +10,7 @@ from stac_core.geometry import encode_pose, unproject_depth
 from stac_core.network.causal_vggt import CausalVGGT
 from stac_core.training.config import TrainingConfig
 from stac_core.training.losses import camera_loss, depth_loss, point_loss
-from stac_core.training.matching import MatchingHeads, match_patches
+from stac_core.training.matching import Look, MatchingHeads, match_patches
 from stac_core.training.sequences import Sequences
 
 WATCHED_BLOCKS = (1, 3)  # global blocks whose first head learns to match
@@ -21,12 +21,13 @@ class WatchedPass(OnePass):
 
     def __init__(self, visible: Tensor) -> None:
         super().__init__(visible=visible)
-        self.watched: list[tuple[Tensor, Tensor]] = []
+        self.looks: list[Look] = []
+        self.visible = visible
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """As `OnePass`."""
         if layer in WATCHED_BLOCKS:
-            self.watched.append((q, k))
+            self.looks.append(Look(q, k, self.visible))
         return super().attend(layer, q, k, v)
 
 
@@ -54,7 +55,7 @@ class Supervised(nn.Module):
         tokens = network.aggregator(sequences.images, context)
         matches = match_patches(sequences, network.config.patch_size)
         patches = [layer[:, :, network.config.special_tokens :] for layer in tokens.layers]
-        matching, figures = self.matching(tokens.encoded, patches, context.watched, matches)
+        matching, figures = self.matching(tokens.encoded, patches, context.looks, matches)
         poses = encode_pose(sequences.world_from_camera, sequences.intrinsics, height, width)
         with torch.autocast(poses.device.type, enabled=False):
             camera = camera_loss(network.camera_head(tokens.camera.float(), context), poses)

@@ -7,7 +7,7 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from stac_core.training.losses import camera_loss, depth_loss, point_loss
-from stac_core.training.matching import NOWHERE, MatchingHeads, match_patches
+from stac_core.training.matching import NOWHERE, Look, MatchingHeads, match_patches
 from stac_core.training.sequences import Sequences, normalise
 
 HEIGHT, WIDTH, FOCAL = 42, 56, 56.0
@@ -124,7 +124,12 @@ def test_matching_loss_falls_when_tokens_name_the_surface():
 
     def figures(tokens):
         looking = torch.cat([torch.randn(1, 2, 5, 32), tokens], 2).flatten(1, 2)[:, None]  # 5 special tokens
-        return heads(tokens, [tokens] * 2, [(looking, looking)], matches)[1]
+        return heads(
+            tokens,
+            [tokens] * 2,
+            [Look(looking, looking, torch.tensor([[True, False], [True, False]]))],
+            matches,
+        )[1]
 
     right = figures(torch.stack([first, second])[None])
     wrong = figures(torch.randn(1, 2, 12, 32))
