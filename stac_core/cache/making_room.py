@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from stac_core.cache.saved_state import State, tally, untally
+from stac_core.cache.slots import SlotPool
 from stac_core.cache.spilled import SpilledVoxels
 from stac_core.cache.voxel_grid import VoxelGrid
 from stac_core.cache.voxel_keys import parents, unpack
@@ -83,17 +84,21 @@ class RoomMaker:
 
     def reserve(self, blocks: dict[str, int]) -> bool:
         """Have so many free blocks of each kind; False where that is impossible."""
-        return all(self._reserve(name, wanted) for name, wanted in blocks.items())
-
-    def _reserve(self, name: str, wanted: int) -> bool:
-        pool = self._rows.kinds[name].pool
-        while short := pool.missing(wanted):
-            room = self._room()
-            most = None if room is None else room // pool.block_bytes
-            if most is None or most >= short:
-                pool.grow(short, None if most is None else max(short, most // 4))
-            elif not self._make_room():
+        while short := {
+            n: m for n, wanted in blocks.items() if (m := self._rows.kinds[n].pool.missing(wanted))
+        }:
+            name, missing = next(iter(short.items()))
+            if not self._grow_slots(self._rows.kinds[name].pool, missing) and not self._make_room():
                 return False
+        return True
+
+    def _grow_slots(self, pool: SlotPool, missing: int) -> bool:
+        """Allocate, but leave most of a limited room to whoever needs it next."""
+        room = self._room()
+        most = None if room is None else room // pool.block_bytes
+        if most is not None and most < missing:
+            return False
+        pool.grow(missing, None if most is None else max(missing, most // 4, min(most, pool.blocks // SHARE)))
         return True
 
     def _voxels_for(self, wanted: int) -> int:
@@ -148,7 +153,7 @@ class RoomMaker:
     def _spill(self) -> bool:
         room = self._config.host_budget - self.host.bytes
         spilled = 0
-        for voxel in self._unvisited()[: self._batch()].split(1):
+        for voxel in self._unvisited()[: self._batch(), None] if room > 0 else ():
             record = self.host.record(self._grid, voxel)
             if record.bytes > room:
                 break
@@ -163,8 +168,7 @@ class RoomMaker:
         """Fuse voxels into wider ones, those far from the camera first."""
         for level in range(1, self._config.coarsen_levels + 1):
             families = self._families(level)
-            if families is not None:
-                self._fuse(*families, level)
+            if families is not None and self._fuse(*families, level):
                 return True
         return False
 
@@ -202,8 +206,11 @@ class RoomMaker:
         centre = (unpack(keys).double() + 0.5) * 2**level
         return (centre - self._camera_cell.to(centre)).norm(dim=-1)
 
-    def _fuse(self, voxels: Tensor, family: Tensor, keys: Tensor, level: int) -> None:
-        """Pivots join by the re-merge rule, buffered tokens by an ordinary insertion without gate."""
+    def _fuse(self, voxels: Tensor, family: Tensor, keys: Tensor, level: int) -> bool:
+        """Pivots join by the re-merge rule, buffered tokens by an ordinary insertion without gate.
+
+        False, and nothing has changed, where pivots made from buffered tokens would find no slots.
+        """
         lanes = self._rows.lanes
         source = self._rows.of_voxels(voxels)  # [n, lanes]
         target = family[:, None] * lanes + torch.arange(lanes, device=family.device)
@@ -222,12 +229,26 @@ class RoomMaker:
             content.buffer_score[row, place],
         )  # fmt: skip
         fused, _ = self._merge(state, waiting, self._rules)
+        if not self._fits(source.flatten(), fused):
+            return False
         visited = self._grid.visited[voxels]
         newest = visited.new_zeros(len(keys)).scatter_reduce_(0, family, visited, "amax")
         self._drop(voxels, source.flatten())
         wide = self._grid.add(keys, level, newest)
         self._rows.write(self._rows.of_voxels(wide).flatten(), state, fused)  # every slot is fresh
         self.counts.coarsened += len(voxels)
+        return True
+
+    def _fits(self, source: Tensor, state: RowState) -> bool:
+        """Whether `state` fits in what the rows `source` would free, after growing if there is room."""
+        for name, kind in self._rows.kinds.items():
+            short = kind.pool.missing(self._rows.blocks(name, state) - kind.held(source))
+            room = self._room()
+            if short and room is not None and short * kind.pool.block_bytes > room:
+                return False
+            if short:
+                kind.pool.grow(short, short)
+        return True
 
     def _drop(self, voxels: Tensor, rows: Tensor) -> None:
         self._rows.clear(rows)

@@ -42,13 +42,18 @@ class SlotPool:
     def slots_used(self) -> int:
         return self._pages.length - self.block * len(self._free)
 
+    @property
+    def blocks(self) -> int:
+        """Allocated, free or not."""
+        return self._pages.length // self.block
+
     def missing(self, blocks: int) -> int:
         """How many more blocks would have to be allocated to take so many."""
         return max(0, blocks - len(self._free))
 
     def grow(self, blocks: int, most: int | None) -> None:
         """Allocate at least so many blocks more, at most `most`."""
-        held = self._pages.length // self.block
+        held = self.blocks
         wanted = max(blocks, int(GROWTH * held) if held else self._first_blocks)
         wanted = wanted if most is None else min(wanted, most)
         self._pages.grow(wanted * self.block)

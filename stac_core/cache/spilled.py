@@ -88,7 +88,9 @@ class SpilledVoxels:
             occupied[name] = held.to(HOST)
             fields[name] = {k: v.to(HOST) for k, v in kind.pool.read_raw(slots[held]).items()}
             blocks[name] = kind.blocks(held)
-        return SpilledVoxel(grid.key[voxel[0]].to(HOST), int(grid.level[voxel[0]]), occupied, fields, blocks)
+        return SpilledVoxel(
+            grid.key[voxel[0]].to(HOST, copy=True), int(grid.level[voxel[0]]), occupied, fields, blocks
+        )
 
     def keep(self, record: SpilledVoxel) -> None:
         if not len(self.grid.free):

@@ -47,6 +47,10 @@ class Kind:
         """Blocks that rows with these slots occupied hold."""
         return int(self._used(occupied).sum())
 
+    def held(self, rows: Tensor) -> int:
+        """Blocks that the rows [n] have."""
+        return int((self.table.read("first", rows) > 0).sum())
+
     def needed(self, rows: Tensor, occupied: Tensor) -> int:
         """Blocks that `fit` would take from the pool; what it gives back first is not counted."""
         return int((self._used(occupied) & (self.table.read("first", rows) == 0)).sum())
@@ -102,6 +106,10 @@ class VoxelRows:
     def needed(self, rows: Tensor, state: RowState) -> dict[str, int]:
         """Blocks of each kind that `write` would take."""
         return {name: kind.needed(rows, _occupied(state)[name]) for name, kind in self.kinds.items()}
+
+    def blocks(self, name: str, state: RowState) -> int:
+        """Blocks of one kind that rows with this content hold."""
+        return self.kinds[name].blocks(_occupied(state)[name])
 
     def write(self, rows: Tensor, before: RowState, after: RowState) -> None:
         """Replace the content of rows [n], whose slots are reserved; what is as before is not coded again."""

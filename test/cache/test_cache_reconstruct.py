@@ -12,7 +12,21 @@ from tiny import synthetic_frames
 from stac_core.evaluation.trajectory import read_tum
 from stac_core.reconstruct import ThinnedCloud, main
 
-SMALL = ["--quiet", "--size", "70", "--mode", "stac", "--voxel_conf", "0.5", "-win", "2", "-ck", "2", "-hh", "1"]
+SMALL = [
+    "--quiet",
+    "--size",
+    "70",
+    "--mode",
+    "stac",
+    "--voxel_conf",
+    "0.5",
+    "-win",
+    "2",
+    "-ck",
+    "2",
+    "-hh",
+    "1",
+]
 
 
 @pytest.fixture(scope="module")

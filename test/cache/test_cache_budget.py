@@ -1,0 +1,96 @@
+"""The byte limit: never exceeded, kept by spilling, coarsening and forgetting, in the order asked for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from cache.worlds_of_tokens import KERNELS, Walk, feed, parity, run, small_network
+
+from stac_core.cache.memory_model import live_bytes
+from stac_core.cache.stream_cache import StreamCache
+from stac_core.cache.voxel_keys import unpack
+
+ENDLESS = Walk(small_network(layers=1, dim=8), patches=8)  # a corridor without end
+LOOP = replace(ENDLESS, length=12.0, pace=1.0)
+
+
+def limited(extra: int, walk: Walk = ENDLESS, **settings):
+    """Settings whose limit leaves `extra` bytes to the voxel memory."""
+    plain = parity(**settings)
+    live = live_bytes(plain, walk.network, walk.tokens, torch.float32)
+    return parity(memory_budget=live + extra, **settings)
+
+
+def explore(config, frames: int, walk: Walk = ENDLESS) -> StreamCache:
+    """A stream that asserts its limit after every pass, by the count of the allocators themselves."""
+    cache = StreamCache(config, walk.network, KERNELS)
+    for first in range(0, frames, config.chunk_size):
+        out = feed(cache, walk, first, min(config.chunk_size, frames - first))
+        assert out.isfinite().all()
+        stats = cache.stats()
+        assert stats.bytes <= config.memory_budget, f"frame {first}"
+        assert stats.host_bytes <= config.host_budget
+    cache.voxels.check()
+    return cache
+
+
+@pytest.mark.parametrize("extra", [0, 4_000, 40_000])
+@pytest.mark.parametrize("allocator", ["static", "segment"])
+def test_an_endless_path_never_exceeds_the_limit(extra, allocator):
+    stats = explore(limited(extra, allocator=allocator, voxel_buf_cap=3), 120).stats()
+    assert stats.coarsened_voxels or stats.forgotten or not extra
+    if extra >= 40_000:
+        assert stats.retrieved_tokens and stats.pivot_slots
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [16, 4])
+def test_ten_thousand_frames_never_exceed_the_limit(bits):
+    config = limited(
+        100_000, pivot_bits=bits, buffer_bits=max(8, bits) if bits < 16 else 16, host_budget=50_000
+    )
+    stats = explore(config, 10_000).stats()
+    assert stats.frames_seen == 10_000 and stats.spilled_voxels and stats.forgotten
+
+
+def test_forgetting_alone_when_asked_for():
+    stats = explore(limited(20_000, when_full="forget"), 80).stats()
+    assert stats.forgotten and not stats.coarsened_voxels
+
+
+def test_coarsening_goes_before_forgetting_and_keeps_what_tokens_stand_for():
+    cache = explore(limited(30_000, coarsen_levels=3, voxel_buf_cap=3), 60)
+    stats = cache.stats()
+    assert stats.coarsened_voxels
+    assert cache.voxels.grid.level.max() >= 1
+    if not stats.forgotten:
+        assert stats.inserted == stats.merged + stats.buffered + stats.gated
+
+
+def test_wide_cells_lie_far_from_the_camera():
+    cache = explore(limited(30_000, coarsen_levels=1, voxel_buf_cap=3), 60)
+    grid = cache.voxels.grid
+    along = (unpack(grid.key[grid.voxels])[:, 0] + 0.5) * 2.0 ** grid.level[grid.voxels] * 0.5
+    wide = grid.level[grid.voxels] > 0
+    assert wide.any() and along[wide].mean() < along[~wide].mean()
+
+
+def test_spilled_voxels_come_back_as_they_were():
+    """On a loop every place is seen again, so a limit with enough host memory loses nothing."""
+    settings = {"host_budget": 1 << 24, "when_full": "spill,coarsen,forget"}
+    free, expected = run(parity(), LOOP, 60)
+    config = limited(free.stats().voxel_bytes * 6 // 10, LOOP, **settings)
+    cache, out = run(config, LOOP, 60)
+    stats = cache.stats()
+    assert stats.spilled_voxels and stats.reloaded_voxels
+    assert not stats.forgotten and not stats.coarsened_voxels
+    assert torch.equal(out, expected)
+
+
+def test_a_limit_that_is_never_reached_changes_nothing():
+    _, expected = run(parity(), LOOP, 60)
+    cache, out = run(limited(1 << 24, LOOP), LOOP, 60)
+    assert torch.equal(out, expected)
+    assert not cache.stats().forgotten
