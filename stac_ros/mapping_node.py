@@ -52,7 +52,7 @@ class MappingNode(ClosingNode):
         loaded = load_network(core.model)
         session = StreamSession(loaded.network, core)
         logger.info("network ready in %.1f s: %s", time.monotonic() - started, loaded.weights)
-        self.facts = _facts(self.get_name(), loaded)
+        self.facts = _facts(self.get_fully_qualified_name().lstrip("/"), loaded)
         logger.info("libraries: %s", self.facts.libraries)
         if ros.frames.odom and ros.scale.mode == "none":
             logger.warning(
@@ -78,6 +78,7 @@ class MappingNode(ClosingNode):
         """Finish the chunk at hand and see it delivered, then end the worker."""
         self.worker.stop()
         self.outputs.flush()
+        logger.info("stopped: %d images mapped", self.statistics.snapshot().mapped)
 
     def on_image(self, message: Image | CompressedImage) -> None:
         self.worker.offer(message)

@@ -1,0 +1,390 @@
+"""The mapper with the real network: frames, units, streams, and bad input, without topics."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from builtin_interfaces.msg import Time
+from rclpy.parameter import Parameter
+from ros_helpers import ros_nodes, spin_until
+from sensor_msgs.msg import CameraInfo, Image
+from std_msgs.msg import Header
+from tiny import synthetic_frames
+
+from stac_core import Config, StreamSession, load_network
+from stac_core.config import ImageConfig, ModelConfig
+from stac_ros import topics
+from stac_ros.camera_info import CameraCalibration
+from stac_ros.images import encode_image
+from stac_ros.mapped_frame import MappedFrame
+from stac_ros.mapper import MAP_FROM_OPTICAL, Mapper
+from stac_ros.outputs import Outputs
+from stac_ros.parameters import Parameters
+from stac_ros.pose_messages import OdometryMessages, pose_message
+from stac_ros.run_statistics import Statistics
+from stac_ros.settings import PointSettings
+from stac_ros.transforms import TransformError, stamp_nanoseconds
+
+HEIGHT, WIDTH = 48, 64
+CONFIG = Config(model=ModelConfig(device="cpu"), image=ImageConfig(size=56))
+
+
+@pytest.fixture(scope="module")
+def network():
+    return load_network(CONFIG.model).network
+
+
+class Notes:
+    """An output that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.frames, self.points, self.streams = [], [], []
+
+    def publish(self, frame, points) -> None:
+        self.frames.append(frame)
+        self.points.append(points)
+
+    def begin_stream(self, keep: bool) -> None:
+        self.streams.append(keep)
+
+
+@contextmanager
+def mapper_of(network, odometry=None, config=CONFIG, **given):
+    """A mapper with settings given as section__field=value, what it says, and its statistics."""
+    overrides = [Parameter(name.replace("__", "."), value=value) for name, value in given.items()]
+    options = {"parameter_overrides": overrides, "automatically_declare_parameters_from_overrides": True}
+    with ros_nodes("mapper_holder", **options) as (node,):
+        notes, statistics = Notes(), Statistics()
+        parameters = Parameters(node)
+        session = StreamSession(network, config)
+        yield Mapper(session, parameters, statistics, notes, odometry), notes, statistics
+
+
+def messages(count: int, first_stamp: float = 10.0, height: int = HEIGHT, width: int = WIDTH) -> list[Image]:
+    """Images a tenth of a second apart."""
+    found = []
+    for index, frame in enumerate(synthetic_frames(count, height, width)):
+        nanoseconds = round((first_stamp + 0.1 * index) * 1e9)
+        stamp = Time(sec=nanoseconds // 10**9, nanosec=nanoseconds % 10**9)
+        found.append(encode_image(frame, "rgb8", Header(stamp=stamp, frame_id="camera")))
+    return found
+
+
+def test_what_is_published_agrees_with_what_the_session_predicts(network):
+    images = messages(3)
+    session = StreamSession(network, CONFIG)
+    pixels = [np.frombuffer(image.data, np.uint8).reshape(HEIGHT, WIDTH, 3) for image in images]
+    expected = session.step(pixels).to_host()
+    with mapper_of(network, points__confidence_percentile=0.0) as (mapper, notes, statistics):
+        mapper.process(images)
+        assert [frame.header for frame in notes.frames] == [image.header for image in images]
+        assert statistics.snapshot().mapped == 3 and len(mapper.trajectory) == 3
+    for index, frame in enumerate(notes.frames):
+        world_from_camera = expected.world_from_camera[index].double().numpy()
+        assert np.allclose(frame.map_from_camera, MAP_FROM_OPTICAL @ world_from_camera, atol=1e-6)
+        assert np.array_equal(frame.image, pixels[index])
+
+
+def test_points_depth_and_camera_tell_the_same_geometry(network):
+    """Every point, seen by the published camera from the published pose, lies on its own pixel and depth."""
+    with mapper_of(network, points__confidence_percentile=0.0) as (mapper, notes, _):
+        mapper.process(messages(2))
+    frame, points = notes.frames[1], notes.points[1]
+    depth, k = frame.depth_image(), frame.camera_intrinsics()
+    assert depth.shape == (HEIGHT, WIDTH) and depth.dtype == np.float32
+    in_camera = points.positions.astype(float) - frame.map_from_camera[:3, 3]
+    in_camera = in_camera @ frame.map_from_camera[:3, :3]
+    u, v = ((in_camera @ k.T)[:, :2] / in_camera[:, 2:]).T
+    rows, columns = np.rint(v).astype(int), np.rint(u).astype(int)
+    assert rows.min() >= 0 and rows.max() < HEIGHT and columns.min() >= 0 and columns.max() < WIDTH
+    close = np.isclose(depth[rows, columns], in_camera[:, 2], rtol=1e-4)
+    assert close.mean() > 0.9, "rounding may choose a neighbour here and there"
+    colours = frame.image[rows, columns]
+    assert (colours == points.colours).all(axis=1).mean() > 0.9
+    assert (points.confidences >= 1).all()
+
+
+def test_the_map_is_upright_where_the_first_camera_is():
+    """REP-103: what lies ahead of a level camera is +x, what is on its right −y, what is below −z."""
+    ahead, right, below = (
+        MAP_FROM_OPTICAL @ np.array(axis) for axis in ([0, 0, 1, 0], [1, 0, 0, 0], [0, 1, 0, 0])
+    )
+    assert (
+        ahead.tolist() == [1, 0, 0, 0] and right.tolist() == [0, -1, 0, 0] and below.tolist() == [0, 0, -1, 0]
+    )
+    assert np.linalg.det(MAP_FROM_OPTICAL) == 1
+
+
+def test_a_fixed_scale_multiplies_every_length_and_nothing_else(network):
+    with mapper_of(network) as (mapper, plain, _):
+        mapper.process(messages(2))
+    with mapper_of(network, scale__mode="fixed", scale__factor=2.5) as (mapper, scaled, _):
+        mapper.process(messages(2))
+    for one, other in zip(plain.frames, scaled.frames, strict=True):
+        assert np.allclose(2.5 * one.depth_image(), other.depth_image())
+        assert np.allclose(2.5 * one.map_from_camera[:3, 3], other.map_from_camera[:3, 3])
+        assert np.allclose(one.map_from_camera[:3, :3], other.map_from_camera[:3, :3])
+        assert np.allclose(one.camera_intrinsics(), other.camera_intrinsics())
+    assert np.allclose(2.5 * plain.points[1].positions, scaled.points[1].positions, atol=1e-5)
+
+
+def test_points_can_be_filtered_and_bounded(network):
+    with mapper_of(network) as (mapper, notes, _):
+        mapper.process(messages(1))
+    frame, pixels = notes.frames[0], 42 * 56
+    everything = frame.points(PointSettings(confidence_percentile=0.0))
+    assert len(everything.positions) == pixels
+    half = frame.points(PointSettings(confidence_percentile=50.0))
+    assert abs(len(half.positions) - pixels / 2) <= pixels * 0.02
+    assert half.confidences.min() >= np.percentile(everything.confidences, 49)
+    few = frame.points(PointSettings(confidence_percentile=0.0, max_points=100))
+    assert len(few.positions) == 100 and len(np.unique(few.positions[:, 1])) > 50
+    limit = float(np.median(frame.depth.numpy()))
+    near = frame.points(PointSettings(confidence_percentile=0.0, depth_limit=limit))
+    assert 0.4 * pixels < len(near.positions) < 0.6 * pixels
+    none = frame.points(PointSettings(confidence_minimum=1e9))
+    assert none.positions.shape == (0, 3) and none.colours.shape == (0, 3)
+
+
+def test_depth_that_is_no_number_reaches_no_one(network):
+    with mapper_of(network, points__confidence_percentile=0.0) as (mapper, notes, _):
+        mapper.process(messages(1))
+        frame = notes.frames[0]
+        depth, confidence = frame.depth.clone(), frame.confidence.clone()
+        depth[:10], depth[10, :] = torch.nan, torch.inf
+        depth[11], confidence[12] = 0, torch.nan
+        spoilt = MappedFrame(**{**vars(frame), "depth": depth, "confidence": confidence})
+        assert len(spoilt.points(PointSettings(confidence_percentile=0.0)).positions) == (42 - 13) * 56
+        assert np.isfinite(spoilt.points(PointSettings()).positions).all()
+        published = spoilt.depth_image()
+        assert np.isnan(published[:10]).all() and not np.isinf(published).any() and (published != 0).all()
+
+
+def test_a_predicted_pose_that_is_no_number_ends_the_stream_not_the_node(caplog):
+    broken = load_network(CONFIG.model).network
+    with mapper_of(broken, map__keep_on_new_stream=True) as (mapper, notes, statistics):
+        mapper.process(messages(2))
+        before = len(mapper.map)
+        weights = {name: p.clone() for name, p in broken.camera_head.state_dict().items()}
+        with torch.no_grad():
+            for parameter in broken.camera_head.parameters():
+                parameter.fill_(torch.nan)
+        mapper.process(messages(2, 11))
+        assert statistics.snapshot().dropped == {"not finite": 2} and statistics.snapshot().failing
+        assert notes.streams == [True] and len(mapper.map) == before
+        broken.camera_head.load_state_dict(weights)
+        mapper.process(messages(2, 12))
+        assert len(notes.frames) == 4 and len(mapper.map) > 0 and not statistics.snapshot().failing
+
+
+def test_stamps_that_go_back_begin_a_new_stream(network, caplog):
+    with mapper_of(network) as (mapper, notes, statistics):
+        mapper.process([*messages(2, 50), *messages(2, 10)])
+        assert notes.streams == [False] and len(notes.frames) == 4
+        assert len(mapper.trajectory) == 2, "the map of the first stream is gone"
+        assert statistics.snapshot().events == {"time jumps": 1, "new streams": 1}
+        assert "stamps went back by 40.100 s: a new stream begins, the map is cleared" in caplog.text
+        assert mapper.session_stats.cache.frames_seen == 2
+
+
+def test_stamps_that_go_back_may_be_ignored(network, caplog):
+    with mapper_of(network, input__time_jump="continue") as (mapper, notes, statistics):
+        mapper.process([*messages(1, 50), *messages(1, 10)])
+        assert notes.streams == [] and len(mapper.trajectory) == 2
+        assert statistics.snapshot().events == {"time jumps": 1}
+        assert "the stream goes on" in caplog.text
+
+
+def test_equal_stamps_are_no_jump(network):
+    with mapper_of(network) as (mapper, notes, _):
+        mapper.process([*messages(1, 0), *messages(1, 0)])
+        assert notes.streams == [] and len(notes.frames) == 2
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_another_image_size_begins_a_new_stream(network, keep):
+    with mapper_of(network, map__keep_on_new_stream=keep) as (mapper, notes, statistics):
+        mapper.process(messages(2))
+        before = len(mapper.map)
+        mapper.process([*messages(1, 11), *messages(2, 12, 40, 80)])
+        assert notes.streams == [keep] and len(notes.frames) == 5
+        assert len(mapper.trajectory) == (5 if keep else 2)
+        assert (len(mapper.map) > before) or not keep
+        assert notes.frames[-1].depth_image().shape == (40, 80)
+        assert statistics.snapshot().events == {"size changes": 1, "new streams": 1}
+
+
+def test_a_chunk_that_fails_is_counted_and_the_stream_goes_on(network, caplog):
+    """Images of one pixel's height are less than a patch: the session refuses them."""
+    with mapper_of(network, map__keep_on_new_stream=True) as (mapper, notes, statistics):
+        mapper.process(messages(1))
+        mapper.process(messages(2, 11, height=1))
+        counts = statistics.snapshot()
+        assert counts.dropped == {"inference": 2} and counts.failing
+        assert "less than one patch" in counts.last_error and "raise image.size" in caplog.text
+        mapper.process(messages(1, 12))
+        assert len(notes.frames) == 2 and len(mapper.trajectory) == 2
+
+
+def test_bad_images_leave_a_chunk_without_spoiling_it(network, caplog):
+    good, bad = messages(2), messages(3)
+    bad[0].encoding, bad[1].height = "rgb9", 0
+    bad[2].data = bad[2].data[:-1]
+    with mapper_of(network) as (mapper, notes, statistics):
+        mapper.process([bad[0], good[0], bad[1], bad[2], bad[2], good[1]])
+        assert [frame.header for frame in notes.frames] == [image.header for image in good]
+        causes = {"bad image (encoding)": 1, "bad image (size)": 1, "bad image (truncated)": 2}
+        assert statistics.snapshot().dropped == causes
+        assert caplog.text.count("is truncated") == 1
+
+
+def test_pausing_ignores_images_and_keeps_the_map(network):
+    with mapper_of(network) as (mapper, notes, statistics):
+        mapper.process(messages(1))
+        before = len(mapper.map)
+        assert "paused" in mapper.pause(True)
+        mapper.process(messages(2, 11))
+        assert len(notes.frames) == 1 and len(mapper.map) == before
+        assert statistics.snapshot().dropped == {"paused": 2}
+        assert mapper.pause(False) == "running"
+        mapper.process(messages(1, 12))
+        assert len(notes.frames) == 2
+
+
+def test_reset_and_save(network, tmp_path):
+    with mapper_of(network, map__directory=str(tmp_path / "maps")) as (mapper, notes, _):
+        with pytest.raises(ValueError, match="nothing to save yet"):
+            mapper.save()
+        mapper.process(messages(2))
+        ply, tum = map(Path, mapper.save().splitlines())
+        assert ply.name == "map.ply" and ply.read_bytes().startswith(b"ply\n")
+        assert [line.split()[0] for line in tum.read_text().splitlines()] == ["10.000000000", "10.100000000"]
+        mapper.reset()
+        assert notes.streams == [False] and len(mapper.map) == 0 and len(mapper.trajectory) == 0
+        assert mapper.session_stats.cache.frames_seen == 0
+        mapper.process(messages(1, 5))  # earlier than before: no jump, since nothing came before
+        assert notes.streams == [False] and len(mapper.trajectory) == 1
+
+
+def test_a_map_that_cannot_be_written_is_an_error_that_names_the_folder(network, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with mapper_of(network, map__directory=str(tmp_path / "file")) as (mapper, _, _):
+        mapper.process(messages(1))
+        with pytest.raises(OSError, match="file"):
+            mapper.save()
+
+
+class Robot:
+    """Odometry that knows where the camera is from a given time on."""
+
+    def __init__(self) -> None:
+        self.cleared = 0
+
+    def odom_from_camera(self, camera: str, stamp_ns: int) -> np.ndarray:
+        if camera != "front" or stamp_ns < 10_000_000_000:
+            raise TransformError(f"no {camera}")
+        pose = MAP_FROM_OPTICAL.copy()
+        pose[:3, 3] = 3.0, stamp_ns / 1e9, 1.0
+        return pose
+
+    def clear(self) -> None:
+        self.cleared += 1
+
+
+def test_with_odometry_the_map_begins_where_odometry_is(network, caplog):
+    robot = Robot()
+    with mapper_of(network, robot, frames__odom="odom", frames__camera="front") as (
+        mapper,
+        notes,
+        statistics,
+    ):
+        mapper.process([*messages(1, 9), *messages(2, 10)])
+        assert statistics.snapshot().dropped == {"no odometry": 1}
+        assert "publish odometry, or leave frames.odom empty" in caplog.text
+        first = notes.frames[0]
+        assert first.header.frame_id == "front" and stamp_nanoseconds(first.header.stamp) == 10_000_000_000
+        assert np.allclose(first.map_from_camera, robot.odom_from_camera("front", 10_000_000_000))
+        mapper.process(messages(1, 5))
+        assert robot.cleared == 0, "an image without odometry is dropped before its stamp counts"
+
+
+def test_unheard_topics_cost_nothing(network, monkeypatch):
+    with mapper_of(network) as (mapper, notes, _):
+        mapper.process(messages(1))
+
+    def refuse(*_):
+        raise AssertionError("nobody asked for this")
+
+    for name in ("depth_image", "confidence_image", "camera_intrinsics"):
+        monkeypatch.setattr(MappedFrame, name, refuse)
+    monkeypatch.setattr("stac_ros.outputs.cloud_message", refuse)
+    options = {"automatically_declare_parameters_from_overrides": True}
+    with ros_nodes("publisher", **options) as (node,):
+        outputs = Outputs(node, Parameters(node), CameraCalibration())
+        outputs.publish(notes.frames[0], notes.points[0])
+        assert not outputs.whole_is_due()
+
+
+def test_velocity_is_that_between_two_images():
+    """A camera that drives a circle of radius 2 at 0.5 rad/s sees a constant velocity ahead."""
+    odometry = OdometryMessages()
+    for step in range(3):
+        angle = 0.05 * step
+        pose = np.eye(4)  # x ahead, y left, turning left
+        pose[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+        pose[:2, 3] = 2 * np.sin(angle), 2 * (1 - np.cos(angle))
+        header = Header(stamp=Time(nanosec=100_000_000 * step), frame_id="map")
+        found = odometry.next(header, "camera", pose_message(pose), pose).twist.twist
+        if step == 0:
+            assert (found.linear.x, found.angular.z) == (0, 0)
+        else:
+            assert np.allclose([found.linear.x, found.linear.y, found.linear.z], [1, 0, 0], atol=0.03)
+            assert np.allclose([found.angular.x, found.angular.y, found.angular.z], [0, 0, 0.5], atol=1e-6)
+    same_time = odometry.next(header, "camera", pose_message(pose), pose).twist.twist
+    assert same_time.linear.x == 0
+
+
+def test_a_calibration_is_used_where_it_fits(caplog):
+    calibration, header = CameraCalibration(), Header(frame_id="camera")
+    predicted = np.array([[50.0, 0, 31], [0, 51, 23], [0, 0, 1]])
+    guess = calibration.of_image(header, HEIGHT, WIDTH, predicted)
+    assert guess.k.reshape(3, 3).tolist() == predicted.tolist() and calibration.source == "predicted"
+    assert (
+        guess.p.reshape(3, 4)[:, :3].tolist() == predicted.tolist()
+        and guess.r.tolist() == np.eye(3).ravel().tolist()
+    )
+    received = CameraInfo(height=HEIGHT, width=WIDTH, distortion_model="plumb_bob", d=[0.1, 0, 0, 0, 0])
+    received.k, received.p = np.arange(1.0, 10), np.arange(1.0, 13)
+    calibration.receive(received)
+    info = calibration.of_image(header, HEIGHT, WIDTH, predicted)
+    assert info.header is header and np.array_equal(info.k, received.k) and np.array_equal(info.p, received.p)
+    assert "map rectified ones" in caplog.text and calibration.source == "camera_info"
+    assert np.array_equal(calibration.of_image(header, 2 * HEIGHT, WIDTH, predicted).k, predicted.ravel())
+    assert "camera_info is of 64×48 images, not of 64×96" in caplog.text
+    calibration.receive(CameraInfo(height=HEIGHT, width=WIDTH))
+    assert np.array_equal(calibration.of_image(header, HEIGHT, WIDTH, predicted).k, predicted.ravel())
+    assert "holds no calibration" in caplog.text
+
+
+def test_the_path_is_bounded(network):
+    with mapper_of(network) as (mapper, notes, _):
+        mapper.process(messages(4))
+    options = {
+        "parameter_overrides": [Parameter("publish.path_length", value=3)],
+        "automatically_declare_parameters_from_overrides": True,
+    }
+    heard: list = []
+    with ros_nodes("publisher", **options) as (node,):
+        node.create_subscription(topics.PATH.type, topics.PATH.name, heard.append, topics.PATH.qos())
+        outputs = Outputs(node, Parameters(node), CameraCalibration())
+        for frame, points in zip(notes.frames, notes.points, strict=True):
+            outputs.publish(frame, points)
+        spin_until([node], outputs.whole_is_due, "the own subscription")
+        outputs.publish_whole(mapper.map)
+        spin_until([node], lambda: heard, "the path")
+        assert not outputs.whole_is_due(), "it has been said"
+    assert [pose.header.stamp.nanosec for pose in heard[0].poses] == [100_000_000, 200_000_000, 300_000_000]
