@@ -12,7 +12,7 @@ from geometry_msgs.msg import PoseWithCovarianceStamped
 from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.publisher import Publisher
-from rclpy.qos import DurabilityPolicy, QoSProfile
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
 from std_srvs.srv import SetBool, Trigger
 
@@ -22,7 +22,7 @@ from stac_ros.progress import Progress
 from stac_ros.restamp import header_stamp_ns, restamp
 from stac_ros.schedule import Schedule
 from stac_ros.sources import STATIC_TOPICS, Item, Source, stamp_message
-from stac_ros.topics import INPUT_PROFILES, POSE, qos_profile
+from stac_ros.topics import INPUT_PROFILES, NODE_NAME, POSE, qos_profile
 from stac_ros.transforms import stamp_nanoseconds
 
 SECOND = 1_000_000_000
@@ -49,6 +49,7 @@ class ReplaySettings:
         minimum=0.0,
         unit="s",
     )
+    wait_for_node: str = setting(NODE_NAME, "the listener that is waited for; empty = anyone")
     use_wall_stamps: bool = setting(False, "stamp messages with the time of playing, not of recording")
     compressed: bool = setting(False, "send JPEG images (bags are sent as recorded)")
     frame_id: str = setting("camera_optical_frame", "frame of images that carry none")
@@ -67,11 +68,11 @@ class ReplayNode(Node):
         self._schedule = Schedule(settings.rate)
         self._progress = Progress(settings.in_flight)
         self._stopped = False
+        if not settings.rate:  # before the images, so that their answers are heard from the first on
+            subscribe(self, POSE, self._on_pose)
         self._publishers_by_topic = {topic: self._advertise(topic) for topic in source.types}
         self.create_service(SetBool, "~/pause", self._on_pause)
         self.create_service(Trigger, "~/restart", self._on_restart)
-        if not settings.rate:
-            subscribe(self, POSE, self._on_pose)
         if settings.clock:
             self._clock_publisher = self.create_publisher(Clock, "/clock", 10)
 
@@ -154,18 +155,31 @@ class ReplayNode(Node):
         return self.create_publisher(self._source.types[topic], topic, qos)
 
     def _wait_for_subscribers(self) -> None:
-        limit = self._settings.wait_for_subscribers
-        publisher = self._publishers_by_topic[self._source.image_topic]
-        begin = time.monotonic()
-        while limit and not self._stopped and not publisher.get_subscription_count():
-            if time.monotonic() - begin > limit:
+        limit, who = self._settings.wait_for_subscribers, self._settings.wait_for_node
+        topic = self._publishers_by_topic[self._source.image_topic].topic_name
+        end = time.monotonic() + limit
+        while limit and not self._stopped:
+            listeners = self.get_subscriptions_info_by_topic(topic)
+            found = [info.qos_profile for info in listeners if info.node_name == who or not who]
+            if found:
+                time.sleep(self._settle_s(found))
+                return
+            if time.monotonic() > end:
                 raise TimeoutError(
-                    f"nobody subscribed to {publisher.topic_name} within {limit:g} s; is the mapping node "
-                    "running, in the same ROS_DOMAIN_ID, and are its topics remapped to this name?"
+                    f"{who or 'nobody'} did not subscribe to {topic} within {limit:g} s; is it running, "
+                    "in the same ROS_DOMAIN_ID, and are its topics remapped to this name?"
                 )
             time.sleep(0.05)
-        if limit:
-            time.sleep(0.5)  # this side knows of the match before the other side does
+
+    def _settle_s(self, listeners: list[QoSProfile]) -> float:
+        """This side knows of a match before the other side does; best effort loses what comes between."""
+        if all(qos.reliability == ReliabilityPolicy.RELIABLE for qos in listeners):
+            return 0.2
+        self.get_logger().info(
+            "the images are heard best effort: a busy computer may lose some; to replay every one, set the "
+            "mapping node's input.image_qos to reliable"
+        )
+        return 2.0
 
     def _wait_until_received(self) -> None:
         """Leave only when the last messages have arrived: they die with this process."""

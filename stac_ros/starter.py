@@ -24,6 +24,7 @@ from stac_ros.processes import Processes
 DEMO = {
     "source": "world:11,frames=48,kind=room,motion=forward",
     "rate": "0",
+    "image_qos": "reliable",  # every frame counts: nothing may be lost
     "record": "out",
     "log_level": "warn",
 }

@@ -61,9 +61,12 @@ class Child:
         return self
 
     def __exit__(self, *_) -> None:
-        if self._process.poll() is None:
+        self._process.terminate()  # a killed process leaves its shared memory behind
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
             self._process.kill()
-        self._process.wait()
+            self._process.wait()
 
     @property
     def running(self) -> bool:

@@ -23,10 +23,10 @@ def picture(index: int, height: int = 56, width: int = 84) -> np.ndarray:
     return np.stack(planes, axis=-1).astype(np.uint8)
 
 
-def write_images(folder: Path, count: int) -> Path:
+def write_images(folder: Path, count: int, **size: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(count):
-        cv2.imwrite(str(folder / f"frame{index}.png"), picture(index)[:, :, ::-1])
+        cv2.imwrite(str(folder / f"frame{index}.png"), picture(index, **size)[:, :, ::-1])
     return folder
 
 

@@ -10,7 +10,6 @@ import sysconfig
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = (
     "setup.py",

@@ -19,7 +19,7 @@ from stac_ros.listen import outside_name
 from stac_ros.topics import POSE, qos_profile
 from stac_ros.transforms import TransformBuffer, stamp_nanoseconds
 
-PATIENT = ("--wait-for-subscribers", 60)
+PATIENT = ("--wait-for-subscribers", 60, "--wait-for-node", "listener")
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_images_of_a_folder_arrive_whole_and_in_order(tmp_path, listener):
 def test_best_effort_images_larger_than_the_default_segment_arrive(tmp_path, listener):
     """The shipped Fast DDS profile at work: 1.5 MB each, best effort on both sides."""
     images = collect(listener, Image, "image", qos_profile_sensor_data)
-    source = "world:1,frames=3,height=700,width=700"
+    source = write_images(tmp_path, 3, height=700, width=700)
     with Child("stac_ros.replay", source, *PATIENT, "--image-qos", "sensor_data", "--loop", "--rate", 30):
         spin_until([listener], lambda: len(images) >= 3, "three large images")
     assert all(len(image.data) == 3 * 700 * 700 for image in images)
@@ -142,14 +142,14 @@ def test_a_static_transform_reaches_those_who_come_late(tmp_path, listener):
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (("missing",), "stac-replay: missing: no such file or folder"),
-        (("world:1", "--rate", "-1"), "rate = -1.0: below the minimum"),
-        (("world:1", "--start-offset", "1000"), "no image between start_offset = 1000 s"),
-        (("world:1", "--wait-for-subscribers", "0.1"), "nobody subscribed to /image within 0.1 s"),
+        (("--rate", "-1"), "rate = -1.0: below the minimum"),
+        (("--start-offset", "1000"), "no image between start_offset = 1000 s"),
+        (("--wait-for-subscribers", "0.1"), "stac_mapping did not subscribe to /image within 0.1 s"),
+        (("--topic", "/camera"), "is not a rosbag2 recording and has no topics"),
     ],
 )
-def test_what_cannot_be_played_ends_with_one_clear_line(arguments, reason):
-    with Child("stac_ros.replay", *arguments) as replay:
+def test_what_cannot_be_played_ends_with_one_clear_line(tmp_path, arguments, reason):
+    with Child("stac_ros.replay", write_images(tmp_path, 1), *arguments) as replay:
         assert replay.wait() == 1
         assert reason in replay.output
         assert "Traceback" not in replay.output

@@ -1,0 +1,135 @@
+"""`stac-record FOLDER`: keep what the mapping node says, in files.
+
+Records until it is told to end (Ctrl-C, SIGTERM). Depth images are written as they come, everything
+else at the end: map.ply, trajectory.tum, depth/<stamp>.png (16 bit, thousandths of the unit of length,
+0 = invalid), diagnostics.json and report.png. An older recording in the folder is replaced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import rclpy
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.signals import SignalHandlerOptions
+from rclpy.utilities import remove_ros_args
+from sensor_msgs.msg import Image
+
+from stac_ros.images import decode_depth
+from stac_ros.listen import subscribe
+from stac_ros.map_files import write_atomically, write_ply
+from stac_ros.report import write_report
+from stac_ros.topics import DEPTH
+from stac_ros.trajectory import Trajectory
+from stac_ros.transforms import stamp_nanoseconds
+from stac_ros.watch import LEVELS, Seen, Watch
+
+MAP_LIMIT_S = 10.0  # the whole map is sent once a second: longer means that none will come
+LAST_WORDS_S = 0.5  # messages on their way when the signal came
+_DEPTH_NAME = re.compile(r"\d+\.\d{9}\.png")
+logger = logging.getLogger("stac-record")
+
+
+class Recorder(Node):
+    """Collects in memory, but for depth images, until `write`."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__("stac_record")
+        self._folder = folder
+        self.watch = Watch(self)
+        _make_empty(folder / "depth")
+        subscribe(self, DEPTH, self._on_depth, 100)
+
+    @property
+    def complete(self) -> bool:
+        """The map holds the newest frame."""
+        seen = self.watch.seen
+        return not seen.stamps_ns or seen.map_stamp_ns >= seen.stamps_ns[-1]
+
+    def write(self) -> None:
+        """Write the files. OSError naming the one that cannot be written."""
+        seen = self.watch.seen
+        trajectory = Trajectory(max_poses=len(seen.stamps_ns) + 1)
+        for stamp_ns, pose in zip(seen.stamps_ns, seen.map_from_camera, strict=True):
+            trajectory.add(stamp_ns, pose)
+        write_ply(self._folder / "map.ply", seen.map_positions, seen.map_colours)
+        write_atomically(self._folder / "trajectory.tum", trajectory.tum().encode())
+        health = {part: vars(health) for part, health in seen.health.items()}
+        memory = [vars(sample) for sample in seen.memory]
+        told = json.dumps({"last": health, "memory": memory}, indent=2)
+        write_atomically(self._folder / "diagnostics.json", told.encode())
+        write_report(self._folder / "report.png", seen)
+
+    def _on_depth(self, message: Image) -> None:
+        depth = decode_depth(message)
+        counted = np.clip(np.nan_to_num(depth) * 1000.0, 0, 65535).astype(np.uint16)
+        stamp_ns = stamp_nanoseconds(message.header.stamp)
+        name = f"{stamp_ns // 10**9}.{stamp_ns % 10**9:09d}.png"
+        write_atomically(self._folder / "depth" / name, cv2.imencode(".png", counted)[1].tobytes())
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    parser = argparse.ArgumentParser(
+        prog="stac-record", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="made if missing")
+    folder = parser.parse_args(remove_ros_args(sys.argv)[1:]).folder
+    asked_to_end: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: asked_to_end.append(number))
+    # ROS must go on after a signal, for the last messages: signals are handled here.
+    rclpy.init(args=sys.argv, signal_handler_options=SignalHandlerOptions.NO)
+    try:
+        recorder = Recorder(folder)
+        executor = SingleThreadedExecutor()
+        executor.add_node(recorder)
+        while not asked_to_end:
+            executor.spin_once(timeout_sec=0.1)
+        asked = time.monotonic()
+        while (waited := time.monotonic() - asked) < MAP_LIMIT_S:
+            if recorder.complete and waited > LAST_WORDS_S:
+                break
+            executor.spin_once(timeout_sec=0.1)
+        recorder.write()
+    except OSError as error:
+        sys.exit(f"stac-record: {error}")
+    finally:
+        rclpy.try_shutdown()
+    print(summary(recorder.watch.seen, folder))
+
+
+def summary(seen: Seen, folder: Path) -> str:
+    """The last diagnostics as a table, and where the files are."""
+    lines = [] if seen.health else ["No diagnostics were heard."]
+    for part, health in seen.health.items():
+        lines.append(f"{part}: {LEVELS[health.level]}, {health.message}")
+        width = max(map(len, health.values), default=0)
+        lines += [f"    {key:<{width}}  {value}" for key, value in health.values.items()]
+    files = "map.ply, trajectory.tum, depth/, diagnostics.json, report.png"
+    lines.append(
+        f"{len(seen.stamps_ns)} frames and {len(seen.map_positions)} map points in {folder}/: {files}"
+    )
+    return "\n".join(lines)
+
+
+def _make_empty(folder: Path) -> None:
+    """Make the folder, and remove what an older recording left there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in folder.iterdir():
+        if _DEPTH_NAME.fullmatch(file.name):
+            file.unlink()
+
+
+if __name__ == "__main__":
+    main()

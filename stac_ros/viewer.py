@@ -1,0 +1,50 @@
+"""`stac-view`: the map, the camera and the figures of the mapping node, live in a web browser.
+
+Serves on this computer only; from another one, use an SSH tunnel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+
+import rclpy
+from rclpy.clock import Clock, ClockType
+from rclpy.executors import ExternalShutdownException
+from rclpy.node import Node
+from rclpy.utilities import remove_ros_args
+
+from stac_ros.viewer_scene import Scene
+from stac_ros.watch import Watch
+
+PERIOD_S = 0.2
+logger = logging.getLogger("stac-view")
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logger.setLevel(logging.INFO)
+    parser = argparse.ArgumentParser(
+        prog="stac-view", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--port", type=int, default=8080, help="the next free one if taken (default: 8080)")
+    port = parser.parse_args(remove_ros_args(sys.argv)[1:]).port
+    rclpy.init(args=sys.argv)
+    node = Node("stac_view")
+    watch, scene = Watch(node), Scene(port)
+    steady = Clock(clock_type=ClockType.STEADY_TIME)  # also while simulated time stands still
+    node.create_timer(PERIOD_S, lambda: scene.show(watch.seen), clock=steady)
+    logger.info("open %s", scene.address)
+    try:
+        rclpy.spin(node)
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass  # asked to end
+    finally:
+        scene.close()
+        node.destroy_node()
+        rclpy.try_shutdown()
+
+
+if __name__ == "__main__":
+    main()

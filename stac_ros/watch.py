@@ -1,0 +1,154 @@
+"""What the mapping node has said so far, for those who show it or keep it."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+import numpy as np
+from diagnostic_msgs.msg import DiagnosticArray
+from geometry_msgs.msg import PoseWithCovarianceStamped
+from numpy.typing import NDArray
+from rclpy.node import Node
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
+
+from stac_ros.clouds import cloud_points
+from stac_ros.images import ImageError, decode_colour, decode_depth
+from stac_ros.listen import subscribe
+from stac_ros.quaternions import rotation_from_quaternion
+from stac_ros.topics import (
+    COMPRESSED_IMAGE,
+    DEPTH,
+    DEPTH_INFO,
+    DIAGNOSTICS,
+    IMAGE,
+    MAP_POINTS,
+    NODE_NAME,
+    POSE,
+)
+from stac_ros.transforms import stamp_nanoseconds
+
+LEVELS = ("OK", "warning", "error", "stale")  # of diagnostics
+_IMAGES_KEPT = 32  # camera images that wait for their depth
+_DEPTH = 100  # messages that may wait while this process is busy writing or drawing
+
+
+@dataclass(frozen=True)
+class View:
+    """One camera image with its depth."""
+
+    stamp_ns: int
+    image: NDArray[np.uint8]  # [H, W, 3] RGB
+    depth: NDArray[np.float32]  # [H, W], NaN = invalid
+
+
+@dataclass(frozen=True)
+class Health:
+    """One part of the node's diagnostics."""
+
+    level: int  # index into LEVELS
+    message: str
+    values: dict[str, str]
+
+
+@dataclass(frozen=True)
+class MemorySample:
+    """The cache at one moment."""
+
+    seconds: float  # since the first one
+    cache_bytes: int
+    frames: int  # mapped so far
+
+
+@dataclass
+class Seen:
+    """The newest of everything; empty until it has been heard."""
+
+    stamps_ns: list[int] = field(default_factory=list)
+    map_from_camera: list[NDArray[np.float64]] = field(default_factory=list)  # [4, 4] each
+    map_stamp_ns: int = -1
+    map_positions: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 3), np.float32))
+    map_colours: NDArray[np.uint8] = field(default_factory=lambda: np.empty((0, 3), np.uint8))
+    view: View | None = None
+    intrinsics: NDArray[np.float64] | None = None  # [3, 3] of the depth image
+    health: dict[str, Health] = field(default_factory=dict)  # by part: input, inference, memory, map
+    memory: list[MemorySample] = field(default_factory=list)
+
+    def told(self, part: str, key: str) -> str | None:
+        """One value of diagnostics."""
+        return self.health[part].values.get(key) if part in self.health else None
+
+    @property
+    def weights(self) -> str:
+        return self.told("inference", "weights") or "unknown, no diagnostics were heard"
+
+
+class Watch:
+    """Subscribes a node to the mapping node's outputs and to the camera, and keeps the newest.
+
+    Must be spun by one thread.
+    """
+
+    def __init__(self, node: Node) -> None:
+        self.seen = Seen()
+        self._logger = node.get_logger()
+        self._first = 0.0  # when diagnostics were first heard
+        self._images: OrderedDict[int, Image | CompressedImage] = OrderedDict()
+        for topic, callback in (
+            (IMAGE, self._on_image),
+            (COMPRESSED_IMAGE, self._on_image),
+            (POSE, self._on_pose),
+            (MAP_POINTS, self._on_map),
+            (DEPTH, self._on_depth),
+            (DEPTH_INFO, self._on_depth_info),
+            (DIAGNOSTICS, self._on_diagnostics),
+        ):
+            subscribe(node, topic, callback, _DEPTH if topic is not MAP_POINTS else 1)
+
+    def _on_image(self, message: Image | CompressedImage) -> None:
+        self._images[stamp_nanoseconds(message.header.stamp)] = message
+        if len(self._images) > _IMAGES_KEPT:
+            self._images.popitem(last=False)
+
+    def _on_pose(self, message: PoseWithCovarianceStamped) -> None:
+        place, turn = message.pose.pose.position, message.pose.pose.orientation
+        pose = np.eye(4)
+        pose[:3, :3] = rotation_from_quaternion(np.array([turn.x, turn.y, turn.z, turn.w]))
+        pose[:3, 3] = place.x, place.y, place.z
+        stamp_ns = stamp_nanoseconds(message.header.stamp)
+        if self.seen.stamps_ns and stamp_ns < self.seen.stamps_ns[-1]:
+            self.seen.stamps_ns, self.seen.map_from_camera = [], []  # a new stream has begun
+        self.seen.stamps_ns.append(stamp_ns)
+        self.seen.map_from_camera.append(pose)
+
+    def _on_map(self, message: PointCloud2) -> None:
+        self.seen.map_positions, self.seen.map_colours = cloud_points(message)
+        self.seen.map_stamp_ns = stamp_nanoseconds(message.header.stamp)
+
+    def _on_depth(self, message: Image) -> None:
+        stamp_ns = stamp_nanoseconds(message.header.stamp)
+        image = self._images.get(stamp_ns)
+        if image is None:
+            return
+        try:
+            self.seen.view = View(stamp_ns, decode_colour(image), decode_depth(message))
+        except ImageError as error:
+            self._logger.warning(f"an image cannot be shown: {error}", throttle_duration_sec=10.0)
+
+    def _on_depth_info(self, message: CameraInfo) -> None:
+        self.seen.intrinsics = np.array(message.k, np.float64).reshape(3, 3)
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        for status in message.status:
+            node, _, part = status.name.rpartition(": ")
+            if node.endswith(NODE_NAME):
+                values = {pair.key: pair.value for pair in status.values}
+                self.seen.health[part] = Health(status.level[0], status.message, values)
+        live, voxels = (self.seen.told("memory", f"cache.{name}_bytes") for name in ("live", "voxel"))
+        if live is not None and voxels is not None:
+            now = time.monotonic()
+            self._first = self._first or now
+            cache_bytes = int(live) + int(voxels)
+            frames = len(self.seen.stamps_ns)
+            self.seen.memory.append(MemorySample(now - self._first, cache_bytes, frames))

@@ -1,0 +1,133 @@
+"""What the recorder hears becomes files; what it did not hear is said so."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import cv2
+import numpy as np
+import pytest
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from geometry_msgs.msg import PoseWithCovarianceStamped
+from ros_helpers import Child, ros_nodes, spin_until
+from ros_recordings import picture
+from std_msgs.msg import Header
+
+from stac_ros.clouds import cloud_message
+from stac_ros.images import encode_image
+from stac_ros.listen import outside_name
+from stac_ros.sources import stamp_message
+from stac_ros.topics import DEPTH, DIAGNOSTICS, IMAGE, MAP_POINTS, NODE_NAME, POSE
+
+STAMPS = [5_000_000_000 + index * 100_000_000 for index in range(3)]
+POINTS = np.array([[1, 2, 3], [4, 5, 6]], np.float32)
+COLOURS = np.array([[250, 10, 20], [30, 240, 50]], np.uint8)
+
+
+def header(stamp_ns: int, frame: str = "map") -> Header:
+    return Header(stamp=stamp_message(stamp_ns), frame_id=frame)
+
+
+def depth_m() -> np.ndarray:
+    depth = np.full((56, 84), 1.25, np.float32)
+    depth[0] = np.nan
+    return depth
+
+
+def diagnostics() -> DiagnosticArray:
+    def status(part: str, level: bytes, **values: object) -> DiagnosticStatus:
+        pairs = [KeyValue(key=key.replace("__", "."), value=str(value)) for key, value in values.items()]
+        return DiagnosticStatus(level=level, name=f"{NODE_NAME}: {part}", message="so it is", values=pairs)
+
+    return DiagnosticArray(
+        status=[
+            status("inference", DiagnosticStatus.WARN, weights="random weights, seed 0"),
+            status("memory", DiagnosticStatus.OK, cache__live_bytes=3 << 20, cache__voxel_bytes=1 << 20),
+        ]
+    )
+
+
+class ScriptedMapping:
+    """Publishes on the node's topics what a short run would."""
+
+    def __init__(self, node) -> None:
+        self.publishers = {
+            topic: node.create_publisher(
+                topic.type, outside_name(topic), 50 if topic is IMAGE else topic.qos()
+            )
+            for topic in (IMAGE, POSE, DEPTH, MAP_POINTS, DIAGNOSTICS)
+        }
+
+    def matched(self) -> bool:
+        counts = {topic: publisher.get_subscription_count() for topic, publisher in self.publishers.items()}
+        return all(counts.values()) and counts[DEPTH] >= 2  # the watch, and the writer of depth images
+
+    def say(self) -> None:
+        for index, stamp in enumerate(STAMPS):
+            self.publishers[IMAGE].publish(encode_image(picture(index), "rgb8", header(stamp, "camera")))
+            self.publishers[DEPTH].publish(encode_image(depth_m(), "32FC1", header(stamp, "camera")))
+            pose = PoseWithCovarianceStamped(header=header(stamp))
+            pose.pose.pose.position.x, pose.pose.pose.orientation.w = float(index), 1.0
+            self.publishers[POSE].publish(pose)
+        self.publishers[DIAGNOSTICS].publish(diagnostics())
+        self.publishers[MAP_POINTS].publish(cloud_message(header(STAMPS[-1]), POINTS, COLOURS))
+
+
+@pytest.fixture
+def recording(tmp_path):
+    folder = tmp_path / "out"
+    (folder / "depth").mkdir(parents=True)
+    (folder / "depth" / "1.000000000.png").write_bytes(b"of an older recording")
+    (folder / "depth" / "mine.png").write_bytes(b"the user's own")
+    with ros_nodes("script") as (node,), Child("stac_ros.recorder", folder) as recorder:
+        script = ScriptedMapping(node)
+        spin_until([node], script.matched, "the recorder's subscriptions")
+        script.say()
+        spin_until([node], lambda: len(list((folder / "depth").iterdir())) == 4, "three depth images")
+        recorder.signal(signal.SIGTERM)
+        assert recorder.wait() == 0, recorder.output
+        yield folder, recorder.output
+
+
+def test_map_trajectory_depth_figures_and_report(recording):
+    folder, said = recording
+    ply = (folder / "map.ply").read_bytes()
+    assert b"element vertex 2\n" in ply
+    first = np.frombuffer(ply.split(b"end_header\n")[1], np.dtype([("xyz", "<f4", 3), ("rgb", "u1", 3)]))[0]
+    assert np.allclose(first["xyz"], POINTS[0]) and np.array_equal(first["rgb"], COLOURS[0])
+
+    lines = np.loadtxt(folder / "trajectory.tum")
+    assert np.allclose(lines[:, 0], np.array(STAMPS) / 1e9)
+    assert np.allclose(lines[:, 1], [0, 1, 2]) and np.allclose(lines[:, 7], 1)
+
+    names = sorted(file.name for file in (folder / "depth").iterdir())
+    assert names == ["5.000000000.png", "5.100000000.png", "5.200000000.png", "mine.png"]
+    depth = cv2.imread(str(folder / "depth" / "5.100000000.png"), cv2.IMREAD_UNCHANGED)
+    assert depth.dtype == np.uint16 and (depth[0] == 0).all() and (depth[1:] == 1250).all()
+
+    told = json.loads((folder / "diagnostics.json").read_text())
+    assert told["last"]["inference"]["values"]["weights"] == "random weights, seed 0"
+    assert [sample["cache_bytes"] for sample in told["memory"]] == [4 << 20]
+    assert "inference: warning, so it is" in said and "random weights, seed 0" in said
+
+    report = cv2.imread(str(folder / "report.png"))
+    assert report.shape[0] > 500 and report.std() > 10
+    assert not [file for file in folder.rglob(".*")], "temporary files were left behind"
+
+
+def test_hearing_nothing_is_told_and_no_error(tmp_path):
+    with Child("stac_ros.recorder", tmp_path) as recorder, ros_nodes("witness") as (node,):
+        spin_until([node], lambda: node.count_subscribers("/diagnostics"), "the recorder")
+        recorder.signal(signal.SIGINT)
+        assert recorder.wait() == 0, recorder.output
+        assert (
+            "No diagnostics were heard" in recorder.output and "0 frames and 0 map points" in recorder.output
+        )
+
+
+def test_a_folder_that_cannot_be_written_ends_with_one_line(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with Child("stac_ros.recorder", tmp_path / "file") as recorder:
+        assert recorder.wait() == 1
+        assert "stac-record: " in recorder.output and "Traceback" not in recorder.output

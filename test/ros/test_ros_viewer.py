@@ -1,0 +1,93 @@
+"""The web viewer: what it computes, and what a real browser shows of it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from stac_ros.viewer_scene import HOST, Scene, extent, field_of_view, figures
+from stac_ros.watch import Health, MemorySample, Seen, View
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+def room() -> Seen:
+    """A floor in blue and a wall in orange, and a camera that walked towards the wall."""
+    rng = np.random.default_rng(0)
+    floor = rng.uniform([0, -2, -1], [4, 2, -1], (6000, 3))
+    wall = rng.uniform([4, -2, -1], [4, 2, 1], (6000, 3))
+    colours = np.repeat(np.array([[40, 90, 230], [240, 140, 20]], np.uint8), 6000, axis=0)
+    poses = []
+    for step in range(10):
+        pose = np.eye(4)
+        pose[:3, :3] = [[0, 0, 1], [-1, 0, 0], [0, -1, 0]]  # optical: z forward is the map's x
+        pose[0, 3] = 0.2 * step
+        poses.append(pose)
+    image = np.full((90, 120, 3), (200, 30, 160), np.uint8)
+    return Seen(
+        stamps_ns=list(range(10)),
+        map_from_camera=poses,
+        map_stamp_ns=9,
+        map_positions=np.vstack([floor, wall]).astype(np.float32),
+        map_colours=colours,
+        view=View(9, image, np.ones((90, 120), np.float32)),
+        intrinsics=np.array([[60.0, 0, 60], [0, 45.0, 45], [0, 0, 1]]),
+        health={
+            "inference": Health(1, "random weights", {"weights": "random weights, seed 0", "device": "cpu"}),
+            "map": Health(0, "12000 points", {"points": "12000"}),
+        },
+        memory=[MemorySample(0.0, 3 << 20, 10)],
+    )
+
+
+def test_figures_name_what_matters_and_what_is_wrong():
+    table = figures(room())
+    assert "| weights | random weights, seed 0 |" in table
+    assert "| cache | 3.0 MiB |" in table and "| frames | 10 |" in table
+    assert "**warning**: random weights" in table and "**map**" not in table
+    assert "| frames | 0 |" in figures(Seen())
+
+
+def test_extent_ignores_a_few_stray_points():
+    positions = room().map_positions
+    assert 3.5 < extent(positions) <= 4.0
+    assert 3.5 < extent(np.vstack([positions, np.full((5, 3), 1e4, np.float32)])) <= 4.0
+    assert extent(np.empty((0, 3), np.float32)) == 1.0
+
+
+def test_field_of_view_is_the_cameras():
+    fov, aspect = field_of_view(room())
+    assert fov == pytest.approx(np.pi / 2) and aspect == pytest.approx(4 / 3)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CHROMIUM, reason="needs a browser: apt-get install chromium")
+def test_a_browser_shows_map_path_and_figures(tmp_path):
+    scene = Scene(port=0)
+    try:
+        scene.show(room())
+        assert scene.address.startswith(f"http://{HOST}:")
+        picture = screenshot(scene.address, tmp_path / "viewer.png")
+    finally:
+        scene.close()
+    blue, green, red = (picture[:, :, channel].astype(int) for channel in range(3))
+    lit = picture.max(axis=2) > 70  # hues, not brightness: the page fades in
+    assert (lit & (blue > 1.8 * green) & (blue > 3 * red)).sum() > 1000, "the blue floor"
+    assert (lit & (red > 1.4 * green) & (green > 2 * blue)).sum() > 1000, "the orange wall"
+    assert (lit & (red > 3 * green) & (blue > 2.5 * green)).sum() > 1000, "the camera's image"
+
+
+def screenshot(address: str, file: Path) -> np.ndarray:
+    with tempfile.TemporaryDirectory() as profile:
+        words = ["--headless", "--no-sandbox", "--no-first-run", "--use-angle=swiftshader"]
+        words += ["--enable-unsafe-swiftshader", "--disable-background-networking", "--disable-sync"]
+        words += ["--disable-component-update", "--disable-quic", f"--user-data-dir={profile}"]
+        words += ["--window-size=1280,800", "--virtual-time-budget=15000", f"--screenshot={file}", address]
+        subprocess.run([CHROMIUM, *words], capture_output=True, timeout=180, check=True)
+    return cv2.imread(str(file))
