@@ -1,4 +1,4 @@
-"""Random merges whose decisions do not hang on rounding."""
+"""Random merges whose decisions do not hang on rounding, to compare backends of `voxel_merge` with."""
 
 from __future__ import annotations
 

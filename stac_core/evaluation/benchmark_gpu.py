@@ -1,0 +1,223 @@
+"""Command: check and time the kernels and the full-size network on a GPU (`make bench-gpu`).
+
+Builds the CUDA library, measures this device's ceilings, checks every backend on fresh random inputs
+with poisoned outputs, runs compute-sanitizer on a small case, times, prints tables, writes JSON.
+`--rehearse` does all of it that a CPU can: small shapes, Triton's interpreter, no times.
+Exit code 0: every check passed; 1: one failed; 2: there is no CUDA device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+CUDA_EXT = Path(__file__).resolve().parents[2] / "cuda_ext"
+WANTED = {  # figure → limit, and whether it is a most or a least
+    "attend with bias and mass, against PyTorch flash": (1.6, "at most"),
+    "attend with the mass of a quarter, against PyTorch flash": (1.2, "at most"),
+    "voxel merge, share of copy bandwidth": (0.5, "at least"),
+    "voxel merge, against the torch reference": (20.0, "at least"),
+    "frames/s with chunks of 4": (95.0, "at least"),
+    "frames/s with single frames": (75.0, "at least"),
+}
+Rows = list[dict[str, Any]]
+
+
+def main() -> int:
+    arguments = _parse()
+    if arguments.rehearse:
+        os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
+    import torch
+
+    if not arguments.rehearse and not torch.cuda.is_available():
+        print("no CUDA device here; `--rehearse` runs the same script on a CPU", file=sys.stderr)
+        return 2
+    device = torch.device("cpu" if arguments.rehearse else "cuda")
+    results = run(arguments, device)
+    results["wanted"] = compare_with_wanted(results)
+    print_table("Against what is wanted", results["wanted"])
+    write_json(arguments.json, results)
+    failed = [row for row in results["checks"] if not row["passed"]]
+    failed += [row for row in results["sanitizer"] if row["passed"] is False]
+    print(f"\n{len(results['checks'])} checks, {len(failed)} failed; figures in {arguments.json}")
+    return 1 if failed else 0
+
+
+def run(arguments: argparse.Namespace, device: Any) -> dict[str, Any]:
+    """Everything in order of trust: build, ceilings, checks, sanitizer, times."""
+    from stac_core.evaluation.gpu import attention, merging, network
+    from stac_core.evaluation.gpu.measure import describe, measure_ceilings
+
+    small = arguments.rehearse
+    results: dict[str, Any] = {"rehearsal": small, "about": describe(device)}
+    print_table("Machine", [results["about"]])
+    results["build"] = [{"step": "cuda_ext", "outcome": "skipped"}] if small else [build(device)]
+    kernels, refused = load_backends(device)
+    results["backends"] = [{"backend": name, "outcome": "loaded"} for name in kernels] + refused
+    print_table("Backends", results["build"] + results["backends"])
+    ceilings = measure_ceilings(device, *((1, 64) if small else ()))
+    results["ceilings"] = [dataclasses.asdict(ceilings)]
+    print_table("Ceilings of this device", results["ceilings"])
+
+    results["checks"] = []
+    for name, backend in kernels.items():
+        results["checks"] += attention.check(name, backend.attend, device)
+        if name != "torch":
+            results["checks"] += merging.check(name, backend.voxel_merge, device, 6 if small else 2000)
+    print_table("Checks", results["checks"])
+    results["sanitizer"] = [{"tool": "all", "passed": None, "report": "skipped"}] if small else sanitize()
+    print_table("compute-sanitizer, small case", results["sanitizer"])
+
+    size = attention.Size(2, 130, 256, 16) if small else attention.Size()
+    attends = {name: backend.attend for name, backend in kernels.items()}
+    results["attend"] = attention.time_all(attends, size, ceilings, device)
+    print_table(f"Attention, {size}", results["attend"])
+    merges = {name: backend.voxel_merge for name, backend in kernels.items() if name != "torch"}
+    results["merge"] = merging.time_all(merges, 6 if small else arguments.merge_rows, ceilings, device)
+    print_table("Voxel merge, one chunk", results["merge"])
+
+    model, shape = ("embedded", (42, 56)) if small else ("stream3r", (392, 518))
+    loaded = network.build_network(model, device)
+    backend = "torch" if small else arguments.backend
+    steps = 1 if small else 20
+    results["network"] = [
+        {"model": model, **network.measure(loaded, chunk, shape, backend, steps, ceilings)}
+        for chunk in (4, 1)
+    ]
+    print_table(f"Network in stac mode, {shape[1]}×{shape[0]}, random weights", results["network"])
+    results["profile"] = network.profile_step(loaded, 4, shape, backend)
+    print_table("One step of four frames", results["profile"])
+    return results
+
+
+def build(device: Any) -> dict[str, str]:
+    """Install the CUDA library for this very GPU; a failure is reported, and the other backends go on."""
+    import torch
+
+    major, minor = torch.cuda.get_device_capability(device)
+    environment = {**os.environ, "STAC_CUDA_CAPABILITIES": f"{major}{minor}"}
+    command = [sys.executable, "-m", "pip", "install", str(CUDA_EXT), "--no-build-isolation", "--no-deps"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    outcome = "built" if done.returncode == 0 else f"failed: {(done.stdout + done.stderr)[-2000:]}"
+    return {"step": "cuda_ext", "outcome": outcome}
+
+
+def load_backends(device: Any) -> tuple[dict[str, Any], Rows]:
+    """Kernels by name, and why the others did not load."""
+    from stac_core.kernels.select import select_kernels
+
+    loaded, refused = {}, []
+    for name in ("torch", "triton", "cuda"):
+        try:
+            loaded[name] = select_kernels(name, device)
+        except RuntimeError as cause:
+            refused.append({"backend": name, "outcome": str(cause)})
+    return loaded, refused
+
+
+def sanitize() -> Rows:
+    """Wrong addresses and races in one small call of every kernel; None where the tool is missing."""
+    tool = shutil.which("compute-sanitizer")
+    if tool is None:
+        return [{"tool": "compute-sanitizer", "passed": None, "report": "not on the PATH"}]
+    rows = []
+    for check in ("memcheck", "racecheck"):
+        command = [tool, "--tool", check, "--error-exitcode", "9", sys.executable, "-m"]
+        command.append("stac_core.evaluation.gpu.small_case")
+        done = subprocess.run(command, capture_output=True, text=True)
+        report = (done.stdout + done.stderr).strip().splitlines()
+        rows.append({"tool": check, "passed": done.returncode == 0, "report": report[-1] if report else ""})
+    return rows
+
+
+def compare_with_wanted(results: dict[str, Any]) -> Rows:
+    """The best backend's figure beside each limit; `met` is None where nothing was timed."""
+    ratio = {
+        variant: _best([r["ratio"] for r in results["attend"] if r["variant"] == variant], min)
+        for variant in ("bias, mass", "bias, mass of a quarter")
+    }
+    merges = [row for row in results["merge"] if row["backend"] != "torch"]
+    speed = {row["chunk"]: row["frames_per_s"] for row in results["network"]}
+    figures = [
+        ratio["bias, mass"],
+        ratio["bias, mass of a quarter"],
+        _best([row["of_roofline"] for row in merges], max),
+        _best([row["speed_up"] for row in merges], max),
+        speed[4],
+        speed[1],
+    ]
+    return [
+        {"figure": name, "wanted": f"{kind} {limit}", "measured": figure, "met": _met(figure, limit, kind)}
+        for (name, (limit, kind)), figure in zip(WANTED.items(), figures, strict=True)
+    ]
+
+
+def _best(figures: list[float], choose: Any) -> float:
+    timed = [figure for figure in figures if figure == figure]
+    return float(choose(timed)) if timed else float("nan")
+
+
+def _met(figure: float, limit: float, kind: str) -> bool | None:
+    if figure != figure:
+        return None
+    return figure <= limit if kind == "at most" else figure >= limit
+
+
+def print_table(title: str, rows: Rows) -> None:
+    """Rows of equal keys as aligned text; NaN, a time nobody has taken, as a dash."""
+    print(f"\n{title}")
+    if not rows:
+        print("  nothing")
+        return
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [names] + [[_text(row.get(name)) for name in names] for row in rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
+    for line in lines:
+        print("  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    sys.stdout.flush()
+
+
+def _text(value: object) -> str:
+    if value is None or value != value:
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def write_json(path: Path, results: dict[str, Any]) -> None:
+    """To a temporary name first; NaN becomes null."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(_without_nan(results), indent=2, ensure_ascii=False) + "\n")
+    temporary.replace(path)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and value != value else value
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rehearse", action="store_true", help="run on a CPU: small shapes, no times")
+    parser.add_argument("--json", type=Path, default=Path("out/benchmark_gpu.json"), help="where figures go")
+    parser.add_argument(
+        "--backend", default="auto", choices=("auto", "torch", "triton", "cuda"), help="of the network's run"
+    )
+    parser.add_argument("--merge_rows", type=int, default=150_000, help="rows of the timed merge (6 KB each)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Parts of the GPU benchmark: ceilings, kernels, the whole network."""

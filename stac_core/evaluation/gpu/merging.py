@@ -1,0 +1,78 @@
+"""Voxel merge: every backend decides like the reference; then time and bandwidth."""
+
+from __future__ import annotations
+
+import torch
+
+from stac_core.evaluation.gpu.measure import Ceilings, median_ms, poison_new_memory, stop_poisoning
+from stac_core.kernels.random_merges import RULES, decisive, empty_state, random_tokens
+from stac_core.kernels.voxel_merge import RowState, RowTokens, VoxelMerge
+from stac_core.kernels.voxel_merge_torch import voxel_merge as reference
+
+PIVOTS, BUFFER, DIM = 4, 8, 64
+TOKENS_PER_ROW = 10  # 4 frames of 1041 tokens fall into about 400 voxels
+
+
+def check(name: str, merge: VoxelMerge, device: torch.device, rows: int) -> list[dict[str, object]]:
+    """Three calls in a row on fresh random tokens: equal counts and members, floats within 1e-4."""
+    seed = int(torch.randint(2**31, ()))
+    state = _to(empty_state(rows, PIVOTS, BUFFER, DIM), device)
+    results: list[dict[str, object]] = []
+    for call in range(3):
+        tokens = _to(random_tokens(rows, rows * TOKENS_PER_ROW, DIM, seed + call), device)
+        tokens = decisive(state, tokens)
+        poison_new_memory()
+        got, counts = merge(state, tokens, RULES)
+        stop_poisoning()
+        expected, true_counts = reference(state, tokens, RULES)
+        same = counts == true_counts and torch.equal(got.members, expected.members)
+        error = _largest_difference(got, expected) if same else float("inf")
+        case = f"{rows} rows, call {call}, seed {seed}"
+        results.append(
+            {"backend": name, "case": case, "what": "merge", "error": error, "allowed": 1e-4,
+             "passed": error <= 1e-4}
+        )  # fmt: skip
+        state = expected
+    return results
+
+
+def time_all(
+    backends: dict[str, VoxelMerge], rows: int, ceilings: Ceilings, device: torch.device
+) -> list[dict[str, object]]:
+    """Merge one chunk into rows that have seen two; bytes = state read and written once, tokens read once."""
+    state = _to(empty_state(rows, PIVOTS, BUFFER, DIM), device)
+    for seed in range(2):
+        state, _ = reference(state, _to(random_tokens(rows, rows * TOKENS_PER_ROW, DIM, seed), device), RULES)
+    tokens = _to(random_tokens(rows, rows * TOKENS_PER_ROW, DIM, 2), device)
+    moved = 2 * sum(part.nbytes for part in state) + sum(part.nbytes for part in tokens)
+    times = {
+        name: median_ms(lambda merge=merge: merge(state, tokens, RULES), device, 10)  # type: ignore[misc]
+        for name, merge in {"torch": reference, **backends}.items()
+    }
+    return [
+        {
+            "backend": name,
+            "rows": rows,
+            "tokens": len(tokens.row),
+            "ms": ms,
+            "speed_up": times["torch"] / ms,
+            "tb_per_s": moved / ms / 1e9,
+            "of_roofline": moved / ms * 1e3 / ceilings.copy_bytes_per_s,
+        }
+        for name, ms in times.items()
+    ]
+
+
+def _largest_difference(got: RowState, expected: RowState) -> float:
+    """Over what is present; the rest has no meaning."""
+    worst = 0.0
+    for name, mine, theirs in zip(got._fields, got, expected, strict=True):
+        present = expected.buffer_score.isfinite() if name.startswith("buffer") else expected.members > 0
+        if bool(present.any()):
+            difference = (mine[present] - theirs[present]).abs() / (1 + theirs[present].abs())
+            worst = max(worst, float(difference.max()))
+    return worst
+
+
+def _to(parts: RowState | RowTokens, device: torch.device):  # type: ignore[no-untyped-def]
+    return type(parts)(*(part.to(device) for part in parts))

@@ -1,0 +1,33 @@
+"""One small call of every compiled kernel, for compute-sanitizer to watch."""
+
+from __future__ import annotations
+
+import torch
+
+from stac_core.evaluation.gpu.attention import random_inputs
+from stac_core.evaluation.gpu.merging import BUFFER, DIM, PIVOTS
+from stac_core.kernels.random_merges import RULES, empty_state, random_tokens
+from stac_core.kernels.select import select_kernels
+from stac_core.kernels.voxel_merge import RowState, RowTokens
+
+
+def main(device: torch.device) -> list[str]:
+    """Returns the backends that ran."""
+    ran = []
+    for name in ("triton", "cuda"):
+        try:
+            kernels = select_kernels(name, device)
+        except RuntimeError:
+            continue  # the benchmark's own table says why
+        q, segments = random_inputs(2, 70, (97, 33), 64, torch.bfloat16, device)
+        kernels.attend(q, segments, True, 1.0)
+        state = RowState(*(part.to(device) for part in empty_state(5, PIVOTS, BUFFER, DIM)))
+        tokens = RowTokens(*(part.to(device) for part in random_tokens(5, 60, DIM, 0)))
+        kernels.voxel_merge(state, tokens, RULES)
+        ran.append(name)
+    return ran
+
+
+if __name__ == "__main__":
+    print("ran", *main(torch.device("cuda")))
+    torch.cuda.synchronize()

@@ -1,0 +1,40 @@
+"""The GPU benchmark, rehearsed: every part runs, every check passes, nothing pretends to be a time."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).parents[2]
+COMMAND = [sys.executable, "-m", "stac_core.evaluation.benchmark_gpu"]
+
+
+@pytest.mark.slow
+def test_rehearsal(tmp_path):
+    written = tmp_path / "figures.json"
+    done = subprocess.run(
+        [*COMMAND, "--rehearse", "--json", written], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = json.loads(written.read_text())
+    assert results["rehearsal"] and results["checks"] and all(row["passed"] for row in results["checks"])
+    assert {row["backend"] for row in results["checks"]} == {"torch", "triton"}
+    timed = [row["ms"] for part in ("attend", "merge") for row in results[part]]
+    timed += [row["step_ms"] for row in results["network"]]
+    assert timed and all(ms is None for ms in timed)
+    assert all(row["met"] is None for row in results["wanted"])
+    assert "cuda" in {row["backend"] for row in results["backends"]}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
+def test_without_a_gpu_it_says_what_to_do(tmp_path):
+    done = subprocess.run(
+        [*COMMAND, "--json", tmp_path / "x.json"], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "no CUDA device here; `--rehearse`" in done.stderr
+    assert not (tmp_path / "x.json").exists()
