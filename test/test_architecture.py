@@ -29,7 +29,8 @@ MAY_IMPORT = {  # part of stac_core → the parts it may import
     "checkpoint": BASICS | {"network"},
     "session": BASICS | {"network", "cache", "images", "kernels"},
     "worlds": {"geometry", "settings"},
-    "evaluation": METHOD | {"network", "worlds"},  # the network as a type; sequences of synthetic worlds
+    # the network as a type; sequences of synthetic worlds; kernels to be checked and timed
+    "evaluation": METHOD | {"network", "worlds", "kernels"},
     "reconstruct": METHOD | {"evaluation"},
     "training": METHOD | {"network", "cache", "worlds", "evaluation"},
     "__init__": METHOD,
