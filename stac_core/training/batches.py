@@ -19,6 +19,8 @@ from stac_core.training.schedule import Shape, draw_shape
 from stac_core.training.sequences import Sequences, join
 from stac_core.worlds import sample_batch
 
+SIDEWAYS = 0.15  # share of sequences that lie on their side
+
 
 def step_random(config: TrainingConfig, step: int, rank: int) -> np.random.Generator:
     """The random numbers of one step of one process."""
@@ -61,35 +63,62 @@ def draw_frames(frames: int, random: np.random.Generator) -> Tensor:
 
 
 def fit(sequences: Sequences, shape: Shape, random: np.random.Generator) -> Sequences:
-    """Cut a centred window of the shape's aspect, zoomed at random, mirrored half the time, and resize it.
+    """Cut a centred window of the shape's aspect, zoomed at random, and resize it; mirrored half the time,
+    lying on its side now and then, since recorded cameras also pitch and roll.
 
     The optical axis stays in the middle of the image, where the pose encoding supposes it.
     """
-    height, width = sequences.depth.shape[-2:]
-    scale = min(height / shape.height, width / shape.width) * random.uniform(0.75, 1.0)
-    rows, columns = min(height, round(scale * shape.height)), min(width, round(scale * shape.width))
-    top, left = (height - rows) // 2, (width - columns) // 2
-    images = sequences.images[..., top : top + rows, left : left + columns].flatten(0, 1)
-    depth = sequences.depth[..., top : top + rows, left : left + columns].flatten(0, 1)
-    size = (shape.height, shape.width)
-    images = functional.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
-    depth = functional.interpolate(depth[:, None], size, mode="nearest-exact")[:, 0]
-    intrinsics = sequences.intrinsics.clone()
-    intrinsics[..., 0, 0] *= shape.width / columns
-    intrinsics[..., 1, 1] *= shape.height / rows
-    intrinsics[..., 0, 2], intrinsics[..., 1, 2] = shape.width / 2, shape.height / 2
-    fitted = Sequences(images[None].clamp(0, 1), depth[None], sequences.world_from_camera, intrinsics)
-    return mirror(fitted) if random.random() < 0.5 else fitted
+    sideways = random.random() < SIDEWAYS
+    height, width = (shape.width, shape.height) if sideways else (shape.height, shape.width)
+    fitted = _resize(_crop(sequences, height / width, random.uniform(0.75, 1.0)), height, width)
+    mirrored = mirror(fitted) if random.random() < 0.5 else fitted
+    return transpose(mirrored) if sideways else mirrored
 
 
 def mirror(sequences: Sequences) -> Sequences:
     """The same world seen in a mirror: x of every camera and of the world points the other way."""
     flip = torch.diag(torch.tensor([-1.0, 1.0, 1.0, 1.0]))
+    poses = flip @ sequences.world_from_camera @ flip
+    return Sequences(sequences.images.flip(-1), sequences.depth.flip(-1), poses, sequences.intrinsics)
+
+
+def transpose(sequences: Sequences) -> Sequences:
+    """The same world with x and y exchanged, of every camera and of the world."""
+    swap, swap3 = torch.eye(4)[[1, 0, 2, 3]], torch.eye(3)[[1, 0, 2]]
     return Sequences(
-        sequences.images.flip(-1),
-        sequences.depth.flip(-1),
-        flip @ sequences.world_from_camera @ flip,
-        sequences.intrinsics,
+        sequences.images.mT,
+        sequences.depth.mT,
+        swap @ sequences.world_from_camera @ swap,
+        swap3 @ sequences.intrinsics @ swap3,
+    )
+
+
+def _crop(sequences: Sequences, aspect: float, zoom: float) -> Sequences:
+    """The middle of the images: `zoom` of the largest window of that aspect (height over width)."""
+    height, width = sequences.depth.shape[-2:]
+    across = zoom * min(width, height / aspect)
+    rows, columns = round(across * aspect), round(across)
+    top, left = (height - rows) // 2, (width - columns) // 2
+    window = (..., slice(top, top + rows), slice(left, left + columns))
+    intrinsics = sequences.intrinsics.clone()
+    intrinsics[..., 0, 2], intrinsics[..., 1, 2] = columns / 2, rows / 2
+    return Sequences(
+        sequences.images[window], sequences.depth[window], sequences.world_from_camera, intrinsics
+    )
+
+
+def _resize(sequences: Sequences, height: int, width: int) -> Sequences:
+    rows, columns = sequences.depth.shape[-2:]
+    images = functional.interpolate(
+        sequences.images.flatten(0, 1), (height, width), mode="bilinear", antialias=True, align_corners=False
+    )
+    depth = functional.interpolate(sequences.depth, (height, width), mode="nearest-exact")
+    scale = torch.tensor([width / columns, height / rows, 1.0])
+    return Sequences(
+        images.unflatten(0, sequences.depth.shape[:2]).clamp(0, 1),
+        depth,
+        sequences.world_from_camera,
+        sequences.intrinsics * scale[:, None],
     )
 
 

@@ -1,0 +1,85 @@
+"""Augmented sequences stay true: depth, poses and lenses still explain the images."""
+
+import numpy as np
+import pytest
+import torch
+
+from stac_core.geometry import unproject_depth
+from stac_core.training.batches import draw_frames, draw_visible, fit, mirror, transpose
+from stac_core.training.config import CLIP_FRAMES
+from stac_core.training.schedule import Shape
+from stac_core.training.sequences import Sequences
+from stac_core.worlds import World, WorldConfig
+
+
+@pytest.fixture(scope="module")
+def sequences() -> Sequences:
+    """Two views of a furnished room by a perfect camera."""
+    config = WorldConfig(kind="room", motion="sideways", path="loop", defects=0.0)
+    world = World(2, config).render(0, 3, 112, 140)
+    return Sequences(world.images, world.depth, world.world_from_camera, world.intrinsics)
+
+
+def disagreement(sequences: Sequences) -> tuple[float, float]:
+    """Median relative depth error and mean colour error of frame 2 seen through frame 0."""
+    points = unproject_depth(sequences.depth, sequences.intrinsics, sequences.world_from_camera)[0, 2]
+    camera0 = torch.linalg.inv(sequences.world_from_camera[0, 0])
+    in_camera = points @ camera0[:3, :3].T + camera0[:3, 3]
+    projected = in_camera @ sequences.intrinsics[0, 0].T
+    pixel = (projected[..., :2] / projected[..., 2:]).round().long()
+    height, width = sequences.depth.shape[-2:]
+    inside = (
+        (pixel >= 0).all(-1) & (pixel[..., 0] < width) & (pixel[..., 1] < height) & (in_camera[..., 2] > 0)
+    )
+    assert inside.float().mean() > 0.3
+    u, v = pixel[inside].T
+    seen = sequences.depth[0, 0, v, u]
+    error = ((seen - in_camera[inside][:, 2]).abs() / seen).median().item()
+    colour = (sequences.images[0, 0][:, v, u] - sequences.images[0, 2][:, inside]).abs().median().item()
+    return error, colour
+
+
+def test_the_measure_notices_a_wrong_pose(sequences):
+    right = disagreement(sequences)
+    assert right[0] < 0.02 and right[1] < 0.05
+    poses = sequences.world_from_camera.clone()
+    poses[0, 2, :3, 3] *= 1.5
+    wrong = Sequences(sequences.images, sequences.depth, poses, sequences.intrinsics)
+    assert disagreement(wrong)[0] > 2 * right[0]
+
+
+@pytest.mark.parametrize("change", [mirror, transpose, lambda s: transpose(mirror(s))])
+def test_mirrored_and_transposed_sequences_are_worlds_too(sequences, change):
+    error, colour = disagreement(change(sequences))
+    assert error < 0.02 and colour < 0.05
+    rotation = change(sequences).world_from_camera[0, :, :3, :3]
+    assert torch.allclose(torch.linalg.det(rotation), torch.ones(3), atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [Shape(1, 3, 84, 112), Shape(1, 3, 56, 98), Shape(1, 3, 112, 112)])
+def test_fitted_sequences_have_the_shape_and_stay_true(sequences, shape):
+    for seed in range(4):
+        fitted = fit(sequences, shape, np.random.default_rng(seed))
+        assert fitted.images.shape == (1, 3, 3, shape.height, shape.width)
+        assert fitted.depth.shape == (1, 3, shape.height, shape.width)
+        centre = fitted.intrinsics[0, 0, :2, 2]
+        assert torch.allclose(centre, torch.tensor([shape.width / 2, shape.height / 2]))
+        error, colour = disagreement(fitted)
+        assert error < 0.03 and colour < 0.08
+
+
+def test_drawn_frames_lie_within_a_clip():
+    random = np.random.default_rng(0)
+    for frames in (2, 3, 7, CLIP_FRAMES):
+        for _ in range(50):
+            numbers = draw_frames(frames, random)
+            assert len(numbers) == frames and numbers.min() >= 0 and numbers.max() < CLIP_FRAMES
+            assert (numbers.diff().abs() == numbers.diff().abs()[0]).all()
+
+
+def test_every_view_of_the_past_holds_the_frame_itself_and_frame_0():
+    random = np.random.default_rng(0)
+    views = [draw_visible(6, random) for _ in range(100)]
+    for visible in views:
+        assert visible.dtype == torch.bool and visible.diagonal().all() and visible[:, 0].all()
+    assert len({tuple(v.flatten().tolist()) for v in views}) > 10
