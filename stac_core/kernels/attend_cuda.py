@@ -19,13 +19,7 @@ __all__ = ["attend", "require"]
 def attend(q: Tensor, segments: Sequence[Segment], mass: bool = False, subsample: float = 1.0) -> Attended:
     """The contract of `attend.py`; the library adds its limits of width, type and alignment."""
     check_attend(q, segments, subsample)
-    out, lse = None, None
-    filled = [s for s in segments if s.length]
-    for i, segment in enumerate(filled):
-        last = i == len(filled) - 1
-        out, lse = torch.ops.stac.attend_forward(
-            q, segment.keys, segment.values, segment.bias, out, lse, last
-        )
+    out, lse = _forward(q, [s for s in segments if s.length])
     key_mass = None
     if mass:
         rows, stride, scale = sample_queries(q.shape[1], subsample)
@@ -35,3 +29,12 @@ def attend(q: Tensor, segments: Sequence[Segment], mass: bool = False, subsample
             for s in segments
         ]
     return Attended(out, lse, key_mass)
+
+
+def _forward(q: Tensor, segments: Sequence[Segment]) -> tuple[Tensor, Tensor]:
+    """One segment after the other; each starts from what the ones before it gave."""
+    before: tuple[Tensor | None, Tensor | None] = (None, None)
+    for segment in segments[:-1]:
+        before = torch.ops.stac.attend_forward(q, segment.keys, segment.values, segment.bias, *before, False)
+    end = segments[-1]
+    return torch.ops.stac.attend_forward(q, end.keys, end.values, end.bias, *before, True)

@@ -12,11 +12,11 @@ MARGIN = 1e-3  # of a cosine to the threshold, or between two cosines
 
 
 def empty_state(rows: int, pivots: int, buffer: int, dim: int) -> RowState:
+    keys, buffered = torch.zeros(rows, pivots, dim), torch.zeros(rows, buffer, dim)
+    numbers = torch.zeros(rows, pivots)
+    nothing = torch.full((rows, buffer), -torch.inf)
     return RowState(
-        *torch.zeros(2, rows, pivots, dim),
-        *torch.zeros(3, rows, pivots),
-        *torch.zeros(2, rows, buffer, dim),
-        torch.full((rows, buffer), -torch.inf),
+        keys, keys.clone(), numbers, numbers.clone(), numbers.clone(), buffered, buffered.clone(), nothing
     )
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from kernels.emulated import EmulatedMerge, build, can_build
-from stac_core.kernels.random_merges import RULES, decisive, empty_state, random_tokens
 
 from stac_core.kernels import voxel_merge_triton
+from stac_core.kernels.random_merges import RULES, decisive, empty_state, random_tokens
 from stac_core.kernels.voxel_merge import MergeRules, RowTokens
 from stac_core.kernels.voxel_merge_torch import voxel_merge as reference
 

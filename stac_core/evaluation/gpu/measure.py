@@ -61,7 +61,7 @@ def _product_rate(device: torch.device, size: int) -> float:
 def poison_new_memory() -> None:
     """From here on every new tensor starts as NaN: an element that nobody writes cannot look right."""
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
     if not bool(torch.empty(8).isnan().all()):
         raise RuntimeError(f"PyTorch {torch.__version__} does not fill new tensors with NaN")
 
