@@ -109,7 +109,7 @@ class RoomMaker:
         return min(wanted, len(self._grid.free))
 
     def _grow_voxels(self, short: int) -> bool:
-        voxels = max(short, self._grid.capacity // 2, self._config.voxel_num)
+        voxels = max(short, self._grid.capacity // 4, self._config.voxel_num)
         room = self._room()
         if room is not None:
             voxels = max(short, min(voxels, room // 4 // self._voxel_bytes))

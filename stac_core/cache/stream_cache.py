@@ -27,7 +27,6 @@ from stac_core.cache.voxel_memory import Evicted, VoxelMemory
 from stac_core.config import CacheConfig, NetworkConfig
 from stac_core.kernels.attend import Segment
 from stac_core.kernels.select import Kernels
-from stac_core.kernels.voxel_merge_torch import voxel_merge
 
 
 class LiveTokens(NamedTuple):
@@ -200,7 +199,9 @@ class StreamCache:
         return AnchorStore(layers, heads, KeyValues(layers, self._config.anchor_bits, self._scale), device)
 
     def _new_spatial(self, dtype: torch.dtype, device: torch.device) -> SpatialMemory:
-        return SpatialMemory(self._config, self._network, dtype, device, voxel_merge, self._scale)
+        return SpatialMemory(
+            self._config, self._network, dtype, device, self._kernels.voxel_merge, self._scale
+        )
 
     def _parts(self) -> dict[str, Any]:
         """What can be saved, by name."""

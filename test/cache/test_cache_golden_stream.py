@@ -15,6 +15,7 @@ from stac_core.cache.token_positions import token_positions
 from stac_core.config import CacheConfig
 from stac_core.kernels.attend_torch import attend
 from stac_core.kernels.select import Kernels
+from stac_core.kernels.voxel_merge_torch import voxel_merge
 
 
 def cache_for(c: dict, attended: list, **changes) -> StreamCache:
@@ -33,7 +34,7 @@ def cache_for(c: dict, attended: list, **changes) -> StreamCache:
         attended.append(attend(*arguments))
         return attended[-1]
 
-    return StreamCache(config, network, Kernels("torch", "asked for", recorded))
+    return StreamCache(config, network, Kernels("torch", "asked for", recorded, voxel_merge))
 
 
 def run_chunk(cache: StreamCache, figures: dict, c: dict, first: int, frames: int) -> torch.Tensor:

@@ -14,7 +14,7 @@ from stac_core.cache.quantization import Codec
 @settings(max_examples=60, deadline=None)
 @given(
     bits=st.sampled_from([8, 4]), dim=st.sampled_from([2, 16, 48, 64, 96, 128]), rows=st.integers(0, 20),
-    centre=st.floats(-50, 50), spread=st.floats(1e-3, 30), seed=st.integers(0, 999),
+    centre=st.floats(-50, 50), spread=st.floats(0.05, 30), seed=st.integers(0, 999),
 )  # fmt: skip
 def test_codes_are_off_by_half_a_step_at_most(bits, dim, rows, centre, spread, seed):
     x = centre + spread * torch.randn(rows, dim, generator=torch.Generator().manual_seed(seed))

@@ -1,0 +1,130 @@
+"""Whole sessions on the tiny network: steps, repeats, errors, saving; images in, predictions out."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from tiny import synthetic_frames, tiny_network
+
+from stac_core import Config, StreamSession
+from stac_core.config import MODES, CacheConfig, ImageConfig
+
+STREAMING = [name for name, mode in MODES.items() if not mode.offline]
+
+
+@pytest.fixture(scope="module")
+def network():
+    return tiny_network()
+
+
+def session_for(network, mode="stac", **settings) -> StreamSession:
+    cache = {
+        "window_size": 2,
+        "chunk_size": 2,
+        "hh_size": 1,
+        "retrieval_size": 1,
+        "voxel_conf": 0.5,
+        "edge_test": 0.0,
+    }
+    return StreamSession(
+        network, Config(cache=CacheConfig(mode=mode, **{**cache, **settings}), image=ImageConfig(size=70))
+    )
+
+
+def steps(session, frames):
+    return [session.step(frames[i : i + 2]) for i in range(0, len(frames), 2)]
+
+
+@pytest.mark.parametrize("mode", STREAMING)
+def test_every_mode_maps_a_stream_with_a_short_tail(network, mode):
+    session = session_for(network, mode)
+    predictions = steps(session, synthetic_frames(9, 48, 64))
+    assert [p.frames for p in predictions] == [2, 2, 2, 2, 1]
+    assert all(bool(p.depth.isfinite().all()) for p in predictions)
+    stats = session.stats()
+    assert stats.cache.frames_seen == 9 and stats.network_ms > 0
+    assert (stats.cache.voxels > 0) == MODES[mode].voxels
+
+
+@pytest.mark.parametrize(
+    "settings", [{"positions": "points"}, {"voxel_unit": "model"}, {"retrieve_by": "query"}], ids=str
+)
+def test_places_from_either_head(network, settings):
+    session = session_for(network, **settings)
+    steps(session, synthetic_frames(8, 48, 64))
+    assert session.stats().cache.inserted > 0
+
+
+def test_the_same_frame_again_and_again(network):
+    session = session_for(network)
+    frame = synthetic_frames(1, 48, 64)[0]
+    for prediction in steps(session, [frame] * 12):
+        assert all(bool(t.isfinite().all()) for t in (prediction.depth, prediction.world_from_camera))
+
+
+def test_predictions_leave_the_session(network):
+    session = session_for(network)
+    seen = [weakref.ref(p.depth) for p in steps(session, synthetic_frames(6, 48, 64))]
+    gc.collect()
+    assert all(reference() is None for reference in seen)
+
+
+def test_a_step_that_raises_leaves_the_stream_as_it_was(network, monkeypatch):
+    frames = synthetic_frames(8, 48, 64)
+    expected = steps(session_for(network), frames)[-1]
+    session = session_for(network)
+    steps(session, frames[:6])
+    with pytest.raises(ValueError, match="chunk_size is 2"):
+        session.step(frames[:3])
+    with pytest.raises(ValueError):
+        session.step([np.zeros((480, 64, 3), np.uint8)])
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(network.depth_head, "forward", lambda *_: (_ for _ in ()).throw(MemoryError()))
+        session.step(frames[:2])
+    assert torch.equal(session.step(frames[6:]).depth, expected.depth)
+
+
+@pytest.mark.parametrize("mode", STREAMING)
+def test_a_saved_session_goes_on_as_if_uninterrupted(network, tmp_path, mode):
+    frames = synthetic_frames(16, 48, 64)
+    session, resumed = session_for(network, mode), session_for(network, mode)
+    steps(session, frames[:8])
+    session.save(tmp_path / "stream")
+    resumed.load(tmp_path / "stream")
+    for a, b in zip(steps(session, frames[8:]), steps(resumed, frames[8:]), strict=True):
+        assert torch.equal(a.depth, b.depth) and torch.equal(a.pose_encoding, b.pose_encoding)
+
+
+def test_a_stream_that_cannot_be_resumed_leaves_the_present_one(network, tmp_path):
+    frames = synthetic_frames(6, 48, 64)
+    session = session_for(network)
+    steps(session, frames[:4])
+    session_for(network, "causal").save(tmp_path / "other")
+    (tmp_path / "cut").write_bytes((tmp_path / "other").read_bytes()[:100])
+    for name, message in (("other", "other settings"), ("cut", "damaged"), ("missing", "no such file")):
+        with pytest.raises(ValueError, match=message):
+            session.load(tmp_path / name)
+    expected = session_for(network)
+    assert torch.equal(session.step(frames[4:]).depth, steps(expected, frames)[-1].depth)
+
+
+@pytest.mark.slow
+def test_a_thousand_frames_do_not_grow_the_process(network):
+    def resident() -> int:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * 4096
+
+    session = session_for(network, "window_kv")
+    frames = synthetic_frames(20, 48, 64)
+    sizes = []
+    for round_ in range(50):
+        steps(session, frames)
+        if round_ in (10, 49):
+            gc.collect()
+            sizes.append(resident())
+    assert session.stats().cache.frames_seen == 1000
+    assert sizes[1] - sizes[0] < 20 * 2**20
