@@ -157,3 +157,18 @@ class RosConfig:
 
 # Sections that take effect while the node runs; all others are read once, at start.
 LIVE_SECTIONS = ("points", "publish")
+
+
+@dataclass(frozen=True)
+class BenchmarkSettings:
+    """What `python -m stac_ros.benchmark` measures with; no ROS parameters."""
+
+    points: int = setting(203_000, "points of the cloud: a network image of 518×392 pixels", minimum=1)
+    width: int = setting(640, "width of camera and depth images", minimum=64, unit="px")
+    height: int = setting(480, "height of camera and depth images", minimum=64, unit="px")
+    repeats: int = setting(100, "messages of each kind", minimum=10)
+    rate: float = setting(30.0, "camera images while the model is busy", minimum=1.0, unit="Hz")
+    seconds: float = setting(15.0, "how long the model is kept busy", minimum=1.0, unit="s")
+
+    def __post_init__(self) -> None:
+        check_settings(self)

@@ -1,0 +1,214 @@
+"""Command: what the node costs apart from the model, on this computer, with a listener in another process.
+
+    python -m stac_ros.benchmark
+
+Three tables: a cloud and a depth image from arrays to the wire, beside the way by `bytes`; how long the
+image callback takes while the model is busy; how long a node takes until it listens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+import rclpy
+from rclpy.executors import MultiThreadedExecutor
+from rclpy.node import Node
+from sensor_msgs.msg import CompressedImage, Image, PointCloud2
+from std_msgs.msg import Header
+
+from stac_ros import topics
+from stac_ros.arguments import complete, profile_environment
+from stac_ros.clouds import FIELDS, POINT, cloud_message
+from stac_ros.domain import private_ros_environment
+from stac_ros.flags import add_flags, read_flags
+from stac_ros.images import encode_image
+from stac_ros.mapping_node import MappingNode
+from stac_ros.node_process import THREADS
+from stac_ros.settings import BenchmarkSettings
+
+_LISTENER = """
+import rclpy
+from stac_ros.topics import DEPTH, POINTS
+from stac_ros.listen import subscribe
+rclpy.init()
+node = rclpy.create_node("listener")
+for topic in (POINTS, DEPTH):
+    subscribe(node, topic, lambda message: None)
+rclpy.spin(node)
+"""
+_CAMERA = """
+import sys, time
+import numpy as np, rclpy
+from std_msgs.msg import Header
+from stac_ros.images import encode_image
+from stac_ros.topics import IMAGE
+height, width, rate = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+rclpy.init()
+node = rclpy.create_node("camera")
+camera = node.create_publisher(IMAGE.type, IMAGE.name, IMAGE.qos())
+pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+while rclpy.ok():
+    header = Header(stamp=node.get_clock().now().to_msg(), frame_id="camera")
+    camera.publish(encode_image(pixels, "rgb8", header))
+    time.sleep(1 / rate)
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    add_flags(parser, BenchmarkSettings)
+    settings = read_flags(BenchmarkSettings, parser.parse_args())
+    os.environ.update(private_ros_environment() | profile_environment(complete({})))
+    print(_publishing_table(settings))
+    print(_start_table())
+    print(_callback_table(settings))
+
+
+def _publishing_table(settings: BenchmarkSettings) -> str:
+    """Conversion and publishing of one cloud and one depth image."""
+    rng = np.random.default_rng(0)
+    positions = rng.normal(size=(settings.points, 3)).astype(np.float32)
+    colours = rng.integers(0, 256, (settings.points, 3), dtype=np.uint8)
+    depth = rng.uniform(1, 5, (settings.height, settings.width)).astype(np.float32)
+    header = Header(frame_id="map")
+    rclpy.init()
+    node = Node(topics.NODE_NAME)
+    clouds, depths = (node.create_publisher(t.type, t.name, t.qos()) for t in (topics.POINTS, topics.DEPTH))
+
+    def ours() -> None:
+        clouds.publish(cloud_message(header, positions, colours))
+        depths.publish(encode_image(depth, "32FC1", header))
+
+    def by_bytes(check_fields: bool) -> None:
+        """What a first version would do."""
+        points = np.empty(len(positions), POINT)
+        for axis, name in enumerate("xyz"):
+            points[name] = positions[:, axis]
+        red, green, blue = colours.astype(np.uint32).T
+        points["rgb"] = (red << 16 | green << 8 | blue).view(np.float32)
+        cloud = PointCloud2(header=header, fields=FIELDS, height=1, check_fields=check_fields)
+        cloud.width, cloud.point_step, cloud.row_step = len(points), POINT.itemsize, points.nbytes
+        cloud.data = points.tobytes()
+        clouds.publish(cloud)
+        image = Image(header=header, encoding="32FC1", check_fields=check_fields)
+        image.height, image.width, image.step = *depth.shape, depth.strides[0]
+        image.data = depth.tobytes()
+        depths.publish(image)
+
+    rows = [f"{settings.points} points and a {settings.width}×{settings.height} depth image, arrays → wire"]
+    with child("-c", _LISTENER):
+        _wait_until(lambda: clouds.get_subscription_count() and depths.get_subscription_count())
+        ways = {"this package": ours, "data = bytes": lambda: by_bytes(False)}
+        rows += _compare(ways, settings.repeats)
+        rows += _compare({"data = bytes, fields checked": lambda: by_bytes(True)}, settings.repeats // 10)
+    node.destroy_node()
+    rclpy.shutdown()
+    return "\n".join(rows)
+
+
+class _TimedNode(MappingNode):
+    """The node, with a stopwatch around its image callback."""
+
+    def __init__(self) -> None:
+        self.durations_ms: list[float] = []
+        super().__init__()
+
+    def on_image(self, message: Image | CompressedImage) -> None:
+        started = time.perf_counter()
+        super().on_image(message)
+        self.durations_ms.append(1e3 * (time.perf_counter() - started))
+
+
+def _callback_table(settings: BenchmarkSettings) -> str:
+    """Images arrive at the camera's rate; the model has more to do than it can."""
+    rclpy.init()
+    node = _TimedNode()
+    executor = MultiThreadedExecutor(THREADS)
+    executor.add_node(node)
+    spinning = threading.Thread(target=executor.spin)
+    spinning.start()
+    with child("-c", _CAMERA, *map(str, (settings.height, settings.width, settings.rate))):
+        _wait_until(lambda: node.statistics.snapshot().mapped)
+        node.durations_ms.clear()
+        before = node.statistics.snapshot()
+        time.sleep(settings.seconds)
+        durations, counts = list(node.durations_ms), node.statistics.snapshot()
+    node.close()
+    executor.shutdown()
+    spinning.join()
+    node.destroy_node()
+    rclpy.shutdown()
+    images, mapped = counts.received - before.received, counts.mapped - before.mapped
+    seconds, step_ms = settings.seconds, float(np.mean(counts.steps_ms))
+    title = f"image callback while the model is busy: {images / seconds:.1f} images/s received, "
+    return f"{title}{mapped / seconds:.1f} mapped, steps of {step_ms:.0f} ms\n{_row('callback', durations)}"
+
+
+def _start_table() -> str:
+    """From starting the process until a camera finds its subscriber."""
+    rclpy.init()
+    node = Node("camera")
+    camera = node.create_publisher(topics.IMAGE.type, topics.IMAGE.name, topics.IMAGE.qos())
+    started = time.monotonic()
+    with child("-m", "stac_ros.mapping_node") as process:
+        _wait_until(camera.get_subscription_count)
+        seconds = time.monotonic() - started
+        process.terminate()
+        log = process.communicate()[1]
+    node.destroy_node()
+    rclpy.shutdown()
+    found = re.search(r"network ready in ([0-9.]+) s", log)
+    loading = float(found[1]) if found else float("nan")
+    return f"node start to first subscription: {seconds:.1f} s, of which PyTorch and weights {loading:.1f} s"
+
+
+@contextmanager
+def child(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A Python process that ends with the block."""
+    command = [sys.executable, *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _compare(ways: Mapping[str, Callable[[], None]], repeats: int) -> list[str]:
+    """A row for each way, called in turns with pauses that let listeners keep up; the first call of each is
+    to warm up."""
+    durations_ms: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(repeats + 1):
+        for name, action in ways.items():
+            started = time.perf_counter()
+            action()
+            durations_ms[name].append(1e3 * (time.perf_counter() - started))
+            time.sleep(0.02)
+    return [_row(name, values[1:]) for name, values in durations_ms.items()]
+
+
+def _row(name: str, durations_ms: list[float]) -> str:
+    median, p95, most = np.percentile(durations_ms, (50, 95, 100))
+    return f"  {name:<30} median {median:8.3f} ms   p95 {p95:8.3f} ms   max {most:8.3f} ms"
+
+
+def _wait_until(done: Callable[[], object]) -> None:
+    """TimeoutError after two minutes."""
+    limit = time.monotonic() + 120
+    while not done():
+        if time.monotonic() > limit:
+            raise TimeoutError("the other process was not found: is multicast on loopback allowed?")
+        time.sleep(0.005)
+
+
+if __name__ == "__main__":
+    main()
