@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from stac_core.config import MODES, Config
 from stac_core.evaluation.bag_report import QUALITY, BagReport, make_report
 from stac_core.evaluation.bag_result import BagResult
 from stac_core.evaluation.datasets import bag
@@ -48,7 +49,7 @@ def add_parser(tasks: Any) -> None:
     add("--depth_align", default="scale", choices=DEPTH_ALIGNMENTS)
     add("--sweep", nargs="+", default=[], metavar="SETTING=A,B", help="one replay per combination")
     add("--node_params", nargs="+", default=[], metavar="NAME:=VALUE", help="further parameters of the node")
-    add("--limit_s", type=float, default=600.0, help="longest time to wait for the node's next answer")
+    add("--limit_s", type=float, default=120.0, help="longest time to wait for the node's next answer")
     add_config_flags(parser)
     parser.set_defaults(command=run)
 
@@ -71,8 +72,18 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.rate < 0:
         raise ValueError(f"--rate {arguments.rate}: must be positive, or 0 for as fast as the node answers")
     settings = sweep(arguments.sweep, given_flags(arguments))
+    for overrides in settings:
+        _require_stream(configure(overrides))
     table = ResultTable(arguments.output_dir)
     return max(_run_one(arguments, sequence, table, overrides) for overrides in settings)
+
+
+def _require_stream(config: Config) -> None:
+    if MODES[config.cache.mode].offline:
+        streams = ", ".join(name for name, mode in MODES.items() if not mode.offline)
+        raise ValueError(
+            f"cache.mode = {config.cache.mode!r} needs all images at once; a node streams: {streams}"
+        )
 
 
 def _run_one(

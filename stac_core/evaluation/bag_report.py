@@ -78,7 +78,7 @@ def make_report(
 
 def _frame_counts(sequence: BagSequence, result: BagResult) -> dict[str, Any]:
     used = len(result.trajectory)
-    sent = len(result.received_ns)
+    sent = len(result.sent_ns)
     return {
         "frames": len(sequence),
         "frames_sent": sent,
@@ -91,9 +91,9 @@ def _frame_counts(sequence: BagSequence, result: BagResult) -> dict[str, Any]:
 
 def _seconds(result: BagResult) -> float:
     """From the first image to the last answer."""
-    if not result.received_ns:
+    if not result.sent_ns:
         return 0.0
-    return (max(result.pose_logged_ns.values()) - min(result.received_ns.values())) / 1e9
+    return (max(result.pose_logged_ns.values()) - min(result.sent_ns.values())) / 1e9
 
 
 def _latency(result: BagResult) -> dict[str, float]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from stac_core.evaluation.datasets.bag_file import BagFile, decode_depth, header_stamp, pose_matrix
 from stac_core.evaluation.trajectory import Stamps, Trajectory
 
-IMAGE_RECEIVED = "/evaluation/image_received"  # std_msgs/Header of each image, recorded on its arrival
+IMAGE_SENT = "/evaluation/image_sent"  # std_msgs/Header of each image, recorded when it was sent
 _POSE_TYPES = {
     "nav_msgs/msg/Odometry": "/odom",
     "geometry_msgs/msg/PoseWithCovarianceStamped": "/pose",
@@ -50,7 +50,7 @@ class BagResult:
 
     def __init__(self, path: Path) -> None:
         self._bag = BagFile(path)
-        self.received_ns = _arrivals(self._bag)
+        self.sent_ns = _departures(self._bag)
         self.pose_topic = self._find(_POSE_TYPES)
         self.trajectory, self.pose_logged_ns = _read_poses(self._bag, self.pose_topic)
         if not len(self.trajectory):
@@ -86,11 +86,11 @@ class BagResult:
         return read_cloud(last) if last is not None else None
 
     def latency_ms(self) -> dict[int, float]:
-        """Stamp → time from the image's arrival to its pose, both as the recorder saw them."""
+        """Stamp → time from sending the image to hearing its pose, on one clock."""
         return {
-            stamp: (logged - self.received_ns[stamp]) / 1e6
+            stamp: (logged - self.sent_ns[stamp]) / 1e6
             for stamp, logged in self.pose_logged_ns.items()
-            if stamp in self.received_ns
+            if stamp in self.sent_ns
         }
 
     def diagnostics(self) -> Diagnostics:
@@ -135,13 +135,13 @@ def read_cloud(message: Any) -> Cloud:
     return Cloud(points[keep], colours)
 
 
-def _arrivals(bag: BagFile) -> dict[int, int]:
-    """Stamp of each image → when the recorder saw it."""
-    arrivals = {}
-    for item in bag.messages(IMAGE_RECEIVED):
+def _departures(bag: BagFile) -> dict[int, int]:
+    """Stamp of each image → when it was sent."""
+    departures = {}
+    for item in bag.messages(IMAGE_SENT):
         stamp = item.message.stamp
-        arrivals[int(stamp.sec) * 1_000_000_000 + int(stamp.nanosec)] = item.recorded_ns
-    return arrivals
+        departures[int(stamp.sec) * 1_000_000_000 + int(stamp.nanosec)] = item.recorded_ns
+    return departures
 
 
 def _read_poses(bag: BagFile, topic: str | None) -> tuple[Trajectory, dict[int, int]]:

@@ -52,7 +52,7 @@ def write_answer(path: Path) -> Path:
         for index, frame in enumerate(tiny_frames(12, 24, 32)):
             stamp, now = frame.stamp_ns, now + 200_000_000
             arrival = header(stamp, "")
-            bag.write("/evaluation/image_received", "std_msgs/msg/Header", arrival, now)
+            bag.write("/evaluation/image_sent", "std_msgs/msg/Header", arrival, now)
             if index in (3, 7):
                 continue
             pose = MAP_FROM_WORLD.apply_poses(frame.world_from_camera[None])[0]
@@ -152,6 +152,11 @@ def test_an_answer_that_stands_still_is_named_and_the_rest_is_kept(judged, capsy
     assert "pose: cannot align: all points of one side coincide" in capsys.readouterr().err
     report = json.loads((tmp_path / "out" / "recording" / "report.json").read_text())
     assert report["depth"]["abs_rel"] == pytest.approx(0, abs=1e-3)
+
+
+def test_modes_that_see_the_future_are_not_for_a_node(judged, capsys):
+    assert main(["bag", str(judged / "recording"), "--sweep", "cache.mode=causal,full"]) == 1
+    assert "'full' needs all images at once; a node streams: causal," in capsys.readouterr().err
 
 
 def test_a_recording_without_an_answer_is_refused(judged, capsys):
