@@ -95,7 +95,7 @@ def test_a_full_disk_neither_ends_the_run_nor_harms_the_last_state(tmp_path, cli
 def test_smoke_run_learns(tmp_path, clips):
     """The loss falls and patches begin to match, within a minute on two cores."""
     out = folder(tmp_path / "run", clips)
-    trained(out, steps=60, patches_per_step=256, first_clips=6)
+    trained(out, steps=35, patches_per_step=256, first_clips=6)
     table = rows(out)
     first, last = table[:10], table[-10:]
     for name, factor in (("loss", 0.8), ("points", 0.7)):
@@ -127,6 +127,24 @@ def test_command_survives_kill_and_stops_on_sigterm_with_its_state_written(tmp_p
     stopped.send_signal(signal.SIGTERM)
     assert stopped.wait(60) == 130
     assert read_state(Path(out, "state.safetensors")).step >= step + 1
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model(tmp_path, clips):
+    """Started by torchrun: both see other data, one writes, and twice the frames are counted."""
+    alone, both = folder(tmp_path / "alone", clips), folder(tmp_path / "both", clips)
+    flags = [f"--{k.replace('_', '-')}={v}" for k, v in {**SMALL, "steps": 3}.items()]
+    trained(alone, steps=3)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    command += ["--nproc-per-node", "2", "-m", "stac_core.training.train", "--out", both, *flags]
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, env=environment, timeout=200, stderr=subprocess.DEVNULL)
+    assert [row["step"] for row in rows(both)] == [1, 2, 3]
+    assert read_state(Path(both, "state.safetensors")).step == 3
+    assert (
+        rows(both)[0]["loss"] == rows(alone)[0]["loss"]
+    )  # process 0 of the first step sees what one alone sees
+    assert rows(both)[2]["loss"] != rows(alone)[2]["loss"]
 
 
 def test_state_of_another_network_is_refused(tmp_path, clips, monkeypatch):
