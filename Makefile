@@ -17,9 +17,10 @@ help:  ## list the targets
 setup:  ## create .venv with everything pinned
 	@pip/setup.sh $(PYTHON)
 
-demo: setup  ## map a sequence into out/; IMAGES=… VIDEO=… BAG=… for your own, VIEW=1 for the viewer
-	$(BIN)/stac-ros demo $(if $(IMAGES),--images "$(IMAGES)") $(if $(VIDEO),--video "$(VIDEO)") \
-	    $(if $(BAG),--bag "$(BAG)") $(if $(TOPIC),--topic "$(TOPIC)") $(if $(VIEW),--view)
+SOURCE = $(or $(IMAGES),$(VIDEO),$(BAG))
+demo: setup  ## map a sequence into out/; IMAGES=… VIDEO=… BAG=… [TOPIC=…] for your own, VIEW=1 to watch
+	$(BIN)/stac-ros demo $(if $(SOURCE),"source:=$(SOURCE)") $(if $(TOPIC),"topic:=$(TOPIC)") \
+	    $(if $(VIEW),viewer:=true)
 
 test: setup  ## the everyday tests
 	$(BIN)/pytest -n 2 -q
@@ -31,6 +32,17 @@ lint: setup  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: setup  ## what node, cache modes and cloud measures cost on this computer
+	$(BIN)/python -m stac_ros.benchmark
+	$(BIN)/python -m stac_core.evaluation.cache_benchmark
+	$(BIN)/python -m stac_core.evaluation.benchmark
+
+bench-gpu: setup  ## check and time the kernels and the full-size network on a GPU
+	$(BIN)/python -m stac_core.evaluation.benchmark_gpu
+
+cuda: setup  ## build the CUDA kernels; needs nvcc (CUDA_HOME)
+	$(BIN)/pip install --no-build-isolation --no-deps ./cuda_ext
 
 clean:  ## remove what was built and mapped
 	rm -rf build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

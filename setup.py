@@ -15,6 +15,10 @@ COMMANDS = {
     "stac-record": "stac_ros.recorder:main",
     "stac-view": "stac_ros.viewer:main",
     "stac_node": "stac_ros.mapping_node:main",
+    "stac-eval": "stac_core.evaluation.evaluate:main",
+    "stac-reconstruct": "stac_core.reconstruct:main",
+    "stac-train": "stac_core.training.train:main",
+    "stac-world": "stac_core.worlds.export:main",
 }
 
 
@@ -28,7 +32,7 @@ def executables() -> list[str]:
     for command, target in COMMANDS.items():
         module, function = target.split(":")
         script = folder / command
-        script.write_text(f"#!/usr/bin/env python3\nfrom {module} import {function}\n{function}()\n")
+        script.write_text(f"#!/usr/bin/env python3\nfrom {module} import {function}\nraise SystemExit({function}())\n")
         script.chmod(0o755)
     return [str(folder / command) for command in COMMANDS]
 

@@ -64,3 +64,10 @@ echo "Setting up .venv (minutes the first time, seconds afterwards)"
 install_debian_packages
 make_environment
 echo "$fingerprint" >"$stamp"
+if .venv/bin/python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("stac_cuda") is None)'; then
+    echo "CUDA kernels: built"
+elif command -v "${CUDA_HOME:+$CUDA_HOME/bin/}nvcc" >/dev/null; then
+    echo "CUDA kernels: not built; PyTorch and Triton serve without them, 'make cuda' builds them"
+else
+    echo "CUDA kernels: not built, for there is no CUDA compiler; PyTorch and Triton serve without them"
+fi
