@@ -32,7 +32,9 @@ def executables() -> list[str]:
     for command, target in COMMANDS.items():
         module, function = target.split(":")
         script = folder / command
-        script.write_text(f"#!/usr/bin/env python3\nfrom {module} import {function}\nraise SystemExit({function}())\n")
+        script.write_text(
+            f"#!/usr/bin/env python3\nfrom {module} import {function}\n\nraise SystemExit({function}())\n"
+        )
         script.chmod(0o755)
     return [str(folder / command) for command in COMMANDS]
 
