@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+CODE_GROUP = 64  # channels that share a scale and an offset
 SAMPLE_BLOCK = 128  # subsampled queries come in multiples of this
 
 
@@ -36,6 +37,53 @@ class Segment:
         return self.keys.shape[1]
 
 
+@dataclass(frozen=True)
+class Codes:
+    """Vectors of `dim` numbers as codes; number = (code · scale + offset) · factor.
+
+    8 bits: one byte per channel; 4 bits: two channels per byte, the even one in the low half. Scale and
+    offset hold for 64 channels. The factor per channel takes outliers of keys out; kernels fold it into
+    the queries. Source: XStreamVGGT (arXiv 2601.01204).
+    """
+
+    codes: Tensor  # [rows, N, dim · bits / 8] uint8
+    grid: Tensor  # [rows, N, 2 · groups] float16: scale and offset of each group
+    bits: int
+    dim: int
+    factor: Tensor | None = None  # [rows, dim] float32
+
+    def decode(self, dtype: torch.dtype) -> Tensor:
+        """[rows, N, dim]."""
+        codes = self.codes
+        if self.bits == 4:
+            codes = torch.stack([codes & 15, codes >> 4], -1).flatten(-2)
+        precise = torch.promote_types(dtype, torch.float32)
+        scale, offset = self.grid.to(precise).unflatten(-1, (-1, 2)).unbind(-1)  # [rows, N, groups] each
+        width = min(self.dim, CODE_GROUP)
+        scale, offset = (x.repeat_interleave(width, -1)[..., : self.dim] for x in (scale, offset))
+        numbers = codes * scale + offset
+        return (numbers if self.factor is None else numbers * self.factor[:, None]).to(dtype)
+
+
+@dataclass(frozen=True)
+class CodedSegment:
+    """A segment whose tokens are read as codes; keys and values have the same bits."""
+
+    keys: Codes
+    values: Codes
+    bias: Tensor | None = None  # [rows, N] float32, −inf hides a key
+
+    @property
+    def length(self) -> int:
+        return self.keys.codes.shape[1]
+
+    def decode(self, dtype: torch.dtype) -> Segment:
+        return Segment(self.keys.decode(dtype), self.values.decode(dtype), self.bias)
+
+
+AnySegment = Segment | CodedSegment
+
+
 class Attended(NamedTuple):
     """Rows whose keys are all hidden have out 0, lse −inf and mass 0."""
 
@@ -48,7 +96,7 @@ class Attend(Protocol):
     """One implementation of the contract. Results do not depend on the run: no atomics anywhere."""
 
     def __call__(
-        self, q: Tensor, segments: Sequence[Segment], mass: bool = False, subsample: float = 1.0
+        self, q: Tensor, segments: Sequence[AnySegment], mass: bool = False, subsample: float = 1.0
     ) -> Attended:
         """q [rows, M, D]; raises ValueError naming the argument that does not fit."""
 
@@ -72,7 +120,19 @@ def sample_queries(queries: int, subsample: float) -> QuerySample:
     return QuerySample(wanted, queries // wanted, queries / wanted)
 
 
-def check_attend(q: Tensor, segments: Sequence[Segment], subsample: float) -> None:
+def decode_segments(segments: Sequence[AnySegment], dtype: torch.dtype) -> list[Segment]:
+    """For backends that read numbers only."""
+    return [s.decode(dtype) if isinstance(s, CodedSegment) else s for s in segments]
+
+
+def fold_factor(q: Tensor, segment: AnySegment) -> Tensor:
+    """Queries that make up for the channel factor left out of a segment's coded keys."""
+    if isinstance(segment, CodedSegment) and segment.keys.factor is not None:
+        return (q * segment.keys.factor[:, None]).to(q.dtype)
+    return q
+
+
+def check_attend(q: Tensor, segments: Sequence[AnySegment], subsample: float) -> None:
     """Raise ValueError for the first argument outside the contract, before anything is launched."""
     if q.ndim != 3 or 0 in q.shape:
         raise ValueError(f"q: expected a non-empty [rows, queries, dim], got shape {list(q.shape)}")
@@ -83,8 +143,14 @@ def check_attend(q: Tensor, segments: Sequence[Segment], subsample: float) -> No
     if not 0 < subsample <= 1:
         raise ValueError(f"subsample = {subsample}: expected a share of the queries in (0, 1]")
     for i, segment in enumerate(segments):
-        _check_tokens(f"segments[{i}].keys", segment.keys, segment.length, q)
-        _check_tokens(f"segments[{i}].values", segment.values, segment.length, q)
+        for name, tokens in (("keys", segment.keys), ("values", segment.values)):
+            if isinstance(tokens, Codes):
+                _check_codes(f"segments[{i}].{name}", tokens, segment.length, q)
+            else:
+                _check_tokens(f"segments[{i}].{name}", tokens, segment.length, q)
+        if isinstance(segment, CodedSegment) and segment.keys.bits != segment.values.bits:
+            bits = f"keys have {segment.keys.bits} bits, values {segment.values.bits}"
+            raise ValueError(f"segments[{i}]: {bits}; they must be stored alike")
         if segment.bias is not None:
             _check_bias(f"segments[{i}].bias", segment.bias, segment.length, q)
     if not any(segment.length for segment in segments):
@@ -101,6 +167,27 @@ def _check_tokens(name: str, tokens: Tensor, length: int, q: Tensor) -> None:
         raise ValueError(f"{name}: is on {tokens.device}, q on {q.device}; move them to one device")
     if tokens.stride(-1) != 1:
         raise ValueError(f"{name}: the last dimension must be contiguous, got strides {tokens.stride()}")
+
+
+def _check_codes(name: str, x: Codes, length: int, q: Tensor) -> None:
+    if x.bits not in (8, 4):
+        raise ValueError(f"{name}.bits = {x.bits}: expected 8 or 4")
+    dim = q.shape[2]
+    if dim % 2 or (dim > CODE_GROUP and dim % CODE_GROUP):
+        raise ValueError(f"{name}: a head width of {dim} does not split into groups of {CODE_GROUP}")
+    groups = -(-dim // CODE_GROUP)
+    parts = {
+        "codes": (x.codes, [q.shape[0], length, dim * x.bits // 8], torch.uint8),
+        "grid": (x.grid, [q.shape[0], length, 2 * groups], torch.float16),
+    }
+    if x.factor is not None:
+        parts["factor"] = (x.factor, [q.shape[0], dim], torch.float32)
+    for part, (tensor, shape, dtype) in parts.items():
+        if list(tensor.shape) != shape or tensor.dtype != dtype or tensor.device != q.device:
+            got = f"{list(tensor.shape)} of {tensor.dtype} on {tensor.device}"
+            raise ValueError(f"{name}.{part}: expected {shape} of {dtype} on {q.device}, got {got}")
+        if tensor.stride(-1) != 1:
+            raise ValueError(f"{name}.{part}: the last dimension must be contiguous, got {tensor.stride()}")
 
 
 def _check_bias(name: str, bias: Tensor, length: int, q: Tensor) -> None:

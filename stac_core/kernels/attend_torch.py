@@ -8,19 +8,27 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stac_core.kernels.attend import Attended, Segment, check_attend, sample_queries
+from stac_core.kernels.attend import (
+    AnySegment,
+    Attended,
+    Segment,
+    check_attend,
+    decode_segments,
+    sample_queries,
+)
 
 BLOCK = 512  # queries or keys per step: the product of one step stays near the processor
 
 
 def attend_reference(
-    q: Tensor, segments: Sequence[Segment], mass: bool = False, subsample: float = 1.0
+    q: Tensor, segments: Sequence[AnySegment], mass: bool = False, subsample: float = 1.0
 ) -> Attended:
     """The contract word for word: every logit in float32, nothing fused. Slow; the judge of the others."""
     check_attend(q, segments, subsample)
-    keys = torch.cat([s.keys for s in segments], 1).float()
-    values = torch.cat([s.values for s in segments], 1).float()
-    bias = torch.cat([_bias(s) for s in segments], 1)
+    decoded = decode_segments(segments, torch.float32)
+    keys = torch.cat([s.keys.float() for s in decoded], 1)
+    values = torch.cat([s.values.float() for s in decoded], 1)
+    bias = torch.cat([_bias(s) for s in decoded], 1)
     logits = q.float() @ keys.mT / math.sqrt(q.shape[-1]) + bias[:, None]  # [rows, M, N]
     lse = logits.logsumexp(-1)
     weights = (logits - _finite(lse)[..., None]).exp()
@@ -32,9 +40,10 @@ def attend_reference(
     return Attended((weights @ values).to(q.dtype), lse, key_mass)
 
 
-def attend(q: Tensor, segments: Sequence[Segment], mass: bool = False, subsample: float = 1.0) -> Attended:
+def attend(q: Tensor, segments: Sequence[AnySegment], mass: bool = False, subsample: float = 1.0) -> Attended:
     """Fused attention per segment, joined by lse; the mass from a second product of the sampled queries."""
     check_attend(q, segments, subsample)
+    segments = decode_segments(segments, q.dtype)
     filled = [s for s in segments if s.length]
     out, lse = _join([_attend_segment(q, s) for s in filled])
     key_mass = None

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from stac_core.kernels.attend import Attended, Segment, sample_queries
+from stac_core.kernels.attend import AnySegment, Attended, decode_segments, sample_queries
 
 
 class Verdict(NamedTuple):
@@ -28,7 +28,7 @@ class Verdict(NamedTuple):
         return self.error <= self.allowed  # NaN fails
 
 
-def judge_attend(q: Tensor, segments: Sequence[Segment], subsample: float, got: Attended) -> list[Verdict]:
+def judge_attend(q: Tensor, segments: Sequence[AnySegment], subsample: float, got: Attended) -> list[Verdict]:
     """One verdict each for out, lse and, where it was asked for, the mass of every segment."""
     exact = _explicit(q, segments, subsample, torch.float64)
     plain = _explicit(q, segments, subsample, q.dtype)
@@ -44,13 +44,15 @@ def judge_attend(q: Tensor, segments: Sequence[Segment], subsample: float, got: 
     return verdicts
 
 
-def _explicit(q: Tensor, segments: Sequence[Segment], subsample: float, dtype: torch.dtype) -> Attended:
+def _explicit(q: Tensor, segments: Sequence[AnySegment], subsample: float, dtype: torch.dtype) -> Attended:
     """The formula of the contract with every intermediate in one dtype."""
-    keys = torch.cat([s.keys for s in segments], 1).to(dtype)
-    values = torch.cat([s.values for s in segments], 1).to(dtype)
+    plain = decode_segments(segments, dtype)
+    keys = torch.cat([s.keys.to(dtype) for s in plain], 1)
+    values = torch.cat([s.values.to(dtype) for s in plain], 1)
+    no_bias = q.new_zeros(q.shape[0], 1, dtype=dtype)
     bias = torch.cat(
-        [s.bias if s.bias is not None else torch.zeros_like(s.keys[..., 0]).float() for s in segments], 1
-    ).to(dtype)
+        [no_bias.expand(-1, s.length) if s.bias is None else s.bias.to(dtype) for s in segments], 1
+    )
     logits = q.to(dtype) @ keys.mT / math.sqrt(q.shape[-1]) + bias[:, None]
     weights = logits.softmax(-1).nan_to_num(0)  # a row whose keys are all hidden attends to nothing
     rows, stride, scale = sample_queries(q.shape[1], subsample)

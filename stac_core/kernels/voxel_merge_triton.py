@@ -33,13 +33,14 @@ def voxel_merge(state: RowState, tokens: RowTokens, rules: MergeRules) -> tuple[
     score_left = torch.empty_like(tokens.score)
     counts = torch.empty(rows, 5, dtype=torch.int32, device=order.device)
     if rows:
-        _merge_kernel[(rows,)](
-            *state, *after, order, start, tokens.keys, tokens.values, tokens.score, score_left, counts,
-            rules.threshold, rules.gate, rules.inertia or float("inf"),
-            DIM=dim, WIDTH=triton.next_power_of_2(dim), PIVOTS=pivots,
-            PIVOT_WIDTH=triton.next_power_of_2(pivots), BUFFER=state.buffer_score.shape[1],
-            BUFFER_WIDTH=triton.next_power_of_2(state.buffer_score.shape[1]), BLOCK=BLOCK, num_warps=1,
-        )  # fmt: skip
+        with torch.cuda.device_of(order):  # Triton launches on the current device
+            _merge_kernel[(rows,)](
+                *state, *after, order, start, tokens.keys, tokens.values, tokens.score, score_left, counts,
+                rules.threshold, rules.gate, rules.inertia or float("inf"),
+                DIM=dim, WIDTH=triton.next_power_of_2(dim), PIVOTS=pivots,
+                PIVOT_WIDTH=triton.next_power_of_2(pivots), BUFFER=state.buffer_score.shape[1],
+                BUFFER_WIDTH=triton.next_power_of_2(state.buffer_score.shape[1]), BLOCK=BLOCK, num_warps=1,
+            )  # fmt: skip
     return after, MergeCounts(*counts.sum(0).tolist())
 
 

@@ -61,19 +61,34 @@ def resources(cubin: bytes) -> dict[str, int]:
 
 def attend_variants(capability: int):
     """Both passes, at the head widths of the networks, each with the tile that is used for it."""
-    for dtype, dim in [(torch.bfloat16, 64), (torch.float16, 128), (torch.float32, 64)]:
+    for dtype, dim, bits in [
+        (torch.bfloat16, 64, 16),
+        (torch.bfloat16, 64, 8),
+        (torch.float16, 64, 4),
+        (torch.float16, 128, 16),
+        (torch.float32, 64, 16),
+    ]:
         q = torch.empty(1, 1, dim, dtype=dtype, device="meta")
         token = POINTERS[dtype]
         types = dict.fromkeys(("q_pointer", "k_pointer", "v_pointer", "out_pointer"), token)
         types |= dict.fromkeys(("bias_pointer", "before_pointer", "lse_pointer", "mass_pointer"), "*fp32")
         types |= {"scale": "fp32", "factor": "fp32"}
-        ones = {"bias_token": 1, "lse_token": 1}
+        ones: dict[str, object] = {"bias_token": 1, "lse_token": 1, "BITS": bits}
+        if bits == 16:
+            ones |= {"k_grid_pointer": None, "v_grid_pointer": None}
+        else:
+            types |= dict.fromkeys(("k_pointer", "v_pointer"), "*u8")
+            types |= dict.fromkeys(("k_grid_pointer", "v_grid_pointer"), "*fp16")
         for kernel, tile in (
-            (attend_triton._forward_kernel, attend_triton.forward_tile(q)),
+            (attend_triton._forward_kernel, attend_triton.forward_tile(q, bits)),
             (attend_triton._mass_kernel, attend_triton.mass_tile(q)),
         ):
             constants = ones | {"DIM": dim, "WIDTH": dim, "QUERIES": tile.queries, "KEYS": tile.keys}
-            yield compile_kernel(kernel, types, constants, tile, capability) | {"dim": dim, "dtype": token}
+            yield compile_kernel(kernel, types, constants, tile, capability) | {
+                "dim": dim,
+                "bits": bits,
+                "dtype": token,
+            }
 
 
 def merge_variants(capability: int):
