@@ -60,8 +60,12 @@ def _cv_bridge() -> ImageLibrary:
 
 
 def _rosbags_image(why: str) -> ImageLibrary:
-    from rosbags.image import message_to_cvimage
-    from rosbags.image.image import to_cvtype
+    try:
+        from rosbags.image import message_to_cvimage
+        from rosbags.image.image import to_cvtype
+    except ModuleNotFoundError as error:
+        cure = "install ros-$ROS_DISTRO-cv-bridge, or pip install rosbags-image[opencv-headless]"
+        raise ModuleNotFoundError(f"no image library: cv_bridge {why}, {error}; {cure}") from error
 
     def pixel(encoding: str) -> tuple[np.dtype[Any], int]:
         _, _, dtype, channels = to_cvtype(encoding)

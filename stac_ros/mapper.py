@@ -183,8 +183,6 @@ class Mapper:
             return f"image size changed from {old_width}×{old_height} to {width}×{height}"
         if view.stamp_ns < self._last_stamp_ns:
             self._statistics.event("time jumps")
-            if self._odometry is not None:
-                self._odometry.clear()
             text = f"stamps went back by {(self._last_stamp_ns - view.stamp_ns) / 1e9:.3f} s"
             if self._parameters.ros.input.time_jump == "reset":
                 return text

@@ -36,7 +36,7 @@ def run_node(make: Callable[[], ClosingNode], name: str, args: list[str] | None)
             return _serve(node)
         finally:
             node.destroy_node()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         rclpy.logging.get_logger(name).fatal(f"cannot start: {error}")
         return 1
     except KeyboardInterrupt:

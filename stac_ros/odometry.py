@@ -29,7 +29,3 @@ class OdometryLink:
                 if time.monotonic() >= deadline:
                     raise
             time.sleep(_POLL_S)
-
-    def clear(self) -> None:
-        """Forget what was received, after time jumped back."""
-        self._buffer.clear()

@@ -22,7 +22,6 @@ from stac_ros.parameters import Parameters
 from stac_ros.pose_messages import (
     OdometryMessages,
     pose_message,
-    stamped_pose,
     stamped_pose_with_covariance,
 )
 from stac_ros.topics import Topic
@@ -49,9 +48,9 @@ class Outputs:
         self._stamp = Time()  # of the latest image
         self._unsent = {topics.MAP_POINTS: False, topics.PATH: False}
 
-    def heard(self, *of: Topic) -> bool:
-        """Whether somebody listens to any of these topics."""
-        return any(self._publishers[topic].get_subscription_count() for topic in of)
+    def heard(self, topic: Topic) -> bool:
+        """Whether somebody listens."""
+        return self._publishers[topic].get_subscription_count() > 0
 
     def publish(self, frame: MappedFrame, points: Points) -> None:
         """One frame: transform, poses, points, depth and confidence, all with the image's own stamp."""
@@ -119,7 +118,7 @@ class Outputs:
 
     def _publish_poses(self, frame: MappedFrame) -> None:
         pose, header = pose_message(frame.map_from_camera), self._in_map()
-        self._path.append(stamped_pose(header, pose))
+        self._path.append(PoseStamped(header=header, pose=pose))
         while len(self._path) > self._parameters.ros.publish.path_length:
             self._path.popleft()
         odometry = self._odometry.next(header, frame.header.frame_id, pose, frame.map_from_camera)

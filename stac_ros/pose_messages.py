@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from geometry_msgs.msg import Point, Pose, PoseStamped, PoseWithCovarianceStamped, Quaternion, Twist, Vector3
+from geometry_msgs.msg import Point, Pose, PoseWithCovarianceStamped, Quaternion, Twist, Vector3
 from nav_msgs.msg import Odometry
 from numpy.typing import NDArray
 from std_msgs.msg import Header
@@ -17,10 +17,6 @@ def pose_message(parent_from_child: NDArray[np.float64]) -> Pose:
     x, y, z = map(float, parent_from_child[:3, 3])
     qx, qy, qz, qw = map(float, quaternion_from_rotation(parent_from_child[:3, :3]))
     return Pose(position=Point(x=x, y=y, z=z), orientation=Quaternion(x=qx, y=qy, z=qz, w=qw))
-
-
-def stamped_pose(header: Header, pose: Pose) -> PoseStamped:
-    return PoseStamped(header=header, pose=pose)
 
 
 def stamped_pose_with_covariance(header: Header, pose: Pose) -> PoseWithCovarianceStamped:

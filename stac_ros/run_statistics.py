@@ -65,13 +65,10 @@ class Statistics:
         with self._lock:
             self._dropped[cause] += images
 
-    def error(self, cause: str, text: str, images: int = 0, failing: bool = False) -> None:
-        """Something went wrong; `images` were lost. The first error of a cause is logged, all are counted."""
+    def error(self, cause: str, text: str, images: int, failing: bool = False) -> None:
+        """Images were lost because something went wrong. The first of a cause is logged, all are counted."""
         with self._lock:
-            if images:
-                self._dropped[cause] += images
-            else:
-                self._events[cause] += 1
+            self._dropped[cause] += images
             self._last_error, self._last_error_at = f"{cause}: {text}", time.monotonic()
             self._failing = self._failing or failing
             known = cause in self._logged

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from stac_core.settings import check_settings, refuse, setting
 from stac_ros.topics import CAMERA_INFO, IMAGE, INPUT_PROFILES
 
+LARGEST_CLOUD = 2_000_000  # points; 32 MB, the largest message of config/fastdds.xml
+
 
 @dataclass(frozen=True)
 class FrameSettings:
@@ -89,7 +91,10 @@ class PointSettings:
     confidence_minimum: float = setting(1.0, "so are pixels below this confidence, from 1 up", minimum=0.0)
     depth_limit: float = setting(0.0, "and pixels further away; 0 = no limit", minimum=0.0)
     max_points: int = setting(
-        250_000, "points of one message at most, spread over the image", minimum=1, maximum=2_000_000
+        250_000,
+        "points of one message at most, spread over the image",
+        minimum=1,
+        maximum=LARGEST_CLOUD,
     )
 
     def __post_init__(self) -> None:
@@ -130,7 +135,10 @@ class MapSettings:
 
     voxel_size: float = setting(0.01, "edge of a voxel", minimum=1e-6)
     max_points: int = setting(
-        1_000_000, "voxels at most; beyond, the edge doubles and the map gets coarser", minimum=1000
+        1_000_000,
+        "voxels at most; beyond, the edge doubles and the map gets coarser",
+        minimum=1000,
+        maximum=LARGEST_CLOUD,
     )
     keep_on_new_stream: bool = setting(
         False, "keep the map when a new stream begins, though the two do not align"
@@ -156,7 +164,7 @@ class RosConfig:
 
 
 # Sections that take effect while the node runs; all others are read once, at start.
-LIVE_SECTIONS = ("points", "publish")
+LIVE_SECTIONS = ("points",)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import contextlib
 import itertools
+import logging
 import signal
 from pathlib import Path
 
@@ -407,6 +408,15 @@ def test_a_signal_lets_the_chunk_at_hand_finish_and_be_heard(processes):
         assert len(observer.received[topics.DEPTH]) == heard
 
 
+@pytest.fixture
+def loggers(monkeypatch):
+    """A node takes over what the packages log: give it back afterwards."""
+    for name in ("stac_core", "stac_ros"):
+        for attribute in ("handlers", "level", "propagate"):
+            logger = logging.getLogger(name)
+            monkeypatch.setattr(logger, attribute, getattr(logger, attribute))
+
+
 def start(*parameters: str) -> int:
     """The exit status of a node that cannot start; it must not get as far as to serve anything."""
     arguments = ["--ros-args"]
@@ -415,7 +425,7 @@ def start(*parameters: str) -> int:
     return run_node(MappingNode, topics.NODE_NAME, arguments)
 
 
-def test_bad_weights_are_refused_before_anything_is_subscribed_to(tmp_path, capfd):
+def test_bad_weights_are_refused_before_anything_is_subscribed_to(tmp_path, capfd, loggers):
     class Code:
         def __reduce__(self):
             return (print, ("this must not run",))
@@ -437,7 +447,7 @@ def test_bad_weights_are_refused_before_anything_is_subscribed_to(tmp_path, capf
         assert "subscribed" not in log and "Traceback" not in log and "this must not run" not in log
 
 
-def test_bad_parameters_are_refused_before_anything_is_loaded(capfd):
+def test_bad_parameters_are_refused_before_anything_is_loaded(capfd, loggers):
     for parameter, text in {
         "cache.windw_size:=3": "did you mean 'cache.window_size'",
         "cache.window_size:=0": "nearest value that works: 1",
