@@ -168,7 +168,10 @@ def _start_table() -> str:
     rclpy.shutdown()
     found = re.search(r"network ready in ([0-9.]+) s", log)
     loading = float(found[1]) if found else float("nan")
-    return f"node start to first subscription: {seconds:.1f} s, of which the network and its weights {loading:.1f} s"
+    return (
+        f"node start to first subscription: {seconds:.1f} s, of which the network and its weights "
+        f"{loading:.1f} s"
+    )
 
 
 @contextmanager
