@@ -74,6 +74,12 @@ class StreamSession:
         self._cache.reset()
         self.geometry = None
 
+    def pin(self, frame: int) -> None:
+        """Keep one more frame whole for ever, by its number in the stream; ValueError where it is gone."""
+        if isinstance(self._cache, OfflineCache):
+            raise ValueError(f"cache.mode = {self.config.cache.mode!r} keeps no frames")
+        self._cache.pin(frame)
+
     def save(self, path: str | Path) -> None:
         """Write the whole stream as one safetensors file, to be resumed by `load`.
 

@@ -6,6 +6,7 @@ STream3R (arXiv 2508.10893) gives every refinement iteration a memory of its own
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from stac_core.cache.key_values import KeyValues
@@ -35,13 +36,13 @@ class CameraMemory:
         memory = layer * self._memories + (iteration if self._memories > 1 else 0)
         return self.store.stage(memory, keys, values)
 
-    def settle(self, frames: Tensor, moment: int, oldest: int) -> None:
-        """Keep the staged frames [n] and forget, except pinned ones, all before `oldest`."""
+    def settle(self, frames: Tensor, moment: int, oldest: int, pins: set[int]) -> None:
+        """Keep the staged frames [n] and forget, except the pinned ones, all before `oldest`."""
         if not self.store.staged:  # the camera head may have been left out
             return
         self.store.commit(frames.repeat(self._entries), moment)
         kept = self.store.frame
-        self.store.keep((kept >= oldest) | (kept < self._config.pinned_frames))
+        self.store.keep((kept >= oldest) | torch.isin(kept, torch.tensor(sorted(pins), dtype=torch.int64)))
 
     def check(self, frames: int) -> None:
         """RuntimeError where only part of the camera head has run."""

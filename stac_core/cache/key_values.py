@@ -23,6 +23,10 @@ class KeyScale:
     def __init__(self, layers: int) -> None:
         self.layers: list[Tensor | None] = [None] * layers  # [heads, 1, D] each
 
+    def clear(self) -> None:
+        """Begin again: the first frame is yet to come."""
+        self.layers = [None] * len(self.layers)
+
     def fix(self, layer: int, first_frame: Tensor) -> None:
         """first_frame: keys [heads, tokens, D]; counts only once per layer."""
         if self.layers[layer] is None:

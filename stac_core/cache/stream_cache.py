@@ -6,6 +6,7 @@ needs no further work. Sources: STAC (arXiv 2603.20284), XStreamVGGT (arXiv 2601
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -56,6 +57,7 @@ class StreamCache:
         self.frames_seen: int = 0
         self._moment = 0  # passes so far
         self._frames = self._tokens_per_frame = 0
+        self._pins = set(range(config.pinned_frames))  # frame numbers
         self._scale = KeyScale(layers)
         self._pinned = TokenStore(layers, KeyValues(layers, config.pinned_bits, self._scale))
         self._special = TokenStore(layers, KeyValues(layers, config.window_bits, self._scale))
@@ -69,6 +71,8 @@ class StreamCache:
     def begin(self, frames: int, tokens_per_frame: int) -> None:
         """Announce a pass over `frames` new frames; ValueError where the stream cannot take them."""
         self._check(frames, tokens_per_frame)
+        if not self.frames_seen:
+            self._scale.clear()  # of a first pass that failed
         self._frames, self._tokens_per_frame = frames, tokens_per_frame
         config = self._config
         most = (window_frames(config) + config.chunk_size) * tokens_per_frame if self._rules.bounded else None
@@ -121,6 +125,18 @@ class StreamCache:
         if self._config.retrieve_after_merge:
             self._retrieve(first_frame)
 
+    def pin(self, frame: int) -> None:
+        """Keep one more frame whole for ever, by its number in the stream.
+
+        ValueError where the frame is no longer whole, or the byte limit has no room for it.
+        """
+        if 0 <= frame < self.frames_seen and not bool((self._window.frame == frame).any()):
+            raise ValueError(f"frame {frame} has left the window; pin a frame from {self._oldest_whole} on")
+        pins = self._pins | {frame}
+        if self._config.memory_budget and self._window.length:
+            self._most_live_bytes = self._budgeted(len(pins), self.live().keys.dtype)
+        self._pins = pins
+
     @property
     def wants_positions(self) -> bool:
         """Whether `settle` has a use for them."""
@@ -143,7 +159,7 @@ class StreamCache:
         """Everything that the stream needs to go on, as nested dicts of tensors."""
         numbers = torch.tensor([self.frames_seen, self._moment, self._tokens_per_frame])
         parts = {name: part.state() for name, part in self._parts().items()}
-        return {"numbers": numbers, **parts}
+        return {"numbers": numbers, "pins": torch.tensor(sorted(self._pins), dtype=torch.int64), **parts}
 
     def restore(self, state: State) -> None:
         """Go on where `state` was taken; this cache must be new. KeyError where something is missing."""
@@ -156,8 +172,9 @@ class StreamCache:
             self._spatial = self._new_spatial(like["like"].dtype, like["0.0"].device)
         for name, part in self._parts().items():
             part.restore(state.get(name, {}))
+        self._pins = set(state["pins"].tolist())
         if self._config.memory_budget:
-            self._check_budget(state["window"]["memory"]["like"].dtype)
+            self._most_live_bytes = self._budgeted(len(self._pins), state["window"]["memory"]["like"].dtype)
 
     @property
     def voxels(self) -> VoxelMemory | None:
@@ -186,7 +203,7 @@ class StreamCache:
         """With the first chunk's keys [heads, tokens, D] the types are known: prepare what needs them."""
         config = self._config
         if layer == 0 and config.memory_budget:
-            self._check_budget(keys.dtype)
+            self._most_live_bytes = self._budgeted(len(self._pins), keys.dtype)
         if config.coded:
             self._scale.fix(layer, keys[:, : self._tokens_per_frame])
         if self._rules.anchors and layer == 0:
@@ -233,7 +250,7 @@ class StreamCache:
         self._window.commit(frames.repeat_interleave(self._tokens_per_frame), self._moment)
         self._moment += 1
         self.frames_seen += self._frames
-        self._camera.settle(frames, self._moment, self._oldest(camera_frames(self._config)))
+        self._camera.settle(frames, self._moment, self._oldest(camera_frames(self._config)), self._pins)
 
     def _score(self) -> None:
         """Fold the pass's contributions into the scores, each in the place of its token."""
@@ -271,10 +288,10 @@ class StreamCache:
     def _forget(self) -> Evicted | None:
         """Pinned frames move to their own store, older ones than the window compete or go; → who went."""
         config, frame = self._config, self._window.frame
-        pinned = frame < config.pinned_frames
+        pinned = torch.isin(frame, torch.tensor(sorted(self._pins), dtype=torch.int64))
         slots = pinned.nonzero()[:, 0]
         if len(slots):
-            self._pinned.take(self._window, slots, config.pinned_frames * self._tokens_per_frame)
+            self._pinned.take(self._window, slots, len(self._pins) * self._tokens_per_frame)
         recent = frame >= self._oldest(window_frames(config))
         leaving = (~recent & ~pinned).nonzero()[:, 0]
         evicted = None
@@ -330,11 +347,18 @@ class StreamCache:
             )
         anchor_tokens(config, tokens_per_frame)
 
-    def _check_budget(self, dtype: torch.dtype) -> None:
-        """ValueError where the byte limit does not even hold the live cache."""
-        self._most_live_bytes = live_bytes(self._config, self._network, self._tokens_per_frame, dtype)
-        if self._config.memory_budget < self._most_live_bytes:
+    def _budgeted(self, pins: int, dtype: torch.dtype) -> int:
+        """Bytes of the live cache at its fullest; ValueError where the byte limit does not even hold that."""
+        config = replace(self._config, pinned_frames=pins)
+        most = live_bytes(config, self._network, self._tokens_per_frame, dtype)
+        if self._config.memory_budget < most:
             raise ValueError(
-                f"cache.memory_budget = {self._config.memory_budget}: the live cache alone takes "
-                f"{self._most_live_bytes} bytes; nearest value that works: {self._most_live_bytes}"
+                f"cache.memory_budget = {self._config.memory_budget}: less than the {most} bytes of the live "
+                f"cache alone; nearest value that works: {most}"
             )
+        return most
+
+    @property
+    def _oldest_whole(self) -> int:
+        """The oldest frame that is still whole without being pinned; the next one where there is none."""
+        return int(self._window.frame.min()) if self._window.length else self.frames_seen

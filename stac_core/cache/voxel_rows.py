@@ -77,7 +77,8 @@ class VoxelRows:
 
     @property
     def bytes(self) -> int:
-        return sum(kind.pool.bytes + kind.table.bytes for kind in self.kinds.values())
+        scale = 0 if self._key_scale is None else self._key_scale.nbytes
+        return scale + sum(kind.pool.bytes + kind.table.bytes for kind in self.kinds.values())
 
     @property
     def voxel_bytes(self) -> int:

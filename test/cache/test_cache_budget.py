@@ -36,12 +36,12 @@ def explore(config, frames: int, walk: Walk = ENDLESS) -> StreamCache:
     return cache
 
 
-@pytest.mark.parametrize("extra", [0, 4_000, 40_000])
+@pytest.mark.parametrize("extra", [0, 30_000])
 @pytest.mark.parametrize("allocator", ["static", "segment"])
 def test_an_endless_path_never_exceeds_the_limit(extra, allocator):
-    stats = explore(limited(extra, allocator=allocator, voxel_buf_cap=3), 120).stats()
+    stats = explore(limited(extra, allocator=allocator, voxel_buf_cap=3), 80).stats()
     assert stats.coarsened_voxels or stats.forgotten or not extra
-    if extra >= 40_000:
+    if extra:
         assert stats.retrieved_tokens and stats.pivot_slots
 
 
@@ -81,7 +81,7 @@ def test_spilled_voxels_come_back_as_they_were():
     """On a loop every place is seen again, so a limit with enough host memory loses nothing."""
     settings = {"host_budget": 1 << 24, "when_full": "spill,coarsen,forget"}
     free, expected = run(parity(), LOOP, 60)
-    config = limited(free.stats().voxel_bytes * 6 // 10, LOOP, **settings)
+    config = limited(free.stats().voxel_bytes * 3 // 4, LOOP, **settings)
     cache, out = run(config, LOOP, 60)
     stats = cache.stats()
     assert stats.spilled_voxels and stats.reloaded_voxels

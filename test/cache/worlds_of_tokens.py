@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from tiny import TINY
@@ -24,7 +25,7 @@ def small_network(layers: int = 2, heads: int = 2, dim: int = 16) -> NetworkConf
     )  # fmt: skip
 
 
-@dataclass
+@dataclass(frozen=True)
 class Walk:
     """A camera that walks along a corridor, `pace` per frame, forth and back where `length` is given.
 
@@ -51,6 +52,7 @@ class Walk:
         valid[:, :SPECIAL] = False
         return q, k, v, TokenPositions(points, valid, points[-1].mean(0), 1.0)
 
+    @lru_cache(maxsize=4096)  # noqa: B019 (a few walks serve all tests)
     def _frame(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         n = self.network
         generator = torch.Generator().manual_seed(self.seed * 100003 + index)
