@@ -49,13 +49,13 @@ class Watchdog:
 
     def _cause(self, counts: Snapshot) -> str:
         infos = self._node.get_publishers_info_by_topic(self.topic)
+        if counts.age_s is not None:
+            return f"its publisher has {'stopped sending; check the camera' if infos else 'left'}"
         if not infos:
             for topic, cure in self._alternatives.items():
                 if self._node.count_publishers(topic):
                     return f"nobody publishes it, but {topic} is published: {cure}"
             return "nobody publishes it; start the camera, or remap `image` (list topics: ros2 topic list)"
-        if counts.age_s is not None:
-            return "its publisher is still there but has stopped sending; check the camera"
         best_effort = [i for i in infos if i.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT]
         if best_effort and self._subscription.qos_profile.reliability == ReliabilityPolicy.RELIABLE:
             return (
