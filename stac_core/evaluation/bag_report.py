@@ -19,6 +19,7 @@ from stac_core.evaluation.cloud_metrics import cloud_errors
 from stac_core.evaluation.datasets.bag import BagSequence
 from stac_core.evaluation.depth_metrics import depth_errors, fit_depth, valid_pixels
 from stac_core.evaluation.registration import register
+from stac_core.evaluation.results import MIB
 from stac_core.evaluation.score import GrowingCloud, ReconOptions, unproject
 from stac_core.evaluation.trajectory import Trajectory, pair_by_stamp
 from stac_core.evaluation.trajectory_metrics import absolute_errors, align_trajectory, pose_errors
@@ -116,7 +117,7 @@ def _memory(result: BagResult) -> dict[str, float]:
     largest = {f"{name} (max)": max(values) for name, (_, values) in series.items()}
     parts = [diagnostics.numbers[name] for name in _CACHE_PARTS if name in diagnostics.numbers]
     if parts:
-        largest["cache_mib_max"] = max(map(sum, zip(*parts, strict=False))) / plots.MIB
+        largest["cache_mib_max"] = max(map(sum, zip(*parts, strict=False))) / MIB
     return largest
 
 
@@ -218,7 +219,7 @@ def _draw_all(report: BagReport, sequence: BagSequence, result: BagResult, align
 def _draw_diagnostics(report: BagReport, result: BagResult) -> None:
     diagnostics = result.diagnostics()
     in_mib = {
-        name: (seconds, [value / plots.MIB for value in values])
+        name: (seconds, [value / MIB for value in values])
         for name, (seconds, values) in diagnostics.matching("bytes").items()
     }
     for title, series, unit in (

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from stac_core.evaluation.trajectory import Trajectory
 
 Series = Mapping[str, tuple[Sequence[float] | NDArray, Sequence[float] | NDArray]]  # label → x, y
-MIB = 2**20
 _MARKERS = "os^Dv<>Ph*X"
 
 

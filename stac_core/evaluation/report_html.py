@@ -15,7 +15,7 @@ table { border-collapse: collapse } td { padding: .15rem .9rem .15rem 0; border-
 td:last-child { text-align: right; font-variant-numeric: tabular-nums }
 .sections { display: flex; flex-wrap: wrap; gap: 0 3rem } .note { color: #8a4b00 }
 .pictures { display: flex; flex-wrap: wrap; gap: 1rem; margin-top: 2rem }
-figure { margin: 0; flex: 1 1 30rem } img { width: 100% }
+figure { margin: 0; flex: 0 1 33rem } img { width: 100% }
 """
 
 
@@ -49,4 +49,6 @@ def _table(values: dict[str, Any]) -> str:
 
 
 def _number(value: Any) -> str:
-    return f"{value:.5g}" if isinstance(value, float) else escape(str(value))
+    if not isinstance(value, float):
+        return escape(str(value))
+    return f"{value:,.0f}" if value.is_integer() else f"{value:.5g}"

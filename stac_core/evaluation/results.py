@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
+MIB = 2**20  # columns named mib are in these
 KEY = (
     "task",
     "dataset",
