@@ -31,7 +31,7 @@ from stac_ros.processes import POLL_S, Processes
 from stac_ros.replay_node import ReplayNode, ReplaySettings
 from stac_ros.restamp import header_stamp_ns
 from stac_ros.sources import Item, Source, open_source
-from stac_ros.topics import DIAGNOSTICS, OUTPUTS, POSE, Topic, qos_profile
+from stac_ros.topics import COMPRESSED_IMAGE, DIAGNOSTICS, OUTPUTS, POSE, Topic, qos_profile
 
 logger = logging.getLogger("stac-eval bag")
 IMAGE_SENT = "/evaluation/image_sent"
@@ -103,6 +103,10 @@ class Player(ReplayNode):
         self._recorder = recorder
         self._thread = threading.Thread(target=self._run)
         self.problem = ""
+
+    @property
+    def sends_compressed(self) -> bool:
+        return self._source.image_topic == COMPRESSED_IMAGE.name
 
     def begin(self) -> None:
         self._thread.start()
@@ -179,7 +183,7 @@ def main() -> int:
 
 def _replay(node: MappingProcess, player: Player, recorder: Recorder, arguments: argparse.Namespace) -> str:
     """Play until the node has said all it had to say; returns what went wrong."""
-    node.start_node(_node_command(arguments))
+    node.start_node(_node_command(arguments, player.sends_compressed))
     player.begin()
     while player.is_playing():
         if node.asked_to_end:
@@ -195,10 +199,12 @@ def _replay(node: MappingProcess, player: Player, recorder: Recorder, arguments:
     return player.problem
 
 
-def _node_command(arguments: argparse.Namespace) -> list[str]:
+def _node_command(arguments: argparse.Namespace, compressed: bool) -> list[str]:
     command = [sys.executable, "-m", "stac_ros.mapping_node", "--ros-args"]
-    patient = [] if arguments.rate else ["input.image_qos:=reliable"]  # no image may get lost
-    for parameter in patient + arguments.params:
+    input_parameters = [] if arguments.rate else ["input.image_qos:=reliable"]  # no image may get lost
+    if compressed:
+        input_parameters.append("input.compressed:=true")
+    for parameter in input_parameters + arguments.params:
         command += ["-p", parameter]
     return command
 

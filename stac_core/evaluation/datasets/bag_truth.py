@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.spatial.transform import Rotation, Slerp
@@ -68,10 +69,11 @@ class TransformTree:
             tree._links[child].sort(key=lambda entry: entry[0])
         return tree
 
-    def add(self, link: object, static: bool) -> None:
-        child = link.child_frame_id.lstrip("/")  # type: ignore[attr-defined]
-        self._parents[child] = link.header.frame_id.lstrip("/")  # type: ignore[attr-defined]
-        entry = (header_stamp(link), pose_matrix(link.transform))  # type: ignore[attr-defined]
+    def add(self, link: Any, static: bool) -> None:
+        """Take one geometry_msgs/TransformStamped."""
+        child = link.child_frame_id.lstrip("/")
+        self._parents[child] = link.header.frame_id.lstrip("/")
+        entry = (header_stamp(link), pose_matrix(link.transform))
         self._links.setdefault(child, []).append(entry)
         if static:
             self._static.add(child)
