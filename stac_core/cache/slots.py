@@ -31,7 +31,9 @@ class SlotPool:
 
     @property
     def bytes(self) -> int:
-        return self._pages.bytes + self._free.nbytes
+        """Allocated; a block counts with its entry in the stack even while it is taken, or a limit that
+        holds now would not when blocks come back."""
+        return self.blocks * self.block_bytes
 
     @property
     def block_bytes(self) -> int:

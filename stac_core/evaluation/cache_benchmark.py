@@ -29,7 +29,7 @@ from stac_core.cache.memory_model import live_bytes, token_bytes
 from stac_core.cache.stream_cache import StreamCache
 from stac_core.cache.token_positions import TokenPositions
 from stac_core.config import NETWORKS, CacheConfig, NetworkConfig
-from stac_core.kernels.attend import Attended, Segment
+from stac_core.kernels.attend import Attended, CodedSegment, Segment
 from stac_core.kernels.select import Kernels, select_kernels
 from stac_core.kernels.voxel_merge_torch import voxel_merge
 
@@ -194,10 +194,10 @@ def _bytes(cache: StreamCache, config: CacheConfig, shape: Shape, timed: bool) -
 
 
 def _random_mass(
-    q: Tensor, segments: Sequence[Segment], mass: bool = False, subsample: float = 1.0
+    q: Tensor, segments: Sequence[Segment | CodedSegment], mass: bool = False, subsample: float = 1.0
 ) -> Attended:
     """In place of attention where only bytes count."""
-    masses = [torch.randn(s.keys.shape[:2], device=q.device).exp() for s in segments] if mass else None
+    masses = [torch.randn(len(q), s.length, device=q.device).exp() for s in segments] if mass else None
     return Attended(q, q[..., 0].float(), masses)
 
 
