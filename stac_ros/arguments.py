@@ -16,7 +16,7 @@ from stac_core.config import Config
 from stac_ros.listen import outside_name
 from stac_ros.settings import RosConfig
 from stac_ros.share import share_file
-from stac_ros.topics import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, OUTPUTS
+from stac_ros.topics import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, NODE_NAME, OUTPUTS, RECORDER_NAME
 
 SWITCH = ("true", "false")
 _BEFORE_KILTED = ("humble", "iron", "jazzy")
@@ -51,7 +51,7 @@ ARGUMENTS = (
     Argument("device", "", "auto, cpu, cuda, cuda:1, ...", parameter="model.device"),
     Argument("cache_mode", "", "how the key/value cache is bounded", parameter="cache.mode"),
     Argument("map_directory", "", "where ~/save_map writes", parameter="map.directory"),
-    Argument("source", "", "replay this: rosbag2, video, folder of images, dataset, or world:SEED"),
+    Argument("source", "", "play this: rosbag2, video, folder of images, dataset, world:SEED or camera:0"),
     Argument("topic", "", "image topic of a bag with several"),
     Argument("rate", "1.0", "speed of the replay; 0 = as fast as the node answers"),
     Argument("loop", "false", "replay for ever", SWITCH),
@@ -168,6 +168,8 @@ def _rviz(values: Mapping[str, str]) -> Child:
 def _replay(values: Mapping[str, str]) -> Child:
     """It makes the time of the others, so it follows the wall clock itself."""
     arguments = [values["source"], "--rate", values["rate"], "--wait-for-subscribers", "180"]
+    listeners = [NODE_NAME, *([RECORDER_NAME] if values["record"] else [])]
+    arguments += ["--wait-for-nodes", ",".join(listeners)]
     arguments += ["--topic", values["topic"]] if values["topic"] else []
     arguments += ["--clock", "100"] if is_true(values["use_sim_time"]) else []
     arguments += [f"--{switch}" for switch in ("loop", "compressed") if is_true(values[switch])]

@@ -1,6 +1,7 @@
 """`stac-replay`: publish a recording as if its camera were here.
 
-SOURCE is a rosbag2, a video, a folder of images, a dataset that the evaluation knows, or `world:SEED`.
+SOURCE is a rosbag2, a video, a folder of images, a dataset that the evaluation knows, a synthetic world
+(`world:SEED`) or a camera of this computer (`camera:0`).
 Services: ~/pause (SetBool) and ~/restart (Trigger).
 """
 
@@ -17,8 +18,8 @@ from rclpy.task import Future
 from rclpy.utilities import remove_ros_args
 
 from stac_ros.flags import add_flags, read_flags
+from stac_ros.open_source import open_source
 from stac_ros.replay_node import ReplayNode, ReplaySettings
-from stac_ros.sources import open_source
 
 
 def main() -> None:
@@ -26,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="stac-replay", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", help="rosbag2, video, folder of images, dataset, or world:SEED")
+    parser.add_argument("source", help="rosbag2, video, folder of images, dataset, world:SEED or camera:0")
     add_flags(parser, ReplaySettings)
     arguments = parser.parse_args(remove_ros_args(sys.argv)[1:])
     try:

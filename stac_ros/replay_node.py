@@ -17,11 +17,12 @@ from rosgraph_msgs.msg import Clock
 from std_srvs.srv import SetBool, Trigger
 
 from stac_core.settings import check_settings, setting
+from stac_ros.camera_messages import stamp_message
 from stac_ros.listen import outside_name, subscribe
 from stac_ros.progress import Progress
 from stac_ros.restamp import header_stamp_ns, restamp
 from stac_ros.schedule import Schedule
-from stac_ros.sources import STATIC_TOPICS, Item, Source, stamp_message
+from stac_ros.sources import STATIC_TOPICS, Item, Source
 from stac_ros.topics import INPUT_PROFILES, NODE_NAME, POSE, qos_profile
 from stac_ros.transforms import stamp_nanoseconds
 
@@ -49,7 +50,9 @@ class ReplaySettings:
         minimum=0.0,
         unit="s",
     )
-    wait_for_node: str = setting(NODE_NAME, "the listener that is waited for; empty = anyone")
+    wait_for_nodes: str = setting(
+        NODE_NAME, "the listeners that are waited for, separated by commas; empty = anyone"
+    )
     use_wall_stamps: bool = setting(False, "stamp messages with the time of playing, not of recording")
     compressed: bool = setting(False, "send JPEG images (bags are sent as recorded)")
     frame_id: str = setting("camera_optical_frame", "frame of images that carry none")
@@ -155,18 +158,21 @@ class ReplayNode(Node):
         return self.create_publisher(self._source.types[topic], topic, qos)
 
     def _wait_for_subscribers(self) -> None:
-        limit, who = self._settings.wait_for_subscribers, self._settings.wait_for_node
+        limit = self._settings.wait_for_subscribers
+        wanted = {name for name in self._settings.wait_for_nodes.split(",") if name}
         topic = self._publishers_by_topic[self._source.image_topic].topic_name
         end = time.monotonic() + limit
         while limit and not self._stopped:
             listeners = self.get_subscriptions_info_by_topic(topic)
-            found = [info.qos_profile for info in listeners if info.node_name == who or not who]
-            if found:
-                time.sleep(self._settle_s(found))
+            found = [info for info in listeners if info.node_name in wanted or not wanted]
+            missing = wanted - {info.node_name for info in found}
+            if found and not missing:
+                time.sleep(self._settle_s([info.qos_profile for info in found]))
                 return
             if time.monotonic() > end:
+                who = " and ".join(sorted(missing)) or "nobody"
                 raise TimeoutError(
-                    f"{who or 'nobody'} did not subscribe to {topic} within {limit:g} s; is it running, "
+                    f"{who} did not subscribe to {topic} within {limit:g} s; is it running, "
                     "in the same ROS_DOMAIN_ID, and are its topics remapped to this name?"
                 )
             time.sleep(0.05)

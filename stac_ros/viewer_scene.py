@@ -98,6 +98,7 @@ class Scene:
             fov,
             aspect,
             scale=_CAMERA_SHARE * self._extent,
+            thickness=_PATH_SHARE * self._extent,
             color=_CAMERA_COLOUR,
             image=image,
             wxyz=(w, x, y, z),

@@ -14,10 +14,10 @@ from ros_helpers import Child, ros_nodes, spin_until
 from ros_recordings import picture
 from std_msgs.msg import Header
 
+from stac_ros.camera_messages import stamp_message
 from stac_ros.clouds import cloud_message
 from stac_ros.images import encode_image
 from stac_ros.listen import outside_name
-from stac_ros.sources import stamp_message
 from stac_ros.topics import DEPTH, DIAGNOSTICS, IMAGE, MAP_POINTS, NODE_NAME, POSE
 
 STAMPS = [5_000_000_000 + index * 100_000_000 for index in range(3)]
@@ -64,6 +64,9 @@ class ScriptedMapping:
         return all(counts.values()) and counts[DEPTH] >= 2  # the watch, and the writer of depth images
 
     def say(self) -> None:
+        later = PoseWithCovarianceStamped(header=header(STAMPS[-1] + 10**9))
+        later.pose.pose.orientation.w = 1.0
+        self.publishers[POSE].publish(later)  # of a stream that ended when time went back
         for index, stamp in enumerate(STAMPS):
             self.publishers[IMAGE].publish(encode_image(picture(index), "rgb8", header(stamp, "camera")))
             self.publishers[DEPTH].publish(encode_image(depth_m(), "32FC1", header(stamp, "camera")))

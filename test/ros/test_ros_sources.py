@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import cv2
 import numpy as np
 import pytest
@@ -11,8 +13,8 @@ from rosbags.rosbag2 import StoragePlugin
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from tf2_msgs.msg import TFMessage
 
+from stac_ros.open_source import open_source
 from stac_ros.restamp import header_stamp_ns, restamp
-from stac_ros.sources import open_source
 
 
 def open_plain(name, topic="", more_topics=(), compressed=False):
@@ -86,6 +88,23 @@ def test_more_topics_and_types_that_are_not_installed(tmp_path, caplog):
         ValueError, match=r"no topic '/nothing'; it has /camera/camera_info, /camera/image_raw"
     ):
         open_plain(bag, more_topics=["/nothing"])
+
+
+def test_a_camera_is_stamped_with_the_wall_clock(tmp_path):
+    """OpenCV opens a file as it opens a camera or a stream."""
+    film = tmp_path / "film.avi"
+    writer = cv2.VideoWriter(str(film), cv2.VideoWriter.fourcc(*"MJPG"), 30, (84, 56))
+    for index in range(3):
+        writer.write(np.ascontiguousarray(picture(index)[:, :, ::-1]))
+    writer.release()
+    begin = time.time_ns()
+    source = open_plain(f"camera:{film}")
+    items = list(source.items())
+    assert len(items) == 3 and source.types == {"image": Image}
+    assert begin < items[0].due_ns < items[2].due_ns < time.time_ns()
+    assert np.abs(pixels(items[2].payload).astype(int) - picture(2)).mean() < 12
+    with pytest.raises(ValueError, match="camera:73: no such camera"):
+        open_plain("camera:73")
 
 
 def test_several_image_topics_need_a_choice(tmp_path):
