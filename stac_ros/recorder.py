@@ -29,7 +29,7 @@ from stac_ros.images import decode_depth
 from stac_ros.listen import subscribe
 from stac_ros.map_files import write_atomically, write_ply
 from stac_ros.report import write_report
-from stac_ros.topics import DEPTH
+from stac_ros.topics import DEPTH, RECORDER_NAME
 from stac_ros.trajectory import Trajectory
 from stac_ros.transforms import stamp_nanoseconds
 from stac_ros.watch import LEVELS, Seen, Watch
@@ -44,11 +44,11 @@ class Recorder(Node):
     """Collects in memory, but for depth images, until `write`."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__("stac_record")
+        super().__init__(RECORDER_NAME)
         self._folder = folder
-        self.watch = Watch(self)
         _make_empty(folder / "depth")
         subscribe(self, DEPTH, self._on_depth, 100)
+        self.watch = Watch(self)
 
     @property
     def complete(self) -> bool:

@@ -24,6 +24,7 @@ from std_srvs.srv import SetBool, Trigger
 from tf2_msgs.msg import TFMessage
 
 NODE_NAME = "stac_mapping"
+RECORDER_NAME = "stac_record"
 
 # What a user can choose for a subscription; "latched" is for maps, which late listeners need too.
 INPUT_PROFILES = ("sensor_data", "reliable", "system_default")

@@ -95,9 +95,9 @@ class Watch:
         self._logger = node.get_logger()
         self._first = 0.0  # when diagnostics were first heard
         self._images: OrderedDict[int, Image | CompressedImage] = OrderedDict()
+        self._node = node
+        self._listens_to_camera = False
         for topic, callback in (
-            (IMAGE, self._on_image),
-            (COMPRESSED_IMAGE, self._on_image),
             (POSE, self._on_pose),
             (MAP_POINTS, self._on_map),
             (DEPTH, self._on_depth),
@@ -105,6 +105,13 @@ class Watch:
             (DIAGNOSTICS, self._on_diagnostics),
         ):
             subscribe(node, topic, callback, _DEPTH if topic is not MAP_POINTS else 1)
+
+    def _listen_to_camera(self) -> None:
+        """Only once the mapping node has been heard: a replay that waits for this subscription may then
+        begin without a pose or a depth image being lost."""
+        self._listens_to_camera = True
+        for topic in (IMAGE, COMPRESSED_IMAGE):
+            subscribe(self._node, topic, self._on_image, _DEPTH)
 
     def _on_image(self, message: Image | CompressedImage) -> None:
         self._images[stamp_nanoseconds(message.header.stamp)] = message
@@ -143,6 +150,8 @@ class Watch:
         for status in message.status:
             node, _, part = status.name.rpartition(": ")
             if node.endswith(NODE_NAME):
+                if not self._listens_to_camera:
+                    self._listen_to_camera()
                 values = {pair.key: pair.value for pair in status.values}
                 self.seen.health[part] = Health(status.level[0], status.message, values)
         live, voxels = (self.seen.told("memory", f"cache.{name}_bytes") for name in ("live", "voxel"))

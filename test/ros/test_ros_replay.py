@@ -19,7 +19,7 @@ from stac_ros.listen import outside_name
 from stac_ros.topics import POSE, qos_profile
 from stac_ros.transforms import TransformBuffer, stamp_nanoseconds
 
-PATIENT = ("--wait-for-subscribers", 60, "--wait-for-node", "listener")
+PATIENT = ("--wait-for-subscribers", 60, "--wait-for-nodes", "listener")
 
 
 @pytest.fixture
