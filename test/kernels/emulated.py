@@ -84,8 +84,8 @@ class EmulatedAttend:
         check_attend(q, segments, subsample)
         carried = None
         filled = [s for s in segments if s.length]
-        for segment in filled:
-            carried = self._forward(q, segment, carried, last=segment is filled[-1])
+        for i, segment in enumerate(filled):
+            carried = self._forward(q, segment, carried, last=i == len(filled) - 1)
         out, lse = carried
         key_mass = None
         if mass:

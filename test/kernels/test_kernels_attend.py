@@ -95,9 +95,9 @@ def test_identical_tokens_equal_one_with_log_count(backend):
 
 @pytest.mark.parametrize("ratio", [1.0, 0.25])
 def test_mass_sums_to_the_number_of_queries(backend, ratio):
-    q = random_queries(2, 700, 16)
-    whole, sampled = (backend(q, [random_segment(2, 130, 16)], True, r) for r in (1.0, ratio))
-    torch.testing.assert_close(sampled.key_mass[0].sum(-1), torch.full((2,), 700.0))
+    q = random_queries(1, 400, 16)
+    whole, sampled = (backend(q, [random_segment(1, 70, 16)], True, r) for r in (1.0, ratio))
+    torch.testing.assert_close(sampled.key_mass[0].sum(-1), torch.full((1,), 400.0))
     assert torch.equal(whole.out, sampled.out) and torch.equal(whole.lse, sampled.lse)
 
 

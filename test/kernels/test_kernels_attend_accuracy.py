@@ -68,7 +68,7 @@ def test_full_grid(backend, case):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_two_runs_give_identical_bytes(backend):
     g = torch.Generator().manual_seed(5)
-    q, k, v = (torch.randn(3, n, 64, generator=g) for n in (200, 130, 130))
+    q, k, v = (torch.randn(1, n, 64, generator=g) for n in (70, 130, 130))
     first, second = (BACKENDS[backend](q, [Segment(k, v)], True) for _ in range(2))
     assert torch.equal(first.out, second.out) and torch.equal(first.key_mass[0], second.key_mass[0])
 

@@ -24,9 +24,8 @@ def compile_for(capability: int, cache: Path) -> list[dict]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize(
-    "capability", [pytest.param(c, marks=() if c == 90 else pytest.mark.slow) for c in SHARED_LIMIT]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", SHARED_LIMIT)
 def test_kernels_compile(capability, tmp_path):
     variants = compile_for(capability, tmp_path)
     assert variants
