@@ -3,9 +3,11 @@
     stac-ros up image_topic:=/camera/image_raw viewer:=true
     stac-ros demo source:=walk.mp4
 
+    stac-ros parameters
+
 Arguments are those of launch/stac.launch.py, written in the same way. `demo` maps a recording, by
 default a synthetic one, and writes map, trajectory and report into a folder; it talks to nobody but
-its own processes.
+its own processes. `parameters` prints all parameters of the mapping node, as Markdown.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Any
 from stac_ros.arguments import ARGUMENTS, Child, children, complete, is_true, profile_environment
 from stac_ros.domain import private_ros_environment
 from stac_ros.processes import Processes
+from stac_ros.reference import parameter_reference
 
 DEMO = {
     "source": "world:11,frames=48,kind=room,motion=forward",
@@ -35,12 +38,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="stac-ros", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("action", choices=("up", "demo"))
+    parser.add_argument("action", choices=("up", "demo", "parameters"))
     parser.add_argument("values", nargs="*", metavar="name:=value")
     parser.add_argument("--show-args", action="store_true", help="list the arguments and end")
     arguments = parser.parse_args()
     if arguments.show_args:
         return _show_arguments()
+    if arguments.action == "parameters":
+        return print(parameter_reference())
     try:
         given = dict(_split(text) for text in arguments.values)
         demo = arguments.action == "demo"

@@ -13,6 +13,7 @@ import yaml
 
 from stac_core.config import Config
 from stac_ros.arguments import ARGUMENTS, children, complete, profile_environment
+from stac_ros.reference import parameter_reference
 from stac_ros.settings import RosConfig
 from stac_ros.share import share_file
 from stac_ros.starter import command
@@ -176,6 +177,12 @@ def test_parameter_files_hold_declared_parameters_of_the_right_type(file):
             assert isinstance(value, type(default)), f"{section}.{name}"
             assert value != default, f"{section}.{name} repeats the default"
         type(getattr(config, section))(**values)  # within the limits
+
+
+def test_the_reference_of_parameters_is_up_to_date():
+    written = (ROOT / "docs" / "parameters.md").read_text()
+    assert written.strip() == parameter_reference().strip(), "run: stac-ros parameters > docs/parameters.md"
+    assert all(f"`{name}`" in written for name in parameter_names())
 
 
 DISPLAY_CLASSES = {
