@@ -59,9 +59,18 @@ class ScriptedMapping:
             for topic in (IMAGE, POSE, DEPTH, MAP_POINTS, DIAGNOSTICS)
         }
 
-    def matched(self) -> bool:
-        counts = {topic: publisher.get_subscription_count() for topic, publisher in self.publishers.items()}
-        return all(counts.values()) and counts[DEPTH] >= 2  # the watch, and the writer of depth images
+    def _heard(self, *topics) -> bool:
+        counts = {topic: self.publishers[topic].get_subscription_count() for topic in topics}
+        return all(counts.values()) and counts.get(DEPTH, 2) >= 2  # the watch, and the writer of depth images
+
+    def outputs_heard(self) -> bool:
+        return self._heard(POSE, DEPTH, MAP_POINTS, DIAGNOSTICS)
+
+    def camera_heard(self) -> bool:
+        return self._heard(IMAGE)
+
+    def say_health(self) -> None:
+        self.publishers[DIAGNOSTICS].publish(diagnostics())
 
     def say(self) -> None:
         later = PoseWithCovarianceStamped(header=header(STAMPS[-1] + 10**9))
@@ -73,7 +82,6 @@ class ScriptedMapping:
             pose = PoseWithCovarianceStamped(header=header(stamp))
             pose.pose.pose.position.x, pose.pose.pose.orientation.w = float(index), 1.0
             self.publishers[POSE].publish(pose)
-        self.publishers[DIAGNOSTICS].publish(diagnostics())
         self.publishers[MAP_POINTS].publish(cloud_message(header(STAMPS[-1]), POINTS, COLOURS))
 
 
@@ -85,7 +93,10 @@ def recording(tmp_path):
     (folder / "depth" / "mine.png").write_bytes(b"the user's own")
     with ros_nodes("script") as (node,), Child("stac_ros.recorder", folder) as recorder:
         script = ScriptedMapping(node)
-        spin_until([node], script.matched, "the recorder's subscriptions")
+        spin_until([node], script.outputs_heard, "the recorder's subscriptions")
+        assert not script.camera_heard(), "a waiting replay would begin before the recorder hears the node"
+        script.say_health()
+        spin_until([node], script.camera_heard, "the recorder's interest in the camera")
         script.say()
         spin_until([node], lambda: len(list((folder / "depth").iterdir())) == 4, "three depth images")
         recorder.signal(signal.SIGTERM)
