@@ -291,7 +291,7 @@ class CacheConfig:
         choices=("static", "slab", "segment"),
     )
     voxel_num: int = setting(
-        256, "voxels that the first memory page has room for; it grows by a quarter", minimum=1
+        256, "voxels that the first memory page has room for; it grows by an eighth", minimum=1
     )
 
     # Bytes
