@@ -14,13 +14,14 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from stac_core.evaluation import plots
+from stac_core.evaluation.alignment import Similarity, align_points
 from stac_core.evaluation.bag_result import BagResult
 from stac_core.evaluation.cloud_metrics import cloud_errors
 from stac_core.evaluation.datasets.bag import BagSequence
 from stac_core.evaluation.depth_metrics import depth_errors, fit_depth, valid_pixels
 from stac_core.evaluation.registration import register
 from stac_core.evaluation.results import MIB
-from stac_core.evaluation.score import GrowingCloud, ReconOptions, unproject
+from stac_core.evaluation.score import PAIRS_PER_FRAME, GrowingCloud, ReconOptions, unproject
 from stac_core.evaluation.trajectory import Trajectory, pair_by_stamp
 from stac_core.evaluation.trajectory_metrics import absolute_errors, align_trajectory, pose_errors
 
@@ -165,11 +166,11 @@ def _judge_cloud(sequence: BagSequence, result: BagResult, options: ReconOptions
         raise NoTruth("the bag holds no depth topic to see the true surface by")
     if sequence.intrinsics is None:
         raise NoTruth("the bag holds no calibration (CameraInfo) to see the true surface by")
-    estimate, truth = _paired(sequence, result)
+    _paired(sequence, result)  # says what is missing where the two paths do not meet
     found = result.map_cloud()
     if found is None or not len(found.points):
         raise ValueError("the node published no map")
-    alignment = align_trajectory(estimate, truth, "sim3")
+    alignment = _align_by_pixels(sequence, result)
     ours = GrowingCloud(options.voxel_size)
     ours.add(alignment.apply(found.points))
     theirs = _true_cloud(sequence, options.voxel_size)
@@ -177,6 +178,28 @@ def _judge_cloud(sequence: BagSequence, result: BagResult, options: ReconOptions
     if options.icp_distance:
         moved = register(moved, theirs, options.icp_distance).apply(moved)
     return asdict(cloud_errors(moved, theirs, options.threshold))
+
+
+def _align_by_pixels(sequence: BagSequence, result: BagResult) -> Similarity:
+    """Map to true world by points of the same pixels, seen by the node's depth and by the true one.
+
+    Camera centres alone would leave the scale to a path that may hardly move.
+    """
+    node_poses = dict(
+        zip(result.trajectory.stamps_ns.tolist(), result.trajectory.world_from_camera, strict=True)
+    )
+    sources, targets = [], []
+    for index, predicted, truth in depth_pairs(sequence, result):
+        frame, pose = sequence.frame(index), node_poses.get(int(sequence.stamps_ns[index]))
+        if pose is None or frame.world_from_camera is None or frame.intrinsics is None:
+            continue
+        both = valid_pixels(predicted, truth)
+        stride = max(1, int(both.sum()) // PAIRS_PER_FRAME)
+        sources.append(unproject(predicted, frame.intrinsics, pose)[both][::stride])
+        targets.append(unproject(truth, frame.intrinsics, frame.world_from_camera)[both][::stride])
+    if not sources:
+        raise ValueError("no published depth belongs to an image with true depth and pose")
+    return align_points(np.concatenate(sources), np.concatenate(targets), with_scale=True)
 
 
 def _true_cloud(sequence: BagSequence, voxel_size: float) -> NDArray[np.float64]:

@@ -19,7 +19,7 @@ from stac_core.evaluation.trajectory_metrics import pose_errors
 from stac_core.geometry import unproject_depth
 
 Array = NDArray[np.float64]
-_PAIRS_PER_FRAME = 2000  # corresponding points for the alignment; more change nothing
+PAIRS_PER_FRAME = 2000  # corresponding points for the alignment; more change nothing
 _COMPACT_ABOVE = 4_000_000  # points; bounds the memory of a growing cloud
 
 
@@ -94,7 +94,7 @@ def _align(run: SceneRun, sequence: Sequence, options: ReconOptions) -> Similari
     sources, targets = [], []
     for number, frame in true_frames(run, sequence):
         predicted, true = _corresponding(run, number, frame, options)
-        stride = max(1, len(true) // _PAIRS_PER_FRAME)
+        stride = max(1, len(true) // PAIRS_PER_FRAME)
         sources.append(predicted[::stride])
         targets.append(true[::stride])
         if not len(true) and frame.depth_m is None and frame.world_from_camera is not None:
