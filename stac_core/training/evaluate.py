@@ -30,8 +30,8 @@ from stac_core.training.held_out import held_out_worlds, measure
 from stac_core.training.state import State, check_network, network_weights, read_state
 
 FIRST_WORLD = 1000  # beyond the worlds of the training curve
-SHORT_WORLDS, SHORT_FRAMES = 48, 8
-LONG_WORLDS, LONG_FRAMES = 12, 64
+SHORT_WORLDS, SHORT_FRAMES = 32, 8
+LONG_WORLDS, LONG_FRAMES = 8, 64
 RECORDINGS = ("hololens_office_start", "tum_fr3_cabinet")
 Measured = dict[str, Figures]
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from stac_core.cache.one_pass import OnePass
 from stac_core.geometry import encode_pose, unproject_depth
+from stac_core.network.aggregator import SceneTokens
 from stac_core.network.causal_vggt import CausalVGGT
 from stac_core.training.config import TrainingConfig
 from stac_core.training.losses import camera_loss, depth_loss, point_loss
@@ -14,6 +15,7 @@ from stac_core.training.matching import Look, MatchingHeads, match_patches
 from stac_core.training.sequences import Sequences
 
 WATCHED_BLOCKS = (1, 3)  # global blocks whose first head learns to match
+Dense = tuple[Tensor, Tensor]  # value and confidence
 
 
 class WatchedPass(OnePass):
@@ -49,29 +51,37 @@ class Supervised(nn.Module):
         depth and points are predicted and judged; the dense heads treat frames alone, and would be most
         of the work of a step on all of them.
         """
-        network, weights = self.network, self.config
+        network = self.network
         height, width = sequences.depth.shape[-2:]
         context = WatchedPass(visible)
         tokens = network.aggregator(sequences.images, context)
-        matches = match_patches(sequences, network.config.patch_size)
-        patches = [layer[:, :, network.config.special_tokens :] for layer in tokens.layers]
-        matching, figures = self.matching(tokens.encoded, patches, context.looks, matches)
-        poses = encode_pose(sequences.world_from_camera, sequences.intrinsics, height, width)
-        with torch.autocast(poses.device.type, enabled=False):
-            camera = camera_loss(network.camera_head(tokens.camera.float(), context), poses)
         layers = [layer[:, dense_frames] for layer in tokens.layers]
-        judged = sequences.frames(dense_frames)
+        depth = network.depth_head(layers, height, width)
+        points = network.point_head(layers, height, width)
+        with torch.autocast(sequences.depth.device.type, enabled=False):  # bfloat16 would blunt the truth
+            poses = encode_pose(sequences.world_from_camera, sequences.intrinsics, height, width)
+            losses = {
+                **self._dense_losses(depth, points, sequences.frames(dense_frames)),
+                "camera": camera_loss(network.camera_head(tokens.camera.float(), context), poses),
+            }
+            matching, figures = self._matching_loss(tokens, context.looks, sequences)
+        loss = self.config.matching_weight * matching
+        for name, value in losses.items():
+            loss = loss + getattr(self.config, f"{name}_weight") * value
+        return loss, {**figures, **{name: value.detach() for name, value in losses.items()}}
+
+    def _dense_losses(self, depth: Dense, points: Dense, judged: Sequences) -> dict[str, Tensor]:
         truth, valid = judged.depth, judged.valid
-        depth, depth_confidence = network.depth_head(layers, height, width)
-        dense = depth_loss(depth[..., 0].float(), depth_confidence.float(), truth, valid)
-        points, point_confidence = network.point_head(layers, height, width)
         target = unproject_depth(truth, judged.intrinsics, judged.world_from_camera)
-        own = point_loss(points.float(), point_confidence.float(), target, truth, valid)
-        loss = (
-            weights.depth_weight * dense
-            + weights.point_weight * own
-            + weights.camera_weight * camera
-            + weights.matching_weight * matching
-        )
-        figures |= {"depth": dense.detach(), "points": own.detach(), "camera": camera.detach()}
-        return loss, figures
+        return {
+            "depth": depth_loss(depth[0][..., 0].float(), depth[1].float(), truth, valid),
+            "point": point_loss(points[0].float(), points[1].float(), target, truth, valid),
+        }
+
+    def _matching_loss(
+        self, tokens: SceneTokens, looks: list[Look], sequences: Sequences
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        config = self.network.config
+        matches = match_patches(sequences, config.patch_size)
+        patches = [layer[:, :, config.special_tokens :].float() for layer in tokens.layers]
+        return self.matching(tokens.encoded.float(), patches, looks, matches)

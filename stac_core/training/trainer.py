@@ -54,7 +54,7 @@ class Trainer:
         self._resume(resume)
         self.parallel: nn.Module = self.model
         if processes.count > 1:
-            self.parallel = DistributedDataParallel(self.model, find_unused_parameters=True)
+            self.parallel = DistributedDataParallel(self.model)
         self.stopped = False
 
     def run(self) -> bool:

@@ -5,8 +5,17 @@ import pytest
 import torch
 
 from stac_core.geometry import unproject_depth
-from stac_core.training.batches import draw_frames, draw_visible, fit, mirror, transpose
-from stac_core.training.config import CLIP_FRAMES
+from stac_core.training.batches import (
+    draw_frames,
+    draw_sequences,
+    draw_visible,
+    fit,
+    mirror,
+    step_random,
+    transpose,
+)
+from stac_core.training.clips import held_out_seed, training_seed
+from stac_core.training.config import CLIP_FRAMES, TrainingConfig
 from stac_core.training.schedule import Shape
 from stac_core.training.sequences import Sequences
 from stac_core.worlds import World, WorldConfig
@@ -83,3 +92,22 @@ def test_every_view_of_the_past_holds_the_frame_itself_and_frame_0():
     for visible in views:
         assert visible.dtype == torch.bool and visible.diagonal().all() and visible[:, 0].all()
     assert len({tuple(v.flatten().tolist()) for v in views}) > 10
+
+
+def test_live_worlds_are_new_in_every_step_and_the_same_again_for_one_step():
+    config = TrainingConfig(worlds="live", patches_per_step=64, first_width=56, first_frames=2)
+
+    def images(step: int) -> torch.Tensor:
+        drawn = draw_sequences(config, step, step_random(config, step, 0), torch.device("cpu"))
+        assert drawn.depth.shape[1] == 2 and drawn.images.shape[-1] == 56
+        return drawn.images[:1, :, :, :42]
+
+    first = images(0)
+    assert torch.equal(first, images(0))
+    assert not torch.equal(first, images(1))
+
+
+def test_no_world_is_both_trained_on_and_held_out():
+    trained = {training_seed(run, index) for run in range(3) for index in range(2000)}
+    assert len(trained) == 6000
+    assert trained.isdisjoint(held_out_seed(index) for index in range(10_000))
