@@ -81,7 +81,7 @@ def test_spilled_voxels_come_back_as_they_were():
     """On a loop every place is seen again, so a limit with enough host memory loses nothing."""
     settings = {"host_budget": 1 << 24, "when_full": "spill,coarsen,forget"}
     free, expected = run(parity(), LOOP, 60)
-    config = limited(free.stats().voxel_bytes * 3 // 4, LOOP, **settings)
+    config = limited(free.stats().voxel_bytes * 6 // 7, LOOP, **settings)
     cache, out = run(config, LOOP, 60)
     stats = cache.stats()
     assert stats.spilled_voxels and stats.reloaded_voxels
