@@ -15,7 +15,7 @@ __all__ = ["require", "voxel_merge"]
 
 def voxel_merge(state: RowState, tokens: RowTokens, rules: MergeRules) -> tuple[RowState, MergeCounts]:
     """The contract of `voxel_merge.py`, for up to 32 pivots per row and heads up to 128 wide."""
-    order, start = group_by_row(state, tokens)
+    state, tokens, order, start = group_by_row(state, tokens)
     *after, counts = torch.ops.stac.voxel_merge(
         list(state), order, start, tokens.keys, tokens.values, tokens.score,
         rules.threshold, rules.gate, rules.inertia or math.inf,

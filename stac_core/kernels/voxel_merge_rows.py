@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from stac_core.kernels.voxel_merge import RowState, RowTokens
 
 
-def group_by_row(state: RowState, tokens: RowTokens) -> tuple[Tensor, Tensor]:
-    """Check the arguments and sort the tokens by row, stably.
+class Grouped(NamedTuple):
+    """A merge as the kernels take it: without gaps in memory, tokens by row."""
 
-    → token numbers [N] int64, and the first place of each row among them [R + 1]. ValueError naming the
-    argument and its value where a shape, dtype, device or stride does not fit.
+    state: RowState
+    tokens: RowTokens
+    order: Tensor  # [N] int64, token numbers by row, in their old order within it
+    start: Tensor  # [R + 1] int64, first place of each row in `order`
+
+
+def group_by_row(state: RowState, tokens: RowTokens) -> Grouped:
+    """Check the arguments, close gaps, sort the tokens by row, stably.
+
+    ValueError naming the argument and its value where a shape, dtype or device does not fit.
     """
     _check(state, tokens)
     row, order = tokens.row.sort(stable=True)
-    rows = torch.arange(len(state.weight) + 1, device=row.device)
-    return order, torch.searchsorted(row, rows)
+    start = torch.searchsorted(row, torch.arange(len(state.weight) + 1, device=row.device))
+    state = RowState(*(part.contiguous() for part in state))
+    return Grouped(state, RowTokens(*(part.contiguous() for part in tokens)), order, start)
 
 
 def _check(state: RowState, tokens: RowTokens) -> None:
@@ -43,5 +54,3 @@ def _check_one(name: str, x: Tensor, shape: list[int], dtype: torch.dtype, devic
         raise ValueError(f"{name}: expected {dtype}, got {x.dtype}")
     if x.device != device:
         raise ValueError(f"{name}: is on {x.device}, tokens.row on {device}; move them to one device")
-    if not x.is_contiguous():
-        raise ValueError(f"{name}: must be contiguous, got strides {x.stride()}")

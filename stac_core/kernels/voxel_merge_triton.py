@@ -27,7 +27,7 @@ BLOCK = 32  # scores looked at together
 
 def voxel_merge(state: RowState, tokens: RowTokens, rules: MergeRules) -> tuple[RowState, MergeCounts]:
     """The contract of `voxel_merge.py`."""
-    order, start = group_by_row(state, tokens)
+    state, tokens, order, start = group_by_row(state, tokens)
     after = RowState(*(torch.empty_like(part) for part in state))
     rows, pivots, dim = state.pivot_keys.shape
     score_left = torch.empty_like(tokens.score)

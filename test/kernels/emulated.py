@@ -147,7 +147,7 @@ class EmulatedMerge:
         library.voxel_merge.restype = ctypes.c_char_p
 
     def __call__(self, state: RowState, tokens: RowTokens, rules: MergeRules):
-        order, start = group_by_row(state, tokens)
+        state, tokens, order, start = group_by_row(state, tokens)
         after = RowState(*(torch.full_like(part, math.nan) for part in state))
         score_left = torch.full_like(tokens.score, math.nan)
         rows, pivots, dim = state.pivot_keys.shape

@@ -106,7 +106,7 @@ for args in [(q, k, v, None, None, None, True), (q, k, v, bias, out, lse, True),
 for args in [(q, k, bias, lse, 1.0), (q[:, ::2], k, None, lse[:, ::2], 2.5)]:
     torch.library.opcheck(ops.attend_mass, args)
 state, tokens = empty_state(6, 4, 8, 16), random_tokens(6, 70, 16, seed=1)
-order, start = group_by_row(state, tokens)
+state, tokens, order, start = group_by_row(state, tokens)
 torch.library.opcheck(
     ops.voxel_merge, (list(state), order, start, *tokens[1:], 0.8, 0.2, float("inf"))
 )
