@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -96,8 +95,3 @@ def from_arguments(section: type[Section], arguments: argparse.Namespace) -> Sec
     """The section with the flags that were given."""
     names = {field.name for field in dataclasses.fields(section)}  # type: ignore[arg-type]
     return section(**{name: value for name, value in vars(arguments).items() if name in names})
-
-
-def given(section: type, arguments: argparse.Namespace) -> Sequence[str]:
-    """Names of the settings that the command line states."""
-    return [field.name for field in dataclasses.fields(section) if field.name in vars(arguments)]

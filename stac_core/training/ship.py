@@ -32,7 +32,7 @@ def training_command(config: dict[str, Any]) -> str:
     return "python -m stac_core.training.train" + flags
 
 
-def box_bytes(state: State, figures: dict[str, dict[str, float]]) -> bytes:
+def box_bytes(state: State, figures: dict[str, dict[str, float | None]]) -> bytes:
     """Content of the shipped file; ValueError where it would exceed the limit."""
     metadata = {
         "config": json.dumps(state.config["network"]),
