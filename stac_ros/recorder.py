@@ -34,8 +34,8 @@ from stac_ros.trajectory import Trajectory
 from stac_ros.transforms import stamp_nanoseconds
 from stac_ros.watch import LEVELS, Seen, Watch
 
-MAP_LIMIT_S = 10.0  # the whole map is sent once a second: longer means that none will come
-LAST_WORDS_S = 0.5  # messages on their way when the signal came
+LIMIT_S = 15.0  # of waiting for that
+QUIET_S = 1.0  # without a message: none is on its way any more
 _DEPTH_NAME = re.compile(r"\d+\.\d{9}\.png")
 logger = logging.getLogger("stac-record")
 
@@ -52,9 +52,10 @@ class Recorder(Node):
 
     @property
     def complete(self) -> bool:
-        """The map holds the newest frame."""
+        """All that was said has been heard, and the map holds the newest frame."""
         seen = self.watch.seen
-        return not seen.stamps_ns or seen.map_stamp_ns >= seen.stamps_ns[-1]
+        quiet = time.monotonic() - self.watch.heard_at > QUIET_S
+        return quiet and (not seen.stamps_ns or seen.map_stamp_ns >= seen.stamps_ns[-1])
 
     def write(self) -> None:
         """Write the files. OSError naming the one that cannot be written."""
@@ -96,10 +97,8 @@ def main() -> None:
         executor.add_node(recorder)
         while not asked_to_end:
             executor.spin_once(timeout_sec=0.1)
-        asked = time.monotonic()
-        while (waited := time.monotonic() - asked) < MAP_LIMIT_S:
-            if recorder.complete and waited > LAST_WORDS_S:
-                break
+        end = time.monotonic() + LIMIT_S
+        while not recorder.complete and time.monotonic() < end:
             executor.spin_once(timeout_sec=0.1)
         recorder.write()
     except OSError as error:

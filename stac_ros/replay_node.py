@@ -13,6 +13,7 @@ from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.topic_endpoint_info import TopicEndpointInfo
 from rosgraph_msgs.msg import Clock
 from std_srvs.srv import SetBool, Trigger
 
@@ -27,6 +28,7 @@ from stac_ros.topics import INPUT_PROFILES, NODE_NAME, POSE, qos_profile
 from stac_ros.transforms import stamp_nanoseconds
 
 SECOND = 1_000_000_000
+SETTLE_S = 1.0  # this side knows of a match before the other side does
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,8 @@ class ReplayNode(Node):
             found = [info for info in listeners if info.node_name in wanted or not wanted]
             missing = wanted - {info.node_name for info in found}
             if found and not missing:
-                time.sleep(self._settle_s([info.qos_profile for info in found]))
+                self._tell_best_effort(found)
+                time.sleep(SETTLE_S)
                 return
             if time.monotonic() > end:
                 who = " and ".join(sorted(missing)) or "nobody"
@@ -177,15 +180,14 @@ class ReplayNode(Node):
                 )
             time.sleep(0.05)
 
-    def _settle_s(self, listeners: list[QoSProfile]) -> float:
-        """This side knows of a match before the other side does; best effort loses what comes between."""
-        if all(qos.reliability == ReliabilityPolicy.RELIABLE for qos in listeners):
-            return 0.2
-        self.get_logger().info(
-            "the images are heard best effort: a busy computer may lose some; to replay every one, set the "
-            "mapping node's input.image_qos to reliable"
-        )
-        return 2.0
+    def _tell_best_effort(self, listeners: list[TopicEndpointInfo]) -> None:
+        for info in listeners:
+            reliable = info.qos_profile.reliability == ReliabilityPolicy.RELIABLE
+            if info.node_name == NODE_NAME and not reliable:
+                self.get_logger().info(
+                    "the mapping node hears images best effort: a busy computer may lose some; to replay "
+                    "every one, set its input.image_qos to reliable"
+                )
 
     def _wait_until_received(self) -> None:
         """Leave only when the last messages have arrived: they die with this process."""

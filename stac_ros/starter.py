@@ -24,8 +24,9 @@ from stac_ros.domain import private_ros_environment
 from stac_ros.processes import Processes
 from stac_ros.reference import parameter_reference
 
+logger = logging.getLogger("stac-ros")
 DEMO = {
-    "source": "world:11,frames=48,kind=room,motion=forward",
+    "source": "world:3,frames=48,height=210,width=280,kind=room,motion=forward,step_min=0.01,step_max=0.03",
     "rate": "0",
     "image_qos": "reliable",  # every frame counts: nothing may be lost
     "record": "out",
@@ -51,6 +52,8 @@ def main() -> None:
         demo = arguments.action == "demo"
         values = complete({**DEMO, **given} if demo else given)
         environment = profile_environment(values) | (private_ros_environment() if demo else {})
+        if values["source"]:
+            logger.info("mapping %s%s", values["source"], values["record"] and f" into {values['record']}/")
         sys.exit(run(values, environment))
     except (ValueError, OSError) as error:
         sys.exit(f"stac-ros: {error}")
@@ -70,7 +73,7 @@ def run(values: dict[str, str], environment: dict[str, str]) -> int:
         watched = is_true(values["viewer"]) or is_true(values["rviz"])
         status = status or processes.end("stac-record")
         if watched and not status and not processes.asked_to_end:
-            logging.getLogger("stac-ros").info("the recording has ended; Ctrl-C ends the viewer")
+            logger.info("the recording has ended; Ctrl-C ends the viewer")
             status = processes.wait("stac_node")
     finally:
         ended = processes.end_all()

@@ -92,6 +92,7 @@ class Watch:
 
     def __init__(self, node: Node) -> None:
         self.seen = Seen()
+        self.heard_at = time.monotonic()  # the last message that an image caused
         self._logger = node.get_logger()
         self._first = 0.0  # when diagnostics were first heard
         self._images: OrderedDict[int, Image | CompressedImage] = OrderedDict()
@@ -119,6 +120,7 @@ class Watch:
             self._images.popitem(last=False)
 
     def _on_pose(self, message: PoseWithCovarianceStamped) -> None:
+        self.heard_at = time.monotonic()
         place, turn = message.pose.pose.position, message.pose.pose.orientation
         pose = np.eye(4)
         pose[:3, :3] = rotation_from_quaternion(np.array([turn.x, turn.y, turn.z, turn.w]))
@@ -130,10 +132,12 @@ class Watch:
         self.seen.map_from_camera.append(pose)
 
     def _on_map(self, message: PointCloud2) -> None:
+        self.heard_at = time.monotonic()
         self.seen.map_positions, self.seen.map_colours = cloud_points(message)
         self.seen.map_stamp_ns = stamp_nanoseconds(message.header.stamp)
 
     def _on_depth(self, message: Image) -> None:
+        self.heard_at = time.monotonic()
         stamp_ns = stamp_nanoseconds(message.header.stamp)
         image = self._images.get(stamp_ns)
         if image is None:
