@@ -265,7 +265,12 @@ class CacheConfig:
         "first chunk, since scale is arbitrary",
         choices=("model", "scene"),
     )
-    voxel_conf: float = setting(2.0, "tokens at or below this confidence get no place", minimum=0.0)
+    voxel_conf: float = setting(
+        0.0,
+        "tokens at or below this confidence get no place and are lost when evicted, hence 0 = none; "
+        "published: 2, on the scale of the published networks",
+        minimum=0.0,
+    )
     edge_test: float = setting(
         0.1,
         "relative depth range in a patch from which a token lies on an edge and gets no "
@@ -362,6 +367,7 @@ class CacheConfig:
             "first_retrieval": "frame",
             "positions": "points",
             "voxel_unit": "model",
+            "voxel_conf": 2.0,
             "edge_test": 0.0,
         }
         return cls(**{**published, **settings})
