@@ -46,7 +46,8 @@ class Recorder(Node):
     def __init__(self, folder: Path) -> None:
         super().__init__(RECORDER_NAME)
         self._folder = folder
-        _make_empty(folder / "depth")
+        folder.mkdir(parents=True, exist_ok=True)
+        self._begun = False
         subscribe(self, DEPTH, self._on_depth, 100)
         self.watch = Watch(self)
 
@@ -58,8 +59,11 @@ class Recorder(Node):
         return quiet and (not seen.stamps_ns or seen.map_stamp_ns >= seen.stamps_ns[-1])
 
     def write(self) -> None:
-        """Write the files. OSError naming the one that cannot be written."""
+        """Write the files, if there was anything to record. OSError naming the one that cannot be written."""
         seen = self.watch.seen
+        if not seen.stamps_ns:
+            return
+        self._begin()
         trajectory = Trajectory(max_poses=len(seen.stamps_ns) + 1)
         for stamp_ns, pose in zip(seen.stamps_ns, seen.map_from_camera, strict=True):
             trajectory.add(stamp_ns, pose)
@@ -71,7 +75,14 @@ class Recorder(Node):
         write_atomically(self._folder / "diagnostics.json", told.encode())
         write_report(self._folder / "report.png", seen)
 
+    def _begin(self) -> None:
+        """Replace an older recording, but only once there is something to put in its place."""
+        if not self._begun:
+            _make_empty(self._folder / "depth")
+        self._begun = True
+
     def _on_depth(self, message: Image) -> None:
+        self._begin()
         depth = decode_depth(message)
         counted = np.clip(np.nan_to_num(depth) * 1000.0, 0, 65535).astype(np.uint16)
         stamp_ns = stamp_nanoseconds(message.header.stamp)
@@ -115,6 +126,8 @@ def summary(seen: Seen, folder: Path) -> str:
         lines.append(f"{part}: {LEVELS[health.level]}, {health.message}")
         width = max(map(len, health.values), default=0)
         lines += [f"    {key:<{width}}  {value}" for key, value in health.values.items()]
+    if not seen.stamps_ns:
+        return "\n".join([*lines, f"No frame was mapped: nothing was written, {folder}/ is as it was."])
     files = "map.ply, trajectory.tum, depth/, diagnostics.json, report.png"
     lines.append(
         f"{len(seen.stamps_ns)} frames and {len(seen.map_positions)} map points in {folder}/: {files}"

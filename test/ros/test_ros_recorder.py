@@ -130,14 +130,18 @@ def test_map_trajectory_depth_figures_and_report(recording):
     assert not [file for file in folder.rglob(".*")], "temporary files were left behind"
 
 
-def test_hearing_nothing_is_told_and_no_error(tmp_path):
+def test_hearing_nothing_is_told_and_leaves_an_older_recording_alone(tmp_path):
+    (tmp_path / "depth").mkdir()
+    old = [tmp_path / "map.ply", tmp_path / "depth" / "1.000000000.png"]
+    for file in old:
+        file.write_bytes(b"of an older recording")
     with Child("stac_ros.recorder", tmp_path) as recorder, ros_nodes("witness") as (node,):
         spin_until([node], lambda: node.count_subscribers("/diagnostics"), "the recorder")
         recorder.signal(signal.SIGINT)
         assert recorder.wait() == 0, recorder.output
-        assert (
-            "No diagnostics were heard" in recorder.output and "0 frames and 0 map points" in recorder.output
-        )
+        assert "No diagnostics were heard" in recorder.output and "nothing was written" in recorder.output
+    assert all(file.read_bytes() == b"of an older recording" for file in old)
+    assert len(list(tmp_path.rglob("*"))) == 3, "files were added"
 
 
 def test_a_folder_that_cannot_be_written_ends_with_one_line(tmp_path):
