@@ -29,8 +29,9 @@ from stac_ros.domain import private_ros_environment
 from stac_ros.listen import outside_name
 from stac_ros.open_source import open_source
 from stac_ros.processes import POLL_S, Processes
-from stac_ros.replay_node import ReplayNode, ReplaySettings
+from stac_ros.replay_node import ReplayNode
 from stac_ros.restamp import header_stamp_ns
+from stac_ros.settings import ReplaySettings
 from stac_ros.sources import Item, Source
 from stac_ros.topics import COMPRESSED_IMAGE, DIAGNOSTICS, OUTPUTS, POSE, Topic, qos_profile
 

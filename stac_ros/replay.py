@@ -19,7 +19,8 @@ from rclpy.utilities import remove_ros_args
 
 from stac_ros.flags import add_flags, read_flags
 from stac_ros.open_source import open_source
-from stac_ros.replay_node import ReplayNode, ReplaySettings
+from stac_ros.replay_node import ReplayNode
+from stac_ros.settings import ReplaySettings
 
 
 def main() -> None:

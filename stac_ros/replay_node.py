@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-import threading
 import time
-from dataclasses import dataclass
 from typing import Any
 
 from geometry_msgs.msg import PoseWithCovarianceStamped
+from rclpy.clock import Clock as RclpyClock
+from rclpy.clock import ClockType
 from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.publisher import Publisher
@@ -17,51 +17,18 @@ from rclpy.topic_endpoint_info import TopicEndpointInfo
 from rosgraph_msgs.msg import Clock
 from std_srvs.srv import SetBool, Trigger
 
-from stac_core.settings import check_settings, setting
 from stac_ros.camera_messages import stamp_message
 from stac_ros.listen import outside_name, subscribe
 from stac_ros.progress import Progress
 from stac_ros.restamp import header_stamp_ns, restamp
 from stac_ros.schedule import Schedule
+from stac_ros.settings import ReplaySettings
 from stac_ros.sources import STATIC_TOPICS, Item, Source
-from stac_ros.topics import INPUT_PROFILES, NODE_NAME, POSE, qos_profile
+from stac_ros.topics import NODE_NAME, POSE, qos_profile
 from stac_ros.transforms import stamp_nanoseconds
 
 SECOND = 1_000_000_000
 SETTLE_S = 1.0  # this side knows of a match before the other side does
-
-
-@dataclass(frozen=True)
-class ReplaySettings:
-    """How a recording is played."""
-
-    topic: str = setting("", "image topic of a bag; empty = the only one")
-    more_topics: str = setting("", "further topics of a bag to replay, separated by commas")
-    rate: float = setting(1.0, "speed; 0 = as fast as the mapping node answers", minimum=0.0, maximum=1000.0)
-    in_flight: int = setting(4, "images sent and not yet answered, with rate 0", minimum=1, maximum=1000)
-    answer_limit: float = setting(
-        60.0, "patience for an answer before the next image is sent, with rate 0", minimum=0.1, unit="s"
-    )
-    loop: bool = setting(False, "begin again at the end; recorded time jumps back")
-    start_offset: float = setting(0.0, "skip this much of the recording", minimum=0.0, unit="s")
-    duration: float = setting(0.0, "play this much of the recording; 0 = all", minimum=0.0, unit="s")
-    clock: float = setting(0.0, "rate of /clock; 0 = none", minimum=0.0, maximum=1000.0, unit="Hz")
-    wait_for_subscribers: float = setting(
-        0.0,
-        "wait up to this long for someone to listen to the images; 0 = begin at once",
-        minimum=0.0,
-        unit="s",
-    )
-    wait_for_nodes: str = setting(
-        NODE_NAME, "the listeners that are waited for, separated by commas; empty = anyone"
-    )
-    use_wall_stamps: bool = setting(False, "stamp messages with the time of playing, not of recording")
-    compressed: bool = setting(False, "send JPEG images (bags are sent as recorded)")
-    frame_id: str = setting("camera_optical_frame", "frame of images that carry none")
-    image_qos: str = setting("reliable", "QoS of the images", choices=INPUT_PROFILES)
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 class ReplayNode(Node):
@@ -80,6 +47,8 @@ class ReplayNode(Node):
         self.create_service(Trigger, "~/restart", self._on_restart)
         if settings.clock:
             self._clock_publisher = self.create_publisher(Clock, "/clock", 10)
+            steady = RclpyClock(clock_type=ClockType.STEADY_TIME)
+            self.create_timer(1.0 / settings.clock, self._on_clock_timer, clock=steady)
 
     def play(self) -> None:
         """Publish everything; returns at the end, or soon after `stop`.
@@ -87,8 +56,6 @@ class ReplayNode(Node):
         Raises TimeoutError when nobody listens, ValueError or OSError when the recording breaks off.
         """
         self._wait_for_subscribers()
-        if self._settings.clock:
-            threading.Thread(target=self._run_clock, daemon=True).start()
         while not self._stopped:
             played = self._play_once()
             if played and not self._settings.loop:
@@ -198,11 +165,9 @@ class ReplayNode(Node):
         for publisher in self._publishers_by_topic.values():
             publisher.wait_for_all_acked(Duration(seconds=5))
 
-    def _run_clock(self) -> None:
-        """Recording time at a steady rate of wall time, also while paused."""
-        while not self._stopped and self.context.ok():
-            self._clock_publisher.publish(Clock(clock=stamp_message(self._schedule.now_ns())))
-            time.sleep(1.0 / self._settings.clock)
+    def _on_clock_timer(self) -> None:
+        """Recording time at a steady rate of wall time, also while paused; 0, "not yet", before the start."""
+        self._clock_publisher.publish(Clock(clock=stamp_message(self._schedule.now_ns())))
 
     def _on_pose(self, message: PoseWithCovarianceStamped) -> None:
         self._progress.answered(stamp_nanoseconds(message.header.stamp))
