@@ -26,7 +26,7 @@ from stac_ros.reference import parameter_reference
 
 logger = logging.getLogger("stac-ros")
 DEMO = {
-    "source": "world:3,frames=48,height=210,width=280,kind=room,motion=forward,step_min=0.01,step_max=0.03",
+    "source": "world:3,frames=96,height=210,width=280,kind=room,motion=forward,step_min=0.01,step_max=0.03",
     "rate": "0",
     "image_qos": "reliable",  # every frame counts: nothing may be lost
     "record": "out",
