@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 
+# A shell starts background jobs with SIGINT ignored, which processes of tests would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.pop("ROS_DOMAIN_ID", None)  # also where a worker inherits the domain of its parent
 
 from stac_ros.domain import private_ros_environment
