@@ -6,8 +6,6 @@ import os
 import signal
 import tempfile
 
-# A shell starts background jobs with SIGINT ignored, which processes of tests would inherit.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.pop("ROS_DOMAIN_ID", None)  # also where a worker inherits the domain of its parent
 
 from stac_ros.domain import private_ros_environment
@@ -16,3 +14,5 @@ from stac_ros.share import share_file
 os.environ.update(private_ros_environment())
 os.environ["ROS_LOG_DIR"] = tempfile.mkdtemp(prefix="stac_ros_test_log_")
 os.environ["FASTDDS_DEFAULT_PROFILES_FILE"] = str(share_file("config/fastdds.xml"))
+# A shell starts background jobs with SIGINT ignored, which processes of tests would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
