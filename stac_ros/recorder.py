@@ -2,7 +2,8 @@
 
 Records until it is told to end (Ctrl-C, SIGTERM). Depth images are written as they come, everything
 else at the end: map.ply, trajectory.tum, depth/<stamp>.png (16 bit, thousandths of the unit of length,
-0 = invalid), diagnostics.json and report.png. An older recording in the folder is replaced.
+0 = invalid), diagnostics.json and report.png. An older recording in the folder is replaced once a frame
+has been mapped.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ from stac_ros.trajectory import Trajectory
 from stac_ros.transforms import stamp_nanoseconds
 from stac_ros.watch import LEVELS, Seen, Watch
 
-LIMIT_S = 15.0  # of waiting for that
 QUIET_S = 1.0  # without a message: none is on its way any more
+LIMIT_S = 15.0  # of waiting, once asked to end, for that quiet and for the newest map
 _DEPTH_NAME = re.compile(r"\d+\.\d{9}\.png")
 logger = logging.getLogger("stac-record")
 

@@ -2,7 +2,6 @@
 
     stac-ros up image_topic:=/camera/image_raw viewer:=true
     stac-ros demo source:=walk.mp4
-
     stac-ros parameters
 
 Arguments are those of launch/stac.launch.py, written in the same way. `demo` maps a recording, by
