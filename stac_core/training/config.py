@@ -10,7 +10,7 @@ from typing import TypeVar
 from stac_core.config import NETWORKS, PATCH_SIZE
 from stac_core.settings import check_settings, refuse, setting
 
-CLIP_FRAMES, CLIP_HEIGHT, CLIP_WIDTH = 12, 126, 168  # of a rendered clip
+CLIP_FRAMES, CLIP_HEIGHT, CLIP_WIDTH = 24, 126, 168  # of a rendered clip
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Command: train a network on synthetic worlds; goes on from the state in its folder, if there is one.
 
     python -m stac_core.training.train --steps 12000
+    python -m stac_core.training.train --weights stac_core/weights/embedded.safetensors
     torchrun --nproc-per-node 8 -m stac_core.training.train
 
 Interrupt it (SIGINT, SIGTERM) whenever you like: it writes its state first.
@@ -26,6 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add_arguments(parser, TrainingConfig)
     parser.add_argument("--resume", type=Path, help="start from this state: a file, or a folder of pieces")
+    parser.add_argument(
+        "--weights", type=Path, help="begin with the network weights of this file, the box for example"
+    )
     parser.add_argument("--export-state", type=Path, metavar="DIR", help="write the state in pieces and stop")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
@@ -37,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     if config.threads:
         torch.set_num_threads(config.threads)
     with join_processes(config.device) as processes:
-        return 0 if Trainer(config, processes, given.resume).run() else 130
+        return 0 if Trainer(config, processes, given.resume, given.weights).run() else 130
 
 
 if __name__ == "__main__":

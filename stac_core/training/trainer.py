@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
+from stac_core.checkpoint import load_weights
 from stac_core.config import NETWORKS
 from stac_core.network.causal_vggt import CausalVGGT
 from stac_core.network.initial_weights import initialise
@@ -38,17 +39,22 @@ HELD_OUT_WORLDS, HELD_OUT_FRAMES = 24, 8  # of the curve; `evaluate` measures on
 
 
 class Trainer:
-    """One run in one folder. Goes on from `<out>/state.safetensors`, or from `resume` where given."""
+    """One run in one folder. Goes on from `<out>/state.safetensors`, else from the state `resume`, else
+    begins with the network weights of the file `weights`, else with random ones."""
 
-    def __init__(self, config: TrainingConfig, processes: Processes, resume: Path | None = None) -> None:
+    def __init__(
+        self,
+        config: TrainingConfig,
+        processes: Processes,
+        resume: Path | None = None,
+        weights: Path | None = None,
+    ) -> None:
         self.config, self.processes, self.device = config, processes, processes.device
         self.folder = Path(config.out)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.path = self.folder / "state.safetensors"
         torch.manual_seed(config.seed)
-        network = initialise(CausalVGGT(NETWORKS[config.network]), config.seed)
-        prepare_for_matching(network.aggregator)
-        self.model = Supervised(network, config).to(self.device)
+        self.model = Supervised(_first_network(config, weights), config).to(self.device)
         self.optimizer = make_optimizer(self.model, config)
         self.step = 0
         self._resume(resume)
@@ -161,6 +167,15 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _first_network(config: TrainingConfig, weights: Path | None) -> CausalVGGT:
+    row = NETWORKS[config.network]
+    if weights is not None:
+        return load_weights(row, weights, torch.float32, torch.device("cpu"))
+    network = initialise(CausalVGGT(row), config.seed)
+    prepare_for_matching(network.aggregator)
+    return network
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
