@@ -50,6 +50,7 @@ class TrainingConfig:
     point_weight: float = setting(0.5, "weight of the point loss", minimum=0.0)
     camera_weight: float = setting(2.0, "weight of the camera loss", minimum=0.0)
     matching_weight: float = setting(1.0, "weight of the matching losses", minimum=0.0)
+    motion_weight: float = setting(1.0, "weight of the motion losses", minimum=0.0)
     device: str = setting("auto", "auto = cuda where there is one, else cpu; or a torch device name")
     precision: str = setting("bfloat16", "autocast of the network", choices=("bfloat16", "float32"))
     threads: int = setting(0, "CPU threads; 0 = what PyTorch chooses", minimum=0)
