@@ -15,7 +15,7 @@ CLIP_FRAMES, CLIP_HEIGHT, CLIP_WIDTH = 24, 126, 168  # of a rendered clip
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """One training run; sizes and frame counts grow from `first_*` to `last_*`."""
+    """One training run; sizes, frame counts and reach grow from `first_*` to `last_*`."""
 
     network: str = setting("embedded", "which network to train", choices=tuple(NETWORKS))
     seed: int = setting(0, "seed of the weights and of all worlds", minimum=0)
@@ -32,8 +32,15 @@ class TrainingConfig:
     last_width: int = setting(168, "largest image width once grown", minimum=56, unit="px")
     first_frames: int = setting(4, "longest sequence at the start; the shortest is always 2", minimum=2)
     last_frames: int = setting(12, "longest sequence once grown", minimum=2)
+    first_reach: float = setting(
+        0.4,
+        "how far sequences of clips depart from their first frame at the start: turn in radians plus way in "
+        "mean depths",
+        minimum=0.01,
+    )
+    last_reach: float = setting(2.0, "the same once grown", minimum=0.01)
     growth: float = setting(
-        0.7, "share of the run during which sizes and frames grow", minimum=0.0, maximum=1.0
+        0.7, "share of the run during which sizes, frames and reach grow", minimum=0.0, maximum=1.0
     )
     worlds: str = setting(
         "auto",
@@ -67,7 +74,11 @@ class TrainingConfig:
                 raise refuse(
                     self, name, f"not divisible by {PATCH_SIZE}", round(width / PATCH_SIZE) * PATCH_SIZE
                 )
-        for first, last in (("first_width", "last_width"), ("first_frames", "last_frames")):
+        for first, last in (
+            ("first_width", "last_width"),
+            ("first_frames", "last_frames"),
+            ("first_reach", "last_reach"),
+        ):
             if getattr(self, last) < getattr(self, first):
                 raise refuse(self, last, f"smaller than {first}", getattr(self, first))
         if self.worlds != "live" and self.last_frames > CLIP_FRAMES:

@@ -18,12 +18,14 @@ from stac_core.training.sequences import Sequences
 
 STANDING = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0)  # pose encoding of a camera that did not move
 
+FARTHEST = 1.0  # depths; what moved farther, by a near miss or a wide turn, would outweigh all else
+
 
 def patch_motions(sequences: Sequences, patch: int) -> tuple[Tensor, Tensor]:
     """How the surface in the centre of each patch moved, in shares of its depth; from frame 1 on.
 
     Returns the displacement [B, S-1, N, 3] from the own camera's coordinates to frame 0's, and where it is
-    known, bool [B, S-1, N]. Sequences must be normalised.
+    known and no longer than FARTHEST, bool [B, S-1, N]. Sequences must be normalised.
     """
     later = sequences.frames(torch.arange(1, sequences.depth.shape[1], device=sequences.depth.device))
     still = torch.eye(4, device=later.depth.device).expand_as(later.world_from_camera)
@@ -32,8 +34,9 @@ def patch_motions(sequences: Sequences, patch: int) -> tuple[Tensor, Tensor]:
     centres = (..., slice(patch // 2, None, patch), slice(patch // 2, None, patch))
     depth = later.depth[centres].flatten(2)
     motion = (there - own).movedim(-1, 2)[centres].flatten(3).movedim(2, -1)
-    known = depth > 0
-    return (motion / depth.clamp(min=1e-6)[..., None]).where(known[..., None], 0.0), known
+    motion = motion / depth.clamp(min=1e-6)[..., None]
+    known = (depth > 0) & (motion.norm(dim=-1) < FARTHEST)
+    return motion.where(known[..., None], 0.0), known
 
 
 class MotionHeads(nn.Module):
