@@ -26,9 +26,10 @@ from stac_core.evaluation.flags import (
     sweep,
 )
 from stac_core.evaluation.report_html import to_html
-from stac_core.evaluation.results import ResultTable, Row, write_whole
+from stac_core.evaluation.results import ResultTable, Row
 from stac_core.evaluation.score import ReconOptions
 from stac_core.evaluation.trajectory_metrics import POSE_ALIGNMENTS
+from stac_core.files import write_whole
 
 logger = logging.getLogger(__name__)
 RECORDER = "stac_ros.bag_evaluation"  # started by name: the core runs without ROS
