@@ -30,14 +30,14 @@ def draw_pictures(report: BagReport, sequence: BagSequence, result: BagResult, p
     if "latency" in report.figures:
         yield "Latency", _latency(result)
     yield from _costs(result.diagnostics())
-    if "depth" in report.figures:
-        yield "Depth", _judged_depth(sequence, result)
-    elif answered := np.flatnonzero(np.isin(sequence.stamps_ns, result.depth_stamps_ns)).tolist():
-        yield "Depth", _depth(sequence, result, sorted({answered[0], answered[-1]}))
     cloud = result.map_cloud()
     if cloud is not None and len(cloud.points):
         path = result.trajectory
         yield "Map", plots.cloud_from_above(cloud.points, cloud.colours, path, "The map from above")
+    if "depth" in report.figures:
+        yield "Depth", _judged_depth(sequence, result)
+    elif answered := np.flatnonzero(np.isin(sequence.stamps_ns, result.depth_stamps_ns)).tolist():
+        yield "Depth", _depth(sequence, result, sorted({answered[0], answered[-1]}))
 
 
 def _judged_path(sequence: BagSequence, result: BagResult, align: str) -> Pictures:

@@ -18,7 +18,7 @@ from stac_core.evaluation.datasets.bag import BagSequence
 from stac_core.evaluation.depth_metrics import depth_errors, valid_pixels
 from stac_core.evaluation.registration import register
 from stac_core.evaluation.results import MIB
-from stac_core.evaluation.score import PAIRS_PER_FRAME, GrowingCloud, ReconOptions, unproject
+from stac_core.evaluation.score import PAIRS_PER_FRAME, GrowingCloud, ReconOptions, thin, unproject
 from stac_core.evaluation.trajectory import Trajectory, pair_by_stamp
 from stac_core.evaluation.trajectory_metrics import pose_errors
 
@@ -173,7 +173,7 @@ def _judge_cloud(sequence: BagSequence, result: BagResult, options: ReconOptions
     theirs = _true_cloud(sequence, options.voxel_size)
     moved = ours.points()
     if options.icp_distance:
-        moved = register(moved, theirs, options.icp_distance).apply(moved)
+        moved = register(thin(moved), theirs, options.icp_distance).apply(moved)
     return asdict(cloud_errors(moved, theirs, options.threshold))
 
 

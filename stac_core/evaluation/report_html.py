@@ -25,7 +25,7 @@ body { font: 15px/1.45 system-ui, sans-serif; max-width: 1080px; color: #222;
        margin: 2rem auto; padding: 0 1rem }
 h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin-top: 2rem }
 table { border-collapse: collapse } td { padding: .15rem .9rem .15rem 0; border-bottom: 1px solid #e4e4e4 }
-td:last-child { text-align: right; font-variant-numeric: tabular-nums }
+section td:last-child { text-align: right; font-variant-numeric: tabular-nums }
 .sections { display: flex; flex-wrap: wrap; gap: 0 3rem } .note { color: #8a4b00 }
 .pictures { display: flex; flex-wrap: wrap; gap: 1rem; margin-top: 2rem }
 figure { margin: 0 } .narrow { flex: 0 1 32rem } .wide { flex: 0 1 100% } img { width: 100% }

@@ -113,8 +113,8 @@ rclpy.init()
 node = rclpy.create_node("rosbag2_player")
 with AnyReader([Path(sys.argv[1])], default_typestore=get_typestore(Stores.ROS2_KILTED)) as reader:
     kinds = {c.topic: c.msgtype.split("/msg/") for c in reader.connections}
-    publishers = {topic: node.create_publisher(getattr(importlib.import_module(package + ".msg"), kind), topic, 10)
-                  for topic, (package, kind) in kinds.items()}
+    types = {topic: getattr(importlib.import_module(p + ".msg"), kind) for topic, (p, kind) in kinds.items()}
+    publishers = {topic: node.create_publisher(kind, topic, 10) for topic, kind in types.items()}
     time.sleep(1)  # as --delay 1: publishers and listeners find each other
     begin = time.monotonic_ns() - reader.start_time
     for connection, recorded, raw in reader.messages():
