@@ -32,6 +32,7 @@ from stac_core.evaluation.flags import (
 )
 from stac_core.evaluation.report_html import to_html
 from stac_core.evaluation.results import ResultTable, Row
+from stac_core.evaluation.scene_flags import TOPIC_FLAGS, add_flags
 from stac_core.evaluation.score import ReconOptions
 from stac_core.evaluation.trajectory_metrics import POSE_ALIGNMENTS
 from stac_core.files import write_whole
@@ -47,7 +48,7 @@ def add_parser(tasks: Any) -> None:
     parser = tasks.add_parser("bag", help=text, description=text)
     add = parser.add_argument
     add("bag", type=Path, help="rosbag2 folder, .mcap or .db3")
-    add_topic_flags(parser)
+    add_flags(parser, TOPIC_FLAGS)
     add("--rate", type=float, default=0.0, help="1 = as recorded; 0 = as fast as the node answers (default)")
     add(
         "--outside_player",
@@ -64,13 +65,6 @@ def add_parser(tasks: Any) -> None:
     add("--limit_s", type=float, default=120.0, help="longest time to wait for the node's next answer")
     add_config_flags(parser)
     parser.set_defaults(command=run)
-
-
-def add_topic_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that choose what a bag's reader reads."""
-    parser.add_argument("--topic", default="", help="image topic of a bag; needed where it has several")
-    parser.add_argument("--depth_topic", default="", help="true depth of a bag")
-    parser.add_argument("--truth", default="", help="true path of a bag: a topic, a TUM file, or none")
 
 
 def topic_options(arguments: argparse.Namespace) -> BagOptions:
