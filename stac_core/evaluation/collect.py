@@ -8,8 +8,9 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from stac_core.evaluation.plots import line_plot, scatter_plot
-from stac_core.evaluation.results import Row, read_rows, to_csv, to_markdown, write_whole
+from stac_core.evaluation.results import Row, read_rows, to_csv, to_markdown
 from stac_core.evaluation.visualise import save_figure
+from stac_core.files import write_whole
 
 QUALITY = {"pose": "ate_rmse", "depth": "abs_rel", "recon": "f_score", "bag": "ate_rmse"}
 _SHOWN = [

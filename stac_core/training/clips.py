@@ -18,9 +18,9 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from stac_core.files import write_whole
 from stac_core.training.config import CLIP_FRAMES, CLIP_HEIGHT, CLIP_WIDTH
 from stac_core.training.sequences import Sequences
-from stac_core.training.state import write_atomically
 from stac_core.worlds import World, WorldConfig
 
 WORLDS = WorldConfig()
@@ -74,9 +74,7 @@ class Clips:
             "world_from_camera": world.world_from_camera[0],
             "intrinsics": world.intrinsics[0],
         }
-        write_atomically(
-            self.path(index), save({name: value.contiguous() for name, value in content.items()})
-        )
+        write_whole(self.path(index), save({name: value.contiguous() for name, value in content.items()}))
 
     def path(self, index: int) -> Path:
         """File of one clip."""
