@@ -66,7 +66,7 @@ class RoomMaker:
         """Have a voxel for each of these different finest-level keys, as far as there is room."""
         self.recall(self.host.grid.find(keys.to("cpu")))
         found = self._grid.find(keys)
-        self._grid.visited[found[found >= 0]] = self._moment
+        self._grid.visit(found[found >= 0], self._moment)
         missing = keys[found < 0]
         added = missing[: self._voxels_for(len(missing))]
         self._grid.add(added, 0, self._moment)

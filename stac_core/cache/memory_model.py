@@ -57,7 +57,9 @@ def live_bytes(config: CacheConfig, network: NetworkConfig, tokens_per_frame: in
     anchors = anchor_tokens(config, frame) * lanes
     total = store(config.pinned_frames, frame, config.pinned_bits) + store(window, frame, config.window_bits)
     total += anchors * (token_bytes(config.anchor_bits, dim, dtype) + ANCHOR_NOTES)
-    total += store(config.keep_special, network.special_tokens, config.window_bits)
+    if config.keep_special:
+        ring = config.keep_special + config.chunk_size
+        total += store(ring, network.special_tokens, config.window_bits)
     if config.rules.voxels and config.retrieval_size > 0:
         retrieved = config.retrieval_size * frame * lanes
         total += retrieved * (token_bytes(config.retrieved_bits, dim, dtype) + 4)  # 4: the bias

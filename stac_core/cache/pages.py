@@ -21,6 +21,7 @@ class Pages:
         self._starts: list[int] = []
         self._pages: list[dict[str, Tensor]] = []
         self.length = 0
+        self._overwritten: list[tuple[Tensor, Tensor, Tensor]] | None = None  # column, rows, what was there
 
     @property
     def names(self) -> list[str]:
@@ -56,7 +57,22 @@ class Pages:
     def write(self, name: str, rows: Tensor, values: Tensor | float) -> None:
         """Set [n] different rows to [n, width] values, or all of them to one number."""
         for page, here, local in self._split(rows):
+            if self._overwritten is not None:
+                self._overwritten.append((page[name], local, page[name][local]))
             page[name][local] = values[here] if isinstance(values, Tensor) else values
+
+    def watch(self) -> None:
+        """From here on, remember what is overwritten."""
+        self._overwritten = []
+
+    def undo(self) -> None:
+        """Write back what has been overwritten since `watch`."""
+        for column, rows, old in reversed(self._overwritten or []):
+            column[rows] = old
+        self.unwatch()
+
+    def unwatch(self) -> None:
+        self._overwritten = None
 
     def state(self) -> State:
         """The columns in one piece each."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from stac_core.cache import scores
+from stac_core.cache.all_or_nothing import all_or_nothing
 from stac_core.cache.anchor_store import AnchorStore
 from stac_core.cache.camera_memory import CameraMemory
 from stac_core.cache.eviction import choose
@@ -113,8 +114,13 @@ class StreamCache:
     def settle(self, positions: TokenPositions | None = None) -> None:
         """Take in the pass: commit its tokens, score and place them, and forget by the settings.
 
-        positions: where the chunk's tokens lie; without them no token of it gets a place.
+        positions: where the chunk's tokens lie; without them no token of it gets a place. Whatever is
+        raised, the stream is as if the pass had never started.
         """
+        with all_or_nothing(self):
+            self._settle(positions)
+
+    def _settle(self, positions: TokenPositions | None) -> None:
         first_frame = self.frames_seen
         self._commit()
         if self._rules.anchors:
@@ -325,10 +331,9 @@ class StreamCache:
             return leaving
         count = self._network.special_tokens
         special = leaving % self._tokens_per_frame < count
-        ring = self._special
-        ring.keep(ring.frame >= torch.cat([ring.frame, self._window.frame[leaving]]).unique()[-most:][0])
-        kept = leaving[special][-most * count :]
+        ring, kept = self._special, leaving[special][-most * count :]
         ring.take(self._window, kept, (most + self._config.chunk_size) * count)
+        ring.keep(ring.frame >= ring.frame.unique()[-most:][0])
         return leaving[~special]
 
     def _evict(self, leaving: Tensor) -> Evicted | None:

@@ -32,7 +32,7 @@ class Frustum(NamedTuple):
 
 
 class VoxelGrid:
-    """Table of voxels; all tensors are indexed by voxel number."""
+    """Table of voxels; all tensors are indexed by voxel number and replaced, never written into."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -68,14 +68,18 @@ class VoxelGrid:
     def add(self, keys: Tensor, level: Tensor | int, moment: Tensor | int) -> Tensor:
         """Enter new keys [n], for which there must be room; → their numbers."""
         voxels = self.free[: len(keys)]
-        self.key[voxels] = keys
-        self.level[voxels] = level
-        self.visited[voxels] = moment
+        self.key = _changed(self.key, voxels, keys)
+        self.level = _changed(self.level, voxels, level)
+        self.visit(voxels, moment)
         self._rebuild()
         return voxels
 
+    def visit(self, voxels: Tensor, moment: Tensor | int) -> None:
+        """Note the pass that touched them."""
+        self.visited = _changed(self.visited, voxels, moment)
+
     def remove(self, voxels: Tensor) -> None:
-        self.key[voxels] = NOWHERE
+        self.key = _changed(self.key, voxels, NOWHERE)
         self._rebuild()
 
     def find(self, keys: Tensor) -> Tensor:
@@ -126,3 +130,10 @@ class VoxelGrid:
             numbers = voxels[self.level[voxels] == level]
             keys, order = self.key[numbers].sort()
             self._index[level] = keys, numbers[order]
+
+
+def _changed(column: Tensor, voxels: Tensor, values: Tensor | int) -> Tensor:
+    """A copy with some entries replaced; whoever holds the old column still has the old state."""
+    column = column.clone()
+    column[voxels] = values
+    return column

@@ -134,7 +134,7 @@ class VoxelMemory:
         keys = keys[keys != NOWHERE].unique()
         self.room.recall(self.room.host.grid.near(keys.to("cpu"), REACH))
         voxels = self.grid.near(keys, REACH)
-        self.grid.visited[voxels] = self.moment
+        self.grid.visit(voxels, self.moment)
         return voxels
 
     def inside(self, frustum: Frustum, edge: float) -> Tensor:

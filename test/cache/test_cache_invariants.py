@@ -64,8 +64,8 @@ def test_reported_bytes_are_the_bytes_of_the_tensors(bits):
     gate=st.floats(0, 2), seed=st.integers(0, 9), after=st.booleans(), bits=st.sampled_from([16, 8, 4]),
     by=st.sampled_from(["weight", "near", "query"]), score=st.sampled_from(["sum", "mean"]),
     keep_special=st.integers(0, 3), pinned=st.integers(0, 3), norm_keep=st.booleans(),
-    stale_after=st.integers(0, 3), feedback=st.sampled_from([0.0, 0.5]), subsample=st.sampled_from([1.0, 0.3]),
-    phase=st.sampled_from(["fixed", "rotating"]),
+    stale_after=st.integers(0, 3), feedback=st.sampled_from([0.0, 0.5]),
+    subsample=st.sampled_from([1.0, 0.3]), phase=st.sampled_from(["fixed", "rotating"]),
 )  # fmt: skip
 def test_any_settings_conserve_tokens_and_bound_the_live_cache(
     frames, chunk, window, hh, ret, buffers, pivots, threshold, gate, seed, after, bits, by, score,
