@@ -69,9 +69,8 @@ def reconstruct(given: argparse.Namespace, config: Config) -> None:
             progress.set_postfix_str(f"cache {session.stats().cache.bytes / 2**20:.1f} MiB")
     if given.save_stream:
         session.save(given.save_stream)
-    result.write(
-        session.stats(), {"source": sequence.name, "weights": loaded.weights, "given": given_flags(given)}
-    )
+    about = {"source": sequence.name, "weights": loaded.weights, "given": given_flags(given)}
+    result.write(session.stats(members=True), about)
 
 
 class Reconstruction:

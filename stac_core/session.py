@@ -103,8 +103,9 @@ class StreamSession:
             raise ValueError(f"{path} lacks {missing}: save the stream again") from missing
         self._cache, self.geometry = cache, None
 
-    def stats(self) -> SessionStats:
-        return SessionStats(self._cache.stats(), *self._times_ms)
+    def stats(self, members: bool = False) -> SessionStats:
+        """members: also count merged tokens by how many they stand for, which looks at every one."""
+        return SessionStats(self._cache.stats(members), *self._times_ms)
 
     def _about(self) -> dict[str, Any]:
         """What a saved stream must agree on with this one."""

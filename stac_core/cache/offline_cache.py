@@ -35,5 +35,5 @@ class OfflineCache(OnePass):
     def settle(self, positions: TokenPositions | None = None) -> None:
         self.frames_seen, self._frames = self._frames, 0
 
-    def stats(self) -> CacheStats:
+    def stats(self, members: bool = False) -> CacheStats:
         return CacheStats(frames_seen=self.frames_seen)

@@ -157,10 +157,10 @@ class StreamCache:
         """Whether `settle` has a use for them."""
         return self._rules.voxels and self._config.retrieval_size != 0
 
-    def stats(self) -> CacheStats:
-        """The state after the last `settle`."""
+    def stats(self, members: bool = False) -> CacheStats:
+        """The state after the last `settle`; members: also the histogram, which looks at every pivot."""
         anchors = self._anchors.length if self._anchors else 0
-        numbers: dict[str, Any] = self._spatial.stats() if self._spatial else {}
+        numbers: dict[str, Any] = self._spatial.stats(members) if self._spatial else {}
         return CacheStats(
             frames_seen=self.frames_seen,
             live_tokens=self._pinned.length + self._special.length + anchors + self._window.length,

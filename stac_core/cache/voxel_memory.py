@@ -132,7 +132,8 @@ class VoxelMemory:
     def near(self, keys: Tensor) -> Tensor:
         """Voxels around the places in view, spilled ones brought back."""
         keys = keys[keys != NOWHERE].unique()
-        self.room.recall(self.room.host.grid.near(keys.to("cpu"), REACH))
+        if self.room.host.records:
+            self.room.recall(self.room.host.grid.near(keys.to("cpu"), REACH))
         voxels = self.grid.near(keys, REACH)
         self.grid.visit(voxels, self.moment)
         return voxels

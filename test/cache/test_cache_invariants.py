@@ -10,6 +10,7 @@ from cache.worlds_of_tokens import KERNELS, Walk, feed, parity, run, small_netwo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stac_core.cache import pages
 from stac_core.cache.memory_model import live_bytes
 from stac_core.cache.quantization import Codec
 from stac_core.cache.saved_state import read_state, write_state
@@ -195,11 +196,26 @@ def test_the_voxel_edge_follows_the_scene_and_stays():
     [{"allocator": "static"}, {"allocator": "slab"}, {"voxel_num": 1}, {"voxel_num": 500}],
     ids=lambda change: "-".join(map(str, *change.items())),
 )
-def test_where_tokens_lie_in_memory_changes_nothing(change):
+@pytest.mark.parametrize("small", [0, 1 << 20], ids=["many pages", "one page"])
+def test_where_tokens_lie_in_memory_changes_nothing(change, small, monkeypatch):
     _, expected = run(parity(), WALK, 40)
+    monkeypatch.setattr(pages, "SMALL", small)
     cache, out = run(parity(**change), WALK, 40)
     assert torch.equal(out, expected)
     cache.voxels.check()
+
+
+def test_merged_tokens_are_counted_by_what_they_stand_for():
+    cache, _ = run(parity(voxel_buf_cap=3), WALK, 40)
+    assert cache.stats().members == {}
+    members = members_of(cache.voxels)
+    expected = {2**i: int(((members >= 2**i) & (members < 2 ** (i + 1))).sum()) for i in range(20)}
+    assert cache.stats(members=True).members == {i: n for i, n in expected.items() if n}
+
+
+def members_of(store: VoxelMemory) -> torch.Tensor:
+    members = contents(store).members
+    return members[members > 0]
 
 
 def test_two_runs_are_identical():

@@ -48,6 +48,7 @@ def test_a_folder_becomes_a_cloud_a_path_depth_maps_and_a_picture(folder, tmp_pa
     assert depth.shape == (48, 64) and depth.dtype == np.uint16
     stats = json.loads((tmp_path / "stats.json").read_text())
     assert stats["frames"] == 9 and stats["stats"]["cache"]["frames_seen"] == 9
+    assert "members" in stats["stats"]["cache"]
     header = (tmp_path / "cloud.ply").read_bytes()[:200].decode("latin1")
     assert f"element vertex {stats['points']}" in header and stats["points"] > 100
     assert cv2.imread(str(tmp_path / "report.png")).std() > 0
