@@ -204,6 +204,12 @@ class CacheConfig:
         minimum=1,
         unit="frames",
     )
+    repose_frames: int = setting(
+        0,
+        "frames whose poses can be read again with all later knowledge, 8 KiB each at full size; 0 = none",
+        minimum=0,
+        unit="frames",
+    )
 
     # Tokens that outlive the window by score
     hh_size: int = setting(2, "heavy hitters kept beyond the window", minimum=0, unit="frames")

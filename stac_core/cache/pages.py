@@ -21,7 +21,7 @@ class Pages:
 
     def __init__(self, columns: Mapping[str, tuple[int, torch.dtype]], device: torch.device) -> None:
         """columns: name → trailing width and dtype. Fresh rows hold zeros."""
-        self._columns, self._device = columns, device
+        self._columns, self.device = columns, device
         self._starts: list[int] = []
         self._pages: list[dict[str, Tensor]] = []
         self.length = 0
@@ -43,7 +43,7 @@ class Pages:
     def grow(self, rows: int) -> None:
         """Append one page, or as many rows to the last one while it is small."""
         fresh = {
-            name: torch.zeros(rows, width, dtype=dtype, device=self._device)
+            name: torch.zeros(rows, width, dtype=dtype, device=self.device)
             for name, (width, dtype) in self._columns.items()
         }
         joined = (self.length - self._starts[-1] + rows) * self.row_bytes if self._pages else 0
@@ -57,7 +57,7 @@ class Pages:
     def read(self, name: str, rows: Tensor) -> Tensor:
         """[n] row numbers → [n, width]."""
         width, dtype = self._columns[name]
-        found = torch.empty(len(rows), width, dtype=dtype, device=self._device)
+        found = torch.empty(len(rows), width, dtype=dtype, device=self.device)
         for page, here, local in self._split(rows):
             found[here] = page[name][local]
         return found

@@ -17,6 +17,7 @@ from stac_core.cache import scores
 from stac_core.cache.all_or_nothing import all_or_nothing
 from stac_core.cache.anchor_store import AnchorStore
 from stac_core.cache.camera_memory import CameraMemory
+from stac_core.cache.camera_tokens import CameraTokens
 from stac_core.cache.eviction import choose
 from stac_core.cache.key_values import KeyScale, KeyValues
 from stac_core.cache.memory_model import anchor_tokens, camera_frames, live_bytes, window_frames
@@ -67,6 +68,7 @@ class StreamCache:
         self._anchors: AnchorStore | None = None
         self._spatial: SpatialMemory | None = None
         self._camera = CameraMemory(config, self._network)
+        self.camera_tokens = CameraTokens(config.repose_frames)
         self._contributions: list[Tensor | None] = [None] * layers  # [heads, live tokens] of this pass
         self._queries: list[Tensor | None] = [None] * layers  # [heads, D] mean queries of this pass
         self._looked_at: list[Tensor | None] = [None] * layers  # [heads, retrieved] attention of this pass
@@ -111,14 +113,16 @@ class StreamCache:
         return self._kernels.attend(q[0], segments).out[None]
 
     @torch.no_grad()
-    def settle(self, positions: TokenPositions | None = None) -> None:
+    def settle(self, positions: TokenPositions | None = None, camera_tokens: Tensor | None = None) -> None:
         """Take in the pass: commit its tokens, score and place them, and forget by the settings.
 
-        positions: where the chunk's tokens lie; without them no token of it gets a place. Whatever is
-        raised, the stream is as if the pass had never started.
+        positions: where the chunk's tokens lie; without them no token of it gets a place. camera_tokens
+        [frames, 2C]: kept for `repose`. Whatever is raised, the stream is as if the pass had never started.
         """
         with all_or_nothing(self):
             self._settle(positions)
+            if self._config.repose_frames and camera_tokens is not None:
+                self.camera_tokens.add(camera_tokens)
 
     def _settle(self, positions: TokenPositions | None) -> None:
         first_frame = self.frames_seen
@@ -239,7 +243,8 @@ class StreamCache:
         """What can be saved, by name."""
         parts = {
             "scale": self._scale, "pinned": self._pinned, "special": self._special, "window": self._window,
-            "camera": self._camera.store, "anchors": self._anchors, "spatial": self._spatial,
+            "camera": self._camera.store, "camera_tokens": self.camera_tokens, "anchors": self._anchors,
+            "spatial": self._spatial,
         }  # fmt: skip
         return {name: part for name, part in parts.items() if part is not None}
 
@@ -355,8 +360,7 @@ class StreamCache:
         return self.frames_seen - frames if self._rules.bounded else 0
 
     def _live_bytes(self) -> int:
-        parts = (self._pinned, self._special, self._anchors, self._window, self._camera.store, self._spatial)
-        return sum(part.bytes for part in parts if part is not None) + self._scale.bytes
+        return sum(part.bytes for part in self._parts().values())
 
     def _check(self, frames: int, tokens_per_frame: int) -> None:
         config = self._config

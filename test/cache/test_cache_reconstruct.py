@@ -69,6 +69,12 @@ def test_a_resumed_stream_continues_the_path(folder, tmp_path):
     assert np.array_equal(np.concatenate(poses[:2]), poses[2])
 
 
+def test_poses_read_again_are_written_beside_the_others(folder, tmp_path):
+    assert run(folder, tmp_path, "--repose_frames", "5") == 0
+    given, again = (read_tum(tmp_path / f"trajectory{name}.tum") for name in ("", "_reposed"))
+    assert again.stamps_ns.tolist() == given.stamps_ns[[0, 5, 6, 7, 8]].tolist()
+
+
 def test_a_video_and_every_second_frame(folder, tmp_path):
     video = cv2.VideoWriter(str(tmp_path / "v.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
     for image in synthetic_frames(7, 48, 64):
