@@ -60,7 +60,7 @@ def reconstruct(given: argparse.Namespace, config: Config) -> None:
     output = Path(given.output_dir)
     (output / "depth").mkdir(parents=True, exist_ok=True)
     print(f"{sequence.name}: {loaded.weights}; cache {config.cache.mode}")
-    result = Reconstruction(output, given.conf_percent)
+    result = Reconstruction(output, given.conf_percent, session.stats().cache.frames_seen)
     with tqdm(
         total=len(range(0, len(sequence), given.kf_every)), unit="frame", disable=given.quiet
     ) as progress:
@@ -70,17 +70,21 @@ def reconstruct(given: argparse.Namespace, config: Config) -> None:
             progress.set_postfix_str(f"cache {session.stats().cache.bytes / 2**20:.1f} MiB")
     if given.save_stream:
         session.save(given.save_stream)
-    result.write(
-        session.stats(), {"source": sequence.name, "weights": loaded.weights, "given": given_flags(given)}
-    )
+    about: dict[str, object] = {"source": sequence.name, "weights": loaded.weights}
+    result.write(session.stats(members=True), {**about, "given": given_flags(given)})
+    if config.cache.repose_frames:
+        result.write_reposed(*session.repose())
 
 
 class Reconstruction:
     """What a run leaves behind."""
 
-    def __init__(self, output: Path, conf_percent: float) -> None:
-        """conf_percent: share of each frame's points that is left out for low confidence."""
-        self._output, self._conf_percent = output, conf_percent
+    def __init__(self, output: Path, conf_percent: float, first_frame: int) -> None:
+        """conf_percent: share of each frame's points that is left out for low confidence.
+
+        first_frame: its number in the stream, which may have been resumed.
+        """
+        self._output, self._conf_percent, self._first_frame = output, conf_percent, first_frame
         self._stamps: list[int] = []
         self._poses: list[NDArray[np.float64]] = []
         self._cloud = ThinnedCloud()
@@ -114,6 +118,13 @@ class Reconstruction:
         numbers = {**about, "depth_png_units": DEPTH_PNG_UNITS, "frames": len(path), "points": len(points)}
         write_whole(self._output / "stats.json", json.dumps({**numbers, "stats": asdict(stats)}, indent=1))
         print(f"{len(path)} frames, {len(points)} points, cache {stats.cache.bytes} bytes → {self._output}")
+
+    def write_reposed(self, frames: Tensor, world_from_camera: Tensor) -> None:
+        """trajectory_reposed.tum: poses read again at the end, of the frames [n] of this run."""
+        own = (frames >= self._first_frame).numpy()
+        stamps = np.array(self._stamps, np.int64)[frames.numpy()[own] - self._first_frame]
+        path = Trajectory(stamps, world_from_camera.cpu().double().numpy()[own])
+        write_tum(self._output / "trajectory_reposed.tum", path)
 
 
 class ThinnedCloud:

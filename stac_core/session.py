@@ -5,20 +5,22 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from stac_core.cache import open_cache
 from stac_core.cache.offline_cache import OfflineCache
+from stac_core.cache.one_pass import OnePass
 from stac_core.cache.saved_state import read_state, write_state
 from stac_core.cache.stats import CacheStats
-from stac_core.cache.token_positions import TokenPositions, token_positions
+from stac_core.cache.token_positions import TokenPositions, View, token_positions
 from stac_core.config import Config
-from stac_core.geometry import unproject_depth
+from stac_core.geometry import decode_pose, unproject_depth
 from stac_core.images import ImageGeometry, prepare_images
 from stac_core.kernels.select import select_kernels
 from stac_core.network.causal_vggt import CausalVGGT
@@ -64,10 +66,10 @@ class StreamSession:
         prediction = self._network(pixels[None].to(self._device), self._cache, points=wants_points)
         prediction = prediction.map(lambda t: t[0])
         predicted = self._now()
-        self._cache.settle(self._positions(prediction))
+        self._cache.settle(self._positions(prediction), prediction.camera_tokens)
         self._times_ms = _milliseconds(started, prepared, predicted, self._now())
         self.geometry = geometry
-        return prediction
+        return replace(prediction, camera_tokens=None)
 
     def reset(self) -> None:
         """Forget everything: the next frame begins a new stream."""
@@ -79,6 +81,21 @@ class StreamSession:
         if isinstance(self._cache, OfflineCache):
             raise ValueError(f"cache.mode = {self.config.cache.mode!r} keeps no frames")
         self._cache.pin(frame)
+
+    @torch.inference_mode()
+    def repose(self) -> tuple[Tensor, Tensor]:
+        """Read the poses of the frames kept by `cache.repose_frames` again, with all later knowledge.
+
+        → frame numbers [n] and world_from_camera [n, 4, 4]; the stream stays as it is. ValueError where
+        nothing is kept.
+        """
+        if isinstance(self._cache, OfflineCache):
+            raise ValueError(f"cache.mode = {self.config.cache.mode!r} keeps no frames")
+        kept, every_frame = self._cache.camera_tokens, OnePass("full")
+        tokens = kept.read()
+        every_frame.begin(len(tokens), 1)
+        encoding = self._network.camera_head(tokens[None], every_frame)[-1][0]
+        return kept.frames, decode_pose(encoding, 1, 1)[0]
 
     def save(self, path: str | Path) -> None:
         """Write the whole stream as one safetensors file, to be resumed by `load`.
@@ -103,8 +120,9 @@ class StreamSession:
             raise ValueError(f"{path} lacks {missing}: save the stream again") from missing
         self._cache, self.geometry = cache, None
 
-    def stats(self) -> SessionStats:
-        return SessionStats(self._cache.stats(), *self._times_ms)
+    def stats(self, members: bool = False) -> SessionStats:
+        """members: also count merged tokens by how many they stand for, which looks at every one."""
+        return SessionStats(self._cache.stats(members), *self._times_ms)
 
     def _about(self) -> dict[str, Any]:
         """What a saved stream must agree on with this one."""
@@ -136,6 +154,8 @@ class StreamSession:
             special_tokens=self._network.config.special_tokens,
             least_confidence=config.voxel_conf,
             edge_test=config.edge_test,
+            lost_confidence=config.lost_confidence,
+            view=_view(p) if config.prefetch else None,
         )
 
     def _now(self) -> float:
@@ -143,6 +163,13 @@ class StreamSession:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         return time.perf_counter()
+
+
+def _view(prediction: Prediction) -> View:
+    """What the newest camera sees."""
+    intrinsics, (height, width) = prediction.intrinsics[-1], prediction.depth.shape[-2:]
+    focal = intrinsics.diagonal()[:2]
+    return View(prediction.world_from_camera[-1], focal.new_tensor([width / 2, height / 2]) / focal)
 
 
 def _milliseconds(*moments: float) -> tuple[float, float, float]:

@@ -64,9 +64,10 @@ class RoomMaker:
 
     def enter(self, keys: Tensor) -> None:
         """Have a voxel for each of these different finest-level keys, as far as there is room."""
-        self.recall(self.host.grid.find(keys.to("cpu")))
+        if self.host.records:
+            self.recall(self.host.grid.find(keys.to("cpu")))
         found = self._grid.find(keys)
-        self._grid.visited[found[found >= 0]] = self._moment
+        self._grid.visit(found[found >= 0], self._moment)
         missing = keys[found < 0]
         added = missing[: self._voxels_for(len(missing))]
         self._grid.add(added, 0, self._moment)
@@ -201,7 +202,7 @@ class RoomMaker:
 
     def _distance(self, keys: Tensor, level: int) -> Tensor:
         """From the camera to the cells, in finest cells; the same for all where no camera is known."""
-        if self._camera_cell is None:
+        if self._camera_cell is None or not bool(self._camera_cell.isfinite().all()):
             return torch.ones(len(keys), device=keys.device)
         centre = (unpack(keys).double() + 0.5) * 2**level
         return (centre - self._camera_cell.to(centre)).norm(dim=-1)
@@ -217,12 +218,7 @@ class RoomMaker:
         content = self._rows.read(source.flatten())
         state = RowState(*(part.new_zeros(len(keys) * lanes, *part.shape[1:]) for part in content))
         state = state._replace(buffer_score=torch.full_like(state.buffer_score, -torch.inf))
-        order = _ordinals(family)
-        for turn in range(int(order.max()) + 1):
-            now = (order == turn).repeat_interleave(lanes)
-            for slot in range(content.members.shape[1]):
-                pivot = RowState(*(part[now, slot : slot + 1] for part in content))
-                fold_in(state, target.flatten()[now], pivot)
+        self._gather_pivots(state, content, target.flatten(), _ordinals(family))
         row, place = (content.buffer_score > -torch.inf).nonzero().unbind(-1)
         waiting = RowTokens(
             target.flatten()[row], content.buffer_keys[row, place], content.buffer_values[row, place],
@@ -235,9 +231,25 @@ class RoomMaker:
         newest = visited.new_zeros(len(keys)).scatter_reduce_(0, family, visited, "amax")
         self._drop(voxels, source.flatten())
         wide = self._grid.add(keys, level, newest)
-        self._rows.write(self._rows.of_voxels(wide).flatten(), state, fused)  # every slot is fresh
+        # Every slot is fresh; under `stale_after`, pivots that nobody joins just now are stale from here on.
+        self._rows.write(self._rows.of_voxels(wide).flatten(), state, fused, self._moment)
         self.counts.coarsened += len(voxels)
         return True
+
+    def _gather_pivots(self, state: RowState, content: RowState, target: Tensor, turn: Tensor) -> None:
+        """Fold the pivots of `content` [n·lanes rows] into the rows `target` of `state`, voxel by voxel.
+
+        turn [n]: whose pivots come first where several voxels meet.
+        """
+        row, slot = (content.members > 0).nonzero().unbind(-1)
+        order = (turn[row // self._rows.lanes] * content.members.shape[1] + slot).sort(stable=True).indices
+        row, slot = row[order], slot[order]
+        alone = (part[row, slot, None] for part in content[:5])
+        pivots = RowState(*alone, *(part[row, :0] for part in content[5:]))
+        turn = _ordinals(target[row])
+        for now in range(int(turn.max()) + 1 if len(turn) else 0):
+            here = (turn == now).nonzero()[:, 0]
+            fold_in(state, target[row[here]], RowState(*(part[here] for part in pivots)))
 
     def _fits(self, source: Tensor, state: RowState) -> bool:
         """Whether `state` fits in what the rows `source` would free, after growing if there is room."""

@@ -15,9 +15,11 @@ from stac_core.cache.key_values import KeyScale
 from stac_core.cache.retrieved_set import RetrievedSet
 from stac_core.cache.saved_state import State
 from stac_core.cache.token_positions import TokenPositions
+from stac_core.cache.voxel_grid import Frustum
 from stac_core.cache.voxel_keys import NOWHERE, keys_from_points
 from stac_core.cache.voxel_memory import Evicted, VoxelMemory
 from stac_core.config import CacheConfig, NetworkConfig
+from stac_core.geometry import invert_pose
 from stac_core.kernels.voxel_merge import VoxelMerge
 
 EARLIEST = 16  # frame, in the published rule
@@ -32,35 +34,50 @@ class SpatialMemory:
     ) -> None:  # fmt: skip
         self.retrieved: RetrievedSet | None = None
         self.edge = 0.0  # of the finest voxels, in units of the prediction; 0 = not known yet
-        self.unplaced = 0  # tokens that had no place, of patches
         self._config, self._network, self._scale = config, network, scale
         coded = min(config.buffer_bits, config.pivot_bits) < 16
         lanes, dim = network.layers * network.heads, network.width // network.heads
         self.voxels = VoxelMemory(config, lanes, dim, dtype, device, merge, scale.lanes if coded else None)
+        self._unplaced = torch.zeros((), dtype=torch.int64, device=device)  # patches that had no place
         self._recent = torch.empty(0, dtype=torch.int64, device=device)  # keys of the last window_size frames
+        self._pose: Tensor | None = None  # [4, 4] world_from_camera of the last pass, for `prefetch`
+        self._ahead: Frustum | None = None  # what the next pass will see, until retrieval
+        self._chosen: Tensor | None = None  # [lanes, n] int32: slots of what is retrieved, for `feedback`
 
     @property
     def bytes(self) -> int:
         """Allocated for places and for the retrieved set; the voxels count themselves."""
-        return self._recent.nbytes + (self.retrieved.bytes if self.retrieved is not None else 0)
+        notes = (self._recent, self._unplaced, self._pose, self._chosen)
+        places = sum(note.nbytes for note in notes if note is not None)
+        return places + (self.retrieved.bytes if self.retrieved is not None else 0)
 
     def place(self, positions: TokenPositions, limit: int | None) -> Tensor:
         """Voxel keys [S · P] of new tokens; freezes the voxel edge with the first chunk that shows depth."""
         if not self.edge:
-            scale = 1.0 if self._config.voxel_unit == "model" else positions.median_depth
+            scale = 1.0 if self._config.voxel_unit == "model" else float(positions.median_depth)
             self.edge = self._config.voxel_size * scale if math.isfinite(scale) and scale > 0 else 0.0
         frames, tokens = positions.valid.shape
         if self.edge:
             keys = keys_from_points(positions.points, positions.valid, self.edge)
         else:
             keys = torch.full((frames, tokens), NOWHERE, device=positions.valid.device)
-        self.unplaced += int((keys[:, self._network.special_tokens :] == NOWHERE).sum())
-        self._recent = torch.cat([self._recent, keys.flatten()])[-self._config.window_size * tokens :]
-        camera_cell = (
-            positions.camera / self.edge if self.edge and bool(positions.camera.isfinite().all()) else None
-        )
-        self.voxels.begin(keys, camera_cell, limit)
+        self._unplaced = self._unplaced + (keys[:, self._network.special_tokens :] == NOWHERE).sum()
+        if not positions.lost:
+            self._recent = torch.cat([self._recent, keys.flatten()])[-self._config.window_size * tokens :]
+        self.voxels.begin(keys, positions.camera / self.edge if self.edge else None, limit)
+        if self._config.prefetch:
+            self._look_ahead(positions)
         return keys.flatten()
+
+    def feed_back(self, mass: Tensor) -> None:
+        """mass [lanes, n]: attention of the retrieved tokens in the pass just seen, 1 for an average token.
+
+        Counts once per retrieval: later, merging may have put others into their slots.
+        """
+        if self._chosen is not None:
+            slots = self._chosen[:, : mass.shape[1]].long()
+            self.voxels.add_weight(slots, self._config.feedback * mass[:, : slots.shape[1]])
+        self._chosen = None
 
     def retrieve(self, first_frame: int, tokens_per_frame: int, query: Tensor | None) -> None:
         """Choose what the next chunk sees; where this chunk does not retrieve, the old set stays.
@@ -70,29 +87,38 @@ class SpatialMemory:
         if not self._due(first_frame):
             return
         config = self._config
-        voxels = self.voxels.near(self._recent)
+        seeds = self._recent
+        if self._ahead is not None:
+            seeds = torch.cat([seeds, self.voxels.inside(self._ahead, self.edge)])
+        voxels = self.voxels.near(seeds)
         budget = max(-1, config.retrieval_size * tokens_per_frame)
         found = self.voxels.retrieve(
             voxels,
             budget,
             with_buffer=config.retrieve_buf,
             query=query if config.retrieve_by == "query" else None,
-            seeds=self._recent if config.retrieve_by == "near" else None,
+            seeds=seeds if config.retrieve_by == "near" else None,
         )
         self.retrieved = self._empty_set()
         self.retrieved.fill(found)
+        self._chosen = found.pivots.int() if config.feedback and found.pivots is not None else None
 
     def insert(self, evicted: Evicted) -> None:
         self.voxels.insert(evicted)
 
     def state(self) -> State:
-        numbers = torch.tensor([self.edge, self.unplaced], dtype=torch.float64)
-        retrieved = {"retrieved": self.retrieved.state()} if self.retrieved else {}
-        return {"numbers": numbers, "recent": self._recent, "voxels": self.voxels.state(), **retrieved}
+        numbers = torch.tensor([self.edge, int(self._unplaced)], dtype=torch.float64)
+        optional = {"pose": self._pose, "chosen": self._chosen}
+        present: State = {name: note for name, note in optional.items() if note is not None}
+        if self.retrieved:
+            present["retrieved"] = self.retrieved.state()
+        return {"numbers": numbers, "recent": self._recent, "voxels": self.voxels.state(), **present}
 
     def restore(self, state: State) -> None:
         edge, unplaced = state["numbers"].tolist()
-        self.edge, self.unplaced, self._recent = edge, int(unplaced), state["recent"]
+        self.edge, self._recent = edge, state["recent"]
+        self._unplaced = torch.tensor(int(unplaced), device=self._recent.device)
+        self._pose, self._chosen = state.get("pose"), state.get("chosen")
         self.voxels.restore(state["voxels"])
         if "retrieved" in state:
             self.retrieved = self._empty_set()
@@ -101,8 +127,8 @@ class SpatialMemory:
     def _empty_set(self) -> RetrievedSet:
         return RetrievedSet(self._network.layers, self._config.retrieved_bits, self._scale)
 
-    def stats(self) -> dict[str, Any]:
-        """Fields of `CacheStats`."""
+    def stats(self, members: bool) -> dict[str, Any]:
+        """Fields of `CacheStats`; members: the histogram too, which looks at every pivot."""
         voxels, room = self.voxels, self.voxels.room
         counts = voxels.counts
         return {
@@ -119,12 +145,24 @@ class SpatialMemory:
             "buffered": counts.buffered,
             "gated": counts.gated,
             "forgotten": counts.forgotten + room.counts.forgotten_tokens,
-            "unplaced": self.unplaced,
+            "unplaced": int(self._unplaced),
             "spilled_voxels": room.counts.spilled,
             "reloaded_voxels": room.counts.reloaded,
             "coarsened_voxels": room.counts.coarsened,
-            "members": voxels.histogram(),
+            "members": voxels.histogram() if members else {},
         }
+
+    def _look_ahead(self, positions: TokenPositions) -> None:
+        """Places that the camera will see after moving as it did since the last pass."""
+        view, before = positions.view, self._pose
+        self._ahead = None
+        if view is None or positions.lost:
+            return
+        self._pose = now = view.world_from_camera
+        if before is None or not self.edge:
+            return
+        depth = ((positions.points - now[:3, 3]) @ now[:3, 2]).masked_fill(~positions.valid, 0).amax()
+        self._ahead = Frustum(now @ invert_pose(before) @ now, view.reach, depth)
 
     def _due(self, first_frame: int) -> bool:
         config = self._config

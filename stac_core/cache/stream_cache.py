@@ -6,6 +6,7 @@ needs no further work. Sources: STAC (arXiv 2603.20284), XStreamVGGT (arXiv 2601
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -13,8 +14,10 @@ import torch
 from torch import Tensor
 
 from stac_core.cache import scores
+from stac_core.cache.all_or_nothing import all_or_nothing
 from stac_core.cache.anchor_store import AnchorStore
 from stac_core.cache.camera_memory import CameraMemory
+from stac_core.cache.camera_tokens import CameraTokens
 from stac_core.cache.eviction import choose
 from stac_core.cache.key_values import KeyScale, KeyValues
 from stac_core.cache.memory_model import anchor_tokens, camera_frames, live_bytes, window_frames
@@ -26,7 +29,7 @@ from stac_core.cache.token_positions import TokenPositions
 from stac_core.cache.token_store import TokenStore
 from stac_core.cache.voxel_memory import Evicted, VoxelMemory
 from stac_core.config import CacheConfig, NetworkConfig
-from stac_core.kernels.attend import Segment
+from stac_core.kernels.attend import AnySegment, Segment, sample_queries
 from stac_core.kernels.select import Kernels
 
 
@@ -65,8 +68,10 @@ class StreamCache:
         self._anchors: AnchorStore | None = None
         self._spatial: SpatialMemory | None = None
         self._camera = CameraMemory(config, self._network)
+        self.camera_tokens = CameraTokens(config.repose_frames)
         self._contributions: list[Tensor | None] = [None] * layers  # [heads, live tokens] of this pass
         self._queries: list[Tensor | None] = [None] * layers  # [heads, D] mean queries of this pass
+        self._looked_at: list[Tensor | None] = [None] * layers  # [heads, retrieved] attention of this pass
 
     def begin(self, frames: int, tokens_per_frame: int) -> None:
         """Announce a pass over `frames` new frames; ValueError where the stream cannot take them."""
@@ -74,6 +79,7 @@ class StreamCache:
         if not self.frames_seen:
             self._scale.clear()  # of a first pass that failed
         self._frames, self._tokens_per_frame = frames, tokens_per_frame
+        self._looked_at = [None] * self._network.layers
         config = self._config
         most = (window_frames(config) + config.chunk_size) * tokens_per_frame if self._rules.bounded else None
         self._window.begin(frames * tokens_per_frame, most)
@@ -91,9 +97,12 @@ class StreamCache:
         retrieved = self._spatial.retrieved if self._spatial else None
         attached = retrieved.segment(layer) if retrieved else None
         segments = live if attached is None else [*live, attached]
-        out, _, mass = self._kernels.attend(q[0], segments, self._by_mass, self._config.subsample)
+        out, mass = self._attend(q[0], segments)
         if self._rules.anchors:
             self._contributions[layer] = self._contribution(q[0], live, mass)
+        if self._config.feedback and attached is not None and mass is not None:
+            average = q.shape[2] / sum(s.length for s in live)
+            self._looked_at[layer] = mass[-1] / average
         if self._config.retrieve_by == "query":
             self._queries[layer] = q[0].float().mean(1)
         return out[None]
@@ -104,11 +113,18 @@ class StreamCache:
         return self._kernels.attend(q[0], segments).out[None]
 
     @torch.no_grad()
-    def settle(self, positions: TokenPositions | None = None) -> None:
+    def settle(self, positions: TokenPositions | None = None, camera_tokens: Tensor | None = None) -> None:
         """Take in the pass: commit its tokens, score and place them, and forget by the settings.
 
-        positions: where the chunk's tokens lie; without them no token of it gets a place.
+        positions: where the chunk's tokens lie; without them no token of it gets a place. camera_tokens
+        [frames, 2C]: kept for `repose`. Whatever is raised, the stream is as if the pass had never started.
         """
+        with all_or_nothing(self):
+            self._settle(positions)
+            if self._config.repose_frames and camera_tokens is not None:
+                self.camera_tokens.add(camera_tokens)
+
+    def _settle(self, positions: TokenPositions | None) -> None:
         first_frame = self.frames_seen
         self._commit()
         if self._rules.anchors:
@@ -116,6 +132,9 @@ class StreamCache:
         if self._spatial is None:
             self._forget()
             return
+        looked_at = [mass for mass in self._looked_at if mass is not None]
+        if looked_at:
+            self._spatial.feed_back(torch.cat(looked_at))
         self._place(positions)
         if not self._config.retrieve_after_merge:
             self._retrieve(first_frame)
@@ -142,10 +161,10 @@ class StreamCache:
         """Whether `settle` has a use for them."""
         return self._rules.voxels and self._config.retrieval_size != 0
 
-    def stats(self) -> CacheStats:
-        """The state after the last `settle`."""
+    def stats(self, members: bool = False) -> CacheStats:
+        """The state after the last `settle`; members: also the histogram, which looks at every pivot."""
         anchors = self._anchors.length if self._anchors else 0
-        numbers: dict[str, Any] = self._spatial.stats() if self._spatial else {}
+        numbers: dict[str, Any] = self._spatial.stats(members) if self._spatial else {}
         return CacheStats(
             frames_seen=self.frames_seen,
             live_tokens=self._pinned.length + self._special.length + anchors + self._window.length,
@@ -224,9 +243,18 @@ class StreamCache:
         """What can be saved, by name."""
         parts = {
             "scale": self._scale, "pinned": self._pinned, "special": self._special, "window": self._window,
-            "camera": self._camera.store, "anchors": self._anchors, "spatial": self._spatial,
+            "camera": self._camera.store, "camera_tokens": self.camera_tokens, "anchors": self._anchors,
+            "spatial": self._spatial,
         }  # fmt: skip
         return {name: part for name, part in parts.items() if part is not None}
+
+    def _attend(self, q: Tensor, segments: Sequence[AnySegment]) -> tuple[Tensor, list[Tensor] | None]:
+        """Output, and what each key received of the queries [heads, M, D] that count."""
+        share, turn = self._config.subsample, 0
+        if self._config.subsample_phase == "rotating":
+            turn = self._moment % sample_queries(q.shape[1], share).stride
+        out, _, mass = self._kernels.attend(q.roll(-turn, 1) if turn else q, segments, self._by_mass, share)
+        return out.roll(turn, 1) if turn else out, mass
 
     @property
     def _by_mass(self) -> bool:
@@ -308,10 +336,9 @@ class StreamCache:
             return leaving
         count = self._network.special_tokens
         special = leaving % self._tokens_per_frame < count
-        ring = self._special
-        ring.keep(ring.frame >= torch.cat([ring.frame, self._window.frame[leaving]]).unique()[-most:][0])
-        kept = leaving[special][-most * count :]
+        ring, kept = self._special, leaving[special][-most * count :]
         ring.take(self._window, kept, (most + self._config.chunk_size) * count)
+        ring.keep(ring.frame >= ring.frame.unique()[-most:][0])
         return leaving[~special]
 
     def _evict(self, leaving: Tensor) -> Evicted | None:
@@ -333,8 +360,7 @@ class StreamCache:
         return self.frames_seen - frames if self._rules.bounded else 0
 
     def _live_bytes(self) -> int:
-        parts = (self._pinned, self._special, self._anchors, self._window, self._camera.store, self._spatial)
-        return sum(part.bytes for part in parts if part is not None) + self._scale.bytes
+        return sum(part.bytes for part in self._parts().values())
 
     def _check(self, frames: int, tokens_per_frame: int) -> None:
         config = self._config

@@ -7,15 +7,32 @@ than a call remembers the key.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from stac_core.cache.saved_state import State
-from stac_core.cache.voxel_keys import NOWHERE, neighbourhood, parents
+from stac_core.cache.voxel_keys import NOWHERE, neighbourhood, pack, parents, unpack
+
+
+class Frustum(NamedTuple):
+    """What a camera sees up to some depth."""
+
+    world_from_camera: Tensor  # [4, 4]
+    reach: Tensor  # [2] half width and half height at depth 1
+    depth: Tensor  # [] the farthest that counts
+
+    def contains(self, points: Tensor) -> Tensor:
+        """points [n, 3] in world → bool [n]."""
+        pose = self.world_from_camera.to(points)
+        x, y, z = ((points - pose[:3, 3]) @ pose[:3, :3]).unbind(-1)
+        width, height = (self.reach.to(points) * z[:, None]).unbind(-1)
+        return (z > 0) & (z <= self.depth.to(points)) & (x.abs() <= width) & (y.abs() <= height)
 
 
 class VoxelGrid:
-    """Table of voxels; all tensors are indexed by voxel number."""
+    """Table of voxels; all tensors are indexed by voxel number and replaced, never written into."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -51,14 +68,18 @@ class VoxelGrid:
     def add(self, keys: Tensor, level: Tensor | int, moment: Tensor | int) -> Tensor:
         """Enter new keys [n], for which there must be room; → their numbers."""
         voxels = self.free[: len(keys)]
-        self.key[voxels] = keys
-        self.level[voxels] = level
-        self.visited[voxels] = moment
+        self.key = _changed(self.key, voxels, keys)
+        self.level = _changed(self.level, voxels, level)
+        self.visit(voxels, moment)
         self._rebuild()
         return voxels
 
+    def visit(self, voxels: Tensor, moment: Tensor | int) -> None:
+        """Note the pass that touched them."""
+        self.visited = _changed(self.visited, voxels, moment)
+
     def remove(self, voxels: Tensor) -> None:
-        self.key[voxels] = NOWHERE
+        self.key = _changed(self.key, voxels, NOWHERE)
         self._rebuild()
 
     def find(self, keys: Tensor) -> Tensor:
@@ -87,6 +108,14 @@ class VoxelGrid:
             found.append(hits[hits >= 0])
         return torch.cat(found).unique()
 
+    def inside(self, frustum: Frustum, edge: float) -> Tensor:
+        """Finest-level keys of the middles of all voxels inside; edge: of the finest cells."""
+        voxels = self.voxels
+        wide = 2 ** self.level[voxels][:, None]
+        cells = unpack(self.key[voxels]) * wide + wide // 2
+        centres = unpack(self.key[voxels]) * (wide * edge) + wide * edge / 2
+        return pack(cells[frustum.contains(centres.float())])
+
     def state(self) -> State:
         return {"key": self.key, "level": self.level, "visited": self.visited}
 
@@ -101,3 +130,10 @@ class VoxelGrid:
             numbers = voxels[self.level[voxels] == level]
             keys, order = self.key[numbers].sort()
             self._index[level] = keys, numbers[order]
+
+
+def _changed(column: Tensor, voxels: Tensor, values: Tensor | int) -> Tensor:
+    """A copy with some entries replaced; whoever holds the old column still has the old state."""
+    column = column.clone()
+    column[voxels] = values
+    return column

@@ -112,6 +112,33 @@ def test_a_stream_that_cannot_be_resumed_leaves_the_present_one(network, tmp_pat
     assert torch.equal(session.step(frames[4:]).depth, steps(expected, frames)[-1].depth)
 
 
+def test_poses_read_again_over_one_chunk_are_those_of_the_chunk(network):
+    session = session_for(network, "causal", chunk_size=6, repose_frames=9)
+    prediction = session.step(synthetic_frames(6, 48, 64))
+    frames, poses = session.repose()
+    assert frames.tolist() == [0, 1, 2, 3, 4, 5] and prediction.camera_tokens is None
+    torch.testing.assert_close(poses, prediction.world_from_camera, rtol=1e-4, atol=1e-4)
+
+
+def test_reading_poses_again_keeps_the_first_and_newest_frames_and_leaves_the_stream(network, tmp_path):
+    frames = synthetic_frames(12, 48, 64)
+    session, plain = session_for(network, repose_frames=4), session_for(network)
+    given = [p.world_from_camera for p in steps(session, frames[:10])]
+    numbers, poses = session.repose()
+    assert numbers.tolist() == [0, 7, 8, 9]
+    everything = session_for(network, repose_frames=99)
+    steps(everything, frames[:10])
+    assert (everything.repose()[1][1:] - torch.cat(given)[1:]).abs().max() > 1e-5  # it knows more now
+    session.save(tmp_path / "stream")
+    resumed = session_for(network, repose_frames=4)
+    resumed.load(tmp_path / "stream")
+    assert torch.equal(resumed.repose()[1], poses)
+    steps(plain, frames[:10])
+    assert torch.equal(session.step(frames[10:]).depth, plain.step(frames[10:]).depth)
+    with pytest.raises(ValueError, match=r"cache.repose_frames"):
+        plain.repose()
+
+
 @pytest.mark.slow
 def test_a_thousand_frames_do_not_grow_the_process(network):
     def resident() -> int:
