@@ -18,6 +18,7 @@ from stac_core.training.sequences import Sequences
 
 STANDING = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0)  # pose encoding of a camera that did not move
 
+PATCH_WEIGHT = 10.0  # their errors are small numbers beside those of the camera
 FARTHEST = 1.0  # depths; what moved farther, by a near miss or a wide turn, would outweigh all else
 
 
@@ -67,7 +68,7 @@ class MotionHeads(nn.Module):
             cameras.append(camera_loss([camera_head(tokens[:, :, 0].float()).float() + self.standing], poses))
         still = (target.abs().sum(-1) * known).sum() / count
         figures = {"motion": errors[-1].detach() / still.clamp(min=1e-6)}
-        return torch.stack(errors).mean() + torch.stack(cameras).mean(), figures
+        return PATCH_WEIGHT * torch.stack(errors).mean() + torch.stack(cameras).mean(), figures
 
 
 def _silent_head(width: int, out: int) -> nn.Sequential:
