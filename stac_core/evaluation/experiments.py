@@ -74,7 +74,7 @@ def run_plan(plan: Plan) -> int:
     """Run what is missing in the output folder; names every scene that fails and returns how many did."""
     table = ResultTable(plan.output)
     failures = 0
-    with tqdm(total=0, unit="frame", file=sys.stderr, dynamic_ncols=True) as bar:
+    with tqdm(total=0, unit="frame", dynamic_ncols=True, disable=None) as bar:  # None: on a terminal only
         for loaded, config, overrides in _networks(plan.settings):
             for source in plan.sources:
                 try:
