@@ -119,7 +119,7 @@ def _run_one(
         logger.info("%s [%s]: already in %s", sequence.name, key["settings"], table.folder)
         return
     started = time.perf_counter()
-    folder = plan.output / "scenes" / f"{sequence.name}_{_digest(key)}"
+    folder = plan.output / "scenes" / f"{sequence.name}_{digest(key)}"
     bar.total += len(frame_indices(sequence, plan.measures.stride))
     bar.set_description(f"{sequence.name} {config.cache.mode}")
     run = run_scene(sequence, loaded.network, config, folder, plan.measures.stride, bar.update)
@@ -153,6 +153,6 @@ def _score(run: SceneRun, sequence: Sequence, measures: Measures) -> dict[str, f
     return columns
 
 
-def _digest(key: Row) -> str:
+def digest(key: Row) -> str:
     """A short name for one experiment, so that runs of one scene do not share a folder."""
     return hashlib.sha256(repr(sorted(key.items())).encode()).hexdigest()[:8]
