@@ -19,7 +19,7 @@ from stac_core.evaluation.score import ReconOptions
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one subcommand; 0 = all went well, 1 = something failed and was named, 2 = wrong usage."""
+    """Run one subcommand; 0 = all went well, 1 = a failure was named, 2 = wrong usage, 130 = a signal."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     parsed = make_parser().parse_args(arguments)
     try:
@@ -27,6 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"stac-eval {parsed.task}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"stac-eval {parsed.task}: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
 
 
 def make_parser() -> argparse.ArgumentParser:
