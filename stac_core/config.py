@@ -365,6 +365,12 @@ class CacheConfig:
     pivot_bits: int = setting(
         16, "storage of merged tokens; means tolerate rounding best", choices=CACHE_BITS
     )
+    pivot_rounding: str = setting(
+        "nearest",
+        "of coded merged tokens: nearest, or stochastic = up or down by chance, since an update smaller "
+        "than half a step would else be lost every time",
+        choices=("nearest", "stochastic"),
+    )
 
     # XStreamVGGT
     xstream_budget: int = setting(0, "tokens per layer; 0 = four frames' worth", minimum=0, unit="tokens")

@@ -42,18 +42,24 @@ def _parts(root: object) -> list[Any]:
     waiting: list[Any] = [root]
     while waiting:
         part = waiting.pop()
-        if isinstance(part, dict):
-            waiting += part.values()
-        elif isinstance(part, list | tuple):
-            waiting += part
-        elif type(part).__module__.startswith(PACKAGE) and not _frozen(part) and id(part) not in found:
+        if id(part) not in found:
             found[id(part)] = part
-            waiting += vars(part).values()
+            for value in vars(part).values():
+                waiting += _parts_in(value)
     return list(found.values())
 
 
-def _frozen(part: Any) -> bool:
-    return getattr(getattr(type(part), "__dataclass_params__", None), "frozen", False)
+def _parts_in(value: Any) -> list[Any]:
+    """A part, or those in a container, whose members are all of one kind."""
+    members = list(value.values()) if isinstance(value, dict) else value
+    if not isinstance(members, list):
+        return [value] if _is_part(value) else []
+    return members if members and _is_part(members[0]) else []
+
+
+def _is_part(value: Any) -> bool:
+    frozen = getattr(getattr(type(value), "__dataclass_params__", None), "frozen", False)
+    return type(value).__module__.startswith(PACKAGE) and hasattr(value, "__dict__") and not frozen
 
 
 def _copy(value: Any) -> Any:

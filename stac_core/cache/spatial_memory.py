@@ -45,6 +45,10 @@ class SpatialMemory:
         self._chosen: Tensor | None = None  # [lanes, n] int32: slots of what is retrieved, for `feedback`
 
     @property
+    def device(self) -> torch.device:
+        return self._recent.device
+
+    @property
     def bytes(self) -> int:
         """Allocated for places and for the retrieved set; the voxels count themselves."""
         notes = (self._recent, self._unplaced, self._pose, self._chosen)

@@ -41,11 +41,8 @@ class SpilledVoxels:
     def __init__(self, rows: VoxelRows) -> None:
         self.grid = VoxelGrid(HOST)
         self.records: dict[int, SpilledVoxel] = {}  # by number in the grid
+        self.bytes = 0  # of all records
         self._rows = rows
-
-    @property
-    def bytes(self) -> int:
-        return sum(record.bytes for record in self.records.values())
 
     @property
     def tokens(self) -> int:
@@ -77,6 +74,7 @@ class SpilledVoxels:
             )
             for number, r in _on_host(state.get("records", {})).items()
         }
+        self.bytes = sum(record.bytes for record in self.records.values())
 
     def record(self, grid: VoxelGrid, voxel: Tensor) -> SpilledVoxel:
         """A copy of one voxel [1]; it stays where it is."""
@@ -97,10 +95,12 @@ class SpilledVoxels:
             self.grid.grow(max(16, self.grid.capacity // 2))
         number = self.grid.add(record.key[None], record.level, 0)
         self.records[int(number)] = record
+        self.bytes += record.bytes
 
     def restore(self, number: int, voxel: Tensor) -> None:
         """Move a record into an empty voxel [1]; its slots must have been reserved."""
         record = self.records.pop(number)
+        self.bytes -= record.bytes
         self.grid.remove(torch.tensor([number]))
         rows = self._rows.of_voxels(voxel).flatten()
         for name, kind in self._rows.kinds.items():

@@ -103,6 +103,7 @@ class VoxelMemory:
         limit: bytes the memory may allocate.
         """
         self.moment += 1
+        self.rows.begin(self.moment)
         self.room.begin(self.moment, camera_cell, limit)
         self.room.enter(keys[keys != NOWHERE].unique())
 
