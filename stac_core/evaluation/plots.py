@@ -68,6 +68,7 @@ def cloud_from_above(points: NDArray, colours: NDArray | None, path: Trajectory,
     axes.scatter(flat[:, 0], flat[:, 1], c=shade, s=0.4, linewidths=0, rasterized=True)
     line = (path.centres - centre) @ plane.T
     axes.plot(line[:, 0], line[:, 1], color="tab:red", linewidth=1.4, label="camera")
+    axes.plot(*line[0], marker="o", markersize=4, color="tab:red")  # a short path is a speck else
     _legend(axes, 1)
     axes.set_aspect("equal", adjustable="datalim")
     return figure
