@@ -141,7 +141,7 @@ def _from_zero(axes: Axes) -> None:
 
 
 def _legend(axes: Axes, entries: int) -> None:
-    if entries > 6:  # under the curves, where it hides none of them
+    if entries > 3:  # under the curves, where it hides none of them
         figure = axes.get_figure(root=True)
         assert figure is not None
         longest = max(len(label) for label in axes.get_legend_handles_labels()[1])
