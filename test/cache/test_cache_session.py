@@ -66,6 +66,16 @@ def test_the_same_frame_again_and_again(network):
         assert all(bool(t.isfinite().all()) for t in (prediction.depth, prediction.world_from_camera))
 
 
+@pytest.mark.parametrize("settings", [{"voxel_conf": 1e9}, {"lost_confidence": 1e9}], ids=str)
+def test_frames_of_low_confidence_throughout(network, settings):
+    session = session_for(network, **settings)
+    predictions = steps(session, synthetic_frames(9, 48, 64))
+    assert all(bool(p.depth.isfinite().all()) for p in predictions)
+    stats = session.stats().cache
+    patches = 9 * (stats.live_tokens // 4 - network.config.special_tokens)
+    assert stats.inserted == 0 and stats.unplaced == patches
+
+
 def test_predictions_leave_the_session(network):
     session = session_for(network)
     seen = [weakref.ref(p.depth) for p in steps(session, synthetic_frames(6, 48, 64))]
