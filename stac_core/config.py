@@ -197,6 +197,11 @@ class CacheConfig:
     pinned_frames: int = setting(
         1, "first frames kept for ever: they carry the coordinate frame", minimum=0, unit="frames"
     )
+    first_confidence: float = setting(
+        0.0,
+        "mean confidence that a chunk needs to begin the stream, as a bad reference hurts for ever; 0 = any",
+        minimum=0.0,
+    )
     camera_window: int = setting(
         64,
         "frames the pose head looks back in stac and xstream; constant cost, and "

@@ -57,7 +57,8 @@ class StreamSession:
         """1 … `cache.chunk_size` new frames, uint8 RGB [H, W, 3] of one size → Prediction [S, …].
 
         Frames of one step see each other and what is kept of the past. ValueError where the frames do
-        not fit the stream; whatever is raised, the stream is as it was before the step.
+        not fit the stream; whatever is raised, the stream is as it was before the step. It also is where a
+        first chunk does not reach `cache.first_confidence`.
         """
         started = time.perf_counter()
         pixels, geometry = prepare_images(images, self.config.image, self._network.config.image_size)
@@ -66,7 +67,8 @@ class StreamSession:
         prediction = self._network(pixels[None].to(self._device), self._cache, points=wants_points)
         prediction = prediction.map(lambda t: t[0])
         predicted = self._now()
-        self._cache.settle(self._positions(prediction), prediction.camera_tokens)
+        if self._cache.frames_seen or self._can_begin(prediction):
+            self._cache.settle(self._positions(prediction), prediction.camera_tokens)
         self._times_ms = _milliseconds(started, prepared, predicted, self._now())
         self.geometry = geometry
         return replace(prediction, camera_tokens=None)
@@ -133,6 +135,11 @@ class StreamSession:
         }
         settings = {f"{n}.{k}": v for n, section in sections.items() for k, v in asdict(section).items()}
         return json.loads(json.dumps(settings))  # tuples become lists, as in the file
+
+    def _can_begin(self, prediction: Prediction) -> bool:
+        """Whether a first chunk is good enough to be what everything else refers to."""
+        least = self.config.cache.first_confidence
+        return not least or float(prediction.depth_confidence.mean()) >= least
 
     def _positions(self, prediction: Prediction) -> TokenPositions | None:
         """Where the chunk's tokens lie in world, if the memory asks."""

@@ -76,6 +76,20 @@ def test_frames_of_low_confidence_throughout(network, settings):
     assert stats.inserted == 0 and stats.unplaced == patches
 
 
+def test_a_stream_begins_with_the_first_chunk_that_is_good_enough(network):
+    frames = synthetic_frames(10, 48, 64)
+    bad = [np.zeros_like(frames[0])] * 2
+    dark, bright = (
+        float(session_for(network).step(chunk).depth_confidence.mean()) for chunk in (bad, frames[:2])
+    )
+    least, (refused, good) = (dark + bright) / 2, (bad, frames) if dark < bright else (frames[:2], bad * 5)
+    session, expected = session_for(network, first_confidence=least), session_for(network)
+    assert session.step(refused).depth.isfinite().all() and session.stats().cache.frames_seen == 0
+    for ours, theirs in zip(steps(session, good), steps(expected, good), strict=True):
+        assert torch.equal(ours.depth, theirs.depth)
+    assert session.stats().cache.frames_seen == len(good)
+
+
 def test_predictions_leave_the_session(network):
     session = session_for(network)
     seen = [weakref.ref(p.depth) for p in steps(session, synthetic_frames(6, 48, 64))]
