@@ -157,6 +157,8 @@ def test_reading_poses_again_keeps_the_first_and_newest_frames_and_leaves_the_st
     resumed = session_for(network, repose_frames=4)
     resumed.load(tmp_path / "stream")
     assert torch.equal(resumed.repose()[1], poses)
+    assert torch.equal(resumed.repose(move_voxels=True)[1], poses)
+    assert resumed.stats().cache.forgotten == 0 and resumed.step(frames[10:]).depth.isfinite().all()
     steps(plain, frames[:10])
     assert torch.equal(session.step(frames[10:]).depth, plain.step(frames[10:]).depth)
     with pytest.raises(ValueError, match=r"cache.repose_frames"):
