@@ -197,6 +197,11 @@ class CacheConfig:
     pinned_frames: int = setting(
         1, "first frames kept for ever: they carry the coordinate frame", minimum=0, unit="frames"
     )
+    first_confidence: float = setting(
+        0.0,
+        "mean confidence that a chunk needs to begin the stream, as a bad reference hurts for ever; 0 = any",
+        minimum=0.0,
+    )
     camera_window: int = setting(
         64,
         "frames the pose head looks back in stac and xstream; constant cost, and "
@@ -391,6 +396,9 @@ class CacheConfig:
         if self.stale_after and self.stale_threshold < self.merge_threshold:
             why = f"stale merged tokens must be stricter than merge_threshold = {self.merge_threshold}"
             raise refuse(self, "stale_threshold", why, self.merge_threshold)
+        if self.memory_budget and not self.rules.bounded:
+            why = f"mode {self.mode!r} keeps every frame, so no limit can hold; choose another mode"
+            raise refuse(self, "memory_budget", why, 0)
         if self.memory_budget and self.retrieval_size < 0:
             raise refuse(
                 self, "retrieval_size", "a retrieved set without a limit has no place in a budget", 2

@@ -60,7 +60,7 @@ def reconstruct(given: argparse.Namespace, config: Config) -> None:
     output = Path(given.output_dir)
     (output / "depth").mkdir(parents=True, exist_ok=True)
     print(f"{sequence.name}: {loaded.weights}; cache {config.cache.mode}")
-    result = Reconstruction(output, given.conf_percent, session.stats().cache.frames_seen)
+    result = Reconstruction(output, given.conf_percent)
     with tqdm(
         total=len(range(0, len(sequence), given.kf_every)), unit="frame", disable=given.quiet
     ) as progress:
@@ -73,18 +73,15 @@ def reconstruct(given: argparse.Namespace, config: Config) -> None:
     about: dict[str, object] = {"source": sequence.name, "weights": loaded.weights}
     result.write(session.stats(members=True), {**about, "given": given_flags(given)})
     if config.cache.repose_frames:
-        result.write_reposed(*session.repose())
+        result.write_reposed(*session.repose(), session.stats().cache.frames_seen)
 
 
 class Reconstruction:
     """What a run leaves behind."""
 
-    def __init__(self, output: Path, conf_percent: float, first_frame: int) -> None:
-        """conf_percent: share of each frame's points that is left out for low confidence.
-
-        first_frame: its number in the stream, which may have been resumed.
-        """
-        self._output, self._conf_percent, self._first_frame = output, conf_percent, first_frame
+    def __init__(self, output: Path, conf_percent: float) -> None:
+        """conf_percent: share of each frame's points that is left out for low confidence."""
+        self._output, self._conf_percent = output, conf_percent
         self._stamps: list[int] = []
         self._poses: list[NDArray[np.float64]] = []
         self._cloud = ThinnedCloud()
@@ -119,10 +116,14 @@ class Reconstruction:
         write_whole(self._output / "stats.json", json.dumps({**numbers, "stats": asdict(stats)}, indent=1))
         print(f"{len(path)} frames, {len(points)} points, cache {stats.cache.bytes} bytes → {self._output}")
 
-    def write_reposed(self, frames: Tensor, world_from_camera: Tensor) -> None:
-        """trajectory_reposed.tum: poses read again at the end, of the frames [n] of this run."""
-        own = (frames >= self._first_frame).numpy()
-        stamps = np.array(self._stamps, np.int64)[frames.numpy()[own] - self._first_frame]
+    def write_reposed(self, frames: Tensor, world_from_camera: Tensor, seen: int) -> None:
+        """trajectory_reposed.tum: poses read again, of the frames [n] of this run.
+
+        seen: frames of the stream, which may have begun before this run, or later in it.
+        """
+        place = frames.numpy() - seen + len(self._stamps)
+        own = place >= 0
+        stamps = np.array(self._stamps, np.int64)[place[own]]
         path = Trajectory(stamps, world_from_camera.cpu().double().numpy()[own])
         write_tum(self._output / "trajectory_reposed.tum", path)
 

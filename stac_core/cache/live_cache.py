@@ -100,6 +100,17 @@ class LiveCache:
         old = self.window.voxel
         self.window.voxel = keys if old is None else torch.cat([old, keys])
 
+    @property
+    def voxels(self) -> list[Tensor]:
+        """Voxel keys of the tokens that have any, store by store."""
+        return [store.voxel for store in self._stores if store.voxel is not None]
+
+    @voxels.setter
+    def voxels(self, keys: list[Tensor]) -> None:
+        placed = [store for store in self._stores if store.voxel is not None]
+        for store, new in zip(placed, keys, strict=True):
+            store.voxel = new
+
     def forget(self, oldest: int, pins: set[int], moment: int, wanted: bool) -> Evicted | None:
         """Pinned frames move to their store, frames before `oldest` compete or go.
 

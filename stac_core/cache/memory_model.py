@@ -68,7 +68,7 @@ def live_bytes(config: CacheConfig, network: NetworkConfig, tokens_per_frame: in
         total += 64 if config.prefetch else 0  # the last pose
     if config.coded:
         total += 4 * lanes * dim  # the key scale
-    total += config.repose_frames * 2 * network.width * 4
+    total += config.repose_frames * 4 * (2 * network.width + 16)
     entries = config.pinned_frames + camera_frames(config) + config.chunk_size
     entries *= network.camera_iterations * network.camera_blocks
     return total + entries * (2 * 2 * network.width * 4) + 2 * 8 * entries

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
+from stac_core.cache.camera_tokens import Cameras
 from stac_core.cache.one_pass import OnePass
 from stac_core.cache.stats import CacheStats
 from stac_core.cache.token_positions import TokenPositions
@@ -34,7 +33,7 @@ class OfflineCache(OnePass):
 
     wants_positions = False
 
-    def settle(self, positions: TokenPositions | None = None, camera_tokens: Tensor | None = None) -> None:
+    def settle(self, positions: TokenPositions | None = None, cameras: Cameras | None = None) -> None:
         self.frames_seen, self._frames = self._frames, 0
 
     def stats(self, members: bool = False) -> CacheStats:

@@ -55,7 +55,7 @@ class SpatialMemory:
         places = sum(note.nbytes for note in notes if note is not None)
         return places + (self.retrieved.bytes if self.retrieved is not None else 0)
 
-    def place(self, positions: TokenPositions, limit: int | None) -> Tensor:
+    def place(self, positions: TokenPositions, first_frame: int, limit: int | None) -> Tensor:
         """Voxel keys [S · P] of new tokens; freezes the voxel edge with the first chunk that shows depth."""
         if not self.edge:
             scale = 1.0 if self._config.voxel_unit == "model" else float(positions.median_depth)
@@ -69,9 +69,18 @@ class SpatialMemory:
         if not positions.lost:
             self._recent = torch.cat([self._recent, keys.flatten()])[-self._config.window_size * tokens :]
         self.voxels.begin(keys, positions.camera / self.edge if self.edge else None, limit)
+        if self._config.repose_frames:
+            frame = torch.arange(first_frame, first_frame + frames, device=keys.device)
+            self.voxels.see(keys.flatten(), positions.points.flatten(0, 1), frame.repeat_interleave(tokens))
         if self._config.prefetch:
             self._look_ahead(positions)
         return keys.flatten()
+
+    def move(self, frames: Tensor, new_from_old: Tensor, keys: list[Tensor]) -> list[Tensor]:
+        """Move all places with the frames that saw them; keys of tokens → the same after the move."""
+        self._recent, *moved = self.voxels.move(frames, new_from_old, self.edge, [self._recent, *keys])
+        self._chosen = None  # its slots may hold others now
+        return moved
 
     def feed_back(self, mass: Tensor) -> None:
         """mass [lanes, n]: attention of the retrieved tokens in the pass just seen, 1 for an average token.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stac_core.cache.all_or_nothing import all_or_nothing
 from stac_core.cache.camera_memory import CameraMemory
-from stac_core.cache.camera_tokens import CameraTokens
+from stac_core.cache.camera_tokens import Cameras, CameraTokens
 from stac_core.cache.key_values import KeyScale
 from stac_core.cache.live_cache import LiveCache, LiveTokens
 from stac_core.cache.memory_model import anchor_tokens, camera_frames, live_bytes, window_frames
@@ -26,6 +26,7 @@ from stac_core.cache.stats import CacheStats
 from stac_core.cache.token_positions import TokenPositions
 from stac_core.cache.voxel_memory import Evicted, VoxelMemory
 from stac_core.config import CacheConfig, NetworkConfig
+from stac_core.geometry import invert_pose
 from stac_core.kernels.attend import AnySegment, sample_queries
 from stac_core.kernels.select import Kernels
 
@@ -92,16 +93,16 @@ class StreamCache:
         return self._kernels.attend(q[0], segments).out[None]
 
     @torch.no_grad()
-    def settle(self, positions: TokenPositions | None = None, camera_tokens: Tensor | None = None) -> None:
+    def settle(self, positions: TokenPositions | None = None, cameras: Cameras | None = None) -> None:
         """Take in the pass: commit its tokens, score and place them, and forget by the settings.
 
-        positions: where the chunk's tokens lie; without them no token of it gets a place. camera_tokens
-        [frames, 2C]: kept for `repose`. Whatever is raised, the stream is as if the pass had never started.
+        positions: where the chunk's tokens lie; without them no token of it gets a place. cameras: kept for
+        `repose`. Whatever is raised, the stream is as if the pass had never started.
         """
         with all_or_nothing(self):
             self._settle(positions)
-            if self._config.repose_frames and camera_tokens is not None:
-                self.camera_tokens.add(camera_tokens)
+            if self._config.repose_frames and cameras is not None:
+                self.camera_tokens.add(cameras)
 
     def _settle(self, positions: TokenPositions | None) -> None:
         first_frame = self.frames_seen
@@ -121,6 +122,17 @@ class StreamCache:
             spatial.insert(evicted)
         if self._config.retrieve_after_merge:
             self._retrieve(spatial, first_frame)
+
+    @torch.no_grad()
+    def follow(self, world_from_camera: Tensor) -> None:
+        """Believe better poses [n, 4, 4] of the frames of `camera_tokens`: voxels move with their frames."""
+        frames, old = self.camera_tokens.frames, self.camera_tokens.poses
+        with all_or_nothing(self):
+            if self._spatial is not None:
+                self._live.voxels = self._spatial.move(
+                    frames, world_from_camera @ invert_pose(old), self._live.voxels
+                )
+            self.camera_tokens.poses = world_from_camera
 
     def pin(self, frame: int) -> None:
         """Keep one more frame whole for ever, by its number in the stream.
@@ -237,7 +249,8 @@ class StreamCache:
         limit = None
         if self._config.memory_budget:
             limit = self._config.memory_budget - self._most_live_bytes
-        self._live.place(spatial.place(positions, limit))
+        first_frame = self.frames_seen - self._frames
+        self._live.place(spatial.place(positions, first_frame, limit))
 
     def _retrieve(self, spatial: SpatialMemory, first_frame: int) -> None:
         queries = [q for q in self._queries if q is not None]

@@ -66,6 +66,30 @@ def test_the_same_frame_again_and_again(network):
         assert all(bool(t.isfinite().all()) for t in (prediction.depth, prediction.world_from_camera))
 
 
+@pytest.mark.parametrize("settings", [{"voxel_conf": 1e9}, {"lost_confidence": 1e9}], ids=str)
+def test_frames_of_low_confidence_throughout(network, settings):
+    session = session_for(network, **settings)
+    predictions = steps(session, synthetic_frames(9, 48, 64))
+    assert all(bool(p.depth.isfinite().all()) for p in predictions)
+    stats = session.stats().cache
+    patches = 9 * (stats.live_tokens // 4 - network.config.special_tokens)
+    assert stats.inserted == 0 and stats.unplaced == patches
+
+
+def test_a_stream_begins_with_the_first_chunk_that_is_good_enough(network):
+    frames = synthetic_frames(10, 48, 64)
+    bad = [np.zeros_like(frames[0])] * 2
+    dark, bright = (
+        float(session_for(network).step(chunk).depth_confidence.mean()) for chunk in (bad, frames[:2])
+    )
+    least, (refused, good) = (dark + bright) / 2, (bad, frames) if dark < bright else (frames[:2], bad * 5)
+    session, expected = session_for(network, first_confidence=least), session_for(network)
+    assert session.step(refused).depth.isfinite().all() and session.stats().cache.frames_seen == 0
+    for ours, theirs in zip(steps(session, good), steps(expected, good), strict=True):
+        assert torch.equal(ours.depth, theirs.depth)
+    assert session.stats().cache.frames_seen == len(good)
+
+
 def test_predictions_leave_the_session(network):
     session = session_for(network)
     seen = [weakref.ref(p.depth) for p in steps(session, synthetic_frames(6, 48, 64))]
@@ -133,6 +157,8 @@ def test_reading_poses_again_keeps_the_first_and_newest_frames_and_leaves_the_st
     resumed = session_for(network, repose_frames=4)
     resumed.load(tmp_path / "stream")
     assert torch.equal(resumed.repose()[1], poses)
+    assert torch.equal(resumed.repose(move_voxels=True)[1], poses)
+    assert resumed.stats().cache.forgotten == 0 and resumed.step(frames[10:]).depth.isfinite().all()
     steps(plain, frames[:10])
     assert torch.equal(session.step(frames[10:]).depth, plain.step(frames[10:]).depth)
     with pytest.raises(ValueError, match=r"cache.repose_frames"):
