@@ -94,7 +94,8 @@ def quality_against_bytes(task: str, rows: list[Row]) -> Figure | None:
             y.append(row[measure])
     if not series:
         return None
-    return scatter_plot(series, "cache, most at any step (MiB)", measure, f"{task}: quality against bytes")
+    label = f"{measure} (m)" if measure == "ate_rmse" else measure
+    return scatter_plot(series, "cache, most at any step (MiB)", label, f"{task}: quality against bytes")
 
 
 def time_against_frame(found: list[tuple[Path, Row]]) -> Figure | None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from evaluation.evaluation_scene import tiny_frames, write_image
 
-from stac_core.config import Config
+from stac_core.config import MODES, Config
 from stac_core.evaluation.evaluate import main
 from stac_core.evaluation.flags import configure, describe, settings_of, sweep
 from stac_core.evaluation.results import ResultTable, read_rows, to_markdown
@@ -75,6 +75,22 @@ def test_a_sweep_fills_a_table_with_plots(tmp_path, capsys):
     assert "dataset world, scene world_3_frames6" in markdown  # what is the same everywhere is said once
     for name in ("quality_pose.png", "time.png"):
         assert cv2.imread(str(tmp_path / "table" / name)).std() > 5
+
+
+@pytest.mark.slow
+def test_every_mode_of_the_cache_is_in_one_table(tmp_path):
+    output, modes = ["--output_dir", str(tmp_path / "out")], list(MODES)
+    world = "world:5,frames=12,height=56,width=70,kind=room"
+    assert (
+        main(["recon", world, *SMALL, *output, "--eval_cam", "--sweep", "cache.mode=" + ",".join(modes)]) == 0
+    )
+    assert main(["table", str(tmp_path / "out"), "--output_dir", str(tmp_path / "table")]) == 0
+    with (tmp_path / "table" / "table_recon.csv").open() as lines:
+        rows = list(csv.DictReader(lines))
+    assert [row["mode"] for row in rows] == [m + " (offline)" * MODES[m].offline for m in modes]
+    assert all(float(row["f_score"]) >= 0 and float(row["ate_rmse"]) > 0 for row in rows)
+    sizes = {row["mode"]: float(row["cache_mib_max"]) for row in rows}
+    assert all(0 < sizes[mode] < sizes["causal"] for mode in ("window_kv", "xstream"))
 
 
 def test_real_recordings_are_measured(tmp_path):
