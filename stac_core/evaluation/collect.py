@@ -17,7 +17,7 @@ _SHOWN = [
     "ate_rmse", "rpe_rmse", "rpe_rotation_rmse_deg", "abs_rel", "sq_rel", "depth_rmse", "log_rmse", "delta_1",
     "accuracy_mean", "accuracy_median", "completeness_mean", "completeness_median", "normal_consistency",
     "f_score", "latency_median_ms", "latency_p95_ms", "frames_used", "frames_dropped", "step_ms_median",
-    "step_ms_p95", "cache_mib_max",
+    "step_ms_p95", "cache_mib_max", "failed",
 ]  # fmt: skip
 _WHAT = ["dataset", "scene", "model_name", "mode", "settings", "frames"]
 
