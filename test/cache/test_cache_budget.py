@@ -80,8 +80,8 @@ def test_wide_cells_lie_far_from_the_camera():
 
 def test_spilled_voxels_come_back_as_they_were():
     """On a loop every place is seen again, so a limit with enough host memory loses nothing."""
-    settings = {"host_budget": 1 << 24, "when_full": "spill,coarsen,forget"}
-    free, expected = run(parity(), LOOP, 60)
+    settings = {"host_budget": 1 << 24, "when_full": "spill,coarsen,forget", "voxel_buf_cap": 3}
+    free, expected = run(parity(voxel_buf_cap=3), LOOP, 60)
     config = limited(free.stats().voxel_bytes * 6 // 7, LOOP, **settings)
     cache, out = run(config, LOOP, 60)
     stats = cache.stats()
