@@ -184,11 +184,12 @@ class VoxelMemory:
     def near(self, keys: Tensor) -> Tensor:
         """Voxels around the places in view, spilled ones brought back."""
         keys = keys[keys != NOWHERE].unique()
-        if self.room.host.records:
-            self.room.recall(self.room.host.grid.near(keys.to("cpu"), REACH))
         voxels = self.grid.near(keys, REACH)
-        self.grid.visit(voxels, self.moment)
-        return voxels
+        self.grid.visit(voxels, self.moment)  # before anything is spilled to make room for others
+        if not self.room.host.records:
+            return voxels
+        self.room.recall(self.room.host.grid.near(keys.to("cpu"), REACH))
+        return self.grid.near(keys, REACH)
 
     def inside(self, frustum: Frustum, edge: float) -> Tensor:
         """Places of voxels that a camera sees, spilled ones too, as finest-level keys."""
