@@ -176,9 +176,9 @@ class VoxelMemory:
         taken = self.grid.find(middles(cells, level).to(self.grid.key.device)).cpu() >= 0
         _, family = torch.stack([level, cells], -1).unique(dim=0, return_inverse=True)
         lost = taken | (ordinals(family) > 0)
-        for number in voxels[lost].tolist():
-            counts.forgotten += 1
-            counts.forgotten_tokens += host.take(number).tokens
+        records = host.take(voxels[lost].tolist())
+        counts.forgotten += len(records)
+        counts.forgotten_tokens += sum(record.tokens for record in records)
         host.grid.rename(voxels[~lost], cells[~lost])
 
     def near(self, keys: Tensor) -> Tensor:
