@@ -1,0 +1,96 @@
+"""From measured rows to the tables of `cache_quality`."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+
+from stac_core.evaluation.cache_rows import DEFAULT, ROWS
+from stac_core.evaluation.results import MIB
+from stac_core.evaluation.results import Row as Result
+
+YARDSTICK = "points_after_loop"
+# column → heading, factor, digits
+COST = {"cache_bytes": ("MiB", 1 / MIB, 1), "cpu_ms_per_frame": ("CPU ms/frame", 1, 0)}
+TO_REFERENCE = {
+    "depth_to_reference": ("depth %", 100, 1),
+    "rotation_to_reference": ("rotation °", 1, 2),
+    "centre_to_reference": ("centre %", 100, 1),
+    "points_to_reference": ("points %", 100, 1),
+    "depth_after_loop": ("depth % after loop", 100, 1),
+    "rotation_after_loop": ("rotation ° after loop", 1, 2),
+    "centre_after_loop": ("centre % after loop", 100, 1),
+    YARDSTICK: ("points % after loop", 100, 1),
+}
+TO_TRUTH = {
+    "abs_rel": ("AbsRel", 1, 3),
+    "rotation_deg": ("rotation °", 1, 1),
+    "ate_share": ("ATE % of path", 100, 2),
+    "accuracy": ("accuracy m", 1, 3),
+    "completeness": ("completeness m", 1, 3),
+}
+GROUPS = {
+    "modes": "Modes and their parts",
+    "storage": "Bits of each store",
+    "switches": "Every switch against the default",
+    "chunk": "Chunks of one frame (reference: causal in chunks of one)",
+}
+
+
+def tables(results: Sequence[Result]) -> str:
+    """Markdown: for each group one table against the reference run and one against the truth."""
+    parts = []
+    for group, title in GROUPS.items():
+        names = [n for n, row in ROWS.items() if row.group == group and _of(results, n)]
+        if group in ("storage", "switches") and _of(results, DEFAULT):
+            names = [DEFAULT, *names]
+        if names:
+            parts += [
+                f"### {title}",
+                f"Distance to the reference, mean over {_worlds(results, names)} worlds ± spread:",
+                _table(results, names, COST | TO_REFERENCE, compared=True),
+                "Against the truth:",
+                _table(results, names, TO_TRUTH),
+            ]
+    return "\n\n".join(parts) + "\n"
+
+
+def against_default(results: Sequence[Result], name: str) -> tuple[float, int, int]:
+    """Geometric mean over worlds of a row's yardstick over the default's; worlds it wins, worlds in all."""
+    baseline = {row["scene"]: row[YARDSTICK] for row in _of(results, DEFAULT)}
+    ratios = [row[YARDSTICK] / baseline[row["scene"]] for row in _of(results, name) if baseline.get(row["scene"])]
+    if not ratios or not all(ratios):
+        return math.nan, 0, len(ratios)
+    return statistics.geometric_mean(ratios), sum(ratio < 1 for ratio in ratios), len(ratios)
+
+
+def _table(
+    results: Sequence[Result], names: Sequence[str], columns: dict[str, tuple[str, float, int]], compared: bool = False
+) -> str:
+    headings = [heading for heading, _, _ in columns.values()] + (["against `stac`"] if compared else [])
+    lines = ["| row | " + " | ".join(headings) + " |", "|---" * (len(headings) + 1) + "|"]
+    for name in names:
+        rows = _of(results, name)
+        cells = [_cell([row[column] * factor for row in rows], digits)
+                 for column, (_, factor, digits) in columns.items()]  # fmt: skip
+        if compared:
+            ratio, better, worlds = against_default(results, name)
+            cells.append("–" if math.isnan(ratio) else f"×{ratio:.2f}, better in {better} of {worlds}")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(values: Sequence[float], digits: int) -> str:
+    """Mean, and the standard deviation over worlds where it is not nought."""
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{mean} ± {spread:.{digits}f}" if spread >= 0.5 * 10**-digits else mean
+
+
+def _of(results: Sequence[Result], name: str) -> list[Result]:
+    return [row for row in results if row["row"] == name]
+
+
+def _worlds(results: Sequence[Result], names: Sequence[str]) -> int:
+    return len({row["scene"] for name in names for row in _of(results, name)})
