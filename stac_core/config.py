@@ -223,6 +223,12 @@ class CacheConfig:
         "sum", "sum favours tokens scored for long; mean divides by exposure", choices=("sum", "mean")
     )
     subsample: float = setting(1.0, "share of queries that count for scores", minimum=0.01, maximum=1.0)
+    subsample_phase: str = setting(
+        "fixed",
+        "which queries a share of them is: fixed = the same in every pass, as published; "
+        "rotating = others in turn, since an even stride can follow the columns of the image",
+        choices=("fixed", "rotating"),
+    )
     keep_special: int = setting(
         0,
         "evicted frames whose camera and register tokens stay in a ring: they have "
@@ -248,6 +254,16 @@ class CacheConfig:
     retrieve_after_merge: bool = setting(
         False, "retrieve after the chunk's own evictions are merged: no blind gap of one chunk"
     )
+    feedback: float = setting(
+        0.0,
+        "part of the attention received by a retrieved merged token that adds to its weight, so that "
+        "what is looked at comes back; 0 = none",
+        minimum=0.0,
+    )
+    prefetch: bool = setting(
+        False,
+        "retrieve also around what the camera will see if it moves on as before: the next chunk uses it",
+    )
     first_retrieval: str = setting(
         "pivot",
         "frame = the published rule, not before frame 16; pivot = as soon as something is merged",
@@ -271,6 +287,11 @@ class CacheConfig:
         "published: 2, on the scale of the published networks",
         minimum=0.0,
     )
+    lost_confidence: float = setting(
+        0.0,
+        "mean confidence of a chunk below which its tokens get no place, as it would be a wrong one; 0 = off",
+        minimum=0.0,
+    )
     edge_test: float = setting(
         0.1,
         "relative depth range in a patch from which a token lies on an edge and gets no "
@@ -281,6 +302,20 @@ class CacheConfig:
     voxel_piv_cap: int = setting(4, "merged tokens per voxel, layer and head", minimum=2)
     merge_threshold: float = setting(
         0.8, "cosine from which a token joins a merged one", minimum=-1.0, maximum=1.0
+    )
+    stale_after: int = setting(
+        0,
+        "passes after which a merged token that nothing has joined takes only tokens from stale_threshold "
+        "on: what was there may have moved away; 0 = off",
+        minimum=0,
+        unit="passes",
+    )
+    stale_threshold: float = setting(
+        0.9, "cosine from which a token joins a stale merged one", minimum=-1.0, maximum=1.0
+    )
+    norm_keep: bool = setting(
+        False,
+        "merged keys are as long as their members on average: the plain mean is shorter, so seen too little",
     )
     gate: float = setting(
         0.2,
@@ -341,6 +376,9 @@ class CacheConfig:
         ):
             why = f"tokens leave the window (window_bits = {self.window_bits}) and are coded only once"
             raise refuse(self, "anchor_bits", why, self.window_bits)
+        if self.stale_after and self.stale_threshold < self.merge_threshold:
+            why = f"stale merged tokens must be stricter than merge_threshold = {self.merge_threshold}"
+            raise refuse(self, "stale_threshold", why, self.merge_threshold)
         if self.memory_budget and self.retrieval_size < 0:
             raise refuse(
                 self, "retrieval_size", "a retrieved set without a limit has no place in a budget", 2

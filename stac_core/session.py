@@ -16,7 +16,7 @@ from stac_core.cache import open_cache
 from stac_core.cache.offline_cache import OfflineCache
 from stac_core.cache.saved_state import read_state, write_state
 from stac_core.cache.stats import CacheStats
-from stac_core.cache.token_positions import TokenPositions, token_positions
+from stac_core.cache.token_positions import TokenPositions, View, token_positions
 from stac_core.config import Config
 from stac_core.geometry import unproject_depth
 from stac_core.images import ImageGeometry, prepare_images
@@ -136,6 +136,8 @@ class StreamSession:
             special_tokens=self._network.config.special_tokens,
             least_confidence=config.voxel_conf,
             edge_test=config.edge_test,
+            lost_confidence=config.lost_confidence,
+            view=_view(p) if config.prefetch else None,
         )
 
     def _now(self) -> float:
@@ -143,6 +145,13 @@ class StreamSession:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         return time.perf_counter()
+
+
+def _view(prediction: Prediction) -> View:
+    """What the newest camera sees."""
+    intrinsics, (height, width) = prediction.intrinsics[-1], prediction.depth.shape[-2:]
+    focal = intrinsics.diagonal()[:2]
+    return View(prediction.world_from_camera[-1], focal.new_tensor([width / 2, height / 2]) / focal)
 
 
 def _milliseconds(*moments: float) -> tuple[float, float, float]:

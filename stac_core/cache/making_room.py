@@ -235,7 +235,9 @@ class RoomMaker:
         newest = visited.new_zeros(len(keys)).scatter_reduce_(0, family, visited, "amax")
         self._drop(voxels, source.flatten())
         wide = self._grid.add(keys, level, newest)
-        self._rows.write(self._rows.of_voxels(wide).flatten(), state, fused)  # every slot is fresh
+        self._rows.write(
+            self._rows.of_voxels(wide).flatten(), state, fused, self._moment
+        )  # every slot is fresh
         self.counts.coarsened += len(voxels)
         return True
 

@@ -61,7 +61,9 @@ def live_bytes(config: CacheConfig, network: NetworkConfig, tokens_per_frame: in
     if config.rules.voxels and config.retrieval_size > 0:
         retrieved = config.retrieval_size * frame * lanes
         total += retrieved * (token_bytes(config.retrieved_bits, dim, dtype) + 4)  # 4: the bias
+        total += 4 * retrieved if config.feedback else 0  # where each came from
         total += 8 * config.window_size * frame  # places seen recently
+        total += 64 if config.prefetch else 0  # the last pose
     if config.coded:
         total += 4 * lanes * dim  # the key scale
     entries = config.pinned_frames + camera_frames(config) + config.chunk_size

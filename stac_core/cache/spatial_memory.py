@@ -15,9 +15,11 @@ from stac_core.cache.key_values import KeyScale
 from stac_core.cache.retrieved_set import RetrievedSet
 from stac_core.cache.saved_state import State
 from stac_core.cache.token_positions import TokenPositions
+from stac_core.cache.voxel_grid import Frustum
 from stac_core.cache.voxel_keys import NOWHERE, keys_from_points
 from stac_core.cache.voxel_memory import Evicted, VoxelMemory
 from stac_core.config import CacheConfig, NetworkConfig
+from stac_core.geometry import invert_pose
 from stac_core.kernels.voxel_merge import VoxelMerge
 
 EARLIEST = 16  # frame, in the published rule
@@ -38,11 +40,16 @@ class SpatialMemory:
         lanes, dim = network.layers * network.heads, network.width // network.heads
         self.voxels = VoxelMemory(config, lanes, dim, dtype, device, merge, scale.lanes if coded else None)
         self._recent = torch.empty(0, dtype=torch.int64, device=device)  # keys of the last window_size frames
+        self._pose: Tensor | None = None  # [4, 4] world_from_camera of the last pass, for `prefetch`
+        self._ahead: Frustum | None = None  # what the next pass will see, until retrieval
+        self._chosen: Tensor | None = None  # [lanes, n] int32: slots of what is retrieved, for `feedback`
 
     @property
     def bytes(self) -> int:
         """Allocated for places and for the retrieved set; the voxels count themselves."""
-        return self._recent.nbytes + (self.retrieved.bytes if self.retrieved is not None else 0)
+        notes = (self._recent, self._pose, self._chosen)
+        places = sum(note.nbytes for note in notes if note is not None)
+        return places + (self.retrieved.bytes if self.retrieved is not None else 0)
 
     def place(self, positions: TokenPositions, limit: int | None) -> Tensor:
         """Voxel keys [S · P] of new tokens; freezes the voxel edge with the first chunk that shows depth."""
@@ -55,12 +62,25 @@ class SpatialMemory:
         else:
             keys = torch.full((frames, tokens), NOWHERE, device=positions.valid.device)
         self.unplaced += int((keys[:, self._network.special_tokens :] == NOWHERE).sum())
-        self._recent = torch.cat([self._recent, keys.flatten()])[-self._config.window_size * tokens :]
+        if not positions.lost:
+            self._recent = torch.cat([self._recent, keys.flatten()])[-self._config.window_size * tokens :]
         camera_cell = (
             positions.camera / self.edge if self.edge and bool(positions.camera.isfinite().all()) else None
         )
         self.voxels.begin(keys, camera_cell, limit)
+        if self._config.prefetch:
+            self._look_ahead(positions)
         return keys.flatten()
+
+    def feed_back(self, mass: Tensor) -> None:
+        """mass [lanes, n]: attention of the retrieved tokens in the pass just seen, 1 for an average token.
+
+        Counts once per retrieval: later, merging may have put others into their slots.
+        """
+        if self._chosen is not None:
+            slots = self._chosen[:, : mass.shape[1]].long()
+            self.voxels.add_weight(slots, self._config.feedback * mass[:, : slots.shape[1]])
+        self._chosen = None
 
     def retrieve(self, first_frame: int, tokens_per_frame: int, query: Tensor | None) -> None:
         """Choose what the next chunk sees; where this chunk does not retrieve, the old set stays.
@@ -70,29 +90,37 @@ class SpatialMemory:
         if not self._due(first_frame):
             return
         config = self._config
-        voxels = self.voxels.near(self._recent)
+        seeds = self._recent
+        if self._ahead is not None:
+            seeds = torch.cat([seeds, self.voxels.inside(self._ahead, self.edge)])
+        voxels = self.voxels.near(seeds)
         budget = max(-1, config.retrieval_size * tokens_per_frame)
         found = self.voxels.retrieve(
             voxels,
             budget,
             with_buffer=config.retrieve_buf,
             query=query if config.retrieve_by == "query" else None,
-            seeds=self._recent if config.retrieve_by == "near" else None,
+            seeds=seeds if config.retrieve_by == "near" else None,
         )
         self.retrieved = self._empty_set()
         self.retrieved.fill(found)
+        self._chosen = found.pivots.int() if config.feedback and found.pivots is not None else None
 
     def insert(self, evicted: Evicted) -> None:
         self.voxels.insert(evicted)
 
     def state(self) -> State:
         numbers = torch.tensor([self.edge, self.unplaced], dtype=torch.float64)
-        retrieved = {"retrieved": self.retrieved.state()} if self.retrieved else {}
-        return {"numbers": numbers, "recent": self._recent, "voxels": self.voxels.state(), **retrieved}
+        optional = {"pose": self._pose, "chosen": self._chosen}
+        present: State = {name: note for name, note in optional.items() if note is not None}
+        if self.retrieved:
+            present["retrieved"] = self.retrieved.state()
+        return {"numbers": numbers, "recent": self._recent, "voxels": self.voxels.state(), **present}
 
     def restore(self, state: State) -> None:
         edge, unplaced = state["numbers"].tolist()
         self.edge, self.unplaced, self._recent = edge, int(unplaced), state["recent"]
+        self._pose, self._chosen = state.get("pose"), state.get("chosen")
         self.voxels.restore(state["voxels"])
         if "retrieved" in state:
             self.retrieved = self._empty_set()
@@ -125,6 +153,18 @@ class SpatialMemory:
             "coarsened_voxels": room.counts.coarsened,
             "members": voxels.histogram(),
         }
+
+    def _look_ahead(self, positions: TokenPositions) -> None:
+        """Places that the camera will see after moving as it did since the last pass."""
+        view, before = positions.view, self._pose
+        self._ahead = None
+        if view is None or positions.lost:
+            return
+        self._pose = now = view.world_from_camera
+        if before is None or not self.edge:
+            return
+        depth = ((positions.points - now[:3, 3]) @ now[:3, 2]).masked_fill(~positions.valid, 0).amax()
+        self._ahead = Frustum(now @ invert_pose(before) @ now, view.reach, depth)
 
     def _due(self, first_frame: int) -> bool:
         config = self._config

@@ -6,6 +6,7 @@ needs no further work. Sources: STAC (arXiv 2603.20284), XStreamVGGT (arXiv 2601
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ from stac_core.cache.token_positions import TokenPositions
 from stac_core.cache.token_store import TokenStore
 from stac_core.cache.voxel_memory import Evicted, VoxelMemory
 from stac_core.config import CacheConfig, NetworkConfig
-from stac_core.kernels.attend import Segment
+from stac_core.kernels.attend import AnySegment, Segment, sample_queries
 from stac_core.kernels.select import Kernels
 
 
@@ -67,6 +68,7 @@ class StreamCache:
         self._camera = CameraMemory(config, self._network)
         self._contributions: list[Tensor | None] = [None] * layers  # [heads, live tokens] of this pass
         self._queries: list[Tensor | None] = [None] * layers  # [heads, D] mean queries of this pass
+        self._looked_at: list[Tensor | None] = [None] * layers  # [heads, retrieved] attention of this pass
 
     def begin(self, frames: int, tokens_per_frame: int) -> None:
         """Announce a pass over `frames` new frames; ValueError where the stream cannot take them."""
@@ -74,6 +76,7 @@ class StreamCache:
         if not self.frames_seen:
             self._scale.clear()  # of a first pass that failed
         self._frames, self._tokens_per_frame = frames, tokens_per_frame
+        self._looked_at = [None] * self._network.layers
         config = self._config
         most = (window_frames(config) + config.chunk_size) * tokens_per_frame if self._rules.bounded else None
         self._window.begin(frames * tokens_per_frame, most)
@@ -91,9 +94,12 @@ class StreamCache:
         retrieved = self._spatial.retrieved if self._spatial else None
         attached = retrieved.segment(layer) if retrieved else None
         segments = live if attached is None else [*live, attached]
-        out, _, mass = self._kernels.attend(q[0], segments, self._by_mass, self._config.subsample)
+        out, mass = self._attend(q[0], segments)
         if self._rules.anchors:
             self._contributions[layer] = self._contribution(q[0], live, mass)
+        if self._config.feedback and attached is not None and mass is not None:
+            average = q.shape[2] / sum(s.length for s in live)
+            self._looked_at[layer] = mass[-1] / average
         if self._config.retrieve_by == "query":
             self._queries[layer] = q[0].float().mean(1)
         return out[None]
@@ -116,6 +122,9 @@ class StreamCache:
         if self._spatial is None:
             self._forget()
             return
+        looked_at = [mass for mass in self._looked_at if mass is not None]
+        if looked_at:
+            self._spatial.feed_back(torch.cat(looked_at))
         self._place(positions)
         if not self._config.retrieve_after_merge:
             self._retrieve(first_frame)
@@ -227,6 +236,14 @@ class StreamCache:
             "camera": self._camera.store, "anchors": self._anchors, "spatial": self._spatial,
         }  # fmt: skip
         return {name: part for name, part in parts.items() if part is not None}
+
+    def _attend(self, q: Tensor, segments: Sequence[AnySegment]) -> tuple[Tensor, list[Tensor] | None]:
+        """Output, and what each key received of the queries [heads, M, D] that count."""
+        share, turn = self._config.subsample, 0
+        if self._config.subsample_phase == "rotating":
+            turn = self._moment % sample_queries(q.shape[1], share).stride
+        out, _, mass = self._kernels.attend(q.roll(-turn, 1) if turn else q, segments, self._by_mass, share)
+        return out.roll(turn, 1) if turn else out, mass
 
     @property
     def _by_mass(self) -> bool:

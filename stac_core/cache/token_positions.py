@@ -7,9 +7,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class View(NamedTuple):
+    """What a camera sees: its pose, and how wide."""
+
+    world_from_camera: Tensor  # [4, 4]
+    reach: Tensor  # [2] half width and half height of the image at depth 1
 
 
 @dataclass(frozen=True)
@@ -20,6 +28,8 @@ class TokenPositions:
     valid: Tensor  # [S, P] bool
     camera: Tensor  # [3] the newest camera centre
     median_depth: float  # of confident pixels; NaN where there are none
+    view: View | None = None  # of the newest camera, where known
+    lost: bool = False  # the poses are not to be trusted, hence no token is valid
 
     @classmethod
     def nowhere(cls, frames: int, tokens: int, device: torch.device) -> TokenPositions:
@@ -38,16 +48,22 @@ def token_positions(
     special_tokens: int,
     least_confidence: float,
     edge_test: float,
+    lost_confidence: float = 0.0,
+    view: View | None = None,
 ) -> TokenPositions:
     """points [S, H, W, 3] in world, confidence and depth [S, H, W], camera [3] → one position per token.
 
     A token is placed at the middle of its patch, where the confidence exceeds `least_confidence` and the
-    depth varies by less than `edge_test` of its mean within the patch (0 = no such test).
+    depth varies by less than `edge_test` of its mean within the patch (0 = no such test); none is where the
+    mean confidence of all frames is below `lost_confidence` (0 = no such test). view: of the newest camera.
     """
     centre, certainty = patch_centres(points, patch_size), patch_centres(confidence[..., None], patch_size)
     valid = (certainty[..., 0] > least_confidence) & centre.isfinite().all(-1)
     if edge_test > 0:
         valid &= ~on_edge(depth, patch_size, edge_test)
+    lost = lost_confidence > 0 and not float(confidence.mean()) >= lost_confidence
+    if lost:
+        valid = torch.zeros_like(valid)
     frames = len(points)
     nowhere = centre.new_zeros(frames, special_tokens, 3)
     return TokenPositions(
@@ -55,6 +71,8 @@ def token_positions(
         torch.cat([nowhere[..., 0].bool(), valid.flatten(1)], 1),
         camera,
         float(depth[confidence > least_confidence].nanmedian()),
+        view,
+        lost,
     )
 
 

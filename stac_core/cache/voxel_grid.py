@@ -7,11 +7,28 @@ than a call remembers the key.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from stac_core.cache.saved_state import State
-from stac_core.cache.voxel_keys import NOWHERE, neighbourhood, parents
+from stac_core.cache.voxel_keys import NOWHERE, neighbourhood, pack, parents, unpack
+
+
+class Frustum(NamedTuple):
+    """What a camera sees up to some depth."""
+
+    world_from_camera: Tensor  # [4, 4]
+    reach: Tensor  # [2] half width and half height at depth 1
+    depth: Tensor  # [] the farthest that counts
+
+    def contains(self, points: Tensor) -> Tensor:
+        """points [n, 3] in world → bool [n]."""
+        pose = self.world_from_camera.to(points)
+        x, y, z = ((points - pose[:3, 3]) @ pose[:3, :3]).unbind(-1)
+        width, height = (self.reach.to(points) * z[:, None]).unbind(-1)
+        return (z > 0) & (z <= self.depth.to(points)) & (x.abs() <= width) & (y.abs() <= height)
 
 
 class VoxelGrid:
@@ -86,6 +103,14 @@ class VoxelGrid:
             hits = self.find_at(around, level)
             found.append(hits[hits >= 0])
         return torch.cat(found).unique()
+
+    def inside(self, frustum: Frustum, edge: float) -> Tensor:
+        """Finest-level keys of the middles of all voxels inside; edge: of the finest cells."""
+        voxels = self.voxels
+        wide = 2 ** self.level[voxels][:, None]
+        cells = unpack(self.key[voxels]) * wide + wide // 2
+        centres = unpack(self.key[voxels]) * (wide * edge) + wide * edge / 2
+        return pack(cells[frustum.contains(centres.float())])
 
     def state(self) -> State:
         return {"key": self.key, "level": self.level, "visited": self.visited}

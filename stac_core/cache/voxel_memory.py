@@ -14,14 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stac_core.cache import key_length
 from stac_core.cache.making_room import RoomMaker
-from stac_core.cache.quantization import Codec
 from stac_core.cache.saved_state import State, tally, untally
-from stac_core.cache.voxel_grid import VoxelGrid
+from stac_core.cache.stale_pivots import merge_guarded
+from stac_core.cache.voxel_grid import Frustum, VoxelGrid
 from stac_core.cache.voxel_keys import NOWHERE, unpack
-from stac_core.cache.voxel_rows import Kind, VoxelRows
+from stac_core.cache.voxel_rows import VoxelRows
 from stac_core.config import CacheConfig
-from stac_core.kernels.voxel_merge import MergeRules, RowTokens, VoxelMerge
+from stac_core.kernels.voxel_merge import MergeCounts, MergeRules, RowState, RowTokens, VoxelMerge
 
 ROWS_AT_ONCE = 1 << 15  # bounds the dense working state of one merge
 REACH = 2  # retrieval looks this many voxel edges around what is in view
@@ -43,6 +44,7 @@ class Retrieved(NamedTuple):
     values: Tensor  # [lanes, n, D]
     bias: Tensor  # [lanes, n] float32: log of the number of tokens merged, −inf where padded
     length: Tensor  # [lanes] slots that are not padding
+    pivots: Tensor | None = None  # [lanes, ≤ n] where each came from, −1 where it is no pivot
 
 
 @dataclass
@@ -72,17 +74,9 @@ class VoxelMemory:
         key_scale: Tensor | None = None,
     ) -> None:
         """key_scale [lanes, D]: factor per channel taken out of keys before they are coded."""
-        first = config.voxel_num * lanes
-        pivots = Codec(config.pivot_bits, dim, dtype)
-        buffers = Codec(config.buffer_bits, dim, dtype)
         self.counts = VoxelCounts()
         self.grid = VoxelGrid(device)
-        self.rows = VoxelRows(
-            lanes,
-            Kind(config.voxel_buf_cap, 1, buffers, config.allocator, first, device),
-            Kind(config.voxel_piv_cap, 3, pivots, config.allocator, first, device),
-            key_scale,
-        )
+        self.rows = VoxelRows(config, lanes, dim, dtype, device, key_scale)
         self.room = RoomMaker(config, self.grid, self.rows, merge)
         self._config, self._merge, self._dtype, self._dim = config, merge, dtype, dim
         self._rules = MergeRules(config.merge_threshold, config.gate, config.pivot_inertia)
@@ -129,11 +123,11 @@ class VoxelMemory:
         for block, (start, stop) in zip(rows.split(ROWS_AT_ONCE), pairwise(cuts), strict=False):
             here = order[start:stop]
             at = lane[here], token[here]
-            tokens = RowTokens(
-                index[here] - index[here[0]],
-                evicted.keys[at].float(), evicted.values[at].float(), evicted.score[at].float(),
-            )  # fmt: skip
-            self._insert_rows(block, tokens)
+            keys, values = evicted.keys[at].float(), evicted.values[at].float()
+            if self._config.norm_keep:
+                keys, values = key_length.widen(keys, values)
+            row = index[here] - index[here[0]]
+            self._insert_rows(block, RowTokens(row, keys, values, evicted.score[at].float()))
 
     def near(self, keys: Tensor) -> Tensor:
         """Voxels around the places in view, spilled ones brought back."""
@@ -142,6 +136,13 @@ class VoxelMemory:
         voxels = self.grid.near(keys, REACH)
         self.grid.visited[voxels] = self.moment
         return voxels
+
+    def inside(self, frustum: Frustum, edge: float) -> Tensor:
+        """Places of voxels that a camera sees, spilled ones too, as finest-level keys."""
+        found = self.grid.inside(frustum, edge)
+        if not self.room.host.records:
+            return found
+        return torch.cat([found, self.room.host.grid.inside(frustum, edge).to(found.device)])
 
     def retrieve(
         self,
@@ -169,7 +170,15 @@ class VoxelMemory:
         if with_buffer:
             buffers = self._candidates("buffers", rows)
             chosen.append(_best(buffers, buffers.figures[..., 0], budget))
-        return self._gather(chosen, budget)
+        pivots_chosen = torch.where(chosen[0].figures[..., -1] > 0, chosen[0].slots, -1)
+        return self._gather(chosen, budget)._replace(pivots=pivots_chosen)
+
+    def add_weight(self, slots: Tensor, weight: Tensor) -> None:
+        """Make pivots heavier; slots, −1 = none, and weight alike in shape."""
+        pool, here = self.rows.kinds["pivots"].pool, slots >= 0
+        figures = pool.read_figures(slots[here])
+        figures[:, 0] += weight[here]
+        pool.write_figures(slots[here], figures)
 
     def histogram(self) -> dict[int, int]:
         """How many pivots stand for how many tokens, in powers of two: {lower bound: pivots}."""
@@ -203,13 +212,20 @@ class VoxelMemory:
 
     def _insert_rows(self, rows: Tensor, tokens: RowTokens) -> None:
         before = self.rows.read(rows)
-        after, counts = self._merge(before, tokens, self._rules)
+        after, counts = self._merged(rows, before, tokens)
         if not self.room.reserve(self.rows.needed(rows, after)):
             self.counts.forgotten += len(tokens.row)
             return
-        self.rows.write(rows, before, after)
+        self.rows.write(rows, before, after, self.moment)
         for name, n in counts._asdict().items():
             setattr(self.counts, name, getattr(self.counts, name) + n)
+
+    def _merged(self, rows: Tensor, state: RowState, tokens: RowTokens) -> tuple[RowState, MergeCounts]:
+        config = self._config
+        if not config.stale_after:
+            return self._merge(state, tokens, self._rules)
+        stale = self.moment - self.rows.touched(rows) > config.stale_after
+        return merge_guarded(self._merge, state, tokens, self._rules, stale, config.stale_threshold)
 
     def _candidates(self, kind: str, rows: Tensor) -> Candidates:
         """Everything of one kind in rows [lanes, n]."""

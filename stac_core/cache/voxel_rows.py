@@ -9,10 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from stac_core.cache import key_length
 from stac_core.cache.pages import Pages
 from stac_core.cache.quantization import Codec
 from stac_core.cache.saved_state import State
 from stac_core.cache.slots import SlotPool, block_size
+from stac_core.config import CacheConfig
 from stac_core.kernels.voxel_merge import RowState
 
 
@@ -62,18 +64,24 @@ class Kind:
 
 
 class VoxelRows:
-    """Buffered tokens and pivots of all rows."""
+    """Buffered tokens and pivots of all rows.
+
+    With `norm_keep` the dense state has one more channel than what is stored, see `key_length`.
+    """
 
     def __init__(
-        self,
-        lanes: int,
-        buffers: Kind,
-        pivots: Kind,
+        self, config: CacheConfig, lanes: int, dim: int, dtype: torch.dtype, device: torch.device,
         key_scale: Tensor | None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """key_scale [lanes, D]: divides keys before they are coded; None = no coding."""
         self.lanes, self._key_scale = lanes, key_scale
-        self.kinds = {"pivots": pivots, "buffers": buffers}
+        self._shrink, self._touched = config.norm_keep, config.stale_after > 0
+        first, numbers = config.voxel_num * lanes, 3 + self._shrink + self._touched
+        pivots, buffers = Codec(config.pivot_bits, dim, dtype), Codec(config.buffer_bits, dim, dtype)
+        self.kinds = {
+            "pivots": Kind(config.voxel_piv_cap, numbers, pivots, config.allocator, first, device),
+            "buffers": Kind(config.voxel_buf_cap, 1, buffers, config.allocator, first, device),
+        }
 
     @property
     def bytes(self) -> int:
@@ -98,9 +106,12 @@ class VoxelRows:
         """The content of rows [n] in float32."""
         pivot_keys, pivot_values, pivot_figures = self._read(self.kinds["pivots"], rows)
         buffer_keys, buffer_values, buffer_figures = self._read(self.kinds["buffers"], rows)
+        if self._shrink:
+            pivot_keys, pivot_values = key_length.relax(pivot_keys, pivot_values, pivot_figures[..., 2])
+            buffer_keys, buffer_values = key_length.widen(buffer_keys, buffer_values)
         score = buffer_figures[..., 0]
         return RowState(
-            pivot_keys, pivot_values, pivot_figures[..., 0], pivot_figures[..., 1], pivot_figures[..., 2],
+            pivot_keys, pivot_values, pivot_figures[..., 0], pivot_figures[..., 1], pivot_figures[..., -1],
             buffer_keys, buffer_values, torch.where(score > 0, score, -torch.inf),
         )  # fmt: skip
 
@@ -112,23 +123,20 @@ class VoxelRows:
         """Blocks of one kind that rows with this content hold."""
         return self.kinds[name].blocks(_occupied(state)[name])
 
-    def write(self, rows: Tensor, before: RowState, after: RowState) -> None:
+    def write(self, rows: Tensor, before: RowState, after: RowState, moment: int) -> None:
         """Replace the content of rows [n], whose slots are reserved; what is as before is not coded again."""
-        held, occupied = _occupied(before), _occupied(after)
-        moved = _differ(after.pivot_keys, before.pivot_keys) | _differ(
-            after.pivot_values, before.pivot_values
-        )
-        figures = torch.stack([after.weight, after.score_sum, after.members], -1)
-        moved |= ~held["pivots"]
-        self._write("pivots", rows, occupied["pivots"], moved, figures, after.pivot_keys, after.pivot_values)
-        moved = _differ(after.buffer_keys, before.buffer_keys) | _differ(
-            after.buffer_values, before.buffer_values
-        )
+        self._write_pivots(rows, before, after, moment)
+        moved = _moved(before.buffer_keys, after.buffer_keys, before.buffer_values, after.buffer_values)
+        moved |= ~_occupied(before)["buffers"]
+        keys, values = after.buffer_keys, after.buffer_values
+        if self._shrink:
+            keys, values = keys[..., :-1], values[..., :-1]
         figures = after.buffer_score.clamp_min(0)[..., None]
-        moved |= ~held["buffers"]
-        self._write(
-            "buffers", rows, occupied["buffers"], moved, figures, after.buffer_keys, after.buffer_values
-        )
+        self._write("buffers", rows, _occupied(after)["buffers"], moved, figures, keys, values)
+
+    def touched(self, rows: Tensor) -> Tensor:
+        """When each pivot of the rows was last changed, in passes [n, pivots]."""
+        return self.figures(self.kinds["pivots"], rows)[1][..., -2]
 
     def tokens(self, rows: Tensor) -> int:
         """Tokens that the rows [n] stand for: buffered, and merged into pivots."""
@@ -179,16 +187,25 @@ class VoxelRows:
         dense[0][occupied], dense[1][occupied] = keys.float(), values.float()
         return dense[0], dense[1], figures
 
+    def _write_pivots(self, rows: Tensor, before: RowState, after: RowState, moment: int) -> None:
+        moved = _moved(before.pivot_keys, after.pivot_keys, before.pivot_values, after.pivot_values)
+        moved |= ~_occupied(before)["pivots"]
+        keys, values = after.pivot_keys, after.pivot_values
+        figures = [after.weight, after.score_sum]
+        if self._shrink:
+            keys, values, shrink = key_length.stretch(keys, values)
+            figures.append(shrink)
+        if self._touched:
+            changed = moved | (after.members != before.members)
+            figures.append(self.touched(rows).masked_fill(changed, moment))
+        figures.append(after.members)
+        occupied = _occupied(after)["pivots"]
+        self._write("pivots", rows, occupied, moved, torch.stack(figures, -1), keys, values)
+
     def _write(
-        self,
-        name: str,
-        rows: Tensor,
-        occupied: Tensor,
-        moved: Tensor,
-        figures: Tensor,
-        keys: Tensor,
+        self, name: str, rows: Tensor, occupied: Tensor, moved: Tensor, figures: Tensor, keys: Tensor,
         values: Tensor,
-    ) -> None:
+    ) -> None:  # fmt: skip
         kind = self.kinds[name]
         fresh = kind.slots(rows) < 0
         kind.fit(rows, occupied)
@@ -204,5 +221,6 @@ def _occupied(state: RowState) -> dict[str, Tensor]:
     return {"pivots": state.members > 0, "buffers": state.buffer_score > -torch.inf}
 
 
-def _differ(a: Tensor, b: Tensor) -> Tensor:
-    return (a != b).any(-1)
+def _moved(old_keys: Tensor, keys: Tensor, old_values: Tensor, values: Tensor) -> Tensor:
+    """Where a key or a value differs."""
+    return (keys != old_keys).any(-1) | (values != old_values).any(-1)

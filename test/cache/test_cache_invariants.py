@@ -63,18 +63,20 @@ def test_reported_bytes_are_the_bytes_of_the_tensors(bits):
     ret=st.integers(-1, 2), buffers=st.integers(2, 5), pivots=st.integers(2, 3), threshold=st.floats(-0.5, 1),
     gate=st.floats(0, 2), seed=st.integers(0, 9), after=st.booleans(), bits=st.sampled_from([16, 8, 4]),
     by=st.sampled_from(["weight", "near", "query"]), score=st.sampled_from(["sum", "mean"]),
-    keep_special=st.integers(0, 3), pinned=st.integers(0, 3),
+    keep_special=st.integers(0, 3), pinned=st.integers(0, 3), norm_keep=st.booleans(),
+    stale_after=st.integers(0, 3), feedback=st.sampled_from([0.0, 0.5]), subsample=st.sampled_from([1.0, 0.3]),
+    phase=st.sampled_from(["fixed", "rotating"]),
 )  # fmt: skip
 def test_any_settings_conserve_tokens_and_bound_the_live_cache(
     frames, chunk, window, hh, ret, buffers, pivots, threshold, gate, seed, after, bits, by, score,
-    keep_special, pinned,
+    keep_special, pinned, norm_keep, stale_after, feedback, subsample, phase,
 ):  # fmt: skip
     config = parity(
         chunk_size=chunk, window_size=window, hh_size=hh, retrieval_size=ret, voxel_buf_cap=buffers,
         voxel_piv_cap=pivots, merge_threshold=threshold, gate=gate, retrieve_after_merge=after,
         retrieve_by=by, score=score, pivot_bits=bits, buffer_bits=bits, keep_special=keep_special,
-        pinned_frames=pinned,
-        retrieve_buf=after,
+        pinned_frames=pinned, retrieve_buf=after, norm_keep=norm_keep, feedback=feedback,
+        stale_after=stale_after, stale_threshold=1.0, subsample=subsample, subsample_phase=phase,
     )  # fmt: skip
     walk = replace(WALK, patches=6, seed=seed)
     cache, out = run(config, walk, frames)
