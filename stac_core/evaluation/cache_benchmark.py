@@ -35,11 +35,12 @@ from stac_core.kernels.voxel_merge_torch import voxel_merge
 
 ROOM = (6.0, 2.6, 5.0)  # width, height, depth in metres
 PLACE = 0.35  # edge of the cells whose tokens resemble each other, two voxels
-RADIUS = 1.0  # of the camera's circle
+RADIUS = 1.4  # of the camera's circle
 LAP = 200  # frames for one round
 LIKENESS = 0.84  # mean cosine of keys in one voxel
-CODED: dict[str, Any] = {f"{kind}_bits": 8 for kind in ("pinned", "window", "anchor", "retrieved")}
-CODED |= {"buffer_bits": 4, "pivot_bits": 4}
+UNLIKE = 0.005  # share of tokens whose key is unlike any other
+CODED: dict[str, Any] = {f"{kind}_bits": 8 for kind in ("pinned", "window", "anchor")}
+CODED |= {"buffer_bits": 4, "pivot_bits": 4, "retrieved_bits": 4}  # what comes from the store has 4
 ROWS: dict[str, CacheConfig] = {
     "causal": CacheConfig(mode="causal"),
     "window_kv 1+8": CacheConfig(mode="window_kv", window_size=8),
@@ -97,7 +98,7 @@ class Loop:
         # The key of a place is looked up by its cell; neighbouring lanes see shifted tables.
         self._table = torch.randn(4096, dim, generator=generator).to(device, shape.dtype)
         self._shift = torch.arange(lanes, device=device)[:, None] * 97
-        self._noise = (1 / LIKENESS - 1) ** 0.5
+        self._noise = ((1 - UNLIKE) ** 2 / LIKENESS - 1) ** 0.5  # pairs with an unlike key have cosine 0
         v, u = torch.meshgrid(
             torch.linspace(-0.5, 0.5, shape.rows), torch.linspace(-0.65, 0.65, shape.columns), indexing="ij"
         )
@@ -113,6 +114,7 @@ class Loop:
         cell = (places / PLACE).floor().long().flatten(0, 1)
         hashed = (cell * torch.tensor([73856093, 19349663, 83492791], device=self._device)).sum(-1)
         keys = self._table[(hashed + self._shift) % len(self._table)]  # [lanes, n, D]
+        keys = torch.where(torch.rand_like(keys[..., :1]) < UNLIKE, torch.randn_like(keys), keys)
         keys = keys + self._noise * torch.randn_like(keys)
         n = self._network
         keys = keys.unflatten(0, (n.layers, n.heads))

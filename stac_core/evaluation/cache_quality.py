@@ -18,7 +18,8 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,7 @@ from stac_core.evaluation.scene_run import SceneRun, run_scene
 from stac_core.evaluation.score import ReconOptions, score_depth, score_pose, score_recon
 from stac_core.evaluation.trajectory_metrics import rotation_angles
 from stac_core.geometry import unproject_depth
+from stac_core.network.causal_vggt import CausalVGGT
 
 SIZE = (98, 126)  # height and width in pixels that the network in the box was trained at
 CLOUD = ReconOptions(voxel_size=0.05, threshold=0.1, icp_distance=0.0)  # pixels correspond: no registration
@@ -50,10 +52,7 @@ class Outputs:
     depth: NDArray[np.float32]  # [N, H, W]
     world_from_camera: NDArray[np.float64]  # [N, 4, 4]
     intrinsics: NDArray[np.float64]  # [N, 3, 3]
-
-    @classmethod
-    def of(cls, run: SceneRun) -> Outputs:
-        return cls(np.array(run.depth), run.trajectory.world_from_camera, run.camera_intrinsics)
+    tokens: NDArray[np.float16]  # [N, P, C] of the last layer, before any head
 
     def save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,22 +67,23 @@ class Outputs:
 
     def points(self) -> NDArray[np.float64]:
         """Every seventh pixel's point [N, n, 3] in the stream's world."""
-        tensors = (torch.from_numpy(np.asarray(a, np.float64)) for a in dataclasses.astuple(self))
-        depth, poses, intrinsics = tensors
-        points = unproject_depth(depth, intrinsics, poses)[:, ::PIXEL_STRIDE, ::PIXEL_STRIDE]
+        arrays = (self.depth, self.intrinsics, self.world_from_camera)
+        points = unproject_depth(*(torch.from_numpy(np.asarray(a, np.float64)) for a in arrays))[:, ::PIXEL_STRIDE, ::PIXEL_STRIDE]
         return points.flatten(1, 2).numpy()
 
 
 def distances(ours: Outputs, reference: Outputs, lap: int) -> dict[str, float]:
     """How far two runs of one network over one scene are apart, over all frames and from `lap` on.
 
-    Depth relative to the reference's, turns in degrees, camera centres and points in units of the
+    Tokens by the norm of the difference and depth by its size, both relative to the reference's, turns in degrees, camera centres and points in units of the
     reference's median depth. Nothing is aligned: both streams share the camera of frame 0 and its scale.
     """
     scale = float(np.median(reference.depth))
     turn = np.swapaxes(reference.world_from_camera[:, :3, :3], 1, 2) @ ours.world_from_camera[:, :3, :3]
     centres = ours.world_from_camera[:, :3, 3] - reference.world_from_camera[:, :3, 3]
+    theirs = reference.tokens.astype(np.float32)
     per_frame = {
+        "tokens": np.linalg.norm(ours.tokens - theirs, axis=(1, 2)) / np.linalg.norm(theirs, axis=(1, 2)),
         "depth": (np.abs(ours.depth - reference.depth) / reference.depth).mean((1, 2)),
         "rotation": rotation_angles(turn),
         "centre": np.linalg.norm(centres, axis=-1) / scale,
@@ -123,17 +123,21 @@ class Study:
             return
         scratch = self._folder / "scratch"
         started = time.process_time()
-        run = run_scene(world, self._loaded.network, Config(cache=config), scratch)
+        with _tokens(self._loaded.network) as tokens:
+            run = run_scene(world, self._loaded.network, Config(cache=config), scratch)
         cpu_ms = 1000 * (time.process_time() - started) / len(world)
+        outputs = Outputs(
+            np.array(run.depth), run.trajectory.world_from_camera, run.camera_intrinsics, np.concatenate(tokens)
+        )
         if name == row.reference:
-            Outputs.of(run).save(self._outputs(name, world))
+            outputs.save(self._outputs(name, world))
         result = {
             **key,
             "row": name,
             "window": config.window_size,
             "cache_bytes": int(run.cache_bytes[-1]),
             "cpu_ms_per_frame": cpu_ms,
-            **distances(Outputs.of(run), Outputs.load(self._outputs(row.reference, world)), world.lap),
+            **distances(outputs, Outputs.load(self._outputs(row.reference, world)), world.lap),
             **truth_errors(run, world),
         }
         shutil.rmtree(scratch)
@@ -180,6 +184,19 @@ class Study:
         key = self._key(name, ROWS[name].config, world)
         digest = hashlib.sha256(repr(sorted(key.items())).encode()).hexdigest()[:8]
         return self._folder / "outputs" / f"{world.name}_{digest}.npz"
+
+
+@contextmanager
+def _tokens(network: CausalVGGT) -> Iterator[list[NDArray[np.float16]]]:
+    """Collects the last layer's tokens [S, P, C] of every pass."""
+    seen: list[NDArray[np.float16]] = []
+    hook = network.aggregator.register_forward_hook(
+        lambda module, inputs, outputs: seen.append(outputs.layers[-1][0].half().cpu().numpy())
+    )
+    try:
+        yield seen
+    finally:
+        hook.remove()
 
 
 def needed_rows(names: Sequence[str]) -> list[str]:

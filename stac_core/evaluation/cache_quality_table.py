@@ -10,18 +10,19 @@ from stac_core.evaluation.cache_rows import DEFAULT, ROWS
 from stac_core.evaluation.results import MIB
 from stac_core.evaluation.results import Row as Result
 
-YARDSTICK = "points_after_loop"
+YARDSTICK = "tokens_after_loop"
 # column → heading, factor, digits
 COST = {"cache_bytes": ("MiB", 1 / MIB, 1), "cpu_ms_per_frame": ("CPU ms/frame", 1, 0)}
 TO_REFERENCE = {
-    "depth_to_reference": ("depth %", 100, 1),
-    "rotation_to_reference": ("rotation °", 1, 2),
-    "centre_to_reference": ("centre %", 100, 1),
-    "points_to_reference": ("points %", 100, 1),
-    "depth_after_loop": ("depth % after loop", 100, 1),
-    "rotation_after_loop": ("rotation ° after loop", 1, 2),
-    "centre_after_loop": ("centre % after loop", 100, 1),
-    YARDSTICK: ("points % after loop", 100, 1),
+    f"{name}_{when}": (f"{heading}{after}", factor, digits)
+    for when, after in (("to_reference", ""), ("after_loop", " after loop"))
+    for name, heading, factor, digits in (
+        ("tokens", "tokens %", 100, 1),
+        ("depth", "depth %", 100, 1),
+        ("rotation", "rotation °", 1, 1),
+        ("centre", "centre %", 100, 2),
+        ("points", "points %", 100, 0),
+    )
 }
 TO_TRUTH = {
     "abs_rel": ("AbsRel", 1, 3),
