@@ -36,7 +36,7 @@ MAY_IMPORT = {  # part of stac_core → the parts it may import
     "__init__": METHOD,
 }
 # Benchmarks take the method apart to time its pieces.
-BENCHMARKS = {"evaluation/gpu", "evaluation/benchmark_gpu.py", "evaluation/cache_benchmark.py"}
+BENCHMARKS = {"evaluation/gpu", "evaluation/benchmark_gpu.py", "evaluation/cache_benchmark"}
 # The ROS side: public names and configuration; the replay also reads recordings, which are data.
 FOR_ROS = {"stac_core", "stac_core.config", "stac_core.settings"}
 FOR_SOURCES = FOR_ROS | {

@@ -68,15 +68,18 @@ class Outputs:
     def points(self) -> NDArray[np.float64]:
         """Every seventh pixel's point [N, n, 3] in the stream's world."""
         arrays = (self.depth, self.intrinsics, self.world_from_camera)
-        points = unproject_depth(*(torch.from_numpy(np.asarray(a, np.float64)) for a in arrays))[:, ::PIXEL_STRIDE, ::PIXEL_STRIDE]
+        points = unproject_depth(*(torch.from_numpy(np.asarray(a, np.float64)) for a in arrays))[
+            :, ::PIXEL_STRIDE, ::PIXEL_STRIDE
+        ]
         return points.flatten(1, 2).numpy()
 
 
 def distances(ours: Outputs, reference: Outputs, lap: int) -> dict[str, float]:
     """How far two runs of one network over one scene are apart, over all frames and from `lap` on.
 
-    Tokens by the norm of the difference and depth by its size, both relative to the reference's, turns in degrees, camera centres and points in units of the
-    reference's median depth. Nothing is aligned: both streams share the camera of frame 0 and its scale.
+    Tokens by the norm of the difference and depth by its size, both relative to the reference's; turns in
+    degrees; camera centres and points in units of the reference's median depth. Nothing is aligned: both
+    streams share the camera of frame 0 and its scale.
     """
     scale = float(np.median(reference.depth))
     turn = np.swapaxes(reference.world_from_camera[:, :3, :3], 1, 2) @ ours.world_from_camera[:, :3, :3]
@@ -127,7 +130,10 @@ class Study:
             run = run_scene(world, self._loaded.network, Config(cache=config), scratch)
         cpu_ms = 1000 * (time.process_time() - started) / len(world)
         outputs = Outputs(
-            np.array(run.depth), run.trajectory.world_from_camera, run.camera_intrinsics, np.concatenate(tokens)
+            np.array(run.depth),
+            run.trajectory.world_from_camera,
+            run.camera_intrinsics,
+            np.concatenate(tokens),
         )
         if name == row.reference:
             outputs.save(self._outputs(name, world))

@@ -60,14 +60,19 @@ def tables(results: Sequence[Result]) -> str:
 def against_default(results: Sequence[Result], name: str) -> tuple[float, int, int]:
     """Geometric mean over worlds of a row's yardstick over the default's; worlds it wins, worlds in all."""
     baseline = {row["scene"]: row[YARDSTICK] for row in _of(results, DEFAULT)}
-    ratios = [row[YARDSTICK] / baseline[row["scene"]] for row in _of(results, name) if baseline.get(row["scene"])]
+    ratios = [
+        row[YARDSTICK] / baseline[row["scene"]] for row in _of(results, name) if baseline.get(row["scene"])
+    ]
     if not ratios or not all(ratios):
         return math.nan, 0, len(ratios)
     return statistics.geometric_mean(ratios), sum(ratio < 1 for ratio in ratios), len(ratios)
 
 
 def _table(
-    results: Sequence[Result], names: Sequence[str], columns: dict[str, tuple[str, float, int]], compared: bool = False
+    results: Sequence[Result],
+    names: Sequence[str],
+    columns: dict[str, tuple[str, float, int]],
+    compared: bool = False,
 ) -> str:
     headings = [heading for heading, _, _ in columns.values()] + (["against `stac`"] if compared else [])
     lines = ["| row | " + " | ".join(headings) + " |", "|---" * (len(headings) + 1) + "|"]

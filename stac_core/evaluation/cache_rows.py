@@ -62,9 +62,7 @@ ROWS: dict[str, Row] = {
     "int8 live, int4 store": Row("storage", _stac(**_bits(8, 4, 4))),
     "int8 live, int4 store, 16-bit pinned": Row("storage", _stac(**_bits(8, 4, 4, pinned=16))),
     "int4 live, int4 store": Row("storage", _stac(**_bits(4, 4, 4))),
-    "lengths not widened with the patch": _switch(
-        voxel_size=0.05 / COARSENESS, edge_test=0.1 / COARSENESS
-    ),
+    "lengths not widened with the patch": _switch(voxel_size=0.05 / COARSENESS, edge_test=0.1 / COARSENESS),
     "voxel_size 0.025": _switch(voxel_size=0.025),
     "voxel_size 0.1": _switch(voxel_size=0.1),
     "edge_test off": _switch(edge_test=0.0),
