@@ -197,11 +197,22 @@ class CacheConfig:
     pinned_frames: int = setting(
         1, "first frames kept for ever: they carry the coordinate frame", minimum=0, unit="frames"
     )
+    first_confidence: float = setting(
+        0.0,
+        "mean confidence that a chunk needs to begin the stream, as a bad reference hurts for ever; 0 = any",
+        minimum=0.0,
+    )
     camera_window: int = setting(
         64,
         "frames the pose head looks back in stac and xstream; constant cost, and "
         "long enough to keep poses consistent",
         minimum=1,
+        unit="frames",
+    )
+    repose_frames: int = setting(
+        0,
+        "frames whose poses can be read again with all later knowledge, 8 KiB each at full size; 0 = none",
+        minimum=0,
         unit="frames",
     )
 
@@ -359,6 +370,12 @@ class CacheConfig:
     pivot_bits: int = setting(
         16, "storage of merged tokens; means tolerate rounding best", choices=CACHE_BITS
     )
+    pivot_rounding: str = setting(
+        "nearest",
+        "of coded merged tokens: nearest, or stochastic = up or down by chance, since an update smaller "
+        "than half a step would else be lost every time",
+        choices=("nearest", "stochastic"),
+    )
 
     # XStreamVGGT
     xstream_budget: int = setting(0, "tokens per layer; 0 = four frames' worth", minimum=0, unit="tokens")
@@ -379,6 +396,9 @@ class CacheConfig:
         if self.stale_after and self.stale_threshold < self.merge_threshold:
             why = f"stale merged tokens must be stricter than merge_threshold = {self.merge_threshold}"
             raise refuse(self, "stale_threshold", why, self.merge_threshold)
+        if self.memory_budget and not self.rules.bounded:
+            why = f"mode {self.mode!r} keeps every frame, so no limit can hold; choose another mode"
+            raise refuse(self, "memory_budget", why, 0)
         if self.memory_budget and self.retrieval_size < 0:
             raise refuse(
                 self, "retrieval_size", "a retrieved set without a limit has no place in a budget", 2

@@ -25,6 +25,7 @@ class Prediction:
     depth_confidence: Tensor  # [S, H, W]
     points: Tensor | None = None  # [S, H, W, 3] the point head's own points, in world
     point_confidence: Tensor | None = None  # [S, H, W]
+    camera_tokens: Tensor | None = None  # [S, 2C] what the poses were read from; stays in the session
 
     @property
     def frames(self) -> int:

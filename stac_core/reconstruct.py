@@ -69,9 +69,10 @@ def reconstruct(given: argparse.Namespace, config: Config) -> None:
             progress.set_postfix_str(f"cache {session.stats().cache.bytes / 2**20:.1f} MiB")
     if given.save_stream:
         session.save(given.save_stream)
-    result.write(
-        session.stats(), {"source": sequence.name, "weights": loaded.weights, "given": given_flags(given)}
-    )
+    about: dict[str, object] = {"source": sequence.name, "weights": loaded.weights}
+    result.write(session.stats(members=True), {**about, "given": given_flags(given)})
+    if config.cache.repose_frames:
+        result.write_reposed(*session.repose(), session.stats().cache.frames_seen)
 
 
 class Reconstruction:
@@ -115,6 +116,17 @@ class Reconstruction:
             self._output / "stats.json", json.dumps({**numbers, "stats": asdict(stats)}, indent=1).encode()
         )
         print(f"{len(path)} frames, {len(points)} points, cache {stats.cache.bytes} bytes → {self._output}")
+
+    def write_reposed(self, frames: Tensor, world_from_camera: Tensor, seen: int) -> None:
+        """trajectory_reposed.tum: poses read again, of the frames [n] of this run.
+
+        seen: frames of the stream, which may have begun before this run, or later in it.
+        """
+        place = frames.numpy() - seen + len(self._stamps)
+        own = place >= 0
+        stamps = np.array(self._stamps, np.int64)[place[own]]
+        path = Trajectory(stamps, world_from_camera.cpu().double().numpy()[own])
+        write_tum(self._output / "trajectory_reposed.tum", path)
 
 
 class ThinnedCloud:

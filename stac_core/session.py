@@ -5,20 +5,23 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from stac_core.cache import open_cache
+from stac_core.cache.camera_tokens import Cameras
 from stac_core.cache.offline_cache import OfflineCache
+from stac_core.cache.one_pass import OnePass
 from stac_core.cache.saved_state import read_state, write_state
 from stac_core.cache.stats import CacheStats
 from stac_core.cache.token_positions import TokenPositions, View, token_positions
 from stac_core.config import Config
-from stac_core.geometry import unproject_depth
+from stac_core.geometry import decode_pose, unproject_depth
 from stac_core.images import ImageGeometry, prepare_images
 from stac_core.kernels.select import select_kernels
 from stac_core.network.causal_vggt import CausalVGGT
@@ -55,7 +58,8 @@ class StreamSession:
         """1 … `cache.chunk_size` new frames, uint8 RGB [H, W, 3] of one size → Prediction [S, …].
 
         Frames of one step see each other and what is kept of the past. ValueError where the frames do
-        not fit the stream; whatever is raised, the stream is as it was before the step.
+        not fit the stream; whatever is raised, the stream is as it was before the step. It also is where a
+        first chunk does not reach `cache.first_confidence`.
         """
         started = time.perf_counter()
         pixels, geometry = prepare_images(images, self.config.image, self._network.config.image_size)
@@ -64,10 +68,11 @@ class StreamSession:
         prediction = self._network(pixels[None].to(self._device), self._cache, points=wants_points)
         prediction = prediction.map(lambda t: t[0])
         predicted = self._now()
-        self._cache.settle(self._positions(prediction))
+        if self._cache.frames_seen or self._can_begin(prediction):
+            self._cache.settle(self._positions(prediction), _cameras(prediction))
         self._times_ms = _milliseconds(started, prepared, predicted, self._now())
         self.geometry = geometry
-        return prediction
+        return replace(prediction, camera_tokens=None)
 
     def reset(self) -> None:
         """Forget everything: the next frame begins a new stream."""
@@ -79,6 +84,24 @@ class StreamSession:
         if isinstance(self._cache, OfflineCache):
             raise ValueError(f"cache.mode = {self.config.cache.mode!r} keeps no frames")
         self._cache.pin(frame)
+
+    @torch.inference_mode()
+    def repose(self, move_voxels: bool = False) -> tuple[Tensor, Tensor]:
+        """Read the poses of the frames kept by `cache.repose_frames` again, with all later knowledge.
+
+        → frame numbers [n] and world_from_camera [n, 4, 4]. The stream stays as it is, except that with
+        `move_voxels` merged tokens move with the frames that saw them. ValueError where nothing is kept.
+        """
+        if isinstance(self._cache, OfflineCache):
+            raise ValueError(f"cache.mode = {self.config.cache.mode!r} keeps no frames")
+        kept, every_frame = self._cache.camera_tokens, OnePass("full")
+        tokens = kept.tokens
+        every_frame.begin(len(tokens), 1)
+        encoding = self._network.camera_head(tokens[None], every_frame)[-1][0]
+        poses = decode_pose(encoding, 1, 1)[0]
+        if move_voxels:
+            self._cache.follow(poses)
+        return kept.frames, poses
 
     def save(self, path: str | Path) -> None:
         """Write the whole stream as one safetensors file, to be resumed by `load`.
@@ -103,8 +126,9 @@ class StreamSession:
             raise ValueError(f"{path} lacks {missing}: save the stream again") from missing
         self._cache, self.geometry = cache, None
 
-    def stats(self) -> SessionStats:
-        return SessionStats(self._cache.stats(), *self._times_ms)
+    def stats(self, members: bool = False) -> SessionStats:
+        """members: also count merged tokens by how many they stand for, which looks at every one."""
+        return SessionStats(self._cache.stats(members), *self._times_ms)
 
     def _about(self) -> dict[str, Any]:
         """What a saved stream must agree on with this one."""
@@ -115,6 +139,11 @@ class StreamSession:
         }
         settings = {f"{n}.{k}": v for n, section in sections.items() for k, v in asdict(section).items()}
         return json.loads(json.dumps(settings))  # tuples become lists, as in the file
+
+    def _can_begin(self, prediction: Prediction) -> bool:
+        """Whether a first chunk is good enough to be what everything else refers to."""
+        least = self.config.cache.first_confidence
+        return not least or float(prediction.depth_confidence.mean()) >= least
 
     def _positions(self, prediction: Prediction) -> TokenPositions | None:
         """Where the chunk's tokens lie in world, if the memory asks."""
@@ -145,6 +174,12 @@ class StreamSession:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         return time.perf_counter()
+
+
+def _cameras(prediction: Prediction) -> Cameras | None:
+    """What the poses were read from, and they."""
+    tokens = prediction.camera_tokens
+    return None if tokens is None else Cameras(tokens, prediction.world_from_camera)
 
 
 def _view(prediction: Prediction) -> View:

@@ -60,9 +60,14 @@ class AnchorStore:
     def renew(
         self, window: TokenStore, leaving: Tensor, choice: Choice, capacity: int, evict: bool
     ) -> Evicted | None:
-        """Keep the chosen of the candidates; → the others, where `evict` says that somebody wants them."""
+        """Keep the chosen of the candidates; → the others, where `evict` says that somebody wants them.
+
+        The chosen are written to fresh buffers, so that a step that fails can go back.
+        """
         score, born = self.candidates(window, leaving)
         voxel = self._voxels(window, leaving)
+        self.memory.adopt(window.memory)
+        renewed = self.memory.emptied()
         keys, values = [], []
         for layer, (kept, dropped) in enumerate(zip(choice.kept, choice.dropped, strict=True)):
             fields = self._joined(window, leaving, layer)
@@ -70,7 +75,8 @@ class AnchorStore:
                 gone = self.memory.decode(layer, tuple(_gather(field, dropped) for field in fields))
                 keys.append(gone[0])
                 values.append(gone[1])
-            self.memory.put(layer, 0, tuple(_gather(field, kept) for field in fields), capacity, 0)
+            renewed.put(layer, 0, tuple(_gather(field, kept) for field in fields), capacity, 0)
+        self.memory = renewed
         evicted = None
         if evict:
             out = choice.dropped
@@ -84,7 +90,7 @@ class AnchorStore:
 
     def _joined(self, window: TokenStore, leaving: Tensor, layer: int) -> tuple[Tensor, ...]:
         """Stored fields [heads, n, …] of the anchors and of the leaving tokens."""
-        source = window.memory.fields(layer)
+        source = window.fields(layer)
         slots = leaving.to(source[0].device)
         new = self.memory.convert(window.memory, layer, tuple(field[:, slots] for field in source))
         if not self.length:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor
 
@@ -91,10 +89,23 @@ class KeyValues:
         for buffer, part in zip(fields, new, strict=True):
             buffer[:, start : start + part.shape[1]] = part
 
-    def compact(self, slots: Tensor) -> None:
-        """Move the tokens of `slots` to the front."""
-        for buffer in self._buffers():
-            buffer[:, : len(slots)] = buffer[:, slots.to(buffer.device)]
+    def compact(self, layer: int, slots: Tensor) -> None:
+        """Move the tokens of `slots` [n], on the host and ascending, to the front of one layer."""
+        fields = self._layers[layer]
+        if fields is None:
+            return
+        first, count = int(slots[0]) if len(slots) else 0, len(slots)
+        in_one_piece = not count or int(slots[-1]) - first + 1 == count
+        where = slice(first, first + count) if in_one_piece else slots.to(fields[0].device)
+        moved = [buffer[:, where].clone() for buffer in fields]  # all copies before the first change
+        for buffer, part in zip(fields, moved, strict=True):
+            buffer[:, :count] = part
+
+    def emptied(self) -> KeyValues:
+        """Another memory of the same kind, with nothing in it."""
+        other = KeyValues(len(self._layers), self._bits, self._scale)
+        other._codec = self._codec
+        return other
 
     def take(self, other: KeyValues, slots: Tensor, start: int, capacity: int) -> None:
         """Copy the tokens in `slots` of another memory to slot `start` and on."""
@@ -106,7 +117,7 @@ class KeyValues:
 
     def convert(self, other: KeyValues, layer: int, fields: Fields) -> Fields:
         """Stored fields of another memory as those of this one; codes are copied, not coded again."""
-        self._adopt(other)
+        self.adopt(other)
         return fields if self._bits == other._bits else self.encode(layer, *other.decode(layer, fields))
 
     def encode(self, layer: int, keys: Tensor, values: Tensor) -> Fields:
@@ -126,7 +137,7 @@ class KeyValues:
         keys, values = self._codec.decode(fields[:half]), self._codec.decode(fields[half:])
         return (keys.float() * self._scale_of(layer)).to(keys.dtype), values
 
-    def _adopt(self, other: KeyValues) -> None:
+    def adopt(self, other: KeyValues) -> None:
         """Be ready to decode what another memory of the same stream has encoded."""
         if self._codec is None and other._codec is not None:
             self._codec = Codec(self._bits, other._codec.dim, other._codec.dtype)
@@ -157,9 +168,6 @@ class KeyValues:
         if scale is None:
             raise RuntimeError(f"layer {layer} has no key scale: it is fixed by the first frame")
         return scale
-
-    def _buffers(self) -> Iterable[Tensor]:
-        return (field for fields in self._layers if fields is not None for field in fields)
 
 
 def _allocate(like: Fields, capacity: int, old: Fields | None, valid: int) -> Fields:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stac_core.cache.fusing import fused_content
 from stac_core.cache.saved_state import State, tally, untally
 from stac_core.cache.slots import SlotPool
 from stac_core.cache.spilled import SpilledVoxels
@@ -18,11 +19,10 @@ from stac_core.cache.voxel_grid import VoxelGrid
 from stac_core.cache.voxel_keys import parents, unpack
 from stac_core.cache.voxel_rows import VoxelRows
 from stac_core.config import CacheConfig
-from stac_core.kernels.voxel_merge import MergeRules, RowState, RowTokens, VoxelMerge
-from stac_core.kernels.voxel_merge_torch import fold_in
+from stac_core.kernels.voxel_merge import MergeRules, RowState, VoxelMerge
 
 SHARE = 16  # one step makes room by this part of all voxels
-GRID_BYTES = 40  # per voxel: key, level, visit, and its entry in the sorted index
+GRID_BYTES = 60  # per voxel: key, level, visit, place, frame, and its entry in the sorted index
 ROWS_AT_ONCE = 1 << 15  # bounds the dense working state
 
 
@@ -64,9 +64,10 @@ class RoomMaker:
 
     def enter(self, keys: Tensor) -> None:
         """Have a voxel for each of these different finest-level keys, as far as there is room."""
-        self.recall(self.host.grid.find(keys.to("cpu")))
+        if self.host.records:
+            self.recall(self.host.grid.find(keys.to("cpu")))
         found = self._grid.find(keys)
-        self._grid.visited[found[found >= 0]] = self._moment
+        self._grid.visit(found[found >= 0], self._moment)
         missing = keys[found < 0]
         added = missing[: self._voxels_for(len(missing))]
         self._grid.add(added, 0, self._moment)
@@ -78,7 +79,7 @@ class RoomMaker:
             record = self.host.records[number]
             if not self._voxels_for(1) or not self.reserve(record.blocks):
                 return
-            voxel = self._grid.add(record.key[None], record.level, self._moment)
+            voxel = self._grid.copy(self.host.grid, torch.tensor([number]), self._moment)
             self.host.restore(number, voxel)
             self.counts.reloaded += 1
 
@@ -144,21 +145,25 @@ class RoomMaker:
 
     def _forget(self) -> bool:
         voxels = self._unvisited()[: self._batch()]
+        self.forget(voxels)
+        return len(voxels) > 0
+
+    def forget(self, voxels: Tensor) -> None:
+        """Lose the content of voxels [n], and count it."""
         rows = self._rows.of_voxels(voxels).flatten()
         self.counts.forgotten += len(voxels)
         self.counts.forgotten_tokens += self._rows.tokens(rows)
         self._drop(voxels, rows)
-        return len(voxels) > 0
 
     def _spill(self) -> bool:
         room = self._config.host_budget - self.host.bytes
         spilled = 0
         for voxel in self._unvisited()[: self._batch(), None] if room > 0 else ():
-            record = self.host.record(self._grid, voxel)
+            record = self.host.record(voxel)
             if record.bytes > room:
                 break
             room -= record.bytes
-            self.host.keep(record)
+            self.host.keep(record, self._grid, voxel)
             self._drop(voxel, self._rows.of_voxels(voxel).flatten())
             spilled += 1
         self.counts.spilled += spilled
@@ -168,7 +173,8 @@ class RoomMaker:
         """Fuse voxels into wider ones, those far from the camera first."""
         for level in range(1, self._config.coarsen_levels + 1):
             families = self._families(level)
-            if families is not None and self._fuse(*families, level):
+            if families is not None and self.fuse(*families, level):
+                self.counts.coarsened += len(families[0])
                 return True
         return False
 
@@ -201,44 +207,29 @@ class RoomMaker:
 
     def _distance(self, keys: Tensor, level: int) -> Tensor:
         """From the camera to the cells, in finest cells; the same for all where no camera is known."""
-        if self._camera_cell is None:
+        if self._camera_cell is None or not bool(self._camera_cell.isfinite().all()):
             return torch.ones(len(keys), device=keys.device)
         centre = (unpack(keys).double() + 0.5) * 2**level
         return (centre - self._camera_cell.to(centre)).norm(dim=-1)
 
-    def _fuse(self, voxels: Tensor, family: Tensor, keys: Tensor, level: int) -> bool:
-        """Pivots join by the re-merge rule, buffered tokens by an ordinary insertion without gate.
+    def fuse(self, voxels: Tensor, family: Tensor, keys: Tensor, level: Tensor | int) -> bool:
+        """Make one voxel of each family: voxels [n], their family [n]; keys and level of the families.
 
         False, and nothing has changed, where pivots made from buffered tokens would find no slots.
         """
-        lanes = self._rows.lanes
-        source = self._rows.of_voxels(voxels)  # [n, lanes]
-        target = family[:, None] * lanes + torch.arange(lanes, device=family.device)
-        content = self._rows.read(source.flatten())
-        state = RowState(*(part.new_zeros(len(keys) * lanes, *part.shape[1:]) for part in content))
-        state = state._replace(buffer_score=torch.full_like(state.buffer_score, -torch.inf))
-        order = _ordinals(family)
-        for turn in range(int(order.max()) + 1):
-            now = (order == turn).repeat_interleave(lanes)
-            for slot in range(content.members.shape[1]):
-                pivot = RowState(*(part[now, slot : slot + 1] for part in content))
-                fold_in(state, target.flatten()[now], pivot)
-        row, place = (content.buffer_score > -torch.inf).nonzero().unbind(-1)
-        waiting = RowTokens(
-            target.flatten()[row], content.buffer_keys[row, place], content.buffer_values[row, place],
-            content.buffer_score[row, place],
-        )  # fmt: skip
-        fused, _ = self._merge(state, waiting, self._rules)
-        if not self._fits(source.flatten(), fused):
+        state, fused = fused_content(self._rows, voxels, family, len(keys), self._merge, self._rules)
+        source = self._rows.of_voxels(voxels).flatten()
+        if not self._fits(source, fused):
             return False
-        visited = self._grid.visited[voxels]
-        newest = visited.new_zeros(len(keys)).scatter_reduce_(0, family, visited, "amax")
-        self._drop(voxels, source.flatten())
-        wide = self._grid.add(keys, level, newest)
-        self._rows.write(
-            self._rows.of_voxels(wide).flatten(), state, fused, self._moment
-        )  # every slot is fresh
-        self.counts.coarsened += len(voxels)
+        newest = _newest(family, self._grid.frame[voxels], len(keys))
+        visited = _newest(family, self._grid.visited[voxels], len(keys))
+        places, frames = self._grid.place[voxels[newest]], self._grid.frame[voxels[newest]]
+        moments = self._grid.visited[voxels[visited]]
+        self._drop(voxels, source)
+        wide = self._grid.add(keys, level, moments)
+        self._grid.see(wide, places, frames)
+        # Every slot is fresh; under `stale_after`, pivots that nobody joins just now are stale from here on.
+        self._rows.write(self._rows.of_voxels(wide).flatten(), state, fused, self._moment)
         return True
 
     def _fits(self, source: Tensor, state: RowState) -> bool:
@@ -257,9 +248,7 @@ class RoomMaker:
         self._grid.remove(voxels)
 
 
-def _ordinals(family: Tensor) -> Tensor:
-    """Place of each member within its family [n]."""
-    order = family.sort(stable=True).indices
-    _, index, size = family[order].unique_consecutive(return_inverse=True, return_counts=True)
-    place = torch.arange(len(family), device=family.device) - (size.cumsum(0) - size)[index]
-    return torch.empty_like(place).scatter_(0, order, place)
+def _newest(family: Tensor, moments: Tensor, families: int) -> Tensor:
+    """Which member [families] of each family has the highest moment."""
+    order = moments.sort(stable=True).indices
+    return torch.zeros(families, dtype=torch.int64, device=family.device).scatter_(0, family[order], order)

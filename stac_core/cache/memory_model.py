@@ -57,15 +57,18 @@ def live_bytes(config: CacheConfig, network: NetworkConfig, tokens_per_frame: in
     anchors = anchor_tokens(config, frame) * lanes
     total = store(config.pinned_frames, frame, config.pinned_bits) + store(window, frame, config.window_bits)
     total += anchors * (token_bytes(config.anchor_bits, dim, dtype) + ANCHOR_NOTES)
-    total += store(config.keep_special, network.special_tokens, config.window_bits)
+    if config.keep_special:
+        ring = config.keep_special + config.chunk_size
+        total += store(ring, network.special_tokens, config.window_bits)
     if config.rules.voxels and config.retrieval_size > 0:
         retrieved = config.retrieval_size * frame * lanes
         total += retrieved * (token_bytes(config.retrieved_bits, dim, dtype) + 4)  # 4: the bias
         total += 4 * retrieved if config.feedback else 0  # where each came from
-        total += 8 * config.window_size * frame  # places seen recently
+        total += 8 * (config.window_size * frame + 1)  # places seen recently, and how many had none
         total += 64 if config.prefetch else 0  # the last pose
     if config.coded:
         total += 4 * lanes * dim  # the key scale
+    total += config.repose_frames * 4 * (2 * network.width + 16)
     entries = config.pinned_frames + camera_frames(config) + config.chunk_size
     entries *= network.camera_iterations * network.camera_blocks
     return total + entries * (2 * 2 * network.width * 4) + 2 * 8 * entries

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from stac_core.cache.camera_tokens import Cameras
 from stac_core.cache.one_pass import OnePass
 from stac_core.cache.stats import CacheStats
 from stac_core.cache.token_positions import TokenPositions
@@ -32,8 +33,8 @@ class OfflineCache(OnePass):
 
     wants_positions = False
 
-    def settle(self, positions: TokenPositions | None = None) -> None:
+    def settle(self, positions: TokenPositions | None = None, cameras: Cameras | None = None) -> None:
         self.frames_seen, self._frames = self._frames, 0
 
-    def stats(self) -> CacheStats:
+    def stats(self, members: bool = False) -> CacheStats:
         return CacheStats(frames_seen=self.frames_seen)

@@ -52,15 +52,19 @@ class Codec:
         codes = Column(self.dim * self.bits // 8, torch.uint8)
         return codes, Column(2 * self._groups, torch.float16)
 
-    def encode(self, x: Tensor) -> tuple[Tensor, ...]:
-        """[..., dim] → its stored fields."""
+    def encode(self, x: Tensor, chance: torch.Generator | None = None) -> tuple[Tensor, ...]:
+        """[..., dim] → its stored fields, rounded to the nearest code, or up and down by `chance`."""
         if self.exact:
             return (x.to(self.dtype),)
         groups = _in_groups(x.float(), self._groups)
         offset = groups.amin(-1, keepdim=True).half()
         levels = 2**self.bits - 1
         scale = ((groups.amax(-1, keepdim=True) - offset.float()) / levels).clamp_min(SMALLEST_SCALE).half()
-        codes = ((groups - offset.float()) / scale.float()).round().clamp(0, levels).to(torch.uint8)
+        steps = (groups - offset.float()) / scale.float()
+        if chance is not None:
+            rounding = torch.rand(steps.shape, generator=chance, device=steps.device)
+            steps = steps + rounding - 0.5
+        codes = steps.round().clamp(0, levels).to(torch.uint8)
         return self._pack(codes.flatten(-2)[..., : self.dim]), torch.cat([scale, offset], -1).flatten(-2)
 
     def decode(self, fields: tuple[Tensor, ...]) -> Tensor:

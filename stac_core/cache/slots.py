@@ -80,11 +80,14 @@ class SlotPool:
         )
         return keys if scale is None else keys * scale.to(keys.dtype), values
 
-    def write(self, slots: Tensor, keys: Tensor, values: Tensor, scale: Tensor | None) -> None:
-        """Store keys and values [n, D] in different slots."""
+    def write(
+        self, slots: Tensor, keys: Tensor, values: Tensor, scale: Tensor | None,
+        chance: torch.Generator | None = None,
+    ) -> None:  # fmt: skip
+        """Store keys and values [n, D] in different slots; chance: see `Codec.encode`."""
         keys = keys if scale is None else keys / scale
         for names, part in zip(self._names, (keys, values), strict=True):
-            for name, field in zip(names, self._codec.encode(part), strict=True):
+            for name, field in zip(names, self._codec.encode(part, chance), strict=True):
                 self._pages.write(name, slots, field)
 
     def read_figures(self, slots: Tensor) -> Tensor:

@@ -34,45 +34,55 @@ class SpatialMemory:
     ) -> None:  # fmt: skip
         self.retrieved: RetrievedSet | None = None
         self.edge = 0.0  # of the finest voxels, in units of the prediction; 0 = not known yet
-        self.unplaced = 0  # tokens that had no place, of patches
         self._config, self._network, self._scale = config, network, scale
         coded = min(config.buffer_bits, config.pivot_bits) < 16
         lanes, dim = network.layers * network.heads, network.width // network.heads
         self.voxels = VoxelMemory(config, lanes, dim, dtype, device, merge, scale.lanes if coded else None)
+        self._unplaced = torch.zeros((), dtype=torch.int64, device=device)  # patches that had no place
         self._recent = torch.empty(0, dtype=torch.int64, device=device)  # keys of the last window_size frames
         self._pose: Tensor | None = None  # [4, 4] world_from_camera of the last pass, for `prefetch`
         self._ahead: Frustum | None = None  # what the next pass will see, until retrieval
         self._chosen: Tensor | None = None  # [lanes, n] int32: slots of what is retrieved, for `feedback`
 
     @property
+    def device(self) -> torch.device:
+        return self._recent.device
+
+    @property
     def bytes(self) -> int:
         """Allocated for places and for the retrieved set; the voxels count themselves."""
-        notes = (self._recent, self._pose, self._chosen)
+        notes = (self._recent, self._unplaced, self._pose, self._chosen)
         places = sum(note.nbytes for note in notes if note is not None)
         return places + (self.retrieved.bytes if self.retrieved is not None else 0)
 
-    def place(self, positions: TokenPositions, limit: int | None) -> Tensor:
+    def place(self, positions: TokenPositions, first_frame: int, limit: int | None) -> Tensor:
         """Voxel keys [S · P] of new tokens; freezes the voxel edge with the first chunk that shows depth."""
         if not self.edge:
             scale = 1.0
             if self._config.voxel_unit == "scene":
-                scale = positions.median_depth * positions.coarseness
+                scale = float(positions.median_depth) * positions.coarseness
             self.edge = self._config.voxel_size * scale if math.isfinite(scale) and scale > 0 else 0.0
         frames, tokens = positions.valid.shape
         if self.edge:
             keys = keys_from_points(positions.points, positions.valid, self.edge)
         else:
             keys = torch.full((frames, tokens), NOWHERE, device=positions.valid.device)
-        self.unplaced += int((keys[:, self._network.special_tokens :] == NOWHERE).sum())
+        self._unplaced = self._unplaced + (keys[:, self._network.special_tokens :] == NOWHERE).sum()
         if not positions.lost:
             self._recent = torch.cat([self._recent, keys.flatten()])[-self._config.window_size * tokens :]
-        camera_cell = (
-            positions.camera / self.edge if self.edge and bool(positions.camera.isfinite().all()) else None
-        )
-        self.voxels.begin(keys, camera_cell, limit)
+        self.voxels.begin(keys, positions.camera / self.edge if self.edge else None, limit)
+        if self._config.repose_frames:
+            frame = torch.arange(first_frame, first_frame + frames, device=keys.device)
+            self.voxels.see(keys.flatten(), positions.points.flatten(0, 1), frame.repeat_interleave(tokens))
         if self._config.prefetch:
             self._look_ahead(positions)
         return keys.flatten()
+
+    def move(self, frames: Tensor, new_from_old: Tensor, keys: list[Tensor]) -> list[Tensor]:
+        """Move all places with the frames that saw them; keys of tokens → the same after the move."""
+        self._recent, *moved = self.voxels.move(frames, new_from_old, self.edge, [self._recent, *keys])
+        self._chosen = None  # its slots may hold others now
+        return moved
 
     def feed_back(self, mass: Tensor) -> None:
         """mass [lanes, n]: attention of the retrieved tokens in the pass just seen, 1 for an average token.
@@ -112,7 +122,7 @@ class SpatialMemory:
         self.voxels.insert(evicted)
 
     def state(self) -> State:
-        numbers = torch.tensor([self.edge, self.unplaced], dtype=torch.float64)
+        numbers = torch.tensor([self.edge, int(self._unplaced)], dtype=torch.float64)
         optional = {"pose": self._pose, "chosen": self._chosen}
         present: State = {name: note for name, note in optional.items() if note is not None}
         if self.retrieved:
@@ -121,7 +131,8 @@ class SpatialMemory:
 
     def restore(self, state: State) -> None:
         edge, unplaced = state["numbers"].tolist()
-        self.edge, self.unplaced, self._recent = edge, int(unplaced), state["recent"]
+        self.edge, self._recent = edge, state["recent"]
+        self._unplaced = torch.tensor(int(unplaced), device=self._recent.device)
         self._pose, self._chosen = state.get("pose"), state.get("chosen")
         self.voxels.restore(state["voxels"])
         if "retrieved" in state:
@@ -131,8 +142,8 @@ class SpatialMemory:
     def _empty_set(self) -> RetrievedSet:
         return RetrievedSet(self._network.layers, self._config.retrieved_bits, self._scale)
 
-    def stats(self) -> dict[str, Any]:
-        """Fields of `CacheStats`."""
+    def stats(self, members: bool) -> dict[str, Any]:
+        """Fields of `CacheStats`; members: the histogram too, which looks at every pivot."""
         voxels, room = self.voxels, self.voxels.room
         counts = voxels.counts
         return {
@@ -149,11 +160,11 @@ class SpatialMemory:
             "buffered": counts.buffered,
             "gated": counts.gated,
             "forgotten": counts.forgotten + room.counts.forgotten_tokens,
-            "unplaced": self.unplaced,
+            "unplaced": int(self._unplaced),
             "spilled_voxels": room.counts.spilled,
             "reloaded_voxels": room.counts.reloaded,
             "coarsened_voxels": room.counts.coarsened,
-            "members": voxels.histogram(),
+            "members": voxels.histogram() if members else {},
         }
 
     def _look_ahead(self, positions: TokenPositions) -> None:

@@ -18,8 +18,6 @@ HOST = torch.device("cpu")
 class SpilledVoxel:
     """One voxel on the host: per kind of slot, which are occupied [lanes, slots] and what they hold."""
 
-    key: Tensor  # [] int64
-    level: int
     occupied: dict[str, Tensor]
     fields: dict[str, dict[str, Tensor]]
     blocks: dict[str, int]  # what it needs to come back
@@ -41,11 +39,8 @@ class SpilledVoxels:
     def __init__(self, rows: VoxelRows) -> None:
         self.grid = VoxelGrid(HOST)
         self.records: dict[int, SpilledVoxel] = {}  # by number in the grid
+        self.bytes = 0  # of all records
         self._rows = rows
-
-    @property
-    def bytes(self) -> int:
-        return sum(record.bytes for record in self.records.values())
 
     @property
     def tokens(self) -> int:
@@ -55,8 +50,6 @@ class SpilledVoxels:
     def state(self) -> State:
         records = {
             str(number): {
-                "key": r.key,
-                "level": torch.tensor(r.level),
                 "occupied": r.occupied,
                 "fields": r.fields,
                 "blocks": {name: torch.tensor(n) for name, n in r.blocks.items()},
@@ -69,16 +62,15 @@ class SpilledVoxels:
         self.grid.restore(_on_host(state["grid"]))
         self.records = {
             int(number): SpilledVoxel(
-                r["key"],
-                int(r["level"]),
                 r["occupied"],
                 r["fields"],
                 {name: int(n) for name, n in r["blocks"].items()},
             )
             for number, r in _on_host(state.get("records", {})).items()
         }
+        self.bytes = sum(record.bytes for record in self.records.values())
 
-    def record(self, grid: VoxelGrid, voxel: Tensor) -> SpilledVoxel:
+    def record(self, voxel: Tensor) -> SpilledVoxel:
         """A copy of one voxel [1]; it stays where it is."""
         rows = self._rows.of_voxels(voxel).flatten()
         occupied, fields, blocks = {}, {}, {}
@@ -88,20 +80,26 @@ class SpilledVoxels:
             occupied[name] = held.to(HOST)
             fields[name] = {k: v.to(HOST) for k, v in kind.pool.read_raw(slots[held]).items()}
             blocks[name] = kind.blocks(held)
-        return SpilledVoxel(
-            grid.key[voxel[0]].to(HOST, copy=True), int(grid.level[voxel[0]]), occupied, fields, blocks
-        )
+        return SpilledVoxel(occupied, fields, blocks)
 
-    def keep(self, record: SpilledVoxel) -> None:
+    def keep(self, record: SpilledVoxel, grid: VoxelGrid, voxel: Tensor) -> None:
+        """Hold the record of a voxel [1] of another grid, found by the same place here."""
         if not len(self.grid.free):
             self.grid.grow(max(16, self.grid.capacity // 2))
-        number = self.grid.add(record.key[None], record.level, 0)
+        number = self.grid.copy(grid, voxel, moment=0)
         self.records[int(number)] = record
+        self.bytes += record.bytes
+
+    def take(self, number: int) -> SpilledVoxel:
+        """Give up one record."""
+        record = self.records.pop(number)
+        self.bytes -= record.bytes
+        self.grid.remove(torch.tensor([number]))
+        return record
 
     def restore(self, number: int, voxel: Tensor) -> None:
         """Move a record into an empty voxel [1]; its slots must have been reserved."""
-        record = self.records.pop(number)
-        self.grid.remove(torch.tensor([number]))
+        record = self.take(number)
         rows = self._rows.of_voxels(voxel).flatten()
         for name, kind in self._rows.kinds.items():
             held = record.occupied[name].to(rows.device)

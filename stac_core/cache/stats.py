@@ -31,7 +31,7 @@ class CacheStats:
     spilled_voxels: int = 0
     reloaded_voxels: int = 0
     coarsened_voxels: int = 0
-    members: dict[int, int] = field(default_factory=dict)  # pivots by tokens they stand for, powers of two
+    members: dict[int, int] = field(default_factory=dict)  # if asked for: pivots by tokens merged, in octaves
 
     @property
     def bytes(self) -> int:

@@ -8,36 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from stac_core.cache import scores
-from stac_core.cache.anchor_store import AnchorStore
+from stac_core.cache.all_or_nothing import all_or_nothing
 from stac_core.cache.camera_memory import CameraMemory
-from stac_core.cache.eviction import choose
-from stac_core.cache.key_values import KeyScale, KeyValues
+from stac_core.cache.camera_tokens import Cameras, CameraTokens
+from stac_core.cache.key_values import KeyScale
+from stac_core.cache.live_cache import LiveCache, LiveTokens
 from stac_core.cache.memory_model import anchor_tokens, camera_frames, live_bytes, window_frames
 from stac_core.cache.retrieved_set import RetrievedSet
 from stac_core.cache.saved_state import State
 from stac_core.cache.spatial_memory import SpatialMemory
 from stac_core.cache.stats import CacheStats
 from stac_core.cache.token_positions import TokenPositions
-from stac_core.cache.token_store import TokenStore
 from stac_core.cache.voxel_memory import Evicted, VoxelMemory
 from stac_core.config import CacheConfig, NetworkConfig
-from stac_core.kernels.attend import AnySegment, Segment, sample_queries
+from stac_core.geometry import invert_pose
+from stac_core.kernels.attend import AnySegment, sample_queries
 from stac_core.kernels.select import Kernels
-
-
-class LiveTokens(NamedTuple):
-    """What a stream attends to besides retrieved tokens, for looking into it."""
-
-    keys: Tensor  # [layers, heads, T, D]
-    values: Tensor  # [layers, heads, T, D]
-    score: Tensor  # [layers, heads, T]; NaN where tokens are not scored
-    voxel: Tensor  # [layers, heads, T] voxel keys; NOWHERE where a token has no place
 
 
 class StreamCache:
@@ -60,13 +51,10 @@ class StreamCache:
         self._frames = self._tokens_per_frame = 0
         self._pins = set(range(config.pinned_frames))  # frame numbers
         self._scale = KeyScale(layers)
-        self._pinned = TokenStore(layers, KeyValues(layers, config.pinned_bits, self._scale))
-        self._special = TokenStore(layers, KeyValues(layers, config.window_bits, self._scale))
-        self._window = TokenStore(layers, KeyValues(layers, config.window_bits, self._scale))
-        self._anchors: AnchorStore | None = None
+        self._live = LiveCache(config, self._network, self._scale)
         self._spatial: SpatialMemory | None = None
         self._camera = CameraMemory(config, self._network)
-        self._contributions: list[Tensor | None] = [None] * layers  # [heads, live tokens] of this pass
+        self.camera_tokens = CameraTokens(config.repose_frames)
         self._queries: list[Tensor | None] = [None] * layers  # [heads, D] mean queries of this pass
         self._looked_at: list[Tensor | None] = [None] * layers  # [heads, retrieved] attention of this pass
 
@@ -77,9 +65,7 @@ class StreamCache:
             self._scale.clear()  # of a first pass that failed
         self._frames, self._tokens_per_frame = frames, tokens_per_frame
         self._looked_at = [None] * self._network.layers
-        config = self._config
-        most = (window_frames(config) + config.chunk_size) * tokens_per_frame if self._rules.bounded else None
-        self._window.begin(frames * tokens_per_frame, most)
+        self._live.begin(frames, tokens_per_frame)
         self._camera.begin(frames)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -88,15 +74,12 @@ class StreamCache:
             raise ValueError(f"a stream has batch size 1, got {q.shape[0]}: use one StreamCache per stream")
         if not self.frames_seen:
             self._open(layer, k[0])
-        past = [self._pinned.segment(layer), self._special.segment(layer)]
-        past.append(self._anchors.segment(layer) if self._anchors else None)
-        live = [s for s in past if s is not None] + self._window.stage(layer, k[0], v[0])
+        live = self._live.stage(layer, k[0], v[0])
         retrieved = self._spatial.retrieved if self._spatial else None
         attached = retrieved.segment(layer) if retrieved else None
         segments = live if attached is None else [*live, attached]
         out, mass = self._attend(q[0], segments)
-        if self._rules.anchors:
-            self._contributions[layer] = self._contribution(q[0], live, mass)
+        self._live.credit(layer, q[0], live, mass)
         if self._config.feedback and attached is not None and mass is not None:
             average = q.shape[2] / sum(s.length for s in live)
             self._looked_at[layer] = mass[-1] / average
@@ -110,39 +93,56 @@ class StreamCache:
         return self._kernels.attend(q[0], segments).out[None]
 
     @torch.no_grad()
-    def settle(self, positions: TokenPositions | None = None) -> None:
+    def settle(self, positions: TokenPositions | None = None, cameras: Cameras | None = None) -> None:
         """Take in the pass: commit its tokens, score and place them, and forget by the settings.
 
-        positions: where the chunk's tokens lie; without them no token of it gets a place.
+        positions: where the chunk's tokens lie; without them no token of it gets a place. cameras: kept for
+        `repose`. Whatever is raised, the stream is as if the pass had never started.
         """
+        with all_or_nothing(self):
+            self._settle(positions)
+            if self._config.repose_frames and cameras is not None:
+                self.camera_tokens.add(cameras)
+
+    def _settle(self, positions: TokenPositions | None) -> None:
         first_frame = self.frames_seen
         self._commit()
-        if self._rules.anchors:
-            self._score()
-        if self._spatial is None:
+        spatial = self._spatial
+        if spatial is None:
             self._forget()
             return
         looked_at = [mass for mass in self._looked_at if mass is not None]
         if looked_at:
-            self._spatial.feed_back(torch.cat(looked_at))
-        self._place(positions)
+            spatial.feed_back(torch.cat(looked_at))
+        self._place(spatial, positions)
         if not self._config.retrieve_after_merge:
-            self._retrieve(first_frame)
+            self._retrieve(spatial, first_frame)
         evicted = self._forget()
         if evicted is not None:
-            self._spatial.insert(evicted)
+            spatial.insert(evicted)
         if self._config.retrieve_after_merge:
-            self._retrieve(first_frame)
+            self._retrieve(spatial, first_frame)
+
+    @torch.no_grad()
+    def follow(self, world_from_camera: Tensor) -> None:
+        """Believe better poses [n, 4, 4] of the frames of `camera_tokens`: voxels move with their frames."""
+        frames, old = self.camera_tokens.frames, self.camera_tokens.poses
+        with all_or_nothing(self):
+            if self._spatial is not None:
+                self._live.voxels = self._spatial.move(
+                    frames, world_from_camera @ invert_pose(old), self._live.voxels
+                )
+            self.camera_tokens.poses = world_from_camera
 
     def pin(self, frame: int) -> None:
         """Keep one more frame whole for ever, by its number in the stream.
 
         ValueError where the frame is no longer whole, or the byte limit has no room for it.
         """
-        if 0 <= frame < self.frames_seen and not bool((self._window.frame == frame).any()):
+        if 0 <= frame < self.frames_seen and not bool((self._live.window.frame == frame).any()):
             raise ValueError(f"frame {frame} has left the window; pin a frame from {self._oldest_whole} on")
         pins = self._pins | {frame}
-        if self._config.memory_budget and self._window.length:
+        if self._config.memory_budget and self._live.window.length:
             self._most_live_bytes = self._budgeted(len(pins), self.live().keys.dtype)
         self._pins = pins
 
@@ -151,15 +151,14 @@ class StreamCache:
         """Whether `settle` has a use for them."""
         return self._rules.voxels and self._config.retrieval_size != 0
 
-    def stats(self) -> CacheStats:
-        """The state after the last `settle`."""
-        anchors = self._anchors.length if self._anchors else 0
-        numbers: dict[str, Any] = self._spatial.stats() if self._spatial else {}
+    def stats(self, members: bool = False) -> CacheStats:
+        """The state after the last `settle`; members: also the histogram, which looks at every pivot."""
+        numbers: dict[str, Any] = self._spatial.stats(members) if self._spatial else {}
         return CacheStats(
             frames_seen=self.frames_seen,
-            live_tokens=self._pinned.length + self._special.length + anchors + self._window.length,
-            anchors=anchors,
-            live_bytes=self._live_bytes(),
+            live_tokens=self._live.length,
+            anchors=self._live.anchors,
+            live_bytes=sum(part.bytes for part in self._parts().values()),
             camera_bytes=self._camera.store.bytes,
             **numbers,
         )
@@ -173,17 +172,17 @@ class StreamCache:
     def restore(self, state: State) -> None:
         """Go on where `state` was taken; this cache must be new. KeyError where something is missing."""
         self.frames_seen, self._moment, self._tokens_per_frame = state["numbers"].tolist()
-        if "anchors" in state:
-            self._anchors = self._new_anchors(state["anchors"]["score"].device)
         self._scale.restore(state.get("scale", {}))
         if "spatial" in state:
-            like = state["window"]["memory"]
+            like = state["live"]["window"]["memory"]
             self._spatial = self._new_spatial(like["like"].dtype, like["0.0"].device)
         for name, part in self._parts().items():
             part.restore(state.get(name, {}))
         self._pins = set(state["pins"].tolist())
         if self._config.memory_budget:
-            self._most_live_bytes = self._budgeted(len(self._pins), state["window"]["memory"]["like"].dtype)
+            self._most_live_bytes = self._budgeted(
+                len(self._pins), state["live"]["window"]["memory"]["like"].dtype
+            )
 
     @property
     def voxels(self) -> VoxelMemory | None:
@@ -197,16 +196,7 @@ class StreamCache:
 
     def live(self) -> LiveTokens:
         """All live tokens, decoded: pinned, special, anchors, window, each in temporal order."""
-        stores = [s for s in (self._pinned, self._special, self._anchors, self._window) if s and s.length]
-        heads = self._network.heads
-        keys, values = [], []
-        for layer in range(self._network.layers):
-            segments = [s for s in (store.segment(layer) for store in stores) if s is not None]
-            keys.append(torch.cat([s.keys for s in segments], 1))
-            values.append(torch.cat([s.values for s in segments], 1))
-        notes = [store.notes(self._network.layers, heads) for store in stores]
-        score, voxel = (torch.cat(parts, -1) for parts in zip(*notes, strict=True))
-        return LiveTokens(torch.stack(keys), torch.stack(values), score, voxel)
+        return self._live.tokens()
 
     def _open(self, layer: int, keys: Tensor) -> None:
         """With the first chunk's keys [heads, tokens, D] the types are known: prepare what needs them."""
@@ -215,14 +205,10 @@ class StreamCache:
             self._most_live_bytes = self._budgeted(len(self._pins), keys.dtype)
         if config.coded:
             self._scale.fix(layer, keys[:, : self._tokens_per_frame])
-        if self._rules.anchors and layer == 0:
-            self._anchors = self._new_anchors(keys.device)
+        if layer == 0:
+            self._live.open(keys.device)
         if self.wants_positions and layer == self._network.layers - 1:
             self._spatial = self._new_spatial(keys.dtype, keys.device)
-
-    def _new_anchors(self, device: torch.device) -> AnchorStore:
-        layers, heads = self._network.layers, self._network.heads
-        return AnchorStore(layers, heads, KeyValues(layers, self._config.anchor_bits, self._scale), device)
 
     def _new_spatial(self, dtype: torch.dtype, device: torch.device) -> SpatialMemory:
         return SpatialMemory(
@@ -230,128 +216,53 @@ class StreamCache:
         )
 
     def _parts(self) -> dict[str, Any]:
-        """What can be saved, by name."""
-        parts = {
-            "scale": self._scale, "pinned": self._pinned, "special": self._special, "window": self._window,
-            "camera": self._camera.store, "anchors": self._anchors, "spatial": self._spatial,
+        """What holds memory and can be saved, by name."""
+        parts: dict[str, Any] = {
+            "scale": self._scale, "live": self._live, "camera": self._camera.store,
+            "camera_tokens": self.camera_tokens,
         }  # fmt: skip
-        return {name: part for name, part in parts.items() if part is not None}
+        return parts if self._spatial is None else {**parts, "spatial": self._spatial}
 
     def _attend(self, q: Tensor, segments: Sequence[AnySegment]) -> tuple[Tensor, list[Tensor] | None]:
         """Output, and what each key received of the queries [heads, M, D] that count."""
         share, turn = self._config.subsample, 0
         if self._config.subsample_phase == "rotating":
             turn = self._moment % sample_queries(q.shape[1], share).stride
-        out, _, mass = self._kernels.attend(q.roll(-turn, 1) if turn else q, segments, self._by_mass, share)
+        out, _, mass = self._kernels.attend(
+            q.roll(-turn, 1) if turn else q, segments, self._live.by_mass, share
+        )
         return out.roll(turn, 1) if turn else out, mass
-
-    @property
-    def _by_mass(self) -> bool:
-        return self._rules.anchors and not (self._rules.pruned and self._config.importance != "mass")
-
-    def _contribution(self, q: Tensor, live: list[Segment], mass: list[Tensor] | None) -> Tensor:
-        """What this pass adds to the scores of the live tokens of one layer [heads, T]."""
-        if mass is not None:
-            return scores.received(torch.cat(mass[: len(live)], -1), q.shape[1])
-        keys = torch.cat([segment.keys for segment in live], 1)
-        newest, special = q[:, -self._tokens_per_frame :], self._network.special_tokens
-        if self._config.importance == "pooled":
-            return scores.importance_pooled(newest, keys, special)
-        return scores.importance_per_head(newest, keys, special)
 
     def _commit(self) -> None:
         """The staged tokens become part of the stream."""
-        frames = torch.arange(self.frames_seen, self.frames_seen + self._frames)
-        self._window.check_staged(self._frames * self._tokens_per_frame)
         self._camera.check(self._frames)
-        self._window.commit(frames.repeat_interleave(self._tokens_per_frame), self._moment)
+        self._live.commit(self.frames_seen, self._moment)
+        frames = torch.arange(self.frames_seen, self.frames_seen + self._frames)
         self._moment += 1
         self.frames_seen += self._frames
         self._camera.settle(frames, self._moment, self._oldest(camera_frames(self._config)), self._pins)
 
-    def _score(self) -> None:
-        """Fold the pass's contributions into the scores, each in the place of its token."""
-        config = self._config
-        decay = scores.decay_of_pass(config.temperature, config.decay_unit, self._frames)
-        decay = 0.0 if self._rules.pruned else decay
-        new = torch.stack([c for c in self._contributions if c is not None])  # [layers, heads, T]
-        stores = [s for s in (self._pinned, self._special, self._anchors, self._window) if s is not None]
-        for store, part in zip(stores, new.split([store.length for store in stores], -1), strict=True):
-            known = part[..., :0] if store.score is None else store.score
-            store.score = scores.update(known, part, decay)
-        self._contributions = [None] * len(self._contributions)
-
-    def _place(self, positions: TokenPositions | None) -> None:
+    def _place(self, spatial: SpatialMemory, positions: TokenPositions | None) -> None:
         """Give the new tokens their voxel keys."""
-        if self._spatial is None or self._window.score is None:
-            return
         if positions is None:
-            positions = TokenPositions.nowhere(
-                self._frames, self._tokens_per_frame, self._window.score.device
-            )
+            positions = TokenPositions.nowhere(self._frames, self._tokens_per_frame, spatial.device)
         limit = None
         if self._config.memory_budget:
             limit = self._config.memory_budget - self._most_live_bytes
-        new = self._spatial.place(positions, limit)
-        old = self._window.voxel
-        self._window.voxel = new if old is None else torch.cat([old, new])
+        first_frame = self.frames_seen - self._frames
+        self._live.place(spatial.place(positions, first_frame, limit))
 
-    def _retrieve(self, first_frame: int) -> None:
-        if self._spatial is not None:
-            queries = [q for q in self._queries if q is not None]
-            query = torch.cat(queries) if queries else None
-            self._spatial.retrieve(first_frame, self._tokens_per_frame, query)
+    def _retrieve(self, spatial: SpatialMemory, first_frame: int) -> None:
+        queries = [q for q in self._queries if q is not None]
+        spatial.retrieve(first_frame, self._tokens_per_frame, torch.cat(queries) if queries else None)
 
     def _forget(self) -> Evicted | None:
-        """Pinned frames move to their own store, older ones than the window compete or go; → who went."""
-        config, frame = self._config, self._window.frame
-        pinned = torch.isin(frame, torch.tensor(sorted(self._pins), dtype=torch.int64))
-        slots = pinned.nonzero()[:, 0]
-        if len(slots):
-            self._pinned.take(self._window, slots, len(self._pins) * self._tokens_per_frame)
-        recent = frame >= self._oldest(window_frames(config))
-        leaving = (~recent & ~pinned).nonzero()[:, 0]
-        evicted = None
-        if len(leaving):
-            leaving = self._keep_special(leaving)
-            evicted = self._evict(leaving) if self._anchors else None
-        self._window.keep(recent & ~pinned)
-        return evicted
-
-    def _keep_special(self, leaving: Tensor) -> Tensor:
-        """Camera and register tokens of leaving frames go to their ring; → the slots that are left."""
-        most = self._config.keep_special
-        if not most:
-            return leaving
-        count = self._network.special_tokens
-        special = leaving % self._tokens_per_frame < count
-        ring = self._special
-        ring.keep(ring.frame >= torch.cat([ring.frame, self._window.frame[leaving]]).unique()[-most:][0])
-        kept = leaving[special][-most * count :]
-        ring.take(self._window, kept, (most + self._config.chunk_size) * count)
-        return leaving[~special]
-
-    def _evict(self, leaving: Tensor) -> Evicted | None:
-        """Anchors and leaving tokens compete for the places of anchors."""
-        if self._anchors is None:
-            return None
-        config = self._config
-        score, born = self._anchors.candidates(self._window, leaving)
-        if config.score == "mean":
-            decay = scores.decay_of_pass(config.temperature, config.decay_unit, config.chunk_size)
-            score = score / scores.exposure(self._moment - born, decay)
-        room = anchor_tokens(config, self._tokens_per_frame)
-        choice = choose(config.eviction, score, room, self._moment)
-        wanted = self._spatial is not None
-        return self._anchors.renew(self._window, leaving, choice, room, wanted)
+        oldest = self._oldest(window_frames(self._config))
+        return self._live.forget(oldest, self._pins, self._moment, wanted=self._spatial is not None)
 
     def _oldest(self, frames: int) -> int:
         """The oldest frame among the last `frames`."""
         return self.frames_seen - frames if self._rules.bounded else 0
-
-    def _live_bytes(self) -> int:
-        parts = (self._pinned, self._special, self._anchors, self._window, self._camera.store, self._spatial)
-        return sum(part.bytes for part in parts if part is not None) + self._scale.bytes
 
     def _check(self, frames: int, tokens_per_frame: int) -> None:
         config = self._config
@@ -378,4 +289,4 @@ class StreamCache:
     @property
     def _oldest_whole(self) -> int:
         """The oldest frame that is still whole without being pinned; the next one where there is none."""
-        return int(self._window.frame.min()) if self._window.length else self.frames_seen
+        return int(self._live.window.frame.min()) if self._live.window.length else self.frames_seen

@@ -29,7 +29,7 @@ class TokenPositions:
     points: Tensor  # [S, P, 3]; anything where not valid
     valid: Tensor  # [S, P] bool
     camera: Tensor  # [3] the newest camera centre
-    median_depth: float  # of confident pixels; NaN where there are none
+    median_depth: float | Tensor  # of confident pixels; NaN where there are none
     view: View | None = None  # of the newest camera, where known
     lost: bool = False  # the poses are not to be trusted, hence no token is valid
     coarseness: float = 1.0  # how much wider a patch is than in the published image size
@@ -75,7 +75,7 @@ def token_positions(
         torch.cat([nowhere, centre.flatten(1, 2)], 1),
         torch.cat([nowhere[..., 0].bool(), valid.flatten(1)], 1),
         camera,
-        float(depth[confidence > least_confidence].nanmedian()),
+        depth.masked_fill(~(confidence > least_confidence), math.nan).nanmedian(),
         view,
         lost,
         coarseness,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stac_core.cache.key_values import KeyValues
+from stac_core.cache.key_values import Fields, KeyValues
 from stac_core.cache.saved_state import State
 from stac_core.cache.voxel_keys import NOWHERE
 from stac_core.kernels.attend import Segment
@@ -31,6 +31,7 @@ class TokenStore:
         self.voxel: Tensor | None = None  # [length] voxel key, where tokens are placed in space
         self.score: Tensor | None = None  # [layers, heads, length], where tokens are scored
         self._staged = [0] * layers
+        self._staying: list[Tensor | None] = [None] * layers  # slots to be moved together when next used
 
     @property
     def length(self) -> int:
@@ -62,6 +63,7 @@ class TokenStore:
         stop = start + keys.shape[1]
         if stop > self.capacity:
             raise ValueError(f"layer {layer}: {stop} tokens exceed the {self.capacity} announced to begin()")
+        self._close_gaps(layer)
         self.memory.write(layer, start, keys, values, self.capacity, self.length)
         self._staged[layer] += keys.shape[1]
         if self.memory.exact:
@@ -71,7 +73,15 @@ class TokenStore:
 
     def segment(self, layer: int) -> Segment | None:
         """The committed tokens of one layer; None where there are none."""
-        return self.memory.segment(layer, self.length) if self.length else None
+        if not self.length:
+            return None
+        self._close_gaps(layer)
+        return self.memory.segment(layer, self.length)
+
+    def fields(self, layer: int) -> Fields:
+        """The buffers of one layer; slot t is the t-th along their second axis."""
+        self._close_gaps(layer)
+        return self.memory.fields(layer)
 
     @property
     def staged(self) -> int:
@@ -94,11 +104,14 @@ class TokenStore:
         self._staged = [0] * len(self._staged)
 
     def keep(self, kept: Tensor) -> None:
-        """Keep the slots where `kept` [length] is true, in their order."""
+        """Keep the slots where `kept` [length] is true, in their order.
+
+        The buffers stay as they are until a layer is next used, so that a step that fails can go back.
+        """
         if bool(kept.all()):
             return
         slots = kept.nonzero()[:, 0]
-        self.memory.compact(slots)
+        self._staying = [slots if old is None else old[slots] for old in self._staying]
         self.frame, self.born = self.frame[kept], self.born[kept]
         self.voxel = None if self.voxel is None else _pick(self.voxel, slots)
         self.score = None if self.score is None else _pick(self.score, slots)
@@ -107,6 +120,7 @@ class TokenStore:
         """All committed tokens."""
         notes = {"frame": self.frame, "born": self.born, "voxel": self.voxel, "score": self.score}
         present = {name: note for name, note in notes.items() if note is not None}
+        self._close_all_gaps()
         return {**present, "memory": self.memory.state(self.length)}
 
     def restore(self, state: State) -> None:
@@ -116,12 +130,25 @@ class TokenStore:
 
     def take(self, other: TokenStore, slots: Tensor, limit: int) -> None:
         """Append copies of the tokens in `slots` of another store; `limit` = final size of the buffers."""
+        self._close_all_gaps()
+        other._close_all_gaps()
         self.begin(len(slots), limit)
         self.memory.take(other.memory, slots, self.length, self.capacity)
         self.frame = torch.cat([self.frame, other.frame[slots]])
         self.born = torch.cat([self.born, other.born[slots]])
         self.voxel = _extend(self.voxel, other.voxel, slots)
         self.score = _extend(self.score, other.score, slots)
+
+    def _close_gaps(self, layer: int) -> None:
+        """Move what stays to the front of one layer, all of it or nothing."""
+        slots = self._staying[layer]
+        if slots is not None:
+            self.memory.compact(layer, slots)
+            self._staying[layer] = None
+
+    def _close_all_gaps(self) -> None:
+        for layer in range(len(self._staying)):
+            self._close_gaps(layer)
 
 
 def _pick(note: Tensor, slots: Tensor) -> Tensor:

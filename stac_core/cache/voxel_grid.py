@@ -32,13 +32,15 @@ class Frustum(NamedTuple):
 
 
 class VoxelGrid:
-    """Table of voxels; all tensors are indexed by voxel number."""
+    """Table of voxels; all tensors are indexed by voxel number and replaced, never written into."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self.key = torch.empty(0, dtype=torch.int64, device=device)  # NOWHERE where the number is free
         self.level = torch.empty(0, dtype=torch.int64, device=device)
         self.visited = torch.empty(0, dtype=torch.int64, device=device)  # pass that last touched it
+        self.place = torch.empty(0, 3, device=device)  # mean of the points of the pass that last saw it
+        self.frame = torch.empty(0, dtype=torch.int64, device=device)  # its newest frame; −1 = not known
         self._index: dict[int, tuple[Tensor, Tensor]] = {}  # level → sorted keys, their voxel numbers
 
     @property
@@ -57,25 +59,53 @@ class VoxelGrid:
     @property
     def bytes(self) -> int:
         index = sum(t.nbytes for pair in self._index.values() for t in pair)
-        return self.key.nbytes + self.level.nbytes + self.visited.nbytes + index
+        columns = (self.key, self.level, self.visited, self.place, self.frame)
+        return sum(column.nbytes for column in columns) + index
 
     def grow(self, voxels: int) -> None:
         """Make room for more voxels; existing numbers stay."""
         self.key = torch.cat([self.key, self.key.new_full((voxels,), NOWHERE)])
         self.level = torch.cat([self.level, self.level.new_zeros(voxels)])
         self.visited = torch.cat([self.visited, self.visited.new_zeros(voxels)])
+        self.place = torch.cat([self.place, self.place.new_zeros(voxels, 3)])
+        self.frame = torch.cat([self.frame, self.frame.new_full((voxels,), -1)])
 
     def add(self, keys: Tensor, level: Tensor | int, moment: Tensor | int) -> Tensor:
         """Enter new keys [n], for which there must be room; → their numbers."""
         voxels = self.free[: len(keys)]
-        self.key[voxels] = keys
-        self.level[voxels] = level
-        self.visited[voxels] = moment
+        self.key = _changed(self.key, voxels, keys)
+        self.level = _changed(self.level, voxels, level)
+        self.frame = _changed(self.frame, voxels, -1)
+        self.visit(voxels, moment)
         self._rebuild()
         return voxels
 
+    def copy(self, other: VoxelGrid, voxels: Tensor, moment: int) -> Tensor:
+        """Enter voxels [n] of another grid, for which there must be room; → their numbers here."""
+        columns = (
+            column[voxels.to(column.device)] for column in (other.key, other.level, other.place, other.frame)
+        )
+        key, level, place, frame = (column.to(self._device) for column in columns)
+        numbers = self.add(key, level, moment)
+        self.see(numbers, place, frame)
+        return numbers
+
+    def see(self, voxels: Tensor, places: Tensor, frames: Tensor) -> None:
+        """Note where the content of voxels [n] was last seen [n, 3], and in which frame [n]."""
+        self.place = _changed(self.place, voxels, places)
+        self.frame = _changed(self.frame, voxels, frames)
+
+    def rename(self, voxels: Tensor, keys: Tensor) -> None:
+        """Give voxels [n] other cells of their levels."""
+        self.key = _changed(self.key, voxels, keys)
+        self._rebuild()
+
+    def visit(self, voxels: Tensor, moment: Tensor | int) -> None:
+        """Note the pass that touched them."""
+        self.visited = _changed(self.visited, voxels, moment)
+
     def remove(self, voxels: Tensor) -> None:
-        self.key[voxels] = NOWHERE
+        self.key = _changed(self.key, voxels, NOWHERE)
         self._rebuild()
 
     def find(self, keys: Tensor) -> Tensor:
@@ -113,10 +143,12 @@ class VoxelGrid:
         return pack(cells[frustum.contains(centres.float())])
 
     def state(self) -> State:
-        return {"key": self.key, "level": self.level, "visited": self.visited}
+        seen = {"place": self.place, "frame": self.frame}
+        return {"key": self.key, "level": self.level, "visited": self.visited, **seen}
 
     def restore(self, state: State) -> None:
         self.key, self.level, self.visited = state["key"], state["level"], state["visited"]
+        self.place, self.frame = state["place"], state["frame"]
         self._rebuild()
 
     def _rebuild(self) -> None:
@@ -126,3 +158,10 @@ class VoxelGrid:
             numbers = voxels[self.level[voxels] == level]
             keys, order = self.key[numbers].sort()
             self._index[level] = keys, numbers[order]
+
+
+def _changed(column: Tensor, voxels: Tensor, values: Tensor | int) -> Tensor:
+    """A copy with some entries replaced; whoever holds the old column still has the old state."""
+    column = column.clone()
+    column[voxels] = values
+    return column

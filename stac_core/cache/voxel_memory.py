@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stac_core.cache import key_length
+from stac_core.cache.fusing import ordinals
 from stac_core.cache.making_room import RoomMaker
+from stac_core.cache.moving import middles, moved_cells, within_wider
 from stac_core.cache.saved_state import State, tally, untally
 from stac_core.cache.stale_pivots import merge_guarded
 from stac_core.cache.voxel_grid import Frustum, VoxelGrid
@@ -103,6 +105,7 @@ class VoxelMemory:
         limit: bytes the memory may allocate.
         """
         self.moment += 1
+        self.rows.begin(self.moment)
         self.room.begin(self.moment, camera_cell, limit)
         self.room.enter(keys[keys != NOWHERE].unique())
 
@@ -129,12 +132,62 @@ class VoxelMemory:
             row = index[here] - index[here[0]]
             self._insert_rows(block, RowTokens(row, keys, values, evicted.score[at].float()))
 
+    def see(self, keys: Tensor, points: Tensor, frames: Tensor) -> None:
+        """Note where the content of voxels was seen: finest-level keys [n], points [n, 3], frames [n]."""
+        voxel = self.grid.find(keys)
+        here = voxel >= 0
+        voxels, index, count = voxel[here].unique(return_inverse=True, return_counts=True)
+        places = points.new_zeros(len(voxels), 3).index_add_(0, index, points[here]) / count[:, None]
+        newest = torch.zeros_like(voxels).scatter_reduce_(0, index, frames[here], "amax")
+        self.grid.see(voxels, places, newest)
+
+    def move(self, frames: Tensor, new_from_old: Tensor, edge: float, keys: list[Tensor]) -> list[Tensor]:
+        """Move every voxel with the frame that last saw it, and fuse those that meet.
+
+        frames [m], new_from_old [m, 4, 4]: see `moved_cells`. keys: finest-level keys of tokens → the same
+        after the move. What finds no room, and a spilled voxel whose new cell is taken, is forgotten.
+        """
+        grid, held = self.grid, [self.grid.find(part) for part in keys]
+        voxels = grid.voxels
+        cells, level = within_wider(moved_cells(grid, voxels, frames, new_from_old, edge), grid.level[voxels])
+        middle = grid.key.index_copy(0, voxels, middles(cells, level))
+        self._settle_cells(voxels, cells, level)
+        self._move_spilled(frames, new_from_old, edge)
+        return [torch.where(at >= 0, middle[at], part) for at, part in zip(held, keys, strict=True)]
+
+    def _settle_cells(self, voxels: Tensor, cells: Tensor, level: Tensor) -> None:
+        """Give voxels [n] their new cells; several in one cell become one voxel."""
+        places, family, size = torch.stack([level, cells], -1).unique(
+            dim=0, return_inverse=True, return_counts=True
+        )
+        alone = size[family] == 1
+        self.grid.rename(voxels[alone], cells[alone])
+        crowded = (size > 1).nonzero()[:, 0]
+        for some in crowded.split(max(1, ROWS_AT_ONCE // self.rows.lanes)):
+            member = torch.isin(family, some)
+            rank = torch.searchsorted(some, family[member])
+            if not self.room.fuse(voxels[member], rank, places[some, 1], places[some, 0]):
+                self.room.forget(voxels[member])
+
+    def _move_spilled(self, frames: Tensor, new_from_old: Tensor, edge: float) -> None:
+        host, counts = self.room.host, self.room.counts
+        voxels, level = host.grid.voxels, host.grid.level[host.grid.voxels]
+        cells = moved_cells(host.grid, voxels, frames.cpu(), new_from_old.cpu(), edge)
+        taken = self.grid.find(middles(cells, level).to(self.grid.key.device)).cpu() >= 0
+        _, family = torch.stack([level, cells], -1).unique(dim=0, return_inverse=True)
+        lost = taken | (ordinals(family) > 0)
+        for number in voxels[lost].tolist():
+            counts.forgotten += 1
+            counts.forgotten_tokens += host.take(number).tokens
+        host.grid.rename(voxels[~lost], cells[~lost])
+
     def near(self, keys: Tensor) -> Tensor:
         """Voxels around the places in view, spilled ones brought back."""
         keys = keys[keys != NOWHERE].unique()
-        self.room.recall(self.room.host.grid.near(keys.to("cpu"), REACH))
+        if self.room.host.records:
+            self.room.recall(self.room.host.grid.near(keys.to("cpu"), REACH))
         voxels = self.grid.near(keys, REACH)
-        self.grid.visited[voxels] = self.moment
+        self.grid.visit(voxels, self.moment)
         return voxels
 
     def inside(self, frustum: Frustum, edge: float) -> Tensor:

@@ -76,6 +76,9 @@ class VoxelRows:
         """key_scale [lanes, D]: divides keys before they are coded; None = no coding."""
         self.lanes, self._key_scale = lanes, key_scale
         self._shrink, self._touched = config.norm_keep, config.stale_after > 0
+        self._chance: dict[str, torch.Generator] = {}  # kinds that are rounded by chance
+        if config.pivot_rounding == "stochastic":
+            self._chance["pivots"] = torch.Generator(device)
         first, numbers = config.voxel_num * lanes, 3 + self._shrink + self._touched
         pivots, buffers = Codec(config.pivot_bits, dim, dtype), Codec(config.buffer_bits, dim, dtype)
         self.kinds = {
@@ -92,6 +95,11 @@ class VoxelRows:
     def voxel_bytes(self) -> int:
         """Of the tables, per voxel."""
         return self.lanes * sum(kind.table.row_bytes for kind in self.kinds.values())
+
+    def begin(self, moment: int) -> None:
+        """A new pass: what is left to chance depends on its number only."""
+        for chance in self._chance.values():
+            chance.manual_seed(moment)
 
     def grow(self, voxels: int) -> None:
         """Make room in the tables for rows of more voxels."""
@@ -214,7 +222,8 @@ class VoxelRows:
         kind.pool.write_figures(slots[here], figures[here])
         changed = occupied & (moved | fresh)
         row, _ = changed.nonzero().unbind(-1)
-        kind.pool.write(slots[changed], keys[changed], values[changed], self.scale_of(rows[row]))
+        scale, chance = self.scale_of(rows[row]), self._chance.get(name)
+        kind.pool.write(slots[changed], keys[changed], values[changed], scale, chance)
 
 
 def _occupied(state: RowState) -> dict[str, Tensor]:

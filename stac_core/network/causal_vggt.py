@@ -51,6 +51,7 @@ class CausalVGGT(nn.Module):
                 intrinsics=intrinsics,
                 depth=depth[..., 0],
                 depth_confidence=depth_confidence,
+                camera_tokens=tokens.camera,
             )
             if not points:
                 return prediction

@@ -46,6 +46,7 @@ def test_an_endless_path_never_exceeds_the_limit(extra, allocator):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # 80 seconds of one idle core
 @pytest.mark.parametrize("bits", [16, 4])
 def test_ten_thousand_frames_never_exceed_the_limit(bits):
     config = limited(

@@ -116,3 +116,23 @@ def test_retrieval_equals_the_original(case):
     if case["budget"] >= 0:
         assert found.keys.shape[1] == case["slots"]
         assert (found.keys[found.bias == -torch.inf] == 0).all()
+
+
+def test_the_first_merged_token_of_a_crowded_row_is_that_of_the_original():
+    """It carries what exceeds a buffer to its next call; here the same call goes on until the row fits."""
+    figures, settings = golden_cache("merge_carry_quirk")
+    memory = memory_for(SETTINGS)
+    memory.begin(figures["m0.voxel"].long())
+    memory.insert(
+        Evicted(*(figures[f"m0.{name}"] for name in ("K", "V", "score")), figures["m0.voxel"].long())
+    )
+    memory.check()
+    theirs, ours = golden_content(figures, "m0.")["piv"], content(memory)["piv"]
+    assert theirs.keys() == ours.keys()
+    for place, parts in theirs.items():
+        for a, b in zip(ours[place], parts, strict=True):
+            assert_close(a[:1], b, f"{place}")
+    call, capacity = settings["calls"][0], SETTINGS["Bc"]
+    assert memory.counts.buffered == call["buffered"] + call["carried"] == call["carried"] + 6 * capacity
+    in_rows = figures["m0.voxel"].long() + settings["voxels"] * torch.arange(2)[:, None]
+    assert memory.counts.aggregated == int((in_rows.flatten().bincount() // capacity).sum())

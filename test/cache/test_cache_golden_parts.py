@@ -5,15 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 from cache.golden_figures import assert_close, golden_cache
+from cache.worlds_of_tokens import KERNELS, small_network
 
 from stac_core.cache import scores
 from stac_core.cache.anchor_store import AnchorStore
 from stac_core.cache.eviction import choose
 from stac_core.cache.key_values import KeyValues
+from stac_core.cache.stream_cache import StreamCache
 from stac_core.cache.token_positions import token_positions
 from stac_core.cache.token_store import TokenStore
 from stac_core.cache.voxel_grid import VoxelGrid
 from stac_core.cache.voxel_keys import NOWHERE, keys_from_points, unpack
+from stac_core.config import CacheConfig
 
 CPU = torch.device("cpu")
 
@@ -65,6 +68,42 @@ def test_eviction_keeps_what_the_original_keeps(case):
             found = found.gather(1, order[layer, ..., None].expand(-1, -1, found.shape[-1]))
             assert torch.equal(found, part["K_after" if name == "keys" else "V_after"][layer])
     assert evicted.keys.shape[:2] == (layers * heads, len(leaving) - choice.kept.shape[-1])
+
+
+def test_among_many_ties_as_much_score_stays_as_in_the_original():
+    """Which of the equal tokens stay was the choice of its library; here it is the older ones."""
+    figures, settings = golden_cache("evict_quirk")
+    case, score, tokens = settings["cases"][0], figures["ties.score"], settings["P"]
+    old = slice(tokens, (case["live_frames"] - case["win"]) * tokens)  # beyond pinned frame and window
+    choice = choose("score", score[..., old], case["hh"] * tokens)
+    theirs = figures["ties.keep"].long()
+    theirs = theirs[(theirs >= old.start) & (theirs < old.stop)].view(*score.shape[:2], -1)
+    ours = choice.kept + old.start
+    values = [score.gather(-1, kept).sort(-1).values for kept in (ours, theirs)]
+    assert torch.equal(*values)
+    assert not torch.equal(ours, theirs) and (ours <= theirs).all()
+
+
+def test_a_pinned_frame_stays_whole_where_the_original_loses_it():
+    figures, settings = golden_cache("evict_quirk")
+    case, tokens = settings["cases"][1], settings["P"]
+    keys, values = figures["pin_0_and_2.K"], figures["pin_0_and_2.V"]
+    network = small_network(layers=2, heads=2, dim=8)
+    config = CacheConfig.parity(chunk_size=4, window_size=case["win"], hh_size=case["hh"], retrieval_size=0)
+    cache = StreamCache(config, network, KERNELS)
+    cache.pin(2)
+    for chunk in range(6):  # the frames of the case twice over
+        now = slice(36 * (chunk % 3), 36 * (chunk % 3) + 36)
+        cache.begin(4, tokens)
+        for layer in range(2):
+            cache.attend(layer, *(part[layer, None, :, now] for part in (keys, keys, values)))
+        cache.settle()
+    live = cache.live().keys
+    for place, frame in enumerate(case["pinned"]):
+        whole = keys[:, :, frame * tokens : (frame + 1) * tokens]
+        assert torch.equal(live[:, :, place * tokens : (place + 1) * tokens], whole)
+    second = torch.arange(2 * tokens, 3 * tokens)
+    assert not all(torch.isin(second, row).all() for row in figures["pin_0_and_2.id_after_2"].flatten(0, 1))
 
 
 def test_among_equal_scores_the_older_token_stays():

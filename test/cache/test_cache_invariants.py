@@ -10,6 +10,7 @@ from cache.worlds_of_tokens import KERNELS, Walk, feed, parity, run, small_netwo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stac_core.cache import pages
 from stac_core.cache.memory_model import live_bytes
 from stac_core.cache.quantization import Codec
 from stac_core.cache.saved_state import read_state, write_state
@@ -64,8 +65,8 @@ def test_reported_bytes_are_the_bytes_of_the_tensors(bits):
     gate=st.floats(0, 2), seed=st.integers(0, 9), after=st.booleans(), bits=st.sampled_from([16, 8, 4]),
     by=st.sampled_from(["weight", "near", "query"]), score=st.sampled_from(["sum", "mean"]),
     keep_special=st.integers(0, 3), pinned=st.integers(0, 3), norm_keep=st.booleans(),
-    stale_after=st.integers(0, 3), feedback=st.sampled_from([0.0, 0.5]), subsample=st.sampled_from([1.0, 0.3]),
-    phase=st.sampled_from(["fixed", "rotating"]),
+    stale_after=st.integers(0, 3), feedback=st.sampled_from([0.0, 0.5]),
+    subsample=st.sampled_from([1.0, 0.3]), phase=st.sampled_from(["fixed", "rotating"]),
 )  # fmt: skip
 def test_any_settings_conserve_tokens_and_bound_the_live_cache(
     frames, chunk, window, hh, ret, buffers, pivots, threshold, gate, seed, after, bits, by, score,
@@ -195,11 +196,26 @@ def test_the_voxel_edge_follows_the_scene_and_stays():
     [{"allocator": "static"}, {"allocator": "slab"}, {"voxel_num": 1}, {"voxel_num": 500}],
     ids=lambda change: "-".join(map(str, *change.items())),
 )
-def test_where_tokens_lie_in_memory_changes_nothing(change):
+@pytest.mark.parametrize("small", [0, 1 << 20], ids=["many pages", "one page"])
+def test_where_tokens_lie_in_memory_changes_nothing(change, small, monkeypatch):
     _, expected = run(parity(), WALK, 40)
+    monkeypatch.setattr(pages, "SMALL", small)
     cache, out = run(parity(**change), WALK, 40)
     assert torch.equal(out, expected)
     cache.voxels.check()
+
+
+def test_merged_tokens_are_counted_by_what_they_stand_for():
+    cache, _ = run(parity(voxel_buf_cap=3), WALK, 40)
+    assert cache.stats().members == {}
+    members = members_of(cache.voxels)
+    expected = {2**i: int(((members >= 2**i) & (members < 2 ** (i + 1))).sum()) for i in range(20)}
+    assert cache.stats(members=True).members == {i: n for i, n in expected.items() if n}
+
+
+def members_of(store: VoxelMemory) -> torch.Tensor:
+    members = contents(store).members
+    return members[members > 0]
 
 
 def test_two_runs_are_identical():
@@ -277,6 +293,11 @@ def test_a_saved_stream_goes_on_as_if_uninterrupted(tmp_path, frames, extra):
         ({"mode": "magic"}, "mode"),
         ({"window_bits": 8}, "anchor_bits"),
         ({"memory_budget": 1 << 20, "retrieval_size": -1}, "retrieval_size"),
+        ({"memory_budget": 1 << 30, "mode": "causal"}, "memory_budget"),
+        ({"when_full": "hope"}, "when_full"),
+        ({"subsample": 0.0}, "subsample"),
+        ({"pivot_bits": 5}, "pivot_bits"),
+        ({"merge_threshold": 1.5}, "merge_threshold"),
         ({"voxel_piv_cap": 1}, "voxel_piv_cap"),
         ({"temperature": 1.5}, "temperature"),
         ({"chunk_size": 0}, "chunk_size"),

@@ -48,6 +48,7 @@ def test_a_folder_becomes_a_cloud_a_path_depth_maps_and_a_picture(folder, tmp_pa
     assert depth.shape == (48, 64) and depth.dtype == np.uint16
     stats = json.loads((tmp_path / "stats.json").read_text())
     assert stats["frames"] == 9 and stats["stats"]["cache"]["frames_seen"] == 9
+    assert "members" in stats["stats"]["cache"]
     header = (tmp_path / "cloud.ply").read_bytes()[:200].decode("latin1")
     assert f"element vertex {stats['points']}" in header and stats["points"] > 100
     assert cv2.imread(str(tmp_path / "report.png")).std() > 0
@@ -66,6 +67,12 @@ def test_a_resumed_stream_continues_the_path(folder, tmp_path):
     assert run(folder, whole) == 0
     poses = [read_tum(p / "trajectory.tum").world_from_camera for p in (first, second, whole)]
     assert np.array_equal(np.concatenate(poses[:2]), poses[2])
+
+
+def test_poses_read_again_are_written_beside_the_others(folder, tmp_path):
+    assert run(folder, tmp_path, "--repose_frames", "5") == 0
+    given, again = (read_tum(tmp_path / f"trajectory{name}.tum") for name in ("", "_reposed"))
+    assert again.stamps_ns.tolist() == given.stamps_ns[[0, 5, 6, 7, 8]].tolist()
 
 
 def test_a_video_and_every_second_frame(folder, tmp_path):

@@ -66,6 +66,30 @@ def test_the_same_frame_again_and_again(network):
         assert all(bool(t.isfinite().all()) for t in (prediction.depth, prediction.world_from_camera))
 
 
+@pytest.mark.parametrize("settings", [{"voxel_conf": 1e9}, {"lost_confidence": 1e9}], ids=str)
+def test_frames_of_low_confidence_throughout(network, settings):
+    session = session_for(network, **settings)
+    predictions = steps(session, synthetic_frames(9, 48, 64))
+    assert all(bool(p.depth.isfinite().all()) for p in predictions)
+    stats = session.stats().cache
+    patches = 9 * (stats.live_tokens // 4 - network.config.special_tokens)
+    assert stats.inserted == 0 and stats.unplaced == patches
+
+
+def test_a_stream_begins_with_the_first_chunk_that_is_good_enough(network):
+    frames = synthetic_frames(10, 48, 64)
+    bad = [np.zeros_like(frames[0])] * 2
+    dark, bright = (
+        float(session_for(network).step(chunk).depth_confidence.mean()) for chunk in (bad, frames[:2])
+    )
+    least, (refused, good) = (dark + bright) / 2, (bad, frames) if dark < bright else (frames[:2], bad * 5)
+    session, expected = session_for(network, first_confidence=least), session_for(network)
+    assert session.step(refused).depth.isfinite().all() and session.stats().cache.frames_seen == 0
+    for ours, theirs in zip(steps(session, good), steps(expected, good), strict=True):
+        assert torch.equal(ours.depth, theirs.depth)
+    assert session.stats().cache.frames_seen == len(good)
+
+
 def test_predictions_leave_the_session(network):
     session = session_for(network)
     seen = [weakref.ref(p.depth) for p in steps(session, synthetic_frames(6, 48, 64))]
@@ -110,6 +134,35 @@ def test_a_stream_that_cannot_be_resumed_leaves_the_present_one(network, tmp_pat
             session.load(tmp_path / name)
     expected = session_for(network)
     assert torch.equal(session.step(frames[4:]).depth, steps(expected, frames)[-1].depth)
+
+
+def test_poses_read_again_over_one_chunk_are_those_of_the_chunk(network):
+    session = session_for(network, "causal", chunk_size=6, repose_frames=9)
+    prediction = session.step(synthetic_frames(6, 48, 64))
+    frames, poses = session.repose()
+    assert frames.tolist() == [0, 1, 2, 3, 4, 5] and prediction.camera_tokens is None
+    torch.testing.assert_close(poses, prediction.world_from_camera, rtol=1e-4, atol=1e-4)
+
+
+def test_reading_poses_again_keeps_the_first_and_newest_frames_and_leaves_the_stream(network, tmp_path):
+    frames = synthetic_frames(12, 48, 64)
+    session, plain = session_for(network, repose_frames=4), session_for(network)
+    given = [p.world_from_camera for p in steps(session, frames[:10])]
+    numbers, poses = session.repose()
+    assert numbers.tolist() == [0, 7, 8, 9]
+    everything = session_for(network, repose_frames=99)
+    steps(everything, frames[:10])
+    assert (everything.repose()[1][1:] - torch.cat(given)[1:]).abs().max() > 1e-5  # it knows more now
+    session.save(tmp_path / "stream")
+    resumed = session_for(network, repose_frames=4)
+    resumed.load(tmp_path / "stream")
+    assert torch.equal(resumed.repose()[1], poses)
+    assert torch.equal(resumed.repose(move_voxels=True)[1], poses)
+    assert resumed.stats().cache.forgotten == 0 and resumed.step(frames[10:]).depth.isfinite().all()
+    steps(plain, frames[:10])
+    assert torch.equal(session.step(frames[10:]).depth, plain.step(frames[10:]).depth)
+    with pytest.raises(ValueError, match=r"cache.repose_frames"):
+        plain.repose()
 
 
 @pytest.mark.slow

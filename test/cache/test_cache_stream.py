@@ -27,8 +27,10 @@ def test_one_chunk_of_all_frames_equals_full(network):
     assert_equal(streamed, figures(network, golden_images(FRAMES), OnePass("full")))
 
 
-def test_a_window_longer_than_the_stream_equals_causal_bit_for_bit(network):
-    window = cache_for(network, mode="window_kv", window_size=FRAMES, chunk_size=1)
+@pytest.mark.parametrize("mode", ["window_kv", "stac"])
+def test_a_window_longer_than_the_stream_equals_causal_bit_for_bit(network, mode):
+    settings = {"chunk_size": 1, "hh_size": 0, "retrieval_size": 0, "camera_window": FRAMES}
+    window = cache_for(network, mode=mode, window_size=FRAMES, **settings)
     windowed = stream(network, window, [1] * FRAMES)
     causal = stream(network, cache_for(network, mode="causal", chunk_size=1), [1] * FRAMES)
     for name, value in causal.items():

@@ -32,6 +32,7 @@ SWITCHES = {
     "prefetch": True,
     "subsample_phase": "rotating",
     "lost_confidence": 1.5,
+    "pivot_rounding": "stochastic",
 }
 
 
@@ -54,7 +55,7 @@ def content(store: VoxelMemory):
 @pytest.mark.parametrize("name", SWITCHES)
 def test_every_switch_is_off_by_default_and_in_parity(name):
     default = {f.name: f.default for f in fields(CacheConfig)}[name]
-    assert default in (False, 0, "fixed") and getattr(CacheConfig.parity(), name) == default
+    assert default in (False, 0, "fixed", "nearest") and getattr(CacheConfig.parity(), name) == default
 
 
 @pytest.mark.parametrize("bits", [16, 8])
@@ -129,6 +130,25 @@ def test_a_stale_merged_token_is_fresh_again_when_something_joins_it():
         alike = 0.85 if turn % 2 else 1.0
         insert(store, torch.tensor([[alike, (1 - alike**2) ** 0.5, 0, 0]]))
         assert store.counts.merged == turn
+
+
+@pytest.mark.parametrize(("rounding", "follows"), [("nearest", False), ("stochastic", True)])
+def test_many_small_updates_of_a_coded_token_are_not_lost(rounding, follows):
+    """Single tokens pull a heavy merged one from one key to another, each by less than half a step."""
+    settings = {"voxel_buf_cap": 40, "merge_threshold": 0.5, "gate": 0.0}
+    exact = memory(**settings)
+    coded = VoxelMemory(
+        parity(pivot_bits=4, pivot_rounding=rounding, **settings), 1, 4, torch.float32, CPU, voxel_merge,
+        torch.ones(1, 4),
+    )  # fmt: skip
+    start, goal = torch.tensor([[1.0, 0.0, 0.2, -1.0]]), torch.tensor([[1.0, 0.5, 0.2, -1.0]])
+    for store in (exact, coded):
+        insert(store, start.repeat(40, 1))
+        for _ in range(60):
+            insert(store, goal)
+    moved, true = (float(content(store).pivot_keys[0, 0, 1]) for store in (coded, exact))
+    assert true > 0.25
+    assert (abs(moved - true) < 0.15) == follows
 
 
 def test_a_stale_threshold_below_the_ordinary_one_is_refused():

@@ -1,0 +1,66 @@
+"""A change of many objects that happens whole or not at all.
+
+Objects of this package replace their tensors rather than write into them, so keeping the old references
+is keeping the old state. The two exceptions: `Pages`, which remember what is overwritten meanwhile, and
+buffers of keys and values, which are written only where nothing valid lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from stac_core.cache.pages import Pages
+
+PACKAGE = __name__.rpartition(".")[0]
+
+
+@contextmanager
+def all_or_nothing(root: object) -> Iterator[None]:
+    """Whatever is raised inside, `root` and all that it is made of are left as they were before."""
+    before = [(part, {name: _copy(value) for name, value in vars(part).items()}) for part in _parts(root)]
+    tables = [part for part, _ in before if isinstance(part, Pages)]
+    for table in tables:
+        table.watch()
+    try:
+        yield
+    except BaseException:
+        for table in tables:
+            table.undo()
+        for part, attributes in before:
+            vars(part).clear()
+            vars(part).update(attributes)
+        raise
+    for table in tables:
+        table.unwatch()
+
+
+def _parts(root: object) -> list[Any]:
+    """The mutable objects of this package that `root` reaches, itself included, each once."""
+    found: dict[int, Any] = {}
+    waiting: list[Any] = [root]
+    while waiting:
+        part = waiting.pop()
+        if id(part) not in found:
+            found[id(part)] = part
+            for value in vars(part).values():
+                waiting += _parts_in(value)
+    return list(found.values())
+
+
+def _parts_in(value: Any) -> list[Any]:
+    """A part, or those in a container, whose members are all of one kind."""
+    members = list(value.values()) if isinstance(value, dict) else value
+    if not isinstance(members, list):
+        return [value] if _is_part(value) else []
+    return members if members and _is_part(members[0]) else []
+
+
+def _is_part(value: Any) -> bool:
+    frozen = getattr(getattr(type(value), "__dataclass_params__", None), "frozen", False)
+    return type(value).__module__.startswith(PACKAGE) and hasattr(value, "__dict__") and not frozen
+
+
+def _copy(value: Any) -> Any:
+    return value.copy() if isinstance(value, dict | list | set) else value

@@ -1,0 +1,209 @@
+"""Tokens that are attended to as they came: pinned frames, special tokens, anchors and the window.
+
+Sources: STAC (arXiv 2603.20284), temporal memory; XStreamVGGT (arXiv 2601.01204), pruning.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from stac_core.cache import scores
+from stac_core.cache.anchor_store import AnchorStore
+from stac_core.cache.eviction import choose
+from stac_core.cache.key_values import KeyScale, KeyValues
+from stac_core.cache.memory_model import anchor_tokens, window_frames
+from stac_core.cache.saved_state import State
+from stac_core.cache.token_store import TokenStore
+from stac_core.cache.voxel_memory import Evicted
+from stac_core.config import CacheConfig, NetworkConfig
+from stac_core.kernels.attend import Segment
+
+
+class LiveTokens(NamedTuple):
+    """What a stream attends to besides retrieved tokens, for looking into it."""
+
+    keys: Tensor  # [layers, heads, T, D]
+    values: Tensor  # [layers, heads, T, D]
+    score: Tensor  # [layers, heads, T]; NaN where tokens are not scored
+    voxel: Tensor  # [layers, heads, T] voxel keys; NOWHERE where a token has no place
+
+
+class LiveCache:
+    """The stores of one stream, and who stays in them. Attention sees them in the order named above."""
+
+    def __init__(self, config: CacheConfig, network: NetworkConfig, scale: KeyScale) -> None:
+        self._config, self._network, self._scale, layers = config, network, scale, network.layers
+        self._rules = config.rules
+        self.window = TokenStore(layers, KeyValues(layers, config.window_bits, scale))
+        self._pinned = TokenStore(layers, KeyValues(layers, config.pinned_bits, scale))
+        self._special = TokenStore(layers, KeyValues(layers, config.window_bits, scale))
+        self._anchors: AnchorStore | None = None
+        self._contributions: list[Tensor | None] = [None] * layers  # [heads, live tokens] of this pass
+        self._frames = self._tokens_per_frame = 0  # of this pass
+
+    @property
+    def by_mass(self) -> bool:
+        """Whether scores come from the attention received."""
+        return self._rules.anchors and not (self._rules.pruned and self._config.importance != "mass")
+
+    @property
+    def length(self) -> int:
+        """Tokens per layer and head."""
+        return sum(store.length for store in self._stores)
+
+    @property
+    def anchors(self) -> int:
+        """Of these, single tokens beyond the window."""
+        return self._anchors.length if self._anchors else 0
+
+    @property
+    def bytes(self) -> int:
+        """Allocated."""
+        return sum(store.bytes for store in self._stores)
+
+    def open(self, device: torch.device) -> None:
+        """Prepare what needs to know the device; before the first tokens."""
+        if self._rules.anchors:
+            layers, bits = self._network.layers, self._config.anchor_bits
+            memory = KeyValues(layers, bits, self._scale)
+            self._anchors = AnchorStore(layers, self._network.heads, memory, device)
+
+    def begin(self, frames: int, tokens_per_frame: int) -> None:
+        """Announce a pass; what an earlier, failed one has staged is forgotten."""
+        self._frames, self._tokens_per_frame, most = frames, tokens_per_frame, None
+        if self._rules.bounded:
+            most = (window_frames(self._config) + self._config.chunk_size) * tokens_per_frame
+        self.window.begin(frames * tokens_per_frame, most)
+
+    def stage(self, layer: int, keys: Tensor, values: Tensor) -> list[Segment]:
+        """Take in new tokens [heads, n, D] of one layer; → all that it sees, the new ones last."""
+        past = [store.segment(layer) for store in self._stores if store is not self.window]
+        return [s for s in past if s is not None] + self.window.stage(layer, keys, values)
+
+    def credit(self, layer: int, q: Tensor, live: list[Segment], mass: list[Tensor] | None) -> None:
+        """Note what queries [heads, M, D] make of the live tokens of a layer, and what these received."""
+        if self._rules.anchors:
+            self._contributions[layer] = self._contribution(q, live, mass)
+
+    def commit(self, first_frame: int, moment: int) -> None:
+        """The staged tokens become part of the stream, with their scores. RuntimeError where some lack."""
+        frames = torch.arange(first_frame, first_frame + self._frames)
+        self.window.commit(frames.repeat_interleave(self._tokens_per_frame), moment)
+        if self._rules.anchors:
+            self._score()
+
+    def place(self, keys: Tensor) -> None:
+        """Voxel keys [n] of the new tokens."""
+        old = self.window.voxel
+        self.window.voxel = keys if old is None else torch.cat([old, keys])
+
+    @property
+    def voxels(self) -> list[Tensor]:
+        """Voxel keys of the tokens that have any, store by store."""
+        return [store.voxel for store in self._stores if store.voxel is not None]
+
+    @voxels.setter
+    def voxels(self, keys: list[Tensor]) -> None:
+        placed = [store for store in self._stores if store.voxel is not None]
+        for store, new in zip(placed, keys, strict=True):
+            store.voxel = new
+
+    def forget(self, oldest: int, pins: set[int], moment: int, wanted: bool) -> Evicted | None:
+        """Pinned frames move to their store, frames before `oldest` compete or go.
+
+        → who went, where `wanted`.
+        """
+        frame = self.window.frame
+        pinned = torch.isin(frame, torch.tensor(sorted(pins), dtype=torch.int64))
+        slots = pinned.nonzero()[:, 0]
+        if len(slots):
+            self._pinned.take(self.window, slots, len(pins) * self._tokens_per_frame)
+        recent = frame >= oldest
+        leaving = (~recent & ~pinned).nonzero()[:, 0]
+        evicted = None
+        if len(leaving):
+            leaving = self._keep_special(leaving)
+            evicted = self._evict(leaving, moment, wanted)
+        self.window.keep(recent & ~pinned)
+        return evicted
+
+    def tokens(self) -> LiveTokens:
+        """All of them, decoded, each store in temporal order."""
+        stores = [store for store in self._stores if store.length]
+        keys, values = [], []
+        for layer in range(self._network.layers):
+            segments = [s for s in (store.segment(layer) for store in stores) if s is not None]
+            keys.append(torch.cat([s.keys for s in segments], 1))
+            values.append(torch.cat([s.values for s in segments], 1))
+        notes = [store.notes(self._network.layers, self._network.heads) for store in stores]
+        score, voxel = (torch.cat(parts, -1) for parts in zip(*notes, strict=True))
+        return LiveTokens(torch.stack(keys), torch.stack(values), score, voxel)
+
+    def state(self) -> State:
+        parts: dict[str, Any] = {"pinned": self._pinned, "special": self._special, "window": self.window}
+        if self._anchors is not None:
+            parts["anchors"] = self._anchors
+        return {name: part.state() for name, part in parts.items()}
+
+    def restore(self, state: State) -> None:
+        if "anchors" in state:
+            self.open(state["anchors"]["score"].device)
+            if self._anchors is not None:
+                self._anchors.restore(state["anchors"])
+        for name, store in (("pinned", self._pinned), ("special", self._special), ("window", self.window)):
+            store.restore(state[name])
+
+    @property
+    def _stores(self) -> list[TokenStore | AnchorStore]:
+        stores = (self._pinned, self._special, self._anchors, self.window)
+        return [store for store in stores if store is not None]
+
+    def _contribution(self, q: Tensor, live: list[Segment], mass: list[Tensor] | None) -> Tensor:
+        """What this pass adds to the scores of the live tokens of one layer [heads, T]."""
+        if mass is not None:
+            return scores.received(torch.cat(mass[: len(live)], -1), q.shape[1])
+        keys = torch.cat([segment.keys for segment in live], 1)
+        newest, special = q[:, -self._tokens_per_frame :], self._network.special_tokens
+        if self._config.importance == "pooled":
+            return scores.importance_pooled(newest, keys, special)
+        return scores.importance_per_head(newest, keys, special)
+
+    def _score(self) -> None:
+        """Fold the pass's contributions into the scores, each in the place of its token."""
+        config = self._config
+        decay = scores.decay_of_pass(config.temperature, config.decay_unit, self._frames)
+        decay = 0.0 if self._rules.pruned else decay
+        new = torch.stack([c for c in self._contributions if c is not None])  # [layers, heads, T]
+        parts = new.split([store.length for store in self._stores], -1)
+        for store, part in zip(self._stores, parts, strict=True):
+            known = part[..., :0] if store.score is None else store.score
+            store.score = scores.update(known, part, decay)
+        self._contributions = [None] * len(self._contributions)
+
+    def _keep_special(self, leaving: Tensor) -> Tensor:
+        """Camera and register tokens of leaving frames go to their ring; → the slots that are left."""
+        most = self._config.keep_special
+        if not most:
+            return leaving
+        count = self._network.special_tokens
+        special = leaving % self._tokens_per_frame < count
+        ring, kept = self._special, leaving[special][-most * count :]
+        ring.take(self.window, kept, (most + self._config.chunk_size) * count)
+        ring.keep(ring.frame >= ring.frame.unique()[-most:][0])
+        return leaving[~special]
+
+    def _evict(self, leaving: Tensor, moment: int, wanted: bool) -> Evicted | None:
+        """Anchors and leaving tokens compete for the places of anchors."""
+        if self._anchors is None:
+            return None
+        config = self._config
+        score, born = self._anchors.candidates(self.window, leaving)
+        if config.score == "mean":
+            decay = scores.decay_of_pass(config.temperature, config.decay_unit, config.chunk_size)
+            score = score / scores.exposure(moment - born, decay)
+        room = anchor_tokens(config, self._tokens_per_frame)
+        choice = choose(config.eviction, score, room, moment)
+        return self._anchors.renew(self.window, leaving, choice, room, wanted)

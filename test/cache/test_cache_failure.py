@@ -1,0 +1,131 @@
+"""A chunk that fails midway, wherever that is, leaves the stream as it was, bit for bit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from cache.test_cache_budget import limited
+from cache.worlds_of_tokens import Walk, feed, parity, small_network
+
+from stac_core.cache import making_room
+from stac_core.cache.anchor_store import AnchorStore
+from stac_core.cache.key_values import KeyValues
+from stac_core.cache.pages import Pages
+from stac_core.cache.retrieved_set import RetrievedSet
+from stac_core.cache.slots import SlotPool
+from stac_core.cache.spilled import SpilledVoxels
+from stac_core.cache.stream_cache import StreamCache
+from stac_core.cache.token_store import TokenStore
+from stac_core.cache.voxel_grid import VoxelGrid
+from stac_core.kernels import select
+
+WALK = Walk(small_network(layers=2, heads=1, dim=8), patches=6)
+LOOP = replace(WALK, length=6.0, pace=1.0)  # comes back to what has been spilled
+SETTINGS = {"voxel_buf_cap": 3, "keep_special": 2, "feedback": 0.5, "stale_after": 2, "norm_keep": True}
+CODED = {"pinned_bits": 8, "anchor_bits": 4, "pivot_bits": 4, "buffer_bits": 8, "retrieved_bits": 8}
+STREAMS = {
+    "plain": (WALK, parity(**SETTINGS)),
+    "coded": (WALK, parity(**SETTINGS, **CODED)),
+    "spilling": (LOOP, limited(9_000, LOOP, host_budget=1 << 20, **SETTINGS)),
+    "coarsening": (WALK, limited(9_000, WALK, **SETTINGS)),
+    "xstream": (WALK, parity(mode="xstream")),
+}
+PLACES = [
+    (select.Kernels, "attend"), (select.Kernels, "voxel_merge"), (Pages, "write"), (Pages, "read"),
+    (Pages, "grow"), (SlotPool, "write"), (SlotPool, "take"), (VoxelGrid, "add"), (VoxelGrid, "near"),
+    (VoxelGrid, "visit"), (RetrievedSet, "fill"), (KeyValues, "put"), (KeyValues, "convert"),
+    (TokenStore, "take"), (TokenStore, "keep"), (AnchorStore, "renew"), (SpilledVoxels, "keep"),
+    (SpilledVoxels, "restore"), (making_room, "fold_in"),
+]  # fmt: skip
+
+
+class Broken(MemoryError):
+    """What goes wrong in the middle."""
+
+
+class Breaker:
+    """Passes calls of a function on, except, once, the n-th from when it was set."""
+
+    def __init__(self, function) -> None:
+        self.function, self.left, self.broken = function, 0, 0
+
+    def bound(self):
+        def call(*arguments, **named):
+            self.left -= 1
+            if self.left == 0:
+                self.broken += 1
+                raise Broken
+            return self.function(*arguments, **named)
+
+        return call
+
+
+def numbers(state) -> dict[str, torch.Tensor]:
+    """Every tensor of a saved state by its path."""
+    flat = {}
+    for name, value in state.items():
+        inner = numbers(value) if isinstance(value, dict) else {"": value}
+        flat |= {f"{name}/{rest}": tensor for rest, tensor in inner.items()}
+    return flat
+
+
+@pytest.fixture
+def breakers(monkeypatch):
+    """One at every place, and kernels that go through theirs."""
+    made = []
+    kernels = {
+        name: getattr(select.select_kernels("torch", "cpu"), name) for name in ("attend", "voxel_merge")
+    }
+    for owner, name in PLACES:
+        breaker = Breaker(kernels.pop(name) if owner is select.Kernels else getattr(owner, name))
+        made.append(breaker)
+        if owner is not select.Kernels:
+            monkeypatch.setattr(owner, name, breaker.bound())
+    return made
+
+
+def run(name: str, passes: int, breakers, failing: bool):
+    """Each pass fails at another place or call of it, as far as there are so many; then it is repeated."""
+    walk, config = STREAMS[name]
+    cache = StreamCache(
+        config, walk.network, select.Kernels("torch", "asked for", *(b.bound() for b in breakers[:2]))
+    )
+    out = []
+    for number in range(passes):
+        breaker = breakers[number % len(breakers)]
+        breaker.left = (1 + 2 * (number // len(breakers))) if failing else 0
+        try:
+            out.append(feed(cache, walk, 2 * number, 2))
+        except Broken:
+            out.append(feed(cache, walk, 2 * number, 2))
+        breaker.left = 0
+    return torch.cat(out, 2), cache
+
+
+def assert_undisturbed(name: str, passes: int, breakers) -> None:
+    expected, whole = run(name, passes, breakers, failing=False)
+    out, cache = run(name, passes, breakers, failing=True)
+    assert torch.equal(out, expected)
+    ours, theirs = numbers(cache.state()), numbers(whole.state())
+    assert ours.keys() == theirs.keys()
+    assert [n for n in ours if not torch.equal(ours[n].nan_to_num(), theirs[n].nan_to_num())] == []
+    assert cache.stats() == whole.stats()
+    if cache.voxels is not None:
+        cache.voxels.check()
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_a_pass_that_fails_is_as_if_it_had_never_started(name, breakers):
+    assert_undisturbed(name, 2 * len(PLACES), breakers)
+    assert sum(b.broken for b in breakers) > 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STREAMS)
+def test_many_passes_that_fail(name, breakers):
+    assert_undisturbed(name, 20 * len(PLACES), breakers)
+    unused = [place for place, b in zip(PLACES, breakers, strict=True) if not b.broken]
+    if name == "spilling":
+        assert not unused or unused == [(making_room, "fold_in")]
