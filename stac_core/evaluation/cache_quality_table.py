@@ -11,25 +11,25 @@ from stac_core.evaluation.results import MIB
 from stac_core.evaluation.results import Row as Result
 
 YARDSTICK = "tokens_after_loop"
-# column → heading, factor, digits
-COST = {"cache_bytes": ("MiB", 1 / MIB, 1), "cpu_ms_per_frame": ("CPU ms/frame", 1, 0)}
-TO_REFERENCE = {
-    f"{name}_{when}": (f"{heading}{after}", factor, digits)
-    for when, after in (("to_reference", ""), ("after_loop", " after loop"))
+Columns = dict[tuple[str, ...], tuple[str, float, int]]
+# columns of a result → heading, factor, digits; two columns share a cell
+COST: Columns = {("cache_bytes",): ("MiB", 1 / MIB, 1), ("cpu_ms_per_frame",): ("CPU ms/frame", 1.0, 0)}
+TO_REFERENCE: Columns = {
+    (f"{name}_to_reference", f"{name}_after_loop"): (heading, factor, digits)
     for name, heading, factor, digits in (
-        ("tokens", "tokens %", 100, 1),
-        ("depth", "depth %", 100, 1),
-        ("rotation", "rotation °", 1, 1),
-        ("centre", "centre %", 100, 2),
-        ("points", "points %", 100, 0),
+        ("tokens", "tokens %", 100.0, 1),
+        ("depth", "depth %", 100.0, 1),
+        ("rotation", "rotation °", 1.0, 1),
+        ("centre", "centre %", 100.0, 2),
+        ("points", "points %", 100.0, 0),
     )
 }
-TO_TRUTH = {
-    "abs_rel": ("AbsRel", 1, 3),
-    "rotation_deg": ("rotation °", 1, 1),
-    "ate_share": ("ATE % of path", 100, 2),
-    "accuracy": ("accuracy m", 1, 3),
-    "completeness": ("completeness m", 1, 3),
+TO_TRUTH: Columns = {
+    ("abs_rel",): ("AbsRel", 1.0, 3),
+    ("rotation_deg",): ("rotation °", 1.0, 1),
+    ("ate_share",): ("ATE % of path", 100.0, 2),
+    ("accuracy",): ("accuracy m", 1.0, 3),
+    ("completeness",): ("completeness m", 1.0, 3),
 }
 GROUPS = {
     "modes": "Modes and their parts",
@@ -49,7 +49,7 @@ def tables(results: Sequence[Result]) -> str:
         if names:
             parts += [
                 f"### {title}",
-                f"Distance to the reference, mean over {_worlds(results, names)} worlds ± spread:",
+                "Distance to the reference, over all frames / after the loop has closed, ± spread over worlds:",
                 _table(results, names, COST | TO_REFERENCE, compared=True),
                 "Against the truth:",
                 _table(results, names, TO_TRUTH),
@@ -68,22 +68,20 @@ def against_default(results: Sequence[Result], name: str) -> tuple[float, int, i
     return statistics.geometric_mean(ratios), sum(ratio < 1 for ratio in ratios), len(ratios)
 
 
-def _table(
-    results: Sequence[Result],
-    names: Sequence[str],
-    columns: dict[str, tuple[str, float, int]],
-    compared: bool = False,
-) -> str:
-    headings = [heading for heading, _, _ in columns.values()] + (["against `stac`"] if compared else [])
+def _table(results: Sequence[Result], names: Sequence[str], columns: Columns, compared: bool = False) -> str:
+    headings = ["worlds", *(heading for heading, _, _ in columns.values())]
+    headings += ["against `stac`"] if compared else []
     lines = ["| row | " + " | ".join(headings) + " |", "|---" * (len(headings) + 1) + "|"]
     for name in names:
         rows = _of(results, name)
-        cells = [_cell([row[column] * factor for row in rows], digits)
-                 for column, (_, factor, digits) in columns.items()]  # fmt: skip
+        cells = [
+            " / ".join(_cell([row[column] * factor for row in rows], digits) for column in shared)
+            for shared, (_, factor, digits) in columns.items()
+        ]
         if compared:
             ratio, better, worlds = against_default(results, name)
             cells.append("–" if math.isnan(ratio) else f"×{ratio:.2f}, better in {better} of {worlds}")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append(f"| {name} | {len(rows)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -96,7 +94,3 @@ def _cell(values: Sequence[float], digits: int) -> str:
 
 def _of(results: Sequence[Result], name: str) -> list[Result]:
     return [row for row in results if row["row"] == name]
-
-
-def _worlds(results: Sequence[Result], names: Sequence[str]) -> int:
-    return len({row["scene"] for name in names for row in _of(results, name)})

@@ -60,6 +60,7 @@ ROWS: dict[str, Row] = {
     "int4 store": Row("storage", _stac(buffer_bits=4, pivot_bits=4)),
     "int8 live": Row("storage", _stac(**_bits(8, 16, 16))),
     "int8 live, int4 store": Row("storage", _stac(**_bits(8, 4, 4))),
+    "window_kv, bytes of int8 live, int4 store": Row("storage", WINDOW, bytes_of="int8 live, int4 store"),
     "int8 live, int4 store, 16-bit pinned": Row("storage", _stac(**_bits(8, 4, 4, pinned=16))),
     "int4 live, int4 store": Row("storage", _stac(**_bits(4, 4, 4))),
     "lengths not widened with the patch": _switch(voxel_size=0.05 / COARSENESS, edge_test=0.1 / COARSENESS),
