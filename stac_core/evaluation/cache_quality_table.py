@@ -49,7 +49,7 @@ def tables(results: Sequence[Result]) -> str:
         if names:
             parts += [
                 f"### {title}",
-                "Distance to the reference, over all frames / after the loop has closed, ± spread over worlds:",
+                "Distance to the reference, over all frames / after the loop closed, ± spread over worlds:",
                 _table(results, names, COST | TO_REFERENCE, compared=True),
                 "Against the truth:",
                 _table(results, names, TO_TRUTH),
