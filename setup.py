@@ -61,6 +61,7 @@ setup(
     package_data={"stac_core": ["weights/*"]},
     data_files=data_files,
     install_requires=["setuptools"],
+    extras_require={"slurm": ["submitit"]},  # stac-eval --slurm
     zip_safe=False,
     entry_points={"console_scripts": [f"{command} = {target}" for command, target in COMMANDS.items()]},
 )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -26,8 +25,10 @@ from stac_core.evaluation.datasets import Frame, Sequence, open_sequence
 from stac_core.evaluation.flags import add_config_flags, configure, given_flags
 from stac_core.evaluation.plots import cloud_from_above
 from stac_core.evaluation.trajectory import Trajectory, write_tum
-from stac_core.evaluation.visualise import save_figure, write_ply
+from stac_core.evaluation.visualise import save_figure
+from stac_core.files import write_whole
 from stac_core.geometry import VALID_DEPTH, unproject_depth
+from stac_core.ply import write_ply
 from stac_core.prediction import Prediction
 from stac_core.session import SessionStats, StreamSession
 
@@ -112,9 +113,7 @@ class Reconstruction:
             figure = cloud_from_above(points, colours / 255.0, path, f"{len(path)} frames, from above")
             save_figure(self._output / "report.png", figure)
         numbers = {**about, "depth_png_units": DEPTH_PNG_UNITS, "frames": len(path), "points": len(points)}
-        _write(
-            self._output / "stats.json", json.dumps({**numbers, "stats": asdict(stats)}, indent=1).encode()
-        )
+        write_whole(self._output / "stats.json", json.dumps({**numbers, "stats": asdict(stats)}, indent=1))
         print(f"{len(path)} frames, {len(points)} points, cache {stats.cache.bytes} bytes → {self._output}")
 
     def write_reposed(self, frames: Tensor, world_from_camera: Tensor, seen: int) -> None:
@@ -180,13 +179,7 @@ def _write_depth(path: Path, depth: Tensor) -> None:
     encoded, data = cv2.imencode(".png", units.to(torch.int32).numpy().astype(np.uint16))
     if not encoded:
         raise OSError(f"{path}: the depth map could not be encoded")
-    _write(path, data.tobytes())
-
-
-def _write(path: Path, data: bytes) -> None:
-    partial = path.with_name(path.name + ".part")
-    partial.write_bytes(data)
-    os.replace(partial, path)
+    write_whole(path, data.tobytes())
 
 
 def _check(given: argparse.Namespace, config: Config) -> None:

@@ -26,15 +26,18 @@ class BagSource:
     """
 
     def __init__(self, path: Path, topic: str, more_topics: Iterable[str]) -> None:
+        self.path = path
         self._bag = BagFile(path)
         recorded_image = choose_image_topic(self._bag, topic)
         kinds = self._bag.all_topics()
         image = COMPRESSED_IMAGE if kinds[recorded_image].endswith("/CompressedImage") else IMAGE
         self.image_topic = image.name
+        self.image_count = sum(c.msgcount for c in self._bag.connections(recorded_image))
         self._names = {recorded_image: image.name}  # recorded topic → topic to publish
         recorded_info = _camera_info_topic(recorded_image, kinds)
+        self.info_topic = CAMERA_INFO.name if recorded_info else ""
         if recorded_info:
-            self._names[recorded_info] = CAMERA_INFO.name
+            self._names[recorded_info] = self.info_topic
         for extra in (*(t for t in _TRANSFORMS if t in kinds), *more_topics):
             if extra not in kinds:
                 raise ValueError(f"{path}: no topic {extra!r}; it has {', '.join(sorted(kinds))}")
@@ -42,6 +45,10 @@ class BagSource:
         self.types: dict[str, type[Any]] = {}
         for connection in self._bag.connections(*self._names):
             self._learn_type(connection)
+
+    def recorded_name(self, topic: str) -> str:
+        """The name under which a published topic was recorded."""
+        return next(recorded for recorded, name in self._names.items() if name == topic)
 
     def items(self) -> Iterator[Item]:
         """Static transforms first: whatever comes later may need them."""

@@ -16,9 +16,10 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 from stac_core import ImageGeometry, Prediction, SessionStats, StreamSession
+from stac_core.files import write_whole
+from stac_core.ply import write_ply
 from stac_ros.images import ImageError, decode_colour
 from stac_ros.map import VoxelMap
-from stac_ros.map_files import write_atomically, write_ply
 from stac_ros.mapped_frame import MappedFrame, Points
 from stac_ros.odometry import OdometryLink
 from stac_ros.parameters import Parameters
@@ -113,7 +114,7 @@ class Mapper:
         base = Path(self._parameters.ros.map.directory).expanduser().absolute()
         folder = base / datetime.now().strftime("%Y-%m-%d_%H-%M-%S.%f")
         write_ply(folder / "map.ply", *self.map.points())
-        write_atomically(folder / "trajectory.tum", self.trajectory.tum().encode())
+        write_whole(folder / "trajectory.tum", self.trajectory.tum())
         logger.info("saved %d points and %d poses to %s", len(self.map), len(self.trajectory), folder)
         return f"{folder / 'map.ply'}\n{folder / 'trajectory.tum'}"
 

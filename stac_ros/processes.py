@@ -28,6 +28,10 @@ class Processes:
         """Raises OSError for a command that cannot be started."""
         self._running[name] = subprocess.Popen(command, env=self._environment, start_new_session=True)
 
+    def is_running(self, name: str) -> bool:
+        process = self._running.get(name)
+        return process is not None and process.poll() is None
+
     def wait(self, name: str) -> int:
         """Wait until this one has ended, any has failed, or a signal came; the status of the first."""
         while not self.asked_to_end:

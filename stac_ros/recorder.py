@@ -26,9 +26,10 @@ from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import remove_ros_args
 from sensor_msgs.msg import Image
 
+from stac_core.files import write_whole
+from stac_core.ply import write_ply
 from stac_ros.images import decode_depth
 from stac_ros.listen import subscribe
-from stac_ros.map_files import write_atomically, write_ply
 from stac_ros.report import write_report
 from stac_ros.topics import DEPTH, RECORDER_NAME
 from stac_ros.trajectory import Trajectory
@@ -69,11 +70,11 @@ class Recorder(Node):
         for stamp_ns, pose in zip(seen.stamps_ns, seen.map_from_camera, strict=True):
             trajectory.add(stamp_ns, pose)
         write_ply(self._folder / "map.ply", seen.map_positions, seen.map_colours)
-        write_atomically(self._folder / "trajectory.tum", trajectory.tum().encode())
+        write_whole(self._folder / "trajectory.tum", trajectory.tum())
         health = {part: vars(health) for part, health in seen.health.items()}
         memory = [vars(sample) for sample in seen.memory]
         told = json.dumps({"last": health, "memory": memory}, indent=2)
-        write_atomically(self._folder / "diagnostics.json", told.encode())
+        write_whole(self._folder / "diagnostics.json", told)
         write_report(self._folder / "report.png", seen)
 
     def _begin(self) -> None:
@@ -88,7 +89,7 @@ class Recorder(Node):
         counted = np.clip(np.nan_to_num(depth) * 1000.0, 0, 65535).astype(np.uint16)
         stamp_ns = stamp_nanoseconds(message.header.stamp)
         name = f"{stamp_ns // 10**9}.{stamp_ns % 10**9:09d}.png"
-        write_atomically(self._folder / "depth" / name, cv2.imencode(".png", counted)[1].tobytes())
+        write_whole(self._folder / "depth" / name, cv2.imencode(".png", counted)[1].tobytes())
 
 
 def main() -> None:

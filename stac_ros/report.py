@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from stac_ros.map_files import write_atomically
+from stac_core.files import write_whole
 from stac_ros.watch import MemorySample, Seen
 
 matplotlib.use("agg")  # no screen is needed
@@ -30,7 +30,7 @@ def write_report(path: Path, seen: Seen) -> None:
     _draw_memory(axes[1, 1], seen.memory)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=110)
-    write_atomically(path, content.getvalue())
+    write_whole(path, content.getvalue())
 
 
 def _draw_image(axes: Axes, seen: Seen) -> None:

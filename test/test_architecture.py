@@ -15,30 +15,33 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 BASICS = {"settings", "config", "geometry", "prediction", "device"}
+FILES = {"files", "ply"}
 METHOD = BASICS | {"images", "checkpoint", "session"}
 MAY_IMPORT = {  # part of stac_core → the parts it may import
     "settings": set(),
     "config": {"settings"},
     "device": set(),
+    "files": set(),
+    "ply": {"files"},
     "geometry": set(),
     "prediction": set(),
     "images": {"config", "geometry"},
     "network": BASICS,
     "kernels": {"config", "settings"},
-    "cache": {"kernels", "geometry", "config", "settings"},
+    "cache": {"kernels", "geometry", "config", "settings", "files"},
     "checkpoint": BASICS | {"network"},
     "session": BASICS | {"network", "cache", "images", "kernels"},
     "worlds": {"geometry", "settings"},
     # the network as a type; sequences of synthetic worlds; kernels to be checked and timed
-    "evaluation": METHOD | {"network", "worlds", "kernels"},
-    "reconstruct": METHOD | {"evaluation"},
-    "training": METHOD | {"network", "cache", "worlds", "evaluation"},
+    "evaluation": METHOD | FILES | {"network", "worlds", "kernels"},
+    "reconstruct": METHOD | FILES | {"evaluation"},
+    "training": METHOD | FILES | {"network", "cache", "worlds", "evaluation"},
     "__init__": METHOD,
 }
 # Benchmarks take the method apart to time its pieces.
 BENCHMARKS = {"evaluation/gpu", "evaluation/benchmark_gpu.py", "evaluation/cache_benchmark"}
-# The ROS side: public names and configuration; the replay also reads recordings, which are data.
-FOR_ROS = {"stac_core", "stac_core.config", "stac_core.settings"}
+# The ROS side: public names, configuration, files; the replay also reads recordings, which are data.
+FOR_ROS = {"stac_core", "stac_core.config", "stac_core.settings", "stac_core.files", "stac_core.ply"}
 FOR_SOURCES = FOR_ROS | {
     "stac_core.evaluation.datasets",
     "stac_core.evaluation.datasets.bag",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from stac_core.files import replacing
 
 State = dict[str, Any]  # name → Tensor or State
 FORMAT = "stac_stream 1"
@@ -29,11 +30,10 @@ def untally(counts: Any, numbers: Tensor) -> None:
 
 
 def write_state(path: Path, state: State, about: dict[str, Any]) -> None:
-    """Write under a temporary name, then rename. about: what must agree before the state may be used."""
+    """Write the state, whole or not at all. about: what must agree before it may be used."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in _flatten(state)}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(tensors, temporary, {"format": FORMAT, "about": json.dumps(about)})
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, {"format": FORMAT, "about": json.dumps(about)})
 
 
 def read_state(path: Path, about: dict[str, Any], device: torch.device) -> State:

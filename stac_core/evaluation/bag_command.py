@@ -5,13 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import signal
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from stac_core.config import MODES, Config
-from stac_core.evaluation.bag_report import QUALITY, BagReport, make_report
+from stac_core.evaluation.bag_pictures import draw_pictures
+from stac_core.evaluation.bag_report import QUALITY, BagReport, judge_bag
 from stac_core.evaluation.bag_result import BagResult
 from stac_core.evaluation.datasets import bag
 from stac_core.evaluation.datasets.bag import BagOptions, BagSequence
@@ -26,12 +31,15 @@ from stac_core.evaluation.flags import (
     sweep,
 )
 from stac_core.evaluation.report_html import to_html
-from stac_core.evaluation.results import ResultTable, Row, write_whole
+from stac_core.evaluation.results import ResultTable, Row
+from stac_core.evaluation.scene_flags import TOPIC_FLAGS, add_flags
 from stac_core.evaluation.score import ReconOptions
 from stac_core.evaluation.trajectory_metrics import POSE_ALIGNMENTS
+from stac_core.files import write_whole
 
 logger = logging.getLogger(__name__)
 RECORDER = "stac_ros.bag_evaluation"  # started by name: the core runs without ROS
+_INTERRUPTED = 130  # its exit status after a signal
 
 
 def add_parser(tasks: Any) -> None:
@@ -40,8 +48,13 @@ def add_parser(tasks: Any) -> None:
     parser = tasks.add_parser("bag", help=text, description=text)
     add = parser.add_argument
     add("bag", type=Path, help="rosbag2 folder, .mcap or .db3")
-    add_topic_flags(parser)
+    add_flags(parser, TOPIC_FLAGS)
     add("--rate", type=float, default=0.0, help="1 = as recorded; 0 = as fast as the node answers (default)")
+    add(
+        "--outside_player",
+        action="store_true",
+        help="start node and recorder, and wait until you play the bag yourself (ros2 bag play)",
+    )
     add("--result", type=Path, help="judge this recording of the node's topics; start nothing")
     add("--output_dir", type=Path, default=Path("out/bag"))
     add("--model_name", default="", help="name of the rows (default: the backbone's)")
@@ -52,13 +65,6 @@ def add_parser(tasks: Any) -> None:
     add("--limit_s", type=float, default=120.0, help="longest time to wait for the node's next answer")
     add_config_flags(parser)
     parser.set_defaults(command=run)
-
-
-def add_topic_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that choose what a bag's reader reads."""
-    parser.add_argument("--topic", default="", help="image topic of a bag; needed where it has several")
-    parser.add_argument("--depth_topic", default="", help="true depth of a bag")
-    parser.add_argument("--truth", default="", help="true path of a bag: a topic, a TUM file, or none")
 
 
 def topic_options(arguments: argparse.Namespace) -> BagOptions:
@@ -72,10 +78,21 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.rate < 0:
         raise ValueError(f"--rate {arguments.rate}: must be positive, or 0 for as fast as the node answers")
     settings = sweep(arguments.sweep, given_flags(arguments))
+    if arguments.result and len(settings) > 1:
+        raise ValueError("--result is the answer to one setting; leave --sweep out")
     for overrides in settings:
         _require_stream(configure(overrides))
     table = ResultTable(arguments.output_dir)
-    return max(_run_one(arguments, sequence, table, overrides) for overrides in settings)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # both signals end the replay, not the report
+    failures = 0
+    for overrides in settings:
+        replayed, problems = _run_one(arguments, sequence, table, overrides)
+        for problem in problems:
+            print(f"stac-eval bag: {sequence.name} [{describe(overrides)}]: {problem}", file=sys.stderr)
+        failures += bool(problems)
+        if replayed == _INTERRUPTED:
+            return _INTERRUPTED
+    return int(bool(failures))
 
 
 def _require_stream(config: Config) -> None:
@@ -88,40 +105,57 @@ def _require_stream(config: Config) -> None:
 
 def _run_one(
     arguments: argparse.Namespace, sequence: BagSequence, table: ResultTable, overrides: Overrides
-) -> int:
+) -> tuple[int, list[str]]:
+    """The exit status of the replay, and what the user must know."""
     key: Row = {
         "task": "bag",
         "dataset": "bag",
         "scene": sequence.name,
         "model_name": arguments.model_name or overrides.get("model.name", "embedded"),
         "settings": " ".join([describe(overrides), *arguments.node_params]),
-        "measured": f"pose={arguments.align} depth={arguments.depth_align} rate={arguments.rate:g}",
+        "measured": f"pose={arguments.align} depth={arguments.depth_align} {_player(arguments)}",
     }
     if table.has(key, unknown="weights"):
         logger.info("%s [%s]: already in %s", sequence.name, key["settings"], table.folder)
-        return 0
+        return 0, []
     folder = arguments.output_dir / _folder_name(sequence.name, key["settings"])
     recording = arguments.result or folder / "result"
-    failed = 0 if arguments.result else _replay(arguments, sequence.topic, overrides, recording)
-    result = BagResult(recording)
-    report = make_report(sequence, result, arguments.align, arguments.depth_align, ReconOptions())
+    status = 0 if arguments.result else _replay(arguments, sequence.topic, overrides, recording)
+    problems = [f"the replay ended with status {status}, see above"] if status else []
+    try:
+        result = BagResult(recording, sequence.topic)
+    except (ValueError, OSError) as error:
+        return status, [*problems, str(error)]
+    report = judge_bag(sequence, result, arguments.align, arguments.depth_align, ReconOptions())
+    problems += _problems(report, arguments.truth)
     key["weights"] = result.diagnostics().texts.get("inference: weights", "")
     row = {**key, "mode": mode_name(configure(overrides)), **report.row()}
-    write_report(folder, arguments.bag, row, report)
-    problems = _problems(report, arguments.truth) + ["the replay did not end well"] * bool(failed)
-    for problem in problems:
-        print(f"stac-eval bag: {sequence.name}: {problem}", file=sys.stderr)
+    pictures = draw_pictures(report, sequence, result, arguments.align)
+    write_report(folder, arguments.bag, row, report, pictures)
     if not problems:
         table.add(row)
-    return int(bool(problems))
+    return status, problems
+
+
+def _player(arguments: argparse.Namespace) -> str:
+    """Whose replay is judged."""
+    if arguments.result:
+        return f"recording={arguments.result}"
+    return "player=outside" if arguments.outside_player else f"rate={arguments.rate:g}"
 
 
 def _replay(arguments: argparse.Namespace, topic: str, overrides: Overrides, recording: Path) -> int:
     """Run node, player and recorder in processes of their own; returns the exit status."""
     command = [sys.executable, "-m", RECORDER, str(arguments.bag), str(recording), "--topic", topic]
-    command += ["--rate", str(arguments.rate), "--limit_s", str(arguments.limit_s), "--params"]
+    command += ["--outside_player"] if arguments.outside_player else ["--rate", str(arguments.rate)]
+    command += ["--limit_s", str(arguments.limit_s), "--params"]
     command += [*_node_parameters(overrides), *arguments.node_params]
-    return subprocess.run(command, check=False).returncode
+    process = subprocess.Popen(command, start_new_session=True)
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:  # it ends the node and finishes the recording
+            process.terminate()
 
 
 def _node_parameters(overrides: Overrides) -> list[str]:
@@ -133,12 +167,14 @@ def _node_parameters(overrides: Overrides) -> list[str]:
     return parameters
 
 
-def write_report(folder: Path, source: Path, row: Row, report: BagReport) -> None:
+def write_report(
+    folder: Path, source: Path, row: Row, report: BagReport, pictures: Iterable[tuple[str, Figure]]
+) -> None:
     """`report.html` for people and `report.json` for programs."""
-    facts = {"bag": source.name, **{name: row[name] for name in ("settings", "measured", "weights")}}
+    facts = {"bag": source.name, **{name: row[name] for name in ("settings", "mode", "measured", "weights")}}
     plain = {**facts, **report.figures, "not judged": report.untold | report.failed}
     write_whole(folder / "report.json", json.dumps(plain, indent=2))
-    write_whole(folder / "report.html", to_html(f"{source.name}: {row['settings']}", facts, report))
+    write_whole(folder / "report.html", to_html(f"{source.name}: {row['settings']}", facts, report, pictures))
     print(folder / "report.html")
 
 

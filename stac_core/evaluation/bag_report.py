@@ -2,44 +2,40 @@
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import tee
 from typing import Any
 
 import cv2
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from stac_core.evaluation import plots
 from stac_core.evaluation.alignment import Similarity, align_points
 from stac_core.evaluation.bag_result import BagResult
 from stac_core.evaluation.cloud_metrics import cloud_errors
 from stac_core.evaluation.datasets.bag import BagSequence
-from stac_core.evaluation.depth_metrics import depth_errors, fit_depth, valid_pixels
+from stac_core.evaluation.depth_metrics import depth_errors, valid_pixels
 from stac_core.evaluation.registration import register
 from stac_core.evaluation.results import MIB
-from stac_core.evaluation.score import PAIRS_PER_FRAME, GrowingCloud, ReconOptions, unproject
+from stac_core.evaluation.score import PAIRS_PER_FRAME, GrowingCloud, ReconOptions, thin, unproject
 from stac_core.evaluation.trajectory import Trajectory, pair_by_stamp
-from stac_core.evaluation.trajectory_metrics import absolute_errors, align_trajectory, pose_errors
+from stac_core.evaluation.trajectory_metrics import pose_errors
 
 QUALITY = ("pose", "depth", "cloud")
 
 
 class NoTruth(ValueError):
-    """The bag does not hold what a measure compares with."""
+    """The bag, or the recording of the answer, does not hold what a measure compares with."""
 
 
 @dataclass
 class BagReport:
-    """Figures and pictures of one replay; what is not judged says why."""
+    """Figures of one replay; what is not judged says why."""
 
     figures: dict[str, dict[str, Any]] = field(default_factory=dict)  # section → name → value
     untold: dict[str, str] = field(default_factory=dict)  # section → which truth the bag lacks
     failed: dict[str, str] = field(default_factory=dict)  # section → why the answer cannot be judged
-    pictures: dict[str, str] = field(default_factory=dict)  # title → PNG as base64
 
     def judge(self, section: str, measure: Callable[[], dict[str, Any]]) -> None:
         """Add a section, or the reason why it cannot be."""
@@ -50,55 +46,49 @@ class BagReport:
         except ValueError as error:
             self.failed[section] = str(error)
 
-    def draw(self, title: str, figure: Figure | None) -> None:
-        if figure is None:
-            return
-        picture = io.BytesIO()
-        figure.savefig(picture, format="png", dpi=100)
-        plots.close(figure)
-        self.pictures[title] = base64.b64encode(picture.getvalue()).decode()
-
     def row(self) -> dict[str, float]:
         """All figures flat, for the result table."""
         return {name: value for section in self.figures.values() for name, value in section.items()}
 
 
-def make_report(
+def judge_bag(
     sequence: BagSequence, result: BagResult, pose_align: str, depth_align: str, options: ReconOptions
 ) -> BagReport:
     """Every figure that bag and answer allow; quality needs truth in the bag."""
     report = BagReport()
     report.judge("frames", lambda: _frame_counts(sequence, result))
     report.judge("latency", lambda: _latency(result))
-    report.judge("pose", lambda: pose_errors(*_paired(sequence, result), pose_align))
+    report.judge("pose", lambda: pose_errors(*paired_paths(sequence, result), pose_align))
     report.judge("depth", lambda: _judge_depth(sequence, result, depth_align))
     report.judge("cloud", lambda: _judge_cloud(sequence, result, options))
     report.judge("memory", lambda: _memory(result))
-    _draw_all(report, sequence, result, pose_align)
     return report
 
 
 def _frame_counts(sequence: BagSequence, result: BagResult) -> dict[str, Any]:
+    """Where the recording does not tell what was sent, every image of the bag was."""
     used = len(result.trajectory)
-    sent = len(result.sent_ns)
+    sent = len(result.sent_ns.keys() | result.pose_logged_ns.keys()) if result.sent_ns else len(sequence)
+    seconds = _seconds(result)
     return {
         "frames": len(sequence),
         "frames_sent": sent,
         "frames_used": used,
         "frames_dropped": sent - used,
-        "seconds": _seconds(result),
-        "frames_per_second": used / _seconds(result) if _seconds(result) > 0 else 0.0,
+        "seconds": seconds,
+        "frames_per_second": used / seconds if seconds > 0 else 0.0,
     }
 
 
 def _seconds(result: BagResult) -> float:
-    """From the first image to the last answer."""
-    if not result.sent_ns:
-        return 0.0
-    return (max(result.pose_logged_ns.values()) - min(result.sent_ns.values())) / 1e9
+    """From the first image, or else the first answer, to the last answer."""
+    begin = min(min(times.values()) for times in (result.sent_ns, result.pose_logged_ns) if times)
+    return (max(result.pose_logged_ns.values()) - begin) / 1e9
 
 
 def _latency(result: BagResult) -> dict[str, float]:
+    if not result.sent_ns:
+        raise NoTruth("the recording holds neither the images nor when they were sent")
     values = np.array(list(result.latency_ms().values()))
     if not len(values):
         raise ValueError("no answer carries the stamp of a recorded image")
@@ -125,7 +115,7 @@ def _memory(result: BagResult) -> dict[str, float]:
 _CACHE_PARTS = ("memory: cache.live_bytes", "memory: cache.voxel_bytes")
 
 
-def _paired(sequence: BagSequence, result: BagResult) -> tuple[Trajectory, Trajectory]:
+def paired_paths(sequence: BagSequence, result: BagResult) -> tuple[Trajectory, Trajectory]:
     if sequence.truth is None:
         raise NoTruth(
             "the bag holds no camera path (TF, Odometry or PoseStamped); name a TUM file with --truth"
@@ -133,31 +123,38 @@ def _paired(sequence: BagSequence, result: BagResult) -> tuple[Trajectory, Traje
     return pair_by_stamp(result.trajectory, sequence.truth)
 
 
-def depth_pairs(
-    sequence: BagSequence, result: BagResult
-) -> list[tuple[int, NDArray[np.float32], NDArray[np.float32]]]:
-    """Number of the image, predicted and true depth of one size, for every image that has both."""
+DepthPair = tuple[int, NDArray[np.float32], NDArray[np.float32]]
+
+
+def depth_numbers(sequence: BagSequence, result: BagResult) -> list[int]:
+    """Numbers of the images that have both a predicted and a true depth."""
     if not sequence.depth_topic:
         raise NoTruth("the bag holds no depth topic (32FC1 or 16UC1)")
-    messages, pairs = result.depths(), []
-    if not messages:
+    published = set(result.depth_stamps_ns.tolist())
+    if not published:
         raise ValueError("the node published no depth")
-    for index, stamp in enumerate(sequence.stamps_ns):
-        truth = sequence.depth(index) if int(stamp) in messages else None
-        if truth is not None:
-            predicted = result.decode(messages[int(stamp)])
-            if predicted.shape != truth.shape:
-                resized = cv2.resize(predicted, truth.shape[::-1], interpolation=cv2.INTER_NEAREST)
-                predicted = np.asarray(resized, np.float32)
-            pairs.append((index, predicted, truth))
-    if not pairs:
+    answered = (i for i, stamp in enumerate(sequence.stamps_ns.tolist()) if stamp in published)
+    numbers = [number for number in answered if sequence.has_depth(number)]
+    if not numbers:
         raise ValueError("no published depth carries the stamp of an image with true depth")
-    return pairs
+    return numbers
+
+
+def depth_pairs(sequence: BagSequence, result: BagResult, numbers: list[int]) -> Iterator[DepthPair]:
+    """Number, predicted and true depth of one size, one image after the other."""
+    for number in numbers:
+        truth = sequence.depth(number)
+        assert truth is not None, "numbers are those of images with true depth"
+        predicted = result.depth(int(sequence.stamps_ns[number]))
+        if predicted.shape != truth.shape:
+            resized = cv2.resize(predicted, truth.shape[::-1], interpolation=cv2.INTER_NEAREST)
+            predicted = np.asarray(resized, np.float32)
+        yield number, predicted, truth
 
 
 def _judge_depth(sequence: BagSequence, result: BagResult, align: str) -> dict[str, float]:
-    pairs = depth_pairs(sequence, result)
-    return depth_errors([p for _, p, _ in pairs], [t for _, _, t in pairs], align)
+    ours, theirs = tee(depth_pairs(sequence, result, depth_numbers(sequence, result)))
+    return depth_errors((p for _, p, _ in ours), (t for _, _, t in theirs), align)
 
 
 def _judge_cloud(sequence: BagSequence, result: BagResult, options: ReconOptions) -> dict[str, float]:
@@ -166,7 +163,7 @@ def _judge_cloud(sequence: BagSequence, result: BagResult, options: ReconOptions
         raise NoTruth("the bag holds no depth topic to see the true surface by")
     if sequence.intrinsics is None:
         raise NoTruth("the bag holds no calibration (CameraInfo) to see the true surface by")
-    _paired(sequence, result)  # says what is missing where the two paths do not meet
+    paired_paths(sequence, result)  # says what is missing where the two paths do not meet
     found = result.map_cloud()
     if found is None or not len(found.points):
         raise ValueError("the node published no map")
@@ -176,7 +173,7 @@ def _judge_cloud(sequence: BagSequence, result: BagResult, options: ReconOptions
     theirs = _true_cloud(sequence, options.voxel_size)
     moved = ours.points()
     if options.icp_distance:
-        moved = register(moved, theirs, options.icp_distance).apply(moved)
+        moved = register(thin(moved), theirs, options.icp_distance).apply(moved)
     return asdict(cloud_errors(moved, theirs, options.threshold))
 
 
@@ -189,14 +186,15 @@ def _align_by_pixels(sequence: BagSequence, result: BagResult) -> Similarity:
         zip(result.trajectory.stamps_ns.tolist(), result.trajectory.world_from_camera, strict=True)
     )
     sources, targets = [], []
-    for index, predicted, truth in depth_pairs(sequence, result):
-        frame, pose = sequence.frame(index), node_poses.get(int(sequence.stamps_ns[index]))
-        if pose is None or frame.world_from_camera is None or frame.intrinsics is None:
+    for number, predicted, truth in depth_pairs(sequence, result, depth_numbers(sequence, result)):
+        node_pose = node_poses.get(int(sequence.stamps_ns[number]))
+        true_pose = sequence.pose(number)
+        if node_pose is None or true_pose is None or sequence.intrinsics is None:
             continue
         both = valid_pixels(predicted, truth)
         stride = max(1, int(both.sum()) // PAIRS_PER_FRAME)
-        sources.append(unproject(predicted, frame.intrinsics, pose)[both][::stride])
-        targets.append(unproject(truth, frame.intrinsics, frame.world_from_camera)[both][::stride])
+        sources.append(unproject(predicted, sequence.intrinsics, node_pose)[both][::stride])
+        targets.append(unproject(truth, sequence.intrinsics, true_pose)[both][::stride])
     if not sources:
         raise ValueError("no published depth belongs to an image with true depth and pose")
     return align_points(np.concatenate(sources), np.concatenate(targets), with_scale=True)
@@ -204,80 +202,8 @@ def _align_by_pixels(sequence: BagSequence, result: BagResult) -> Similarity:
 
 def _true_cloud(sequence: BagSequence, voxel_size: float) -> NDArray[np.float64]:
     cloud = GrowingCloud(voxel_size)
-    for index in range(len(sequence)):
-        frame = sequence.frame(index)
-        if frame.depth_m is not None and frame.world_from_camera is not None and frame.intrinsics is not None:
-            points = unproject(frame.depth_m, frame.intrinsics, frame.world_from_camera)
-            cloud.add(points[frame.depth_m > 0])
+    for number in range(len(sequence)):
+        depth, pose = sequence.depth(number), sequence.pose(number)
+        if depth is not None and pose is not None and sequence.intrinsics is not None:
+            cloud.add(unproject(depth, sequence.intrinsics, pose)[depth > 0])
     return cloud.points()
-
-
-def _draw_all(report: BagReport, sequence: BagSequence, result: BagResult, align: str) -> None:
-    if "pose" in report.figures:
-        estimate, truth = _paired(sequence, result)
-        moved = align_trajectory(estimate, truth, align).apply_poses(estimate.world_from_camera)
-        aligned = Trajectory(estimate.stamps_ns, moved)
-        report.draw("Camera path", plots.path_plot({"truth": truth, "node": aligned}, "Camera path, aligned"))
-        seconds = (truth.stamps_ns - truth.stamps_ns[0]) / 1e9
-        distance, angle = absolute_errors(estimate, truth, align)
-        report.draw(
-            "Position error", plots.line_plot({"error": (seconds, distance)}, "s", "m", "Position error")
-        )
-        report.draw(
-            "Rotation error", plots.line_plot({"error": (seconds, angle)}, "s", "degrees", "Rotation error")
-        )
-    else:
-        report.draw("Camera path", plots.path_plot({"node": result.trajectory}, "Camera path", "map units"))
-    report.draw("Latency", _latency_plot(result))
-    _draw_diagnostics(report, result)
-    report.draw("Depth", _depth_pictures(report, sequence, result))
-    cloud = result.map_cloud()
-    if cloud is not None and len(cloud.points):
-        report.draw(
-            "Map",
-            plots.cloud_from_above(cloud.points, cloud.colours, result.trajectory, "The map from above"),
-        )
-
-
-def _draw_diagnostics(report: BagReport, result: BagResult) -> None:
-    diagnostics = result.diagnostics()
-    in_mib = {
-        name: (seconds, [value / MIB for value in values])
-        for name, (seconds, values) in diagnostics.matching("bytes").items()
-    }
-    for title, series, unit in (
-        ("Memory", in_mib, "MiB"),
-        ("Tokens and voxels", diagnostics.matching("tokens", "voxels", "slots"), ""),
-        ("Time of a step", diagnostics.matching("_ms", "[ms]"), "ms"),
-    ):
-        report.draw(title, plots.line_plot(series, "s", unit, title) if series else None)
-
-
-def _latency_plot(result: BagResult) -> Figure | None:
-    latency = sorted(result.latency_ms().items())
-    if not latency:
-        return None
-    values = [value for _, value in latency]
-    return plots.line_plot({"latency": (range(len(values)), values)}, "answered frame", "ms", "Image to pose")
-
-
-def _depth_pictures(report: BagReport, sequence: BagSequence, result: BagResult) -> Figure | None:
-    """First, middle and last answered frame: image, predicted depth, true depth where known."""
-    if "depth" in report.figures:
-        pairs = depth_pairs(sequence, result)
-        scale, _ = fit_depth([(p[m], t[m]) for _, p, t in pairs if (m := valid_pixels(p, t)).any()], "scale")
-        chosen = [pairs[i] for i in sorted({0, len(pairs) // 2, len(pairs) - 1})]
-        shown = []
-        for index, predicted, truth in chosen:
-            image = sequence.frame(index).image
-            shown += [(f"frame {index}", image), ("node, scaled (m)", scale * predicted), ("true (m)", truth)]
-        return plots.image_grid(shown, 3, "Depth")
-    messages = result.depths()
-    stamps = [int(stamp) for stamp in sequence.stamps_ns if int(stamp) in messages]
-    if not stamps:
-        return None
-    shown = []
-    for stamp in sorted({stamps[0], stamps[-1]}):
-        index = int(np.flatnonzero(sequence.stamps_ns == stamp)[0])
-        shown += [(f"frame {index}", sequence.frame(index).image), ("node", result.decode(messages[stamp]))]
-    return plots.image_grid(shown, 2, "Depth, in map units")

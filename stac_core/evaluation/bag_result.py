@@ -10,13 +10,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stac_core.evaluation.datasets.bag_file import BagFile, decode_depth, header_stamp, pose_matrix
+from stac_core.evaluation.datasets.bag_file import (
+    BagFile,
+    MessageList,
+    decode_depth,
+    header_stamp,
+    pose_matrix,
+)
 from stac_core.evaluation.trajectory import Stamps, Trajectory
 
 IMAGE_SENT = "/evaluation/image_sent"  # std_msgs/Header of each image, recorded when it was sent
+_NODE = "stac_mapping"  # other nodes may be in the recording too, with topics that end alike
 _POSE_TYPES = {
-    "nav_msgs/msg/Odometry": "/odom",
-    "geometry_msgs/msg/PoseWithCovarianceStamped": "/pose",
+    "nav_msgs/msg/Odometry": f"/{_NODE}/odom",
+    "geometry_msgs/msg/PoseWithCovarianceStamped": f"/{_NODE}/pose",
 }
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
 
@@ -46,11 +53,14 @@ def _has(name: str, words: tuple[str, ...]) -> bool:
 
 
 class BagResult:
-    """A recorded answer. Raises ValueError where the recording holds no answer at all."""
+    """A recorded answer to the images of a topic.
 
-    def __init__(self, path: Path) -> None:
+    Raises ValueError where the recording holds no answer at all.
+    """
+
+    def __init__(self, path: Path, image_topic: str) -> None:
         self._bag = BagFile(path)
-        self.sent_ns = _departures(self._bag)
+        self.sent_ns = _departures(self._bag, image_topic)
         self.pose_topic = self._find(_POSE_TYPES)
         self.trajectory, self.pose_logged_ns = _read_poses(self._bag, self.pose_topic)
         if not len(self.trajectory):
@@ -59,30 +69,27 @@ class BagResult:
                 f"{path}: holds no pose of the mapping node (topics: {topics}); "
                 "did the node start and receive images?"
             )
-        self.depth_topic = self._find({"sensor_msgs/msg/Image": "/depth"})
+        self.depth_topic = self._find({"sensor_msgs/msg/Image": f"/{_NODE}/depth"})
+        self.depth_stamps_ns, recorded = self._bag.header_stamps(self.depth_topic)
+        self._depths = MessageList(self._bag, self.depth_topic, recorded)
+        self._depth_of = {int(stamp): index for index, stamp in enumerate(self.depth_stamps_ns)}
 
-    def _find(self, endings: dict[str, str]) -> str | None:
+    def _find(self, endings: dict[str, str]) -> str:
+        """The first topic with one of these types and endings, "" where there is none."""
         for kind, ending in endings.items():
             for topic in self._bag.topics(kind):
                 if topic.endswith(ending):
                     return topic
-        return None
+        return ""
 
-    def depths(self) -> dict[int, Any]:
-        """Stamp → depth in the node's unit, decoded when asked for."""
-        if self.depth_topic is None:
-            return {}
-        return {header_stamp(m.message): m.message for m in self._bag.messages(self.depth_topic)}
-
-    def decode(self, message: Any) -> NDArray[np.float32]:
-        return decode_depth(message, self.depth_topic or "")
+    def depth(self, stamp_ns: int) -> NDArray[np.float32]:
+        """The last depth [H, W] published for a stamp of `depth_stamps_ns`, in the node's unit."""
+        return decode_depth(self._depths[self._depth_of[stamp_ns]], self.depth_topic)
 
     def map_cloud(self) -> Cloud | None:
         """The last whole map."""
-        topic = self._find({"sensor_msgs/msg/PointCloud2": "/map_points"})
-        last = None
-        for item in self._bag.messages(topic) if topic else ():
-            last = item.message
+        topic = self._find({"sensor_msgs/msg/PointCloud2": f"/{_NODE}/map_points"})
+        last = self._bag.last(topic)
         return read_cloud(last) if last is not None else None
 
     def latency_ms(self) -> dict[int, float]:
@@ -99,8 +106,9 @@ class BagResult:
         for item in self._bag.messages(*self._bag.topics("diagnostic_msgs/msg/DiagnosticArray")):
             start = item.recorded_ns if start is None else start
             for status in item.message.status:
-                for pair in status.values:
-                    name = f"{status.name.rpartition(': ')[2]}: {pair.key}"
+                node, _, part = status.name.rpartition(": ")
+                for pair in status.values if node.endswith(_NODE) else ():
+                    name = f"{part}: {pair.key}"
                     found.texts[name] = pair.value
                     if _NUMBER.fullmatch(pair.value):
                         found.seconds.setdefault(name, []).append((item.recorded_ns - start) / 1e9)
@@ -135,20 +143,23 @@ def read_cloud(message: Any) -> Cloud:
     return Cloud(points[keep], colours)
 
 
-def _departures(bag: BagFile) -> dict[int, int]:
-    """Stamp of each image → when it was sent."""
+def _departures(bag: BagFile, image_topic: str) -> dict[int, int]:
+    """Stamp of each image → when it was sent, or else when the recorder heard it."""
     departures = {}
     for item in bag.messages(IMAGE_SENT):
         stamp = item.message.stamp
         departures[int(stamp.sec) * 1_000_000_000 + int(stamp.nanosec)] = item.recorded_ns
+    if not departures:
+        stamps, recorded = bag.header_stamps(image_topic)
+        departures = dict(zip(stamps.tolist(), recorded.tolist(), strict=True))
     return departures
 
 
-def _read_poses(bag: BagFile, topic: str | None) -> tuple[Trajectory, dict[int, int]]:
+def _read_poses(bag: BagFile, topic: str) -> tuple[Trajectory, dict[int, int]]:
     """The last pose published for each stamp, and when the first was."""
     poses: dict[int, NDArray] = {}
     logged: dict[int, int] = {}
-    for item in bag.messages(topic) if topic else ():
+    for item in bag.messages(topic):
         stamp = header_stamp(item.message)
         poses[stamp] = pose_matrix(item.message.pose.pose)
         logged.setdefault(stamp, item.recorded_ns)

@@ -10,20 +10,21 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from stac_core.evaluation.experiments import Plan, run_plan
+from stac_core.evaluation.experiments import Plan, digest, run_plan
 
 
 def split_plan(plan: Plan) -> list[Plan]:
     """One plan per scene and setting, each with a folder below the whole plan's.
 
-    The folder bears the job's number, so the same command finds its finished rows again.
+    The folder's name follows from both, so a command with more of either finds the finished rows again.
     """
-    single = [(source, settings) for settings in plan.settings for source in plan.sources]
+    jobs = plan.output / "jobs"
     return [
         dataclasses.replace(
-            plan, sources=[source], settings=[settings], output=plan.output / "jobs" / f"{number:04d}"
+            plan, sources=[source], settings=[settings], output=jobs / digest({"source": source, **settings})
         )
-        for number, (source, settings) in enumerate(single)
+        for settings in plan.settings
+        for source in plan.sources
     ]
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from stac_core.evaluation.plots import line_plot, scatter_plot
-from stac_core.evaluation.results import Row, read_rows, to_csv, to_markdown, write_whole
+from stac_core.evaluation.results import Row, read_rows, to_csv, to_markdown
 from stac_core.evaluation.visualise import save_figure
+from stac_core.files import write_whole
 
 QUALITY = {"pose": "ate_rmse", "depth": "abs_rel", "recon": "f_score", "bag": "ate_rmse"}
 _SHOWN = [
@@ -18,7 +19,7 @@ _SHOWN = [
     "f_score", "latency_median_ms", "latency_p95_ms", "frames_used", "frames_dropped", "step_ms_median",
     "step_ms_p95", "cache_mib_max",
 ]  # fmt: skip
-_ALWAYS = ["dataset", "scene", "model_name", "mode", "settings", "frames"]
+_WHAT = ["dataset", "scene", "model_name", "mode", "settings", "frames"]
 
 
 def find_rows(folders: list[Path]) -> list[tuple[Path, Row]]:
@@ -41,7 +42,7 @@ def collect(folders: list[Path], output: Path) -> list[Path]:
     written, markdown = [], []
     for task in sorted({row["task"] for _, row in found}):
         rows = [row for _, row in found if row["task"] == task]
-        markdown.append(f"## {task}\n\n{to_markdown(rows, shown_columns(rows))}")
+        markdown.append(f"## {task}\n\n{shared_facts(rows)}{to_markdown(rows, shown_columns(rows))}")
         write_whole(output / f"table_{task}.csv", to_csv(rows))
         written.append(output / f"table_{task}.csv")
         written += _save(output / f"quality_{task}.png", quality_against_bytes(task, rows))
@@ -51,8 +52,25 @@ def collect(folders: list[Path], output: Path) -> list[Path]:
 
 
 def shown_columns(rows: list[Row]) -> list[str]:
-    """The columns of the Markdown table: measures that any row has; the CSV holds all there is."""
-    return _ALWAYS + [name for name in _SHOWN if any(row.get(name) is not None for row in rows)]
+    """The columns of the Markdown table: what differs, the mode, and measures that any row has.
+
+    The CSV holds all there is.
+    """
+    what = [name for name in _WHAT if name not in _shared(rows)]
+    return what + [name for name in _SHOWN if any(row.get(name) is not None for row in rows)]
+
+
+def shared_facts(rows: list[Row]) -> str:
+    """A line about what all rows have in common."""
+    shared = _shared(rows)
+    return f"{', '.join(f'{name} {rows[0][name]}' for name in shared)}\n\n" if shared else ""
+
+
+def _shared(rows: list[Row]) -> list[str]:
+    """Columns that would say the same in every row of a table of several."""
+    if len(rows) < 2:
+        return []
+    return [name for name in _WHAT if name != "mode" and len({str(row.get(name)) for row in rows}) == 1]
 
 
 def labels(rows: list[Row]) -> list[str]:

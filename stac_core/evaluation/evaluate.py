@@ -11,16 +11,15 @@ from pathlib import Path
 from stac_core.evaluation import bag_command
 from stac_core.evaluation.cluster import submit
 from stac_core.evaluation.collect import collect
-from stac_core.evaluation.datasets import READERS, find_scenes, world
-from stac_core.evaluation.depth_metrics import DEPTH_ALIGNMENTS
+from stac_core.evaluation.datasets import find_scenes, world
 from stac_core.evaluation.experiments import Measures, Plan, run_plan
 from stac_core.evaluation.flags import add_config_flags, given_flags, sweep
+from stac_core.evaluation.scene_flags import add_scene_flags
 from stac_core.evaluation.score import ReconOptions
-from stac_core.evaluation.trajectory_metrics import POSE_ALIGNMENTS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one subcommand; 0 = all went well, 1 = something failed and was named, 2 = wrong usage."""
+    """Run one subcommand; 0 = all went well, 1 = a failure was named, 2 = wrong usage, 130 = a signal."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     parsed = make_parser().parse_args(arguments)
     try:
@@ -28,6 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"stac-eval {parsed.task}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"stac-eval {parsed.task}: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -39,7 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
         ("depth", "depth maps: AbsRel, RMSE, delta"),
     ):
         task_parser = tasks.add_parser(task, help=help_text, description=help_text)
-        _add_dataset_flags(task_parser, task)
+        add_scene_flags(task_parser, task)
         add_config_flags(task_parser)
         task_parser.set_defaults(command=_evaluate)
     bag_command.add_parser(tasks)
@@ -48,71 +50,6 @@ def make_parser() -> argparse.ArgumentParser:
     table.add_argument("--output_dir", type=Path, default=Path("out/table"))
     table.set_defaults(command=_table)
     return parser
-
-
-def _add_dataset_flags(parser: argparse.ArgumentParser, task: str) -> None:
-    add = parser.add_argument
-    add("sources", nargs="*", help="scenes, folders of scenes, videos, bags, or world:SEED,frames=300")
-    add(
-        "--dataset_type",
-        "--eval_dataset",
-        default="auto",
-        choices=("auto", *READERS),
-        help="layout of the files",
-    )
-    add(
-        "--data_root",
-        type=Path,
-        default=Path("data"),
-        help="where <dataset>/<scene>/ lies if no source is named",
-    )
-    add("--scene_name", "--seq_list", nargs="+", default=[], help="only these scenes")
-    bag_command.add_topic_flags(parser)
-    add("--output_dir", type=Path, default=Path("out/eval"))
-    add("--model_name", default="", help="name of the rows (default: the backbone's)")
-    add("--save_tag", default="", help="appended to the name of the run's folder")
-    add("--vis_tag", default="", help="also write clouds, paths and depth pictures to vis_<tag>/")
-    add("--kf_every", type=int, default=1, metavar="N", help="use every N-th frame")
-    add(
-        "--pose_eval_stride",
-        type=int,
-        default=0,
-        metavar="N",
-        help="the same for the pose task; 0 = --kf_every",
-    )
-    add("--eval_cpu", action="store_true", help="run the network on the CPU")
-    add("--eval_depth", action="store_true", help="measure depth too")
-    add("--eval_cam", action="store_true", help="measure poses too")
-    add("--no_recon", action="store_true", help="leave the cloud out")
-    own = {"pose": "--pose_align", "depth": "--depth_align"}
-    for flag, choices in (("--pose_align", POSE_ALIGNMENTS), ("--depth_align", DEPTH_ALIGNMENTS)):
-        short = ["--align"] if flag == own.get(task, "--pose_align") else []
-        add(flag, *short, default=choices[0], choices=choices)
-    add("--align_per", default="sequence", choices=("sequence", "frame"), help="one depth alignment per ...")
-    defaults = ReconOptions()
-    add("--cloud_voxel", type=float, default=defaults.voxel_size, help="clouds are thinned to this (m)")
-    add("--f_threshold", type=float, default=defaults.threshold, help="distance of the F-score (m)")
-    add(
-        "--icp_distance",
-        type=float,
-        default=defaults.icp_distance,
-        help="farthest pairs of ICP (m); 0 = no ICP",
-    )
-    add("--drop_percent", type=float, default=defaults.drop_percent, help="least confident share left out")
-    add(
-        "--sweep",
-        nargs="+",
-        default=[],
-        metavar="SETTING=A,B",
-        help="all combinations, e.g. cache.mode=stac,causal",
-    )
-    add(
-        "--slurm",
-        default="",
-        metavar="PARTITION",
-        help="one Slurm job per scene and setting (needs submitit)",
-    )
-    add("--slurm_minutes", type=int, default=240, help="longest time of one job")
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:

@@ -74,7 +74,7 @@ def run_plan(plan: Plan) -> int:
     """Run what is missing in the output folder; names every scene that fails and returns how many did."""
     table = ResultTable(plan.output)
     failures = 0
-    with tqdm(total=0, unit="frame", file=sys.stderr, dynamic_ncols=True) as bar:
+    with tqdm(total=0, unit="frame", dynamic_ncols=True, disable=None) as bar:  # None: on a terminal only
         for loaded, config, overrides in _networks(plan.settings):
             for source in plan.sources:
                 try:
@@ -119,7 +119,7 @@ def _run_one(
         logger.info("%s [%s]: already in %s", sequence.name, key["settings"], table.folder)
         return
     started = time.perf_counter()
-    folder = plan.output / "scenes" / f"{sequence.name}_{_digest(key)}"
+    folder = plan.output / "scenes" / f"{sequence.name}_{digest(key)}"
     bar.total += len(frame_indices(sequence, plan.measures.stride))
     bar.set_description(f"{sequence.name} {config.cache.mode}")
     run = run_scene(sequence, loaded.network, config, folder, plan.measures.stride, bar.update)
@@ -153,6 +153,6 @@ def _score(run: SceneRun, sequence: Sequence, measures: Measures) -> dict[str, f
     return columns
 
 
-def _digest(key: Row) -> str:
+def digest(key: Row) -> str:
     """A short name for one experiment, so that runs of one scene do not share a folder."""
     return hashlib.sha256(repr(sorted(key.items())).encode()).hexdigest()[:8]

@@ -20,12 +20,12 @@ _MARKERS = "os^Dv<>Ph*X"
 
 
 def line_plot(series: Series, x_label: str, y_label: str, title: str) -> Figure:
-    """Curves over one axis, from zero up."""
+    """Curves over one axis, from zero up; a curve without a label has no legend."""
     figure, axes = _axes(x_label, y_label, title)
     for label, (x, y) in series.items():
         axes.plot(x, y, label=label, linewidth=1.2, marker="." if len(x) < 60 else "")
     _from_zero(axes)
-    _legend(axes, len(series))
+    _legend(axes, len([label for label in series if label]))
     return figure
 
 
@@ -68,6 +68,7 @@ def cloud_from_above(points: NDArray, colours: NDArray | None, path: Trajectory,
     axes.scatter(flat[:, 0], flat[:, 1], c=shade, s=0.4, linewidths=0, rasterized=True)
     line = (path.centres - centre) @ plane.T
     axes.plot(line[:, 0], line[:, 1], color="tab:red", linewidth=1.4, label="camera")
+    axes.plot(*line[0], marker="o", markersize=4, color="tab:red")  # a short path is a speck else
     _legend(axes, 1)
     axes.set_aspect("equal", adjustable="datalim")
     return figure
@@ -90,23 +91,33 @@ def floor_plane(path: Trajectory) -> NDArray[np.float64]:
 
 
 def image_grid(images: Sequence[tuple[str, NDArray]], columns: int, title: str) -> Figure:
-    """Pictures in rows; single-channel ones are depth, 0 or NaN shown grey."""
+    """Pictures in rows; single-channel ones are depth, in one scale of colours per row; 0 or NaN is grey."""
     rows = -(-len(images) // columns)
     figure, grid = plt.subplots(
-        rows, columns, figsize=(3.2 * columns, 2.6 * rows), layout="constrained", squeeze=False
+        rows, columns, figsize=(3.2 * columns, 2.4 * rows), layout="constrained", squeeze=False
     )
-    for axes, (name, image) in zip(grid.flat, images, strict=False):
-        if image.ndim == 2:
-            shown = np.ma.masked_where(~(np.nan_to_num(image) > 0), image)
-            colours = matplotlib.colormaps["turbo"].with_extremes(bad="0.6")
-            figure.colorbar(axes.imshow(shown, cmap=colours), ax=axes, shrink=0.7)
-        else:
-            axes.imshow(image)
+    for axes, (name, _) in zip(grid.flat, images, strict=False):
         axes.set_title(name, fontsize=9)
+    for row in range(rows):
+        _show_row(grid[row], [image for _, image in images[row * columns : (row + 1) * columns]])
     for axes in grid.flat:
         axes.axis("off")
     figure.suptitle(title, fontsize=10)
     return figure
+
+
+def _show_row(row: Sequence[Axes], images: list[NDArray]) -> None:
+    depths = [np.ma.masked_where(~(np.nan_to_num(image) > 0), image) for image in images if image.ndim == 2]
+    valid = np.concatenate([depth.compressed() for depth in depths]) if depths else np.empty(0)
+    least, most = np.percentile(valid, [2, 98]) if len(valid) else (0.0, 1.0)  # without the wildest
+    colours = matplotlib.colormaps["turbo"].with_extremes(bad="0.6")
+    for axes, image in zip(row, images, strict=False):
+        if image.ndim == 2:
+            shown = axes.imshow(depths.pop(0), cmap=colours, vmin=least, vmax=most)
+            if not depths:  # the last one carries the scale of all
+                row[0].figure.colorbar(shown, ax=axes, shrink=0.8, extend="both")
+        else:
+            axes.imshow(image)
 
 
 def close(figure: Figure) -> None:
@@ -130,7 +141,7 @@ def _from_zero(axes: Axes) -> None:
 
 
 def _legend(axes: Axes, entries: int) -> None:
-    if entries > 6:  # under the curves, where it hides none of them
+    if entries > 3:  # under the curves, where it hides none of them
         figure = axes.get_figure(root=True)
         assert figure is not None
         longest = max(len(label) for label in axes.get_legend_handles_labels()[1])

@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from stac_core.files import write_whole
 
 Row = dict[str, Any]
 MIB = 2**20  # columns named mib are in these
@@ -20,14 +21,6 @@ KEY = (
     "measured",
     "weights",
 )  # what makes two rows the same experiment
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file under a temporary name and put it in place; a reader never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 class ResultTable:

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from stac_core.config import MODES, Config
 from stac_core.evaluation.datasets import Frame, Sequence
-from stac_core.evaluation.results import MIB, write_whole
+from stac_core.evaluation.results import MIB
 from stac_core.evaluation.trajectory import Trajectory
+from stac_core.files import write_whole
 from stac_core.images import ImageGeometry
 from stac_core.network.causal_vggt import CausalVGGT
 from stac_core.session import StreamSession

@@ -68,7 +68,7 @@ def score_recon(run: SceneRun, sequence: Sequence, options: ReconOptions) -> dic
     """
     ours, theirs, alignment = reconstruct(run, sequence, options)
     if options.icp_distance:
-        fine = register(_thin(ours), theirs, options.icp_distance)
+        fine = register(thin(ours), theirs, options.icp_distance)
         ours, alignment = fine.apply(ours), fine.after(alignment)
     errors = cloud_errors(ours, theirs, options.threshold)
     return {**asdict(errors), "points": float(len(ours)), "recon_scale": alignment.scale}
@@ -139,7 +139,7 @@ def unproject(depth: NDArray, intrinsics: Array, world_from_camera: Array) -> Ar
     return unproject_depth(*tensors).numpy()
 
 
-def _thin(points: Array, most: int = 50_000) -> Array:
+def thin(points: Array, most: int = 50_000) -> Array:
     """Enough points for a registration."""
     return points[:: max(1, len(points) // most)]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -10,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
+
+from stac_core.files import write_whole
 
 Array = NDArray[np.float64]
 Stamps = NDArray[np.int64]
@@ -85,9 +86,7 @@ def write_tum(path: Path, trajectory: Trajectory) -> None:
         seconds, nanoseconds = divmod(int(stamp), 1_000_000_000)
         values = " ".join(f"{value:.17g}" for value in (*centre, *quaternion))
         lines.append(f"{seconds}.{nanoseconds:09d} {values}\n")
-    partial = path.with_name(path.name + ".part")
-    partial.write_text("".join(lines))
-    os.replace(partial, path)
+    write_whole(path, "".join(lines))
 
 
 def associate(

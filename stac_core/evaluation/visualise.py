@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,8 @@ from stac_core.evaluation.scene_run import SceneRun, true_frames
 from stac_core.evaluation.score import GrowingCloud, ReconOptions, predicted_points
 from stac_core.evaluation.trajectory import Trajectory
 from stac_core.evaluation.trajectory_metrics import align_trajectory
+from stac_core.files import replacing
+from stac_core.ply import write_ply
 
 
 def visualise(run: SceneRun, sequence: Sequence, folder: Path, options: ReconOptions) -> list[Path]:
@@ -34,28 +35,9 @@ def visualise(run: SceneRun, sequence: Sequence, folder: Path, options: ReconOpt
 
 def save_figure(path: Path, figure: Figure) -> None:
     """Write a figure as PNG, whole or not at all, and close it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.stem + ".part.png")
-    figure.savefig(partial, dpi=110)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
     close(figure)
-    os.replace(partial, path)
-
-
-def write_ply(path: Path, points: NDArray, colours: NDArray | None = None) -> None:
-    """Binary PLY of points [N, 3] and optional uint8 colours [N, 3], whole or not at all."""
-    fields = [(axis, "<f4") for axis in "xyz"] + [
-        (c, "u1") for c in ("red", "green", "blue") if colours is not None
-    ]
-    table = np.empty(len(points), fields)
-    for column, (name, _) in enumerate(fields):
-        source = points[:, column] if column < 3 else colours[:, column - 3]  # type: ignore[index]
-        table[name] = source
-    types = {"<f4": "float", "u1": "uchar"}
-    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(points)}"]
-    header += [f"property {types[kind]} {name}" for name, kind in fields] + ["end_header", ""]
-    partial = path.with_name(path.name + ".part")
-    partial.write_bytes("\n".join(header).encode() + table.tobytes())
-    os.replace(partial, path)
 
 
 def _cloud(run: SceneRun, options: ReconOptions) -> NDArray[np.float64]:

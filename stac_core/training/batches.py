@@ -14,11 +14,12 @@ from torch.nn import functional
 
 from stac_core.cache.one_pass import visible_frames
 from stac_core.training.clips import WORLDS, Clips
-from stac_core.training.config import CLIP_FRAMES, TrainingConfig
-from stac_core.training.schedule import Shape, draw_shape
+from stac_core.training.config import TrainingConfig
+from stac_core.training.schedule import Shape, draw_reach, draw_shape
 from stac_core.training.sequences import Sequences, join
 from stac_core.worlds import sample_batch
 
+TRIES = 8  # to find a stretch that does not depart too far
 SIDEWAYS = 0.15  # share of sequences that lie on their side
 
 
@@ -48,18 +49,42 @@ def _from_worlds(shape: Shape, random: np.random.Generator, device: torch.device
 def _from_clips(config: TrainingConfig, step: int, shape: Shape, random: np.random.Generator) -> Sequences:
     clips = Clips(Path(config.out) / "clips", config.seed)
     ready = config.first_clips + int(step * config.clips_per_step)
-    chosen = random.integers(0, ready, shape.sequences)
-    parts = [fit(clips.read(int(i), draw_frames(shape.frames, random)), shape, random) for i in chosen]
+    reach = draw_reach(config, step, random)
+    parts: list[Sequences] = []
+    while len(parts) < shape.sequences:
+        for _ in range(TRIES):
+            clip = int(random.integers(0, ready))
+            frames = draw_frames(shape.frames, clips.departures(clip), reach, random)
+            if frames is not None:
+                break
+        else:
+            frames = torch.arange(shape.frames)
+        parts.append(fit(clips.read(clip, frames), shape, random))
     return join(parts)
 
 
-def draw_frames(frames: int, random: np.random.Generator) -> Tensor:
-    """Frame numbers [S] within a clip: some stride, some start, either direction of time."""
-    stride = int(random.integers(1, max(1, min(3, (CLIP_FRAMES - 1) // (frames - 1))) + 1))
-    span = stride * (frames - 1)
-    first = int(random.integers(0, CLIP_FRAMES - span))
-    numbers = first + stride * torch.arange(frames)
-    return numbers.flip(0) if random.random() < 0.5 else numbers
+def draw_frames(
+    frames: int, departures: np.ndarray, reach: float, random: np.random.Generator
+) -> Tensor | None:
+    """Frame numbers [S] within a clip: some start, either direction of time, some even stride at which the
+    last frame has not departed from the first by more than `reach`; None where every stride does.
+
+    departures [N, N]: how far frame j (column) has departed from frame i. Far strides are preferred: what
+    moves too little teaches nothing, and what no longer overlaps neither.
+    """
+    count = len(departures)
+    first = int(random.integers(0, count))
+    direction = int(random.choice([-1, 1]))
+    strides = [
+        stride
+        for stride in range(1, (count - 1) // (frames - 1) + 1)
+        if 0 <= (last := first + direction * stride * (frames - 1)) < count
+        and departures[first, last] <= reach
+    ]
+    if not strides:
+        return None
+    stride = strides[-1 - int(len(strides) * random.random() ** 2 * 0.999)]
+    return first + direction * stride * torch.arange(frames)
 
 
 def fit(sequences: Sequences, shape: Shape, random: np.random.Generator) -> Sequences:

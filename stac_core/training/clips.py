@@ -9,16 +9,18 @@ kept, so helpers may render ahead of the training:
 from __future__ import annotations
 
 import argparse
+from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from stac_core.files import write_whole
 from stac_core.training.config import CLIP_FRAMES, CLIP_HEIGHT, CLIP_WIDTH
 from stac_core.training.sequences import Sequences
-from stac_core.training.state import write_atomically
 from stac_core.worlds import World, WorldConfig
 
 WORLDS = WorldConfig()
@@ -53,6 +55,14 @@ class Clips:
             )
         return Sequences(images.float() / 255, depth.float(), poses, lenses)
 
+    def departures(self, index: int) -> np.ndarray:
+        """How far frame j (column) of one clip has departed from frame i, [N, N]: its turn in radians plus
+        its way in mean depths of frame i."""
+        path = self.path(index)
+        if not path.exists():
+            self.render(index)
+        return _departures(path)
+
     def render(self, index: int) -> None:
         """Render one clip into the folder."""
         world = World(training_seed(self.run_seed, index), WORLDS).render(
@@ -64,13 +74,22 @@ class Clips:
             "world_from_camera": world.world_from_camera[0],
             "intrinsics": world.intrinsics[0],
         }
-        write_atomically(
-            self.path(index), save({name: value.contiguous() for name, value in content.items()})
-        )
+        write_whole(self.path(index), save({name: value.contiguous() for name, value in content.items()}))
 
     def path(self, index: int) -> Path:
         """File of one clip."""
         return self.folder / f"{self.run_seed}-{index:07d}.safetensors"
+
+
+@lru_cache(maxsize=1 << 14)
+def _departures(path: Path) -> np.ndarray:
+    with safe_open(path, framework="pt") as file:
+        poses = file.get_tensor("world_from_camera").double().numpy()
+        depth = file.get_tensor("depth")[:, ::8, ::8].flatten(1).double()
+    mean = (depth.sum(1) / (depth > 0).sum(1).clamp(min=1)).clamp(min=1e-3).numpy()
+    way = np.linalg.norm(poses[:, None, :3, 3] - poses[None, :, :3, 3], axis=-1)
+    traces = np.einsum("iab,jab->ij", poses[:, :3, :3], poses[:, :3, :3])
+    return np.arccos(((traces - 1) / 2).clip(-1, 1)) + way / mean[:, None]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -15,7 +15,7 @@ CLIP_FRAMES, CLIP_HEIGHT, CLIP_WIDTH = 24, 126, 168  # of a rendered clip
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """One training run; sizes and frame counts grow from `first_*` to `last_*`."""
+    """One training run; sizes, frame counts and reach grow from `first_*` to `last_*`."""
 
     network: str = setting("embedded", "which network to train", choices=tuple(NETWORKS))
     seed: int = setting(0, "seed of the weights and of all worlds", minimum=0)
@@ -32,8 +32,15 @@ class TrainingConfig:
     last_width: int = setting(168, "largest image width once grown", minimum=56, unit="px")
     first_frames: int = setting(4, "longest sequence at the start; the shortest is always 2", minimum=2)
     last_frames: int = setting(12, "longest sequence once grown", minimum=2)
+    first_reach: float = setting(
+        0.4,
+        "how far sequences of clips depart from their first frame at the start: turn in radians plus way in "
+        "mean depths",
+        minimum=0.01,
+    )
+    last_reach: float = setting(2.0, "the same once grown", minimum=0.01)
     growth: float = setting(
-        0.7, "share of the run during which sizes and frames grow", minimum=0.0, maximum=1.0
+        0.7, "share of the run during which sizes, frames and reach grow", minimum=0.0, maximum=1.0
     )
     worlds: str = setting(
         "auto",
@@ -50,6 +57,7 @@ class TrainingConfig:
     point_weight: float = setting(0.5, "weight of the point loss", minimum=0.0)
     camera_weight: float = setting(2.0, "weight of the camera loss", minimum=0.0)
     matching_weight: float = setting(1.0, "weight of the matching losses", minimum=0.0)
+    motion_weight: float = setting(1.0, "weight of the motion losses", minimum=0.0)
     device: str = setting("auto", "auto = cuda where there is one, else cpu; or a torch device name")
     precision: str = setting("bfloat16", "autocast of the network", choices=("bfloat16", "float32"))
     threads: int = setting(0, "CPU threads; 0 = what PyTorch chooses", minimum=0)
@@ -66,7 +74,11 @@ class TrainingConfig:
                 raise refuse(
                     self, name, f"not divisible by {PATCH_SIZE}", round(width / PATCH_SIZE) * PATCH_SIZE
                 )
-        for first, last in (("first_width", "last_width"), ("first_frames", "last_frames")):
+        for first, last in (
+            ("first_width", "last_width"),
+            ("first_frames", "last_frames"),
+            ("first_reach", "last_reach"),
+        ):
             if getattr(self, last) < getattr(self, first):
                 raise refuse(self, last, f"smaller than {first}", getattr(self, first))
         if self.worlds != "live" and self.last_frames > CLIP_FRAMES:

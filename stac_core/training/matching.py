@@ -20,6 +20,7 @@ from stac_core.training.sequences import Sequences
 
 DESCRIPTOR = 64
 SAME_SURFACE = 0.05  # relative depth difference up to which two frames see one surface
+SHIFT_WEIGHT = 4.0  # beside the cross-entropies: motion shows in parts of a patch, which choices cannot tell
 NOWHERE = -1  # target of a patch hidden in frame 0 or outside of it
 
 
@@ -97,7 +98,7 @@ class MatchingHeads(nn.Module):
             "match": late_hits,
             "shift": shifts[-1].detach(),
         }
-        return early + late + look + torch.stack(shifts).mean(), figures
+        return early + late + look + SHIFT_WEIGHT * torch.stack(shifts).mean(), figures
 
 
 def _head(width: int, out: int) -> nn.Sequential:

@@ -37,7 +37,7 @@ def draw_shape(config: TrainingConfig, step: int, random: np.random.Generator) -
 
     The number of sequences fills `patches_per_step`, so that every step costs about the same.
     """
-    grown = 1.0 if config.growth == 0 else min(1.0, step / (config.growth * config.steps))
+    grown = _grown(config, step)
     longest = config.first_frames + grown * (config.last_frames - config.first_frames)
     frames = int(math.exp(random.uniform(math.log(SHORTEST), math.log(longest + 1))))
     first, last = config.first_width // PATCH_SIZE, config.last_width // PATCH_SIZE
@@ -45,3 +45,14 @@ def draw_shape(config: TrainingConfig, step: int, random: np.random.Generator) -
     rows = max(4, round(columns * random.uniform(*ASPECTS)))
     sequences = max(1, round(config.patches_per_step / (frames * rows * columns)))
     return Shape(sequences, frames, rows * PATCH_SIZE, columns * PATCH_SIZE)
+
+
+def draw_reach(config: TrainingConfig, step: int, random: np.random.Generator) -> float:
+    """How far a sequence may depart from its first frame, up to a growing limit (see `Clips.departures`)."""
+    limit = config.first_reach + _grown(config, step) * (config.last_reach - config.first_reach)
+    return limit * float(random.uniform(0.4, 1.0))
+
+
+def _grown(config: TrainingConfig, step: int) -> float:
+    """From 0 at the start of the run to 1 where everything has grown."""
+    return 1.0 if config.growth == 0 else min(1.0, step / (config.growth * config.steps))

@@ -16,9 +16,10 @@ from typing import Any
 
 from safetensors.torch import save
 
+from stac_core.files import write_whole
 from stac_core.training.config import TrainingConfig
 from stac_core.training.evaluate import as_numbers, default_recordings, evaluate, network_of_run, table
-from stac_core.training.state import State, network_weights, read_state, write_atomically
+from stac_core.training.state import State, network_weights, read_state
 
 LIMIT_BYTES = 16 * 2**20
 BOX = Path(__file__).parents[1] / "weights" / "embedded.safetensors"
@@ -61,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     state = read_state(given.out / "state.safetensors")
     measured = evaluate(network_of_run(state), given.recordings)
-    write_atomically(given.target, box_bytes(state, as_numbers(measured)))
+    write_whole(given.target, box_bytes(state, as_numbers(measured)))
     print(table(measured))
     print(f"{given.target}: {given.target.stat().st_size / 2**20:.2f} MiB, step {state.step}")
     return 0

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from stac_core.files import write_whole
 from stac_core.training.config import TrainingConfig
 
 FORMAT = "stac-training-1"
@@ -82,8 +82,7 @@ def network_weights(state: State) -> dict[str, Tensor]:
 
 def write_state(state: State, path: Path) -> None:
     """One file, complete or not there at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, save(state.tensors, _header(state)))
+    write_whole(path, save(state.tensors, _header(state)))
 
 
 def export_state(state: State, folder: Path) -> list[Path]:
@@ -100,7 +99,7 @@ def export_state(state: State, folder: Path) -> list[Path]:
         size += value.nbytes
     paths = [folder / f"state-{i + 1}-of-{len(pieces)}.safetensors" for i in range(len(pieces))]
     for path, piece in zip(paths, pieces, strict=True):
-        write_atomically(path, save(piece, _header(state)))
+        write_whole(path, save(piece, _header(state)))
     for stale in set(folder.glob("state-*-of-*.safetensors")) - set(paths):
         stale.unlink()
     return paths
@@ -121,19 +120,6 @@ def read_state(path: Path) -> State:
                 raise ValueError(f"{file}: not a training state ({FORMAT})")
             tensors.update({key: opened.get_tensor(key) for key in opened.keys()})  # noqa: SIM118
     return State(tensors, int(header["step"]), json.loads(header["config"]))
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Through a temporary file in the same folder; a failure leaves the old file as it was."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _header(state: State) -> dict[str, str]:

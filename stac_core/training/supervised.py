@@ -12,6 +12,7 @@ from stac_core.network.causal_vggt import CausalVGGT
 from stac_core.training.config import TrainingConfig
 from stac_core.training.losses import camera_loss, depth_loss, point_loss
 from stac_core.training.matching import Look, MatchingHeads, match_patches
+from stac_core.training.motion import MotionHeads, patch_motions
 from stac_core.training.sequences import Sequences
 
 WATCHED_BLOCKS = (1, 3)  # global blocks whose first head learns to match
@@ -34,13 +35,14 @@ class WatchedPass(OnePass):
 
 
 class Supervised(nn.Module):
-    """A `CausalVGGT` with the heads of the matching loss, which end with the training."""
+    """A `CausalVGGT` with the heads of the auxiliary losses, which end with the training."""
 
     def __init__(self, network: CausalVGGT, config: TrainingConfig) -> None:
         super().__init__()
         self.network, self.config = network, config
         width = network.config.width
         self.matching = MatchingHeads(width, 2 * width, len(network.config.dense_layers))
+        self.motion = MotionHeads(2 * width, len(network.config.dense_layers))
 
     def forward(
         self, sequences: Sequences, visible: Tensor, dense_frames: Tensor
@@ -60,15 +62,18 @@ class Supervised(nn.Module):
         points = network.point_head(layers, height, width)
         with torch.autocast(sequences.depth.device.type, enabled=False):  # bfloat16 would blunt the truth
             poses = encode_pose(sequences.world_from_camera, sequences.intrinsics, height, width)
+            encodings = network.camera_head(tokens.camera.float(), context)
+            matching, matched = self._matching_loss(tokens, context.looks, sequences)
+            motion, moved = self._motion_loss(tokens, sequences, poses)
             losses = {
                 **self._dense_losses(depth, points, sequences.frames(dense_frames)),
-                "camera": camera_loss(network.camera_head(tokens.camera.float(), context), poses),
+                "camera": camera_loss(encodings, poses),
+                "matching": matching,
+                "motion": motion,
             }
-            matching, figures = self._matching_loss(tokens, context.looks, sequences)
-        loss = self.config.matching_weight * matching
-        for name, value in losses.items():
-            loss = loss + getattr(self.config, f"{name}_weight") * value
-        return loss, {**figures, **{name: value.detach() for name, value in losses.items()}}
+        loss = torch.stack([getattr(self.config, f"{name}_weight") * losses[name] for name in losses]).sum()
+        figures = {**matched, **moved, "move": translation_error(encodings[-1], poses)}
+        return loss, {**figures, **{k: losses[k].detach() for k in ("depth", "point", "camera")}}
 
     def _dense_losses(self, depth: Dense, points: Dense, judged: Sequences) -> dict[str, Tensor]:
         truth, valid = judged.depth, judged.valid
@@ -78,6 +83,13 @@ class Supervised(nn.Module):
             "point": point_loss(points[0].float(), points[1].float(), target, truth, valid),
         }
 
+    def _motion_loss(
+        self, tokens: SceneTokens, sequences: Sequences, poses: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        config = self.network.config
+        motions = patch_motions(sequences, config.patch_size)
+        return self.motion(tokens.layers, config.special_tokens, motions, poses)
+
     def _matching_loss(
         self, tokens: SceneTokens, looks: list[Look], sequences: Sequences
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -85,3 +97,9 @@ class Supervised(nn.Module):
         matches = match_patches(sequences, config.patch_size)
         patches = [layer[:, :, config.special_tokens :].float() for layer in tokens.layers]
         return self.matching(tokens.encoded.float(), patches, looks, matches)
+
+
+def translation_error(encoding: Tensor, truth: Tensor) -> Tensor:
+    """Error of the translations beside that of standing still: 1 = nothing learned. [B, S, 9] both."""
+    wrong, still = (encoding - truth)[..., :3].detach(), truth[..., :3]
+    return wrong.abs().sum() / still.abs().sum().clamp(min=1e-6)

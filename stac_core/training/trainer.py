@@ -34,7 +34,12 @@ from stac_core.training.supervised import Supervised
 
 log = logging.getLogger(__name__)
 
-REGRESSIONS = ("network.camera_head.pose_branch.fc2.", "matching.shifts.")
+REGRESSIONS = (
+    "network.camera_head.pose_branch.fc2.",
+    "matching.shifts.",
+    "motion.patches.",
+    "motion.cameras.",
+)
 HELD_OUT_WORLDS, HELD_OUT_FRAMES = 24, 8  # of the curve; `evaluate` measures on more
 
 

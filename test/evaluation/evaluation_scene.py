@@ -152,7 +152,7 @@ def cloud_message(points: np.ndarray, colours: np.ndarray, stamp_ns: int, frame:
                 data.size, data, False)  # fmt: skip
 
 
-def diagnostics(values: dict[str, str], stamp_ns: int) -> object:
+def diagnostics(values: dict[str, str], stamp_ns: int, name: str = "stac_mapping: memory") -> object:
     pairs = [make("diagnostic_msgs/msg/KeyValue", key, value) for key, value in values.items()]
-    status = make("diagnostic_msgs/msg/DiagnosticStatus", 0, "stac_mapping: memory", "ok", "stac", pairs)
+    status = make("diagnostic_msgs/msg/DiagnosticStatus", 0, name, "ok", "stac", pairs)
     return make("diagnostic_msgs/msg/DiagnosticArray", header(stamp_ns, ""), [status])

@@ -45,14 +45,23 @@ def write_recording(path: Path, truth: bool = True) -> Path:
     return path
 
 
-def write_answer(path: Path) -> Path:
-    """What a node might say: another world and unit, some noise, frames 3 and 7 dropped."""
+def write_answer(path: Path, others: bool = False) -> Path:
+    """What a node might say: another world and unit, some noise, frames 3 and 7 dropped.
+
+    others: recorded as `ros2 bag record -a` would, with the images and what other nodes say.
+    """
     random, now, points, colours = np.random.default_rng(0), 10**18, [], []
     with BagWriter(path) as bag:
         for index, frame in enumerate(tiny_frames(12, 24, 32)):
             stamp, now = frame.stamp_ns, now + 200_000_000
-            arrival = header(stamp, "")
-            bag.write("/evaluation/image_sent", "std_msgs/msg/Header", arrival, now)
+            if others:
+                bag.write("/camera/image", IMAGE, image_message(frame.image, stamp, "rgb8"), now)
+                wheels = odometry(frame.world_from_camera, stamp, "camera", "odom")
+                bag.write("/a_robot/odom", "nav_msgs/msg/Odometry", wheels, now)
+                battery = diagnostics({"heap_bytes": "77"}, stamp, "battery: memory")
+                bag.write("/diagnostics", "diagnostic_msgs/msg/DiagnosticArray", battery, now)
+            else:
+                bag.write("/evaluation/image_sent", "std_msgs/msg/Header", header(stamp, ""), now)
             if index in (3, 7):
                 continue
             pose = MAP_FROM_WORLD.apply_poses(frame.world_from_camera[None])[0]
@@ -121,12 +130,37 @@ def test_frames_latency_and_memory_are_counted(judged):
     }
 
 
+def test_a_recording_of_everything_gives_the_same_figures(judged, tmp_path):
+    """The images tell when they were sent; what other nodes say is left out."""
+    answer = write_answer(tmp_path / "everything", others=True)
+    recording = str(judged / "recording")
+    assert main(["bag", recording, "--result", str(answer), "--output_dir", str(tmp_path / "out")]) == 0
+    report = json.loads((tmp_path / "out" / "recording" / "report.json").read_text())
+    expected = json.loads((judged / "out" / "recording" / "report.json").read_text())
+    assert {**report, "measured": ""} == {**expected, "measured": ""}
+
+
+def test_without_departures_the_latency_alone_is_not_judged(judged, tmp_path):
+    with BagWriter(tmp_path / "poses") as bag:
+        for index, frame in enumerate(tiny_frames(12, 24, 32)[:5]):
+            pose = odometry(frame.world_from_camera, frame.stamp_ns, "camera", "map")
+            bag.write("/stac_mapping/odom", "nav_msgs/msg/Odometry", pose, 10**18 + index * 10**9)
+    arguments = ["--result", str(tmp_path / "poses"), "--output_dir", str(tmp_path / "out")]
+    main(["bag", str(judged / "recording"), *arguments])
+    report = json.loads((tmp_path / "out" / "recording" / "report.json").read_text())
+    assert "neither the images nor when they were sent" in report["not judged"]["latency"]
+    assert report["frames"] == {
+        "frames": 12, "frames_sent": 12, "frames_used": 5, "frames_dropped": 7,
+        "seconds": 4, "frames_per_second": 1.25,
+    }  # fmt: skip
+
+
 def test_the_page_needs_nothing_else(judged):
     page = (judged / "out" / "recording" / "report.html").read_text()
     assert "http" not in page and "<script" not in page
     titles = re.findall(r'<img alt="([^"]+)" src="data:image/png;base64,', page)
     curves = ["Camera path", "Position error", "Rotation error", "Latency", "Memory", "Tokens and voxels"]
-    assert titles == [*curves, "Depth", "Map"]
+    assert titles == [*curves, "Map", "Depth"]
 
 
 def test_a_bag_without_truth_keeps_its_costs_and_says_so(judged, capsys, tmp_path):

@@ -61,8 +61,8 @@ def write_bag(
 
 @pytest.mark.parametrize("truth", ["tf", "odometry", "pose"])
 @pytest.mark.parametrize("plugin", [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
-def test_images_and_truth_come_back(tmp_path, truth, plugin):
-    compressed = plugin is StoragePlugin.SQLITE3
+@pytest.mark.parametrize("compressed", [False, True])
+def test_images_and_truth_come_back(tmp_path, truth, plugin, compressed):
     sequence = open_sequence(write_bag(tmp_path / "bag", truth, plugin, compressed))
     frames = tiny_frames(6)
     assert len(sequence) == 6
@@ -138,9 +138,10 @@ def test_unknown_encodings_name_themselves(tmp_path):
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.3, 0.9])
-def test_truncated_recordings_are_refused_with_the_cure(tmp_path, keep):
-    path = write_bag(tmp_path / "bag", "tf")
-    file = next(path.glob("*.mcap"))
+@pytest.mark.parametrize("plugin", [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
+def test_truncated_recordings_are_refused_with_the_cure(tmp_path, keep, plugin):
+    path = write_bag(tmp_path / "bag", "tf", plugin)
+    file = next(path.glob("bag.*"))
     file.write_bytes(file.read_bytes()[: int(file.stat().st_size * keep)])
     with pytest.raises(ValueError, match="mcap recover"):
         open_sequence(path)

@@ -1,5 +1,6 @@
 """Jobs of a plan, and submitit's own local executor running them."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,12 @@ def test_every_job_has_one_scene_one_setting_and_its_own_folder(tmp_path):
     assert sorted((job.sources[0], job.settings[0]["cache.mode"]) for job in jobs) == [
         (world, mode) for world in WORLDS for mode in ("causal", "window_kv")
     ]
+
+
+def test_a_job_keeps_its_folder_when_the_plan_grows(tmp_path):
+    plan = make_plan(tmp_path)
+    fewer = split_plan(dataclasses.replace(plan, sources=WORLDS[1:], settings=plan.settings[1:]))
+    assert {job.output for job in fewer} < {job.output for job in split_plan(plan)}
 
 
 def test_missing_submitit_is_named(tmp_path, monkeypatch):

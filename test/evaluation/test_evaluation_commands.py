@@ -71,7 +71,8 @@ def test_a_sweep_fills_a_table_with_plots(tmp_path, capsys):
     assert len({row["settings"] for row in rows}) == 4
     assert main(["table", str(tmp_path / "out"), "--output_dir", str(tmp_path / "table")]) == 0
     markdown = (tmp_path / "table" / "table.md").read_text()
-    assert markdown.count("\n| world |") == 4 and "ate_rmse" in markdown
+    assert markdown.count("\n| causal |") == markdown.count("\n| window_kv |") == 2 and "ate_rmse" in markdown
+    assert "dataset world, scene world_3_frames6" in markdown  # what is the same everywhere is said once
     for name in ("quality_pose.png", "time.png"):
         assert cv2.imread(str(tmp_path / "table" / name)).std() > 5
 

@@ -12,6 +12,7 @@ from evaluation.evaluation_scene import PERIOD_NS, tiny_frames, write_depth, wri
 
 from stac_core.evaluation.datasets import Frame, find_scenes, open_sequence
 from stac_core.evaluation.trajectory import Trajectory, write_tum
+from stac_core.ply import write_ply
 
 DATA = Path(os.environ.get("STAC_TEST_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
 
@@ -188,6 +189,47 @@ def test_kitti_depth_uses_only_annotated_frames(tmp_path):
     assert len(sequence) == 3
     np.testing.assert_allclose(sequence.frame(1).depth_m, frames[1].depth_m, atol=1 / 256)
     np.testing.assert_array_equal(sequence.frame(0).image, frames[0].image)
+
+
+def test_gathered_kitti_depth_reads_as_the_drive_it_came_from(tmp_path):
+    frames, drive = tiny_frames(3), "2011_09_26_drive_0002_sync_02"
+    for index, frame in enumerate(frames):
+        name = f"{index + 5:010d}.png"
+        write_image(tmp_path / "image_gathered" / drive / name, frame.image)
+        write_depth(tmp_path / "groundtruth_depth_gathered" / drive / name, frame.depth_m, 256)
+    sequence = open_sequence(tmp_path / "image_gathered" / drive)
+    assert len(sequence) == 3
+    np.testing.assert_array_equal(sequence.frame(2).image, frames[2].image)
+    np.testing.assert_allclose(sequence.frame(2).depth_m, frames[2].depth_m, atol=1 / 256)
+
+
+def test_dtu_may_keep_depth_as_pfm_with_masks_and_the_scanned_surface(tmp_path):
+    frames = tiny_frames(2)
+    folder = write_dtu(tmp_path, frames)
+    for index, frame in enumerate(frames):
+        (folder / "depths" / f"{index:08d}.npy").unlink()
+        rows = (frame.depth_m[::-1] * 1000).astype("<f4")  # from the bottom up; -1 = little endian
+        head = f"Pf\n{rows.shape[1]} {rows.shape[0]}\n-1.0\n".encode()
+        (folder / "depths" / f"{index:08d}.pfm").write_bytes(head + rows.tobytes())
+        mask = np.zeros((*frame.depth_m.shape, 3), np.uint8)
+        mask[:, 4:] = 255
+        write_image(folder / "binary_masks" / f"{index:08d}.png", mask)
+    surface = np.random.default_rng(0).normal(size=(50, 3))
+    write_ply(folder / "points.ply", surface * 1000)
+    sequence = open_sequence(folder, "dtu")
+    read = sequence.frame(1).depth_m
+    assert not read[:, :4].any()
+    np.testing.assert_allclose(read[:, 4:], frames[1].depth_m[:, 4:], atol=1e-6)
+    np.testing.assert_allclose(sequence.cloud(), surface, atol=1e-6)
+
+
+def test_seven_scenes_prefers_depth_seen_by_the_colour_camera(tmp_path):
+    frames = tiny_frames(2)
+    folder = write_seven_scenes(tmp_path, frames)
+    write_depth(folder / "frame-000001.depth.proj.png", 2 * frames[1].depth_m, 1000, invalid=65535)
+    read = [open_sequence(folder).frame(index) for index in range(2)]
+    assert [frame.intrinsics[0, 0] for frame in read] == [585, 525]
+    np.testing.assert_allclose(read[1].depth_m, 2 * frames[1].depth_m, atol=1e-3)
 
 
 def test_tum_joins_lists_by_stamp_and_leaves_gaps(tmp_path):

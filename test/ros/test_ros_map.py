@@ -1,4 +1,4 @@
-"""The voxel map against plain loops and invariants; map and trajectory as files, judged by Open3D and evo."""
+"""The voxel map against plain loops and invariants; the trajectory as a file, judged by evo."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from stac_core.files import write_whole
 from stac_ros.map import VoxelMap
-from stac_ros.map_files import write_atomically, write_ply
 from stac_ros.trajectory import Trajectory
 
 
@@ -80,24 +80,6 @@ def test_points_that_are_no_place_are_left_out_and_counted():
     assert len(found) == 1
 
 
-def test_a_written_map_is_read_by_open3d(tmp_path):
-    open3d = pytest.importorskip("open3d")
-    positions, colours, _ = points(500, 3)
-    write_ply(tmp_path / "maps" / "map.ply", positions, colours)
-    cloud = open3d.io.read_point_cloud(str(tmp_path / "maps" / "map.ply"))
-    assert np.array_equal(np.asarray(cloud.points, np.float32), positions)
-    assert np.array_equal(np.rint(np.asarray(cloud.colors) * 255).astype(np.uint8), colours)
-    assert [path.name for path in (tmp_path / "maps").iterdir()] == ["map.ply"]
-
-
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
-    path = tmp_path / "map.ply"
-    write_atomically(path, b"old")
-    with pytest.raises(TypeError):
-        write_atomically(path, None)  # type: ignore[arg-type]
-    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
-
-
 def test_a_written_trajectory_is_read_by_evo(tmp_path):
     file_interface = pytest.importorskip("evo.tools.file_interface")
     rng = np.random.default_rng(4)
@@ -109,7 +91,7 @@ def test_a_written_trajectory_is_read_by_evo(tmp_path):
         trajectory.add(1_700_000_000_000_000_001 + index, pose)
         poses.append(pose)
     assert trajectory.tum().startswith("1700000000.000000001 ")
-    write_atomically(tmp_path / "trajectory.tum", trajectory.tum().encode())
+    write_whole(tmp_path / "trajectory.tum", trajectory.tum())
     read = file_interface.read_tum_trajectory_file(tmp_path / "trajectory.tum")
     assert np.allclose(read.poses_se3, poses, atol=1e-7)
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
 
 from stac_core.geometry import unproject_depth
 from stac_core.training.batches import (
@@ -14,7 +15,7 @@ from stac_core.training.batches import (
     step_random,
     transpose,
 )
-from stac_core.training.clips import held_out_seed, training_seed
+from stac_core.training.clips import Clips, held_out_seed, training_seed
 from stac_core.training.config import CLIP_FRAMES, TrainingConfig
 from stac_core.training.schedule import Shape
 from stac_core.training.sequences import Sequences
@@ -77,13 +78,35 @@ def test_fitted_sequences_have_the_shape_and_stay_true(sequences, shape):
         assert error < 0.03 and colour < 0.08
 
 
-def test_drawn_frames_lie_within_a_clip():
+def test_drawn_frames_lie_within_a_clip_and_within_reach():
     random = np.random.default_rng(0)
-    for frames in (2, 3, 7, CLIP_FRAMES):
-        for _ in range(50):
-            numbers = draw_frames(frames, random)
+    steps = np.linspace(0, 1.0, CLIP_FRAMES)  # departs evenly
+    departures = np.abs(steps[:, None] - steps)
+    drawn = {
+        frames: [draw_frames(frames, departures, 0.5, random) for _ in range(100)] for frames in (2, 3, 7)
+    }
+    for frames, sequences in drawn.items():
+        found = [numbers for numbers in sequences if numbers is not None]
+        assert len(found) > 40
+        for numbers in found:
             assert len(numbers) == frames and numbers.min() >= 0 and numbers.max() < CLIP_FRAMES
-            assert (numbers.diff().abs() == numbers.diff().abs()[0]).all()
+            assert (numbers.diff() == numbers.diff()[0]).all()
+            assert departures[numbers[0], numbers[-1]] <= 0.5
+        assert {numbers.diff()[0].sign().item() for numbers in found} == {-1, 1}
+    assert draw_frames(CLIP_FRAMES, departures, 0.5, random) is None
+
+
+def test_a_clip_departs_by_its_turn_and_its_way(tmp_path):
+    clips = Clips(tmp_path, run_seed=3)
+    clip = clips.read(0, torch.arange(CLIP_FRAMES))
+    departures = clips.departures(0)
+    poses = clip.world_from_camera[0].double()
+    turn = Rotation.from_matrix((poses[0, :3, :3].T @ poses[-1, :3, :3]).numpy()).magnitude()
+    depth = clip.depth[0, 0][clip.depth[0, 0] > 0].double().mean()
+    way = (poses[-1, :3, 3] - poses[0, :3, 3]).norm() / depth
+    assert departures.shape == (CLIP_FRAMES, CLIP_FRAMES)
+    assert departures[0, -1] == pytest.approx(turn + float(way), rel=0.05)
+    assert departures.diagonal() == pytest.approx(np.zeros(CLIP_FRAMES), abs=1e-3)
 
 
 def test_every_view_of_the_past_holds_the_frame_itself_and_frame_0():

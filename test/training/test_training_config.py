@@ -14,6 +14,7 @@ from stac_core.training.schedule import draw_shape, learning_rate
         ("last_width", -168),
         ("first_frames", 1),
         ("last_frames", 3),
+        ("last_reach", 0.1),
         ("steps", 0),
         ("seed", -1),
         ("learning_rate", float("nan")),

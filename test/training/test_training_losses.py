@@ -6,8 +6,10 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
+from stac_core.geometry import encode_pose
 from stac_core.training.losses import camera_loss, depth_loss, point_loss
 from stac_core.training.matching import NOWHERE, Look, MatchingHeads, match_patches
+from stac_core.training.motion import MotionHeads, patch_motions
 from stac_core.training.sequences import Sequences, normalise
 
 HEIGHT, WIDTH, FOCAL = 42, 56, 56.0
@@ -136,3 +138,25 @@ def test_matching_loss_falls_when_tokens_name_the_surface():
     assert right["match"] == right["match_encoder"] == right["match_attention"] == 1
     assert wrong["match"] < 0.6
     assert math.isfinite(right["shift"])
+
+
+def test_motions_of_a_slide_are_its_step_over_the_depth():
+    """The camera slides right, so the surface lies further right in frame 0 than in its own frame."""
+    motion, known = patch_motions(normalise(wall([0.0, 0.5, 1.0])), 14)
+    assert known.all()
+    expected = torch.tensor([0.25, 0.0, 0.0]), torch.tensor([0.5, 0.0, 0.0])
+    for frame, target in enumerate(expected):
+        assert torch.allclose(motion[0, frame], target.expand_as(motion[0, frame]), atol=1e-5)
+
+
+def test_motion_loss_knows_a_standing_camera_at_once_and_learns_a_step():
+    heads, specials = MotionHeads(8, layers=1), 2
+    still, moved = (normalise(wall(shifts)) for shifts in ([0.0, 0.0], [0.0, 0.5]))
+    tokens = [torch.randn(1, 2, specials + 12, 8)]
+    losses = []
+    for sequences in (still, moved):
+        poses = encode_pose(sequences.world_from_camera, sequences.intrinsics, HEIGHT, WIDTH)
+        poses[..., 7:] = 1.0  # the head starts with that field of view
+        losses.append(heads(tokens, specials, patch_motions(sequences, 14), poses))
+    assert losses[0][0].item() < 1e-6
+    assert losses[1][0].item() > 0.1 and losses[1][1]["motion"].item() == pytest.approx(1.0)

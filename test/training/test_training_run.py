@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from stac_core.checkpoint import BOX, load_network
+from stac_core.config import ModelConfig
 from stac_core.training.config import CLIP_FRAMES, TrainingConfig
 from stac_core.training.processes import Processes
 from stac_core.training.state import read_state
@@ -74,6 +76,14 @@ def test_resumed_run_equals_one_that_was_never_interrupted(tmp_path, clips):
         assert torch.equal(a, b)
     assert [row["step"] for row in rows(parts)] == [1, 2, 3, 4]
     assert [row["loss"] for row in rows(parts)] == [row["loss"] for row in rows(whole)]
+
+
+def test_a_run_may_begin_with_the_weights_of_the_box(tmp_path, clips):
+    config = TrainingConfig(out=folder(tmp_path / "run", clips), steps=3, **SMALL)
+    trainer = Trainer(config, ALONE, weights=BOX)
+    box = load_network(ModelConfig(device="cpu", checkpoint=str(BOX))).network.state_dict()
+    for name, value in trainer.model.network.state_dict().items():
+        assert torch.equal(value, box[name]), name
 
 
 def test_a_full_disk_neither_ends_the_run_nor_harms_the_last_state(tmp_path, clips, monkeypatch, caplog):

@@ -74,10 +74,16 @@ class BagSequence:
 
     def frame(self, index: int) -> Frame:
         image = decode_image(self._images[index], self.topic)
-        pose = None
-        if self.truth is not None and index in self._pose_of:
-            pose = self.truth.world_from_camera[self._pose_of[index]]
-        return Frame(image, int(self.stamps_ns[index]), pose, self.depth(index), self.intrinsics)
+        return Frame(image, int(self.stamps_ns[index]), self.pose(index), self.depth(index), self.intrinsics)
+
+    def pose(self, index: int) -> Array | None:
+        """True world_from_camera [4, 4] of one image, or None."""
+        if self.truth is None or index not in self._pose_of:
+            return None
+        return self.truth.world_from_camera[self._pose_of[index]]
+
+    def has_depth(self, index: int) -> bool:
+        return index in self._depth_of
 
     def depth(self, index: int) -> np.ndarray | None:
         """True depth in metres of one image, or None."""

@@ -94,6 +94,13 @@ class BagFile:
         """The first message of a topic, or None."""
         return next((m.message for m in self.messages(topic)), None)
 
+    def last(self, topic: str) -> Any:
+        """The last message of a topic, or None; those before it are not decoded."""
+        found = None
+        for found in self.raw_messages(topic):  # noqa: B007
+            pass
+        return found and self._reader.deserialize(found[2], found[0].msgtype)
+
     def close(self) -> None:
         self._reader.close()
 

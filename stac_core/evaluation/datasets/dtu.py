@@ -17,6 +17,8 @@ from stac_core.evaluation.datasets.sequence import (
     require_equal,
 )
 
+_UNITS_PER_METRE = 1000.0  # of poses, depth and scanned surface alike
+
 
 def recognises(path: Path) -> bool:
     return (path / "cams").is_dir() and (path / "images").is_dir()
@@ -32,7 +34,13 @@ def read(path: Path) -> FileSequence:
         pose, intrinsics = _camera(camera_file)
         frames.append(FrameFiles(image, index * FRAME_PERIOD_NS, _depth_file(image), pose, intrinsics))
     surface = path / "points.ply"
-    return FileSequence(path.name, frames, _read_depth, cloud_file=surface if surface.is_file() else None)
+    return FileSequence(
+        path.name,
+        frames,
+        _read_depth,
+        cloud_file=surface if surface.is_file() else None,
+        cloud_units_per_metre=_UNITS_PER_METRE,
+    )
 
 
 def _camera(path: Path) -> tuple[Array, Array]:
@@ -44,7 +52,7 @@ def _camera(path: Path) -> tuple[Array, Array]:
         intrinsics = np.array(words[intrinsic : intrinsic + 9], float).reshape(3, 3)
     except ValueError as error:
         raise ValueError(f"{path}: expected 'extrinsic' 4×4 and 'intrinsic' 3×3 ({error})") from error
-    camera_from_world[:3, 3] /= 1000
+    camera_from_world[:3, 3] /= _UNITS_PER_METRE
     return np.linalg.inv(camera_from_world), intrinsics
 
 
@@ -67,4 +75,4 @@ def _read_depth(path: Path) -> NDArray[np.float32]:
     mask = cv2.imread(str(mask_file), cv2.IMREAD_GRAYSCALE) if mask_file.is_file() else None
     if mask is not None:
         depth = depth * (cv2.resize(mask, depth.shape[::-1], interpolation=cv2.INTER_NEAREST) > 0)
-    return depth.astype(np.float32) / np.float32(1000)
+    return depth.astype(np.float32) / np.float32(_UNITS_PER_METRE)

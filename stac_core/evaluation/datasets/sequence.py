@@ -136,6 +136,7 @@ class FileSequence:
     read_depth: Callable[[Path], NDArray[np.float32]] = field(default=_no_depth)
     max_depth_m: float = np.inf
     cloud_file: Path | None = None
+    cloud_units_per_metre: float = 1.0
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -157,7 +158,7 @@ class FileSequence:
         points = np.asarray(open3d.io.read_point_cloud(self.cloud_file).points)
         if not len(points):
             raise ValueError(f"{self.cloud_file}: no points could be read")
-        return points
+        return points / self.cloud_units_per_metre
 
 
 def _shrink(

@@ -1,6 +1,7 @@
 """7-Scenes: `frame-000000.{color.png,depth.png,pose.txt}` in one folder per sequence.
 
-The depth camera's nominal intrinsics stand for both cameras, as in the published evaluations.
+`depth.proj.png`, depth as the colour camera sees it, is what published evaluations compare with; where
+it was made, it is read. Else the depth camera's nominal intrinsics stand for both cameras.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from stac_core.evaluation.datasets.sequence import (
     read_matrix,
 )
 
-_CAMERA = pinhole(585.0, 585.0, 320.0, 240.0)
+_DEPTH_CAMERA = pinhole(585.0, 585.0, 320.0, 240.0)
+_COLOUR_CAMERA = pinhole(525.0, 525.0, 320.0, 240.0)
 _NOT_MEASURED = 65535
 
 
@@ -37,4 +39,8 @@ def read(path: Path) -> FileSequence:
 def _frame(image: Path, index: int) -> FrameFiles:
     stem = image.name.removesuffix(".color.png")
     pose = read_matrix(image.with_name(stem + ".pose.txt"), 4, 4)
-    return FrameFiles(image, index * FRAME_PERIOD_NS, image.with_name(stem + ".depth.png"), pose, _CAMERA)
+    projected = image.with_name(stem + ".depth.proj.png")
+    if projected.is_file():
+        return FrameFiles(image, index * FRAME_PERIOD_NS, projected, pose, _COLOUR_CAMERA)
+    measured = image.with_name(stem + ".depth.png")
+    return FrameFiles(image, index * FRAME_PERIOD_NS, measured, pose, _DEPTH_CAMERA)

@@ -1,0 +1,71 @@
+"""Writes what the mapping node says into a bag (rosbag2, mcap), as it came."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+from rclpy.node import Node
+from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.typesys import Stores, get_typestore
+
+from stac_ros.listen import outside_name
+from stac_ros.topics import DIAGNOSTICS, OUTPUTS, POSE, Topic, qos_profile
+
+IMAGE_SENT = "/evaluation/image_sent"
+_HEADER = "std_msgs/msg/Header"
+_SECOND = 1_000_000_000
+
+
+class AnswerRecorder(Node):
+    """Every message of the mapping node, with the time of its arrival, and when each image was sent."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("stac_evaluation_recorder")
+        self._store = get_typestore(Stores.ROS2_KILTED)
+        self._writer = Writer(path, version=9, storage_plugin=StoragePlugin.MCAP)
+        self._writer.open()
+        self._writing = threading.Lock()  # answers arrive in one thread, images may leave in another
+        self._sent = self._writer.add_connection(IMAGE_SENT, _HEADER, typestore=self._store)
+        self.images = self.poses = 0
+        self.heard_at = time.monotonic()  # the last message that came because of an image
+        self._answered_at = 0.0  # the last pose, or the first image
+        for topic in OUTPUTS:
+            self._record(topic)
+
+    def _record(self, topic: Topic) -> None:
+        name = self.resolve_topic_name(outside_name(topic))
+        package = topic.type.__module__.split(".")[0]
+        kind = f"{package}/msg/{topic.type.__name__}"
+        connection = self._writer.add_connection(name, kind, typestore=self._store)
+
+        def write(raw: bytes) -> None:
+            now = time.time_ns()
+            with self._writing:
+                self._writer.write(connection, now, raw)
+            if topic is not DIAGNOSTICS:  # these never end
+                self.heard_at = time.monotonic()
+            if topic is POSE:
+                self._answered_at = time.monotonic()
+                self.poses += 1
+
+        self.create_subscription(topic.type, name, write, qos_profile(topic.profile, 100), raw=True)
+
+    def image_sent(self, stamp_ns: int) -> None:
+        """Note that an image is on its way now."""
+        types, now = self._store.types, time.time_ns()
+        moment = types["builtin_interfaces/msg/Time"](*divmod(stamp_ns, _SECOND))
+        message = self._store.serialize_cdr(types[_HEADER](moment, ""), _HEADER)
+        with self._writing:
+            self._writer.write(self._sent, now, message)
+        self.images += 1
+        self._answered_at = self._answered_at or time.monotonic()
+
+    def silence_s(self) -> float:
+        """How long the node has owed an answer."""
+        return time.monotonic() - self._answered_at if self._answered_at else 0.0
+
+    def close(self) -> None:
+        """Finish the file; it cannot be read before."""
+        self._writer.close()
