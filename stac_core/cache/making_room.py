@@ -64,11 +64,14 @@ class RoomMaker:
 
     def enter(self, keys: Tensor) -> None:
         """Have a voxel for each of these different finest-level keys, as far as there is room."""
+        found = self._grid.find(keys)
+        # Before anything is spilled to make room for others.
+        self._grid.visit(found[found >= 0], self._moment)
+        away = torch.zeros_like(found, dtype=torch.bool)  # spilled, and without room to come back
         if self.host.records:
             self.recall(self.host.grid.find(keys.to("cpu")))
-        found = self._grid.find(keys)
-        self._grid.visit(found[found >= 0], self._moment)
-        missing = keys[found < 0]
+            found, away = self._grid.find(keys), (self.host.grid.find(keys.to("cpu")) >= 0).to(keys.device)
+        missing = keys[(found < 0) & ~away]
         added = missing[: self._voxels_for(len(missing))]
         self._grid.add(added, 0, self._moment)
         self.counts.refused += len(missing) - len(added)
@@ -76,8 +79,7 @@ class RoomMaker:
     def recall(self, numbers: Tensor) -> None:
         """Bring spilled voxels back, by their numbers in the host's grid (−1 = none), while there is room."""
         for number in numbers[numbers >= 0].unique().tolist():
-            record = self.host.records[number]
-            if not self._voxels_for(1) or not self.reserve(record.blocks):
+            if not self._voxels_for(1) or not self.reserve(self.host.records[number].blocks):
                 return
             voxel = self._grid.copy(self.host.grid, torch.tensor([number]), self._moment)
             self.host.restore(number, voxel)
@@ -156,18 +158,19 @@ class RoomMaker:
         self._drop(voxels, rows)
 
     def _spill(self) -> bool:
-        room = self._config.host_budget - self.host.bytes
-        spilled = 0
-        for voxel in self._unvisited()[: self._batch(), None] if room > 0 else ():
+        room, records = self._config.host_budget - self.host.bytes, []
+        voxels = self._unvisited()[: self._batch()] if room > 0 else self._unvisited()[:0]
+        for voxel in voxels[:, None]:
             record = self.host.record(voxel)
-            if record.bytes > room:
-                break
             room -= record.bytes
-            self.host.keep(record, self._grid, voxel)
-            self._drop(voxel, self._rows.of_voxels(voxel).flatten())
-            spilled += 1
-        self.counts.spilled += spilled
-        return spilled > 0
+            if room < 0:
+                break
+            records.append(record)
+        spilled = voxels[: len(records)]
+        self.host.keep(records, self._grid, spilled)
+        self._drop(spilled, self._rows.of_voxels(spilled).flatten())
+        self.counts.spilled += len(records)
+        return len(records) > 0
 
     def _coarsen(self) -> bool:
         """Fuse voxels into wider ones, those far from the camera first."""

@@ -82,31 +82,30 @@ class SpilledVoxels:
             blocks[name] = kind.blocks(held)
         return SpilledVoxel(occupied, fields, blocks)
 
-    def keep(self, record: SpilledVoxel, grid: VoxelGrid, voxel: Tensor) -> None:
-        """Hold the record of a voxel [1] of another grid, found by the same place here."""
-        if not len(self.grid.free):
-            self.grid.grow(max(16, self.grid.capacity // 2))
-        number = self.grid.copy(grid, voxel, moment=0)
-        self.records[int(number)] = record
-        self.bytes += record.bytes
+    def keep(self, records: list[SpilledVoxel], grid: VoxelGrid, voxels: Tensor) -> None:
+        """Hold the records of voxels [n] of another grid, found by the same places here."""
+        if len(self.grid.free) < len(records):
+            self.grid.grow(max(16, len(records), self.grid.capacity // 2))
+        numbers = self.grid.copy(grid, voxels, moment=0).tolist()
+        self.records |= dict(zip(numbers, records, strict=True))
+        self.bytes += sum(record.bytes for record in records)
 
-    def take(self, number: int) -> SpilledVoxel:
-        """Give up one record."""
-        record = self.records.pop(number)
-        self.bytes -= record.bytes
-        self.grid.remove(torch.tensor([number]))
-        return record
+    def take(self, numbers: list[int]) -> list[SpilledVoxel]:
+        """Give up some records."""
+        records = [self.records.pop(number) for number in numbers]
+        self.bytes -= sum(record.bytes for record in records)
+        self.grid.remove(torch.tensor(numbers, dtype=torch.int64))
+        return records
 
     def restore(self, number: int, voxel: Tensor) -> None:
         """Move a record into an empty voxel [1]; its slots must have been reserved."""
-        record = self.take(number)
+        (record,) = self.take([number])
         rows = self._rows.of_voxels(voxel).flatten()
         for name, kind in self._rows.kinds.items():
             held = record.occupied[name].to(rows.device)
             kind.fit(rows, held)
             slots = kind.slots(rows)
-            spare = slots[(slots >= 0) & ~held]
-            kind.pool.write_figures(spare, 0.0)
+            kind.pool.write_figures(slots[(slots >= 0) & ~held], 0.0)
             kind.pool.write_raw(slots[held], {k: v.to(rows.device) for k, v in record.fields[name].items()})
 
 

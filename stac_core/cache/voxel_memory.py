@@ -176,19 +176,20 @@ class VoxelMemory:
         taken = self.grid.find(middles(cells, level).to(self.grid.key.device)).cpu() >= 0
         _, family = torch.stack([level, cells], -1).unique(dim=0, return_inverse=True)
         lost = taken | (ordinals(family) > 0)
-        for number in voxels[lost].tolist():
-            counts.forgotten += 1
-            counts.forgotten_tokens += host.take(number).tokens
+        records = host.take(voxels[lost].tolist())
+        counts.forgotten += len(records)
+        counts.forgotten_tokens += sum(record.tokens for record in records)
         host.grid.rename(voxels[~lost], cells[~lost])
 
     def near(self, keys: Tensor) -> Tensor:
         """Voxels around the places in view, spilled ones brought back."""
         keys = keys[keys != NOWHERE].unique()
-        if self.room.host.records:
-            self.room.recall(self.room.host.grid.near(keys.to("cpu"), REACH))
         voxels = self.grid.near(keys, REACH)
-        self.grid.visit(voxels, self.moment)
-        return voxels
+        self.grid.visit(voxels, self.moment)  # before anything is spilled to make room for others
+        if not self.room.host.records:
+            return voxels
+        self.room.recall(self.room.host.grid.near(keys.to("cpu"), REACH))
+        return self.grid.near(keys, REACH)
 
     def inside(self, frustum: Frustum, edge: float) -> Tensor:
         """Places of voxels that a camera sees, spilled ones too, as finest-level keys."""

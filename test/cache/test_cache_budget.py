@@ -80,8 +80,8 @@ def test_wide_cells_lie_far_from_the_camera():
 
 def test_spilled_voxels_come_back_as_they_were():
     """On a loop every place is seen again, so a limit with enough host memory loses nothing."""
-    settings = {"host_budget": 1 << 24, "when_full": "spill,coarsen,forget"}
-    free, expected = run(parity(), LOOP, 60)
+    settings = {"host_budget": 1 << 24, "when_full": "spill,coarsen,forget", "voxel_buf_cap": 3}
+    free, expected = run(parity(voxel_buf_cap=3), LOOP, 60)
     config = limited(free.stats().voxel_bytes * 6 // 7, LOOP, **settings)
     cache, out = run(config, LOOP, 60)
     stats = cache.stats()
@@ -95,3 +95,20 @@ def test_a_limit_that_is_never_reached_changes_nothing():
     cache, out = run(limited(1 << 24, LOOP), LOOP, 60)
     assert torch.equal(out, expected)
     assert not cache.stats().forgotten
+
+
+@pytest.mark.parametrize("share", [0.3, 0.7])
+def test_a_place_is_on_the_device_or_spilled_but_never_both(share):
+    """Also where there is room for some of what comes back only."""
+    free, _ = run(parity(voxel_buf_cap=3), LOOP, 60)
+    config = limited(
+        int(free.stats().voxel_bytes * share), LOOP, host_budget=1 << 24, voxel_buf_cap=3, coarsen_levels=0
+    )
+    cache = StreamCache(config, LOOP.network, KERNELS)
+    for first in range(0, 60, 2):
+        feed(cache, LOOP, first, 2)
+        grid, host = cache.voxels.grid, cache.voxels.room.host.grid
+        here, away = grid.key[grid.voxels], host.key[host.voxels]
+        assert len(here.unique()) == len(here) and not torch.isin(here, away).any()
+        cache.voxels.check()
+    assert cache.stats().reloaded_voxels > 50

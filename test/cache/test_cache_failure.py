@@ -9,7 +9,7 @@ import torch
 from cache.test_cache_budget import limited
 from cache.worlds_of_tokens import Walk, feed, parity, small_network
 
-from stac_core.cache import making_room
+from stac_core.cache import fusing
 from stac_core.cache.anchor_store import AnchorStore
 from stac_core.cache.key_values import KeyValues
 from stac_core.cache.pages import Pages
@@ -37,7 +37,7 @@ PLACES = [
     (Pages, "grow"), (SlotPool, "write"), (SlotPool, "take"), (VoxelGrid, "add"), (VoxelGrid, "near"),
     (VoxelGrid, "visit"), (RetrievedSet, "fill"), (KeyValues, "put"), (KeyValues, "convert"),
     (TokenStore, "take"), (TokenStore, "keep"), (AnchorStore, "renew"), (SpilledVoxels, "keep"),
-    (SpilledVoxels, "restore"), (making_room, "fold_in"),
+    (SpilledVoxels, "restore"), (fusing, "fold_in"),
 ]  # fmt: skip
 
 
@@ -128,4 +128,4 @@ def test_many_passes_that_fail(name, breakers):
     assert_undisturbed(name, 20 * len(PLACES), breakers)
     unused = [place for place, b in zip(PLACES, breakers, strict=True) if not b.broken]
     if name == "spilling":
-        assert not unused or unused == [(making_room, "fold_in")]
+        assert not unused or unused == [(fusing, "fold_in")]

@@ -267,6 +267,7 @@ def test_points_that_are_not_numbers_get_no_place():
         {},
         {"pivot_bits": 4, "buffer_bits": 8, "window_bits": 8, "anchor_bits": 8, "retrieved_bits": 8},
         {"keep_special": 2},
+        {"window_size": 5, "voxel_buf_cap": 3, "eviction": "random"},
         {"mode": "xstream"},
         {"mode": "window_kv"},
         {"mode": "causal"},
