@@ -203,9 +203,9 @@ class CacheConfig:
         minimum=0.0,
     )
     camera_window: int = setting(
-        64,
-        "frames the pose head looks back in stac and xstream; constant cost, and "
-        "long enough to keep poses consistent",
+        128,
+        "frames the pose head looks back in stac and xstream, 0.3 % of a frame's memory each: longer keeps "
+        "poses more consistent",
         minimum=1,
         unit="frames",
     )

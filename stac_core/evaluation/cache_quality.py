@@ -32,11 +32,12 @@ from stac_core.config import CacheConfig, Config, ModelConfig
 from stac_core.evaluation.cache_quality_table import tables
 from stac_core.evaluation.cache_rows import PLAIN, ROWS, Row
 from stac_core.evaluation.loop_world import LoopWorld, loop_seeds
-from stac_core.evaluation.results import ResultTable, write_whole
+from stac_core.evaluation.results import ResultTable
 from stac_core.evaluation.results import Row as Result
 from stac_core.evaluation.scene_run import SceneRun, run_scene
 from stac_core.evaluation.score import ReconOptions, score_depth, score_pose, score_recon
 from stac_core.evaluation.trajectory_metrics import rotation_angles
+from stac_core.files import write_whole
 from stac_core.geometry import unproject_depth
 from stac_core.network.causal_vggt import CausalVGGT
 

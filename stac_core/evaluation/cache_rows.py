@@ -92,7 +92,7 @@ ROWS: dict[str, Row] = {
     "hh_size 4": _switch(hh_size=4),
     "retrieval_size 8": _switch(retrieval_size=8),
     "camera_window 8": _switch(camera_window=8),
-    "camera_window 128": _switch(camera_window=128),
+    "camera_window 64": _switch(camera_window=64),
     "camera_window 300": _switch(camera_window=300),
     "camera_window 300, retrieve_by query": _switch(camera_window=300, retrieve_by="query"),
     "causal, chunk 1": Row("chunk", CacheConfig(mode="causal", chunk_size=1), reference="causal, chunk 1"),

@@ -8,6 +8,7 @@ from stac_core.evaluation.cache_quality import Outputs, distances, main, needed_
 from stac_core.evaluation.cache_quality_table import against_default
 from stac_core.evaluation.cache_rows import ROWS
 from stac_core.evaluation.results import read_rows
+from stac_core.evaluation.score import ReconOptions
 
 SHORT = ["--seeds", "14", "--frames", "24"]  # this camera returns after 16 frames
 
@@ -47,6 +48,8 @@ def test_rows_bring_along_what_they_are_measured_by():
 
 
 def test_the_command_measures_once_and_prints_tables(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cache_quality, "SIZE", (56, 70))  # quick: small images, coarse clouds
+    monkeypatch.setattr(cache_quality, "CLOUD", ReconOptions(voxel_size=0.3, icp_distance=0.0))
     arguments = [*SHORT, "--rows", "window_kv, bytes of stac", "--out", str(tmp_path)]
     assert main(arguments) == 0
     rows = {row["row"]: row for row in read_rows(tmp_path / "rows.jsonl")}
