@@ -33,3 +33,12 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
         return torch.float32
     native = torch.cuda.get_device_capability(device) >= (8, 0)
     return torch.bfloat16 if native else torch.float16
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that may still be allocated there."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    with open("/proc/meminfo") as file:
+        kibibytes = dict(line.split(":") for line in file)["MemAvailable"].split()[0]
+    return 1024 * int(kibibytes)

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from stac_core.checkpoint import load_network
 from stac_core.config import MODES, Config
+from stac_core.device import free_bytes
 from stac_core.evaluation.datasets import Frame, Sequence, open_sequence
 from stac_core.evaluation.flags import add_config_flags, configure, given_flags
 from stac_core.evaluation.plots import cloud_from_above
@@ -61,11 +62,12 @@ def reconstruct(given: argparse.Namespace, config: Config) -> None:
     (output / "depth").mkdir(parents=True, exist_ok=True)
     print(f"{sequence.name}: {loaded.weights}; cache {config.cache.mode}")
     result = Reconstruction(output, given.conf_percent)
-    with tqdm(
-        total=len(range(0, len(sequence), given.kf_every)), unit="frame", disable=given.quiet
-    ) as progress:
+    total = len(range(0, len(sequence), given.kf_every))
+    with tqdm(total=total, unit="frame", disable=given.quiet) as progress:
         for frames in _chunks(sequence, given.kf_every, config):
             result.add(frames, session.step([frame.image for frame in frames]).to_host(), session)
+            if not config.cache.rules.bounded and not progress.n:
+                _check_that_all_fit(session.stats(), total - len(frames), given.kf_every, loaded.device)
             progress.update(len(frames))
             progress.set_postfix_str(f"cache {session.stats().cache.bytes / 2**20:.1f} MiB")
     if given.save_stream:
@@ -180,6 +182,16 @@ def _write_depth(path: Path, depth: Tensor) -> None:
     if not encoded:
         raise OSError(f"{path}: the depth map could not be encoded")
     write_whole(path, data.tobytes())
+
+
+def _check_that_all_fit(stats: SessionStats, frames: int, kf_every: int, device: torch.device) -> None:
+    """ValueError after the first chunk where a cache without limit will not hold `frames` more."""
+    need, free = frames * stats.cache.live_bytes // stats.cache.frames_seen, free_bytes(device)
+    if need > free:
+        raise ValueError(
+            f"cache.mode keeps every frame: {frames} more need {need} bytes, {free} are free; nearest value "
+            f"that works: --kf_every {kf_every * -(-need // max(1, free))}, or choose a mode with a limit"
+        )
 
 
 def _check(given: argparse.Namespace, config: Config) -> None:

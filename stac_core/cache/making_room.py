@@ -51,6 +51,11 @@ class RoomMaker:
         self._moment = 0
         self._steps = [getattr(self, f"_{name}") for name in config.when_full.split(",")]
 
+    @property
+    def families_at_once(self) -> int:
+        """Most voxels that may be made by one call of `fuse`."""
+        return max(1, ROWS_AT_ONCE // self._rows.lanes)
+
     def state(self) -> State:
         return {"counts": tally(self.counts), "host": self.host.state()}
 
@@ -195,7 +200,7 @@ class RoomMaker:
         order = (
             self._distance(keys, level).masked_fill(size < 2, -1.0).sort(descending=True, stable=True).indices
         )
-        most = max(1, min(self._batch(), ROWS_AT_ONCE // self._rows.lanes))
+        most = min(self._batch(), self.families_at_once)
         chosen = order[:most]
         chosen = chosen[size[chosen] >= 2]
         if not len(chosen):

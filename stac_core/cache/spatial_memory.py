@@ -73,14 +73,16 @@ class SpatialMemory:
         self.voxels.begin(keys, positions.camera / self.edge if self.edge else None, limit)
         if self._config.repose_frames:
             frame = torch.arange(first_frame, first_frame + frames, device=keys.device)
-            self.voxels.see(keys.flatten(), positions.points.flatten(0, 1), frame.repeat_interleave(tokens))
+            self.voxels.mover.see(
+                keys.flatten(), positions.points.flatten(0, 1), frame.repeat_interleave(tokens)
+            )
         if self._config.prefetch:
             self._look_ahead(positions)
         return keys.flatten()
 
     def move(self, frames: Tensor, new_from_old: Tensor, keys: list[Tensor]) -> list[Tensor]:
         """Move all places with the frames that saw them; keys of tokens → the same after the move."""
-        self._recent, *moved = self.voxels.move(frames, new_from_old, self.edge, [self._recent, *keys])
+        self._recent, *moved = self.voxels.mover.move(frames, new_from_old, self.edge, [self._recent, *keys])
         self._chosen = None  # its slots may hold others now
         return moved
 

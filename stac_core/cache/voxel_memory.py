@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stac_core.cache import key_length
-from stac_core.cache.fusing import ordinals
 from stac_core.cache.making_room import RoomMaker
-from stac_core.cache.moving import middles, moved_cells, within_wider
+from stac_core.cache.moving import VoxelMover
 from stac_core.cache.saved_state import State, tally, untally
 from stac_core.cache.stale_pivots import merge_guarded
 from stac_core.cache.voxel_grid import Frustum, VoxelGrid
@@ -80,6 +79,7 @@ class VoxelMemory:
         self.grid = VoxelGrid(device)
         self.rows = VoxelRows(config, lanes, dim, dtype, device, key_scale)
         self.room = RoomMaker(config, self.grid, self.rows, merge)
+        self.mover = VoxelMover(self.grid, self.room)
         self._config, self._merge, self._dtype, self._dim = config, merge, dtype, dim
         self._rules = MergeRules(config.merge_threshold, config.gate, config.pivot_inertia)
         self.moment = 0  # passes so far
@@ -131,55 +131,6 @@ class VoxelMemory:
                 keys, values = key_length.widen(keys, values)
             row = index[here] - index[here[0]]
             self._insert_rows(block, RowTokens(row, keys, values, evicted.score[at].float()))
-
-    def see(self, keys: Tensor, points: Tensor, frames: Tensor) -> None:
-        """Note where the content of voxels was seen: finest-level keys [n], points [n, 3], frames [n]."""
-        voxel = self.grid.find(keys)
-        here = voxel >= 0
-        voxels, index, count = voxel[here].unique(return_inverse=True, return_counts=True)
-        places = points.new_zeros(len(voxels), 3).index_add_(0, index, points[here]) / count[:, None]
-        newest = torch.zeros_like(voxels).scatter_reduce_(0, index, frames[here], "amax")
-        self.grid.see(voxels, places, newest)
-
-    def move(self, frames: Tensor, new_from_old: Tensor, edge: float, keys: list[Tensor]) -> list[Tensor]:
-        """Move every voxel with the frame that last saw it, and fuse those that meet.
-
-        frames [m], new_from_old [m, 4, 4]: see `moved_cells`. keys: finest-level keys of tokens → the same
-        after the move. What finds no room, and a spilled voxel whose new cell is taken, is forgotten.
-        """
-        grid, held = self.grid, [self.grid.find(part) for part in keys]
-        voxels = grid.voxels
-        cells, level = within_wider(moved_cells(grid, voxels, frames, new_from_old, edge), grid.level[voxels])
-        middle = grid.key.index_copy(0, voxels, middles(cells, level))
-        self._settle_cells(voxels, cells, level)
-        self._move_spilled(frames, new_from_old, edge)
-        return [torch.where(at >= 0, middle[at], part) for at, part in zip(held, keys, strict=True)]
-
-    def _settle_cells(self, voxels: Tensor, cells: Tensor, level: Tensor) -> None:
-        """Give voxels [n] their new cells; several in one cell become one voxel."""
-        places, family, size = torch.stack([level, cells], -1).unique(
-            dim=0, return_inverse=True, return_counts=True
-        )
-        alone = size[family] == 1
-        self.grid.rename(voxels[alone], cells[alone])
-        crowded = (size > 1).nonzero()[:, 0]
-        for some in crowded.split(max(1, ROWS_AT_ONCE // self.rows.lanes)):
-            member = torch.isin(family, some)
-            rank = torch.searchsorted(some, family[member])
-            if not self.room.fuse(voxels[member], rank, places[some, 1], places[some, 0]):
-                self.room.forget(voxels[member])
-
-    def _move_spilled(self, frames: Tensor, new_from_old: Tensor, edge: float) -> None:
-        host, counts = self.room.host, self.room.counts
-        voxels, level = host.grid.voxels, host.grid.level[host.grid.voxels]
-        cells = moved_cells(host.grid, voxels, frames.cpu(), new_from_old.cpu(), edge)
-        taken = self.grid.find(middles(cells, level).to(self.grid.key.device)).cpu() >= 0
-        _, family = torch.stack([level, cells], -1).unique(dim=0, return_inverse=True)
-        lost = taken | (ordinals(family) > 0)
-        records = host.take(voxels[lost].tolist())
-        counts.forgotten += len(records)
-        counts.forgotten_tokens += sum(record.tokens for record in records)
-        host.grid.rename(voxels[~lost], cells[~lost])
 
     def near(self, keys: Tensor) -> Tensor:
         """Voxels around the places in view, spilled ones brought back."""

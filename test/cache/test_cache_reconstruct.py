@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tiny import synthetic_frames
 
+from stac_core import reconstruct
 from stac_core.evaluation.trajectory import read_tum
 from stac_core.reconstruct import ThinnedCloud, main
 
@@ -82,6 +83,16 @@ def test_a_video_and_every_second_frame(folder, tmp_path):
     video.release()
     assert run(tmp_path / "v.avi", tmp_path / "out", "--kf_every", "2", "--pinned", "2", "--streaming") == 0
     assert len(read_tum(tmp_path / "out" / "trajectory.tum")) == 4
+
+
+def test_a_cache_without_limit_that_will_not_fit_is_refused_after_one_chunk(
+    folder, tmp_path, monkeypatch, capsys
+):
+    assert run(folder, tmp_path / "all", "--mode", "causal") == 0
+    monkeypatch.setattr(reconstruct, "free_bytes", lambda device: 1 << 20)
+    assert run(folder, tmp_path / "some", "--mode", "causal") == 1
+    error = capsys.readouterr().err
+    assert "7 more need" in error and "--kf_every" in error and not (tmp_path / "some" / "cloud.ply").exists()
 
 
 def test_offline_modes_take_everything_at_once(folder, tmp_path):
