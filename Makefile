@@ -9,7 +9,7 @@ unexport _ROS_WHEELS_BOOTSTRAP_COMPLETE
 unexport LD_LIBRARY_PATH
 endif
 
-.PHONY: help setup demo test test-all lint bench bench-gpu cuda clean clean-venv
+.PHONY: help setup demo test test-all lint bench bench-quality bench-gpu cuda clean clean-venv
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -37,6 +37,9 @@ bench: setup  ## what node, cache modes and cloud measures cost on this computer
 	$(BIN)/python -m stac_ros.benchmark
 	$(BIN)/python -m stac_core.evaluation.cache_benchmark
 	$(BIN)/python -m stac_core.evaluation.benchmark
+
+bench-quality: setup  ## what cache modes and switches cost in quality, with the network in the box; hours
+	$(BIN)/python -m stac_core.evaluation.cache_quality
 
 bench-gpu: setup  ## check and time the kernels and the full-size network on a GPU
 	$(BIN)/python -m stac_core.evaluation.benchmark_gpu

@@ -203,9 +203,9 @@ class CacheConfig:
         minimum=0.0,
     )
     camera_window: int = setting(
-        64,
-        "frames the pose head looks back in stac and xstream; constant cost, and "
-        "long enough to keep poses consistent",
+        128,
+        "frames the pose head looks back in stac and xstream, 0.3 % of a frame's memory each: longer keeps "
+        "poses more consistent",
         minimum=1,
         unit="frames",
     )
@@ -288,8 +288,8 @@ class CacheConfig:
     voxel_size: float = setting(0.05, "voxel edge, in voxel_unit", minimum=1e-6)
     voxel_unit: str = setting(
         "scene",
-        "model = units of the prediction; scene = times the median depth of the "
-        "first chunk, since scale is arbitrary",
+        "model = units of the prediction; scene = times the median depth of the first chunk, since scale is "
+        "arbitrary, and in images narrower than 37 patches so much wider as a patch is",
         choices=("model", "scene"),
     )
     voxel_conf: float = setting(
@@ -305,8 +305,8 @@ class CacheConfig:
     )
     edge_test: float = setting(
         0.1,
-        "relative depth range in a patch from which a token lies on an edge and gets no "
-        "place: its mean point would float; 0 = off",
+        "relative depth range in a patch, at 37 patches across, from which a token lies on an edge and gets "
+        "no place: its mean point would float; 0 = off",
         minimum=0.0,
     )
     voxel_buf_cap: int = setting(8, "single tokens waiting per voxel, layer and head", minimum=2)

@@ -39,7 +39,7 @@ MAY_IMPORT = {  # part of stac_core → the parts it may import
     "__init__": METHOD,
 }
 # Benchmarks take the method apart to time its pieces.
-BENCHMARKS = {"evaluation/gpu", "evaluation/benchmark_gpu.py", "evaluation/cache_benchmark.py"}
+BENCHMARKS = {"evaluation/gpu", "evaluation/benchmark_gpu.py", "evaluation/cache_benchmark"}
 # The ROS side: public names, configuration, files; the replay also reads recordings, which are data.
 FOR_ROS = {"stac_core", "stac_core.config", "stac_core.settings", "stac_core.files", "stac_core.ply"}
 FOR_SOURCES = FOR_ROS | {

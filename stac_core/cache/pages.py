@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stac_core.cache.saved_state import State
 
-GROWTH = 0.125  # a new page is this share of what is there
+GROWTH = 1 / 16  # a new page is this share of what is there: so much may be waste
 SMALL = 1 << 22  # bytes of a page that may be copied to join it with the next
 
 

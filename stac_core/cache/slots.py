@@ -27,7 +27,7 @@ class SlotPool:
         self._codec, self._first_blocks = codec, max(1, first_slots // block)
         fields = {f"{part}{i}": (c.width, c.dtype) for part in "kv" for i, c in enumerate(codec.columns)}
         self._pages = Pages(fields | {"figures": (figures, torch.float32)}, device)
-        self._free = torch.empty(0, dtype=torch.int64, device=device)  # a stack of block numbers
+        self._free = torch.empty(0, dtype=torch.int32, device=device)  # a stack of block numbers
 
     @property
     def bytes(self) -> int:
@@ -59,18 +59,18 @@ class SlotPool:
         wanted = max(blocks, int(GROWTH * held) if held else self._first_blocks)
         wanted = wanted if most is None else min(wanted, most)
         self._pages.grow(wanted * self.block)
-        fresh = torch.arange(held, held + wanted, device=self._free.device)
+        fresh = torch.arange(held, held + wanted, dtype=self._free.dtype, device=self._free.device)
         self._free = torch.cat([fresh.flip(0), self._free])
 
     def take(self, blocks: int) -> Tensor:
         """Numbers of the slots of so many free blocks [blocks, block]."""
         left = len(self._free) - blocks
-        taken, self._free = self._free[left:].flip(0), self._free[:left].clone()
+        taken, self._free = self._free[left:].flip(0).long(), self._free[:left].clone()
         return taken[:, None] * self.block + torch.arange(self.block, device=taken.device)
 
     def give_back(self, first_slots: Tensor) -> None:
         """Free the blocks that begin at these slots [n]."""
-        self._free = torch.cat([self._free, first_slots // self.block])
+        self._free = torch.cat([self._free, (first_slots // self.block).to(self._free.dtype)])
 
     def read(self, slots: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
         """Keys and values [n, D]; scale [n, D] is what `write` had divided the keys by."""

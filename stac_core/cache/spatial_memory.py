@@ -58,7 +58,9 @@ class SpatialMemory:
     def place(self, positions: TokenPositions, first_frame: int, limit: int | None) -> Tensor:
         """Voxel keys [S · P] of new tokens; freezes the voxel edge with the first chunk that shows depth."""
         if not self.edge:
-            scale = 1.0 if self._config.voxel_unit == "model" else float(positions.median_depth)
+            scale = 1.0
+            if self._config.voxel_unit == "scene":
+                scale = float(positions.median_depth) * positions.coarseness
             self.edge = self._config.voxel_size * scale if math.isfinite(scale) and scale > 0 else 0.0
         frames, tokens = positions.valid.shape
         if self.edge:

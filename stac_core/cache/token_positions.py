@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+PUBLISHED_COLUMNS = 37  # patches across the images that published lengths are meant for
+
 
 class View(NamedTuple):
     """What a camera sees: its pose, and how wide."""
@@ -30,6 +32,7 @@ class TokenPositions:
     median_depth: float | Tensor  # of confident pixels; NaN where there are none
     view: View | None = None  # of the newest camera, where known
     lost: bool = False  # the poses are not to be trusted, hence no token is valid
+    coarseness: float = 1.0  # how much wider a patch is than in the published image size
 
     @classmethod
     def nowhere(cls, frames: int, tokens: int, device: torch.device) -> TokenPositions:
@@ -54,13 +57,15 @@ def token_positions(
     """points [S, H, W, 3] in world, confidence and depth [S, H, W], camera [3] → one position per token.
 
     A token is placed at the middle of its patch, where the confidence exceeds `least_confidence` and the
-    depth varies by less than `edge_test` of its mean within the patch (0 = no such test); none is where the
-    mean confidence of all frames is below `lost_confidence` (0 = no such test). view: of the newest camera.
+    depth varies by less than `edge_test` of its mean within a patch of the published size (0 = no such test),
+    by so much more as a patch is wider; none is where the mean confidence of all frames is below
+    `lost_confidence` (0 = no such test). view: of the newest camera.
     """
+    coarseness = PUBLISHED_COLUMNS * patch_size / depth.shape[-1]
     centre, certainty = patch_centres(points, patch_size), patch_centres(confidence[..., None], patch_size)
     valid = (certainty[..., 0] > least_confidence) & centre.isfinite().all(-1)
     if edge_test > 0:
-        valid &= ~on_edge(depth, patch_size, edge_test)
+        valid &= ~on_edge(depth, patch_size, edge_test * coarseness)
     lost = lost_confidence > 0 and not float(confidence.mean()) >= lost_confidence
     if lost:
         valid = torch.zeros_like(valid)
@@ -73,6 +78,7 @@ def token_positions(
         depth.masked_fill(~(confidence > least_confidence), math.nan).nanmedian(),
         view,
         lost,
+        coarseness,
     )
 
 

@@ -54,8 +54,9 @@ class Kind:
         return int((self.table.read("first", rows) > 0).sum())
 
     def needed(self, rows: Tensor, occupied: Tensor) -> int:
-        """Blocks that `fit` would take from the pool; what it gives back first is not counted."""
-        return int((self._used(occupied) & (self.table.read("first", rows) == 0)).sum())
+        """Blocks that `fit` would take from the pool, beyond those that it gives back before."""
+        held, used = self.table.read("first", rows) > 0, self._used(occupied)
+        return max(0, int((used & ~held).sum()) - int((~used & held).sum()))
 
     def _used(self, occupied: Tensor) -> Tensor:
         missing = self.blocks_per_row * self.block - self.slots_per_row

@@ -1,14 +1,14 @@
 """Command: what every cache mode costs on a loop through a room, in bytes and in time per step.
 
-    python -m stac_core.evaluation.cache_benchmark                    # bytes at full size, no GPU needed
-    python -m stac_core.evaluation.cache_benchmark --shape small --time
+    python -m stac_core.evaluation.cache_benchmark                     # full size in bytes, small in both
+    python -m stac_core.evaluation.cache_benchmark --shape full --rows stac --frames 300 --parts
 
-The caches are the real ones; the tokens are made up. A camera circles in a box room and looks across it;
-keys of one place resemble each other with a cosine of about 0.84, as measured on real scenes (STAC, arXiv
-2603.20284). At full size one lane of the 384 (layers × heads) is run and its bytes counted 384
-times, because a lane's bytes depend on its own tokens only. Without --time the attention is left out and
-scores are random, which decides who is evicted but not how
-many; their spread decides how many tokens the gate drops.
+The caches are the real ones; the tokens are made up (`cache_benchmark_loop.py`). Where nothing is timed, one
+lane of the layers × heads is run and its bytes counted as often as there are lanes, because what a lane
+allocates depends on its own tokens only; attention is left out and scores are random, which decides who is
+evicted but not how many. A step is the attention of all layers and the settlement of one chunk; on a CPU
+it is measured in CPU time, so that other processes disturb it little. The time of `causal` is that of the
+last steps before each mark: the ones before only fill its memory.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -29,17 +29,13 @@ from stac_core.cache.memory_model import live_bytes, token_bytes
 from stac_core.cache.stream_cache import StreamCache
 from stac_core.cache.token_positions import TokenPositions
 from stac_core.config import NETWORKS, CacheConfig, NetworkConfig
+from stac_core.evaluation.cache_benchmark_loop import Loop
 from stac_core.kernels.attend import Attended, CodedSegment, Segment
 from stac_core.kernels.select import Kernels, select_kernels
 from stac_core.kernels.voxel_merge_torch import voxel_merge
 
-ROOM = (6.0, 2.6, 5.0)  # width, height, depth in metres
-PLACE = 0.35  # edge of the cells whose tokens resemble each other, two voxels
-RADIUS = 1.0  # of the camera's circle
-LAP = 200  # frames for one round
-LIKENESS = 0.84  # mean cosine of keys in one voxel
-CODED: dict[str, Any] = {f"{kind}_bits": 8 for kind in ("pinned", "window", "anchor", "retrieved")}
-CODED |= {"buffer_bits": 4, "pivot_bits": 4}
+CODED: dict[str, Any] = {f"{kind}_bits": 8 for kind in ("pinned", "window", "anchor")}
+CODED |= {"buffer_bits": 4, "pivot_bits": 4, "retrieved_bits": 4}  # what comes from the store has no more
 ROWS: dict[str, CacheConfig] = {
     "causal": CacheConfig(mode="causal"),
     "window_kv 1+8": CacheConfig(mode="window_kv", window_size=8),
@@ -52,6 +48,8 @@ ROWS: dict[str, CacheConfig] = {
     "xstream": CacheConfig(mode="xstream"),
     "xstream, int4": CacheConfig(mode="xstream", anchor_bits=4),
 }
+SAMPLES = 3  # steps of an unbounded cache that are timed before each mark
+EARLY = (200, 500)  # frames that the last tenth of a run is held against
 
 
 @dataclass(frozen=True)
@@ -71,10 +69,16 @@ class Shape:
     def lanes(self) -> int:
         return self.network.layers * self.network.heads
 
+    @property
+    def frame_bytes(self) -> int:
+        """Of keys and values as they are."""
+        dim = self.network.width // self.network.heads
+        return self.lanes * self.tokens * token_bytes(16, dim, self.dtype)
+
 
 SHAPES = {
     "full": Shape(NETWORKS["stream3r"], 28, 37, torch.bfloat16),  # 518×392 pixels
-    "small": Shape(NETWORKS["embedded"], 11, 15, torch.float32),  # 210×154 pixels
+    "small": Shape(NETWORKS["embedded"], 7, 9, torch.float32),  # 126×98 pixels
 }
 
 
@@ -84,158 +88,191 @@ class Cost:
 
     frames: int
     bytes: int
-    step_ms: float  # median over the last tenth
+    step_ms: float  # median over the last tenth; NaN where nothing is timed
+    parts: dict[str, int] = field(default_factory=dict)  # bytes by what holds them
 
 
-class Loop:
-    """Tokens of a camera that circles in the room, the same for every mode."""
+@dataclass(frozen=True)
+class Run:
+    """One mode on its way through the loop."""
 
-    def __init__(self, shape: Shape, network: NetworkConfig, device: torch.device) -> None:
-        self._shape, self._network, self._device = shape, network, device
-        lanes, dim = network.layers * network.heads, network.width // network.heads
-        generator = torch.Generator().manual_seed(0)
-        # The key of a place is looked up by its cell; neighbouring lanes see shifted tables.
-        self._table = torch.randn(4096, dim, generator=generator).to(device, shape.dtype)
-        self._shift = torch.arange(lanes, device=device)[:, None] * 97
-        self._noise = (1 / LIKENESS - 1) ** 0.5
-        v, u = torch.meshgrid(
-            torch.linspace(-0.5, 0.5, shape.rows), torch.linspace(-0.65, 0.65, shape.columns), indexing="ij"
-        )
-        self._rays = torch.stack([u, v, torch.ones_like(u)], -1).reshape(-1, 3).to(device)
+    costs: list[Cost]
+    steps: list[tuple[int, float]]  # first frame and milliseconds of each timed step
 
-    def chunk(self, first: int, count: int) -> tuple[Tensor, Tensor, TokenPositions]:
-        """Keys and values [layers, heads, count·tokens, D] and the places of the tokens."""
-        seen = [self._look(i) for i in range(first, first + count)]
-        points = torch.stack([points for points, _ in seen])
-        places = torch.nn.functional.pad(points, (0, 0, self._shape.network.special_tokens, 0))
-        valid = torch.ones(places.shape[:2], dtype=torch.bool, device=self._device)
-        valid[:, : self._shape.network.special_tokens] = False
-        cell = (places / PLACE).floor().long().flatten(0, 1)
-        hashed = (cell * torch.tensor([73856093, 19349663, 83492791], device=self._device)).sum(-1)
-        keys = self._table[(hashed + self._shift) % len(self._table)]  # [lanes, n, D]
-        keys = keys + self._noise * torch.randn_like(keys)
-        n = self._network
-        keys = keys.unflatten(0, (n.layers, n.heads))
-        return (
-            keys,
-            torch.randn_like(keys),
-            TokenPositions(places, valid, points[-1].mean(0), float(seen[0][1].median())),
-        )
+    def steadiness(self) -> tuple[float, float] | None:
+        """95th percentile of the step times over frames 200 … 500 and over the last tenth.
 
-    def _look(self, index: int) -> tuple[Tensor, Tensor]:
-        """Where the rays of one frame meet the walls [patches, 3], and their depth [patches]."""
-        angle = torch.tensor(2 * torch.pi * index / LAP, device=self._device)
-        sine, cosine = angle.sin(), angle.cos()
-        turn = torch.stack(
-            [cosine, 0 * sine, sine, 0 * sine, 1 + 0 * sine, 0 * sine, -sine, 0 * sine, cosine]
-        )
-        rays = self._rays @ turn.view(3, 3).T
-        half = torch.tensor(ROOM, device=self._device) / 2
-        centre = -RADIUS * torch.stack([sine, 0 * sine, cosine])  # opposite to where it looks
-        reach = ((half * rays.sign() - centre) / rays.where(rays.abs() > 1e-9, 1e-9)).amin(-1)
-        return centre + reach[:, None] * rays, reach
+        None where the run is shorter than twice that.
+        """
+        last = self.costs[-1].frames
+        early = [ms for frame, ms in self.steps if EARLY[0] <= frame < EARLY[1]]
+        late = [ms for frame, ms in self.steps if frame >= 0.9 * last]
+        if last < 2 * EARLY[1] or len(early) < 20 or len(late) < 20:
+            return None
+        return tuple(statistics.quantiles(times, n=20)[-1] for times in (early, late))  # type: ignore[return-value]
 
 
 def measure(
-    config: CacheConfig, shape: Shape, stops: Sequence[int], timed: bool, device: torch.device
-) -> list[Cost]:
-    """Run one mode through the loop; → its cost at each of the ascending `stops`."""
-    if not config.rules.bounded and not timed:
-        per_frame = (
-            shape.lanes
-            * shape.tokens
-            * token_bytes(16, shape.network.width // shape.network.heads, shape.dtype)
-        )
-        return [Cost(n, n * per_frame, float("nan")) for n in stops]
-    network = shape.network if timed else replace(
-        shape.network, layers=1, heads=1, width=shape.network.width // shape.network.heads, encoder_heads=1,
-        camera_heads=1, dense_layers=(0,),  # type: ignore[arg-type]
-    )  # fmt: skip
-    kernels = (
-        select_kernels("auto", device)
-        if timed
-        else Kernels("none", "scores are random", _random_mass, voxel_merge)
-    )
-    cache = StreamCache(config, network, kernels)
-    loop, costs, times = Loop(shape, network, device), [], []
-    with tqdm(total=stops[-1], unit="frame", leave=False) as progress:
+    config: CacheConfig,
+    shape: Shape,
+    stops: Sequence[int],
+    device: torch.device,
+    timed: bool = False,
+    whole: bool = False,
+) -> Run:
+    """Run one mode through the loop; costs at each of the ascending `stops`.
+
+    timed: run the attention, of all lanes. whole: run all lanes also where nothing is timed.
+    """
+    if not (timed or whole or (config.rules.voxels and config.retrieval_size)):
+        return Run([Cost(n, _constant_bytes(config, shape, n), float("nan")) for n in stops], [])
+    whole = timed or whole
+    network = shape.network if whole else _one_lane(shape.network)
+    attention = _Attention(select_kernels("auto", device) if timed else None)
+    cache = StreamCache(config, network, Kernels("benchmark", "", attention, attention.merge))
+    loop = Loop(shape.rows, shape.columns, network, shape.dtype, device)
+    costs: list[Cost] = []
+    steps: list[tuple[int, float]] = []
+    with tqdm(total=stops[-1], unit="frame", leave=False, disable=None) as progress:
         while cache.frames_seen < stops[-1]:
             first = cache.frames_seen
-            count = min(config.chunk_size, min(n for n in stops if n > first) - first)
-            times.append(_step(cache, *loop.chunk(first, count)))
+            stop = min(n for n in stops if n > first)
+            count = min(config.chunk_size, stop - first)
+            attention.on = timed and (config.rules.bounded or first >= stop - SAMPLES * config.chunk_size)
+            elapsed = _step(cache, network if whole else None, *loop.chunk(first, count))
+            if attention.on and count == config.chunk_size:
+                steps.append((first, elapsed))
             progress.update(count)
-            if cache.frames_seen in stops:
-                last = times[-max(1, len(times) // 10) :]
-                step = statistics.median(last) if timed else float("nan")
-                costs.append(Cost(cache.frames_seen, _bytes(cache, config, shape, timed), step))
-    return costs
+            if cache.frames_seen == stop:
+                parts = _parts(cache, config, shape, whole)
+                recent_from = min(0.9 * stop, stop - SAMPLES * config.chunk_size)
+                recent = [ms for frame, ms in steps if frame >= recent_from]
+                step_ms = statistics.median(recent) if recent else float("nan")
+                costs.append(Cost(stop, sum(parts.values()), step_ms, parts))
+    return Run(costs, steps)
 
 
-def _step(cache: StreamCache, keys: Tensor, values: Tensor, places: TokenPositions) -> float:
-    """Attention of all layers and settlement of one chunk, in milliseconds."""
+class _Attention:
+    """The attention of the kernels, or nothing where only bytes count."""
+
+    def __init__(self, kernels: Kernels | None) -> None:
+        self._kernels, self.on = kernels, False
+        self.merge = kernels.voxel_merge if kernels else voxel_merge
+
+    def __call__(
+        self,
+        q: Tensor,
+        segments: Sequence[Segment | CodedSegment],
+        mass: bool = False,
+        subsample: float = 1.0,
+    ) -> Attended:
+        if self.on and self._kernels:
+            return self._kernels.attend(q, segments, mass, subsample)
+        masses = [torch.randn(len(q), s.length, device=q.device).exp() for s in segments] if mass else None
+        return Attended(q, q[..., 0].float(), masses)
+
+
+def _step(
+    cache: StreamCache, network: NetworkConfig | None, keys: Tensor, values: Tensor, places: TokenPositions
+) -> float:
+    """One chunk, with the pose head's tokens where its network is given; → milliseconds."""
     started = _now(keys.device)
     frames, tokens = places.valid.shape
     cache.begin(frames, tokens)
     for layer in range(len(keys)):
         cache.attend(layer, keys[layer, None], keys[layer, None], values[layer, None])
+    if network:
+        heads = network.camera_heads
+        camera = torch.zeros(1, heads, frames, 2 * network.width // heads, device=keys.device)
+        for iteration in range(network.camera_iterations):
+            for layer in range(network.camera_blocks):
+                cache.attend_camera(iteration, layer, camera, camera, camera)
     cache.settle(places)
     return 1e3 * (_now(keys.device) - started)
 
 
-def _bytes(cache: StreamCache, config: CacheConfig, shape: Shape, timed: bool) -> int:
-    """Live cache at its fullest, running chunk and retrieved set included, and the voxel memory."""
+def _constant_bytes(config: CacheConfig, shape: Shape, frames: int) -> int:
+    """Of a cache whose bytes follow from the settings."""
     if not config.rules.bounded:
-        return cache.stats().bytes
-    live = live_bytes(config, shape.network, shape.tokens, shape.dtype)
-    voxels = cache.voxels
+        return frames * shape.frame_bytes
+    return live_bytes(config, shape.network, shape.tokens, shape.dtype)
+
+
+def _parts(cache: StreamCache, config: CacheConfig, shape: Shape, whole: bool) -> dict[str, int]:
+    """Allocated bytes by what holds them; of the voxel memory one lane may stand for all."""
+    if not config.rules.bounded:
+        return {"live": _constant_bytes(config, shape, cache.frames_seen)}
+    stats = cache.stats()
+    live = stats.live_bytes if whole else live_bytes(config, shape.network, shape.tokens, shape.dtype)
+    parts, voxels = {"live": live}, cache.voxels
     if voxels is None:
-        return live
-    return live + voxels.grid.bytes + voxels.rows.bytes * (1 if timed else shape.lanes)
+        return parts
+    lanes = 1 if whole else shape.lanes
+    for name, kind in voxels.rows.kinds.items():
+        used = kind.pool.slots_used * kind.pool.block_bytes // kind.pool.block
+        parts |= {name: used * lanes, f"{name} spare": (kind.pool.bytes - used) * lanes}
+        parts[f"{name} table"] = kind.table.bytes * lanes
+    parts["grid"] = voxels.grid.bytes
+    rest = voxels.rows.bytes * lanes + voxels.grid.bytes - sum(parts.values()) + live
+    return parts | {"key scale": rest}
 
 
-def _random_mass(
-    q: Tensor, segments: Sequence[Segment | CodedSegment], mass: bool = False, subsample: float = 1.0
-) -> Attended:
-    """In place of attention where only bytes count."""
-    masses = [torch.randn(len(q), s.length, device=q.device).exp() for s in segments] if mass else None
-    return Attended(q, q[..., 0].float(), masses)
+def _one_lane(network: NetworkConfig) -> NetworkConfig:
+    dim = network.width // network.heads
+    return replace(network, layers=1, heads=1, width=dim, encoder_heads=1, camera_heads=1,
+                   dense_layers=(0,))  # type: ignore[arg-type]  # fmt: skip
 
 
 def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    """Seconds: of this process's work on a CPU, of the clock on a GPU."""
+    if device.type != "cuda":
+        return time.process_time()
+    torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
+def print_table(name: str, rows: Sequence[str], stops: Sequence[int], timed: bool, parts: bool,
+                device: torch.device) -> None:  # fmt: skip
+    """One table, each row as soon as it is measured; afterwards what does not fit in it."""
+    shape = SHAPES[name]
+    mib = shape.frame_bytes / 2**20
+    print(f"\n{name} shape: {shape.tokens} tokens per frame, {mib:.1f} MiB per frame uncompressed")
+    heads = [f"N = {n}: GiB (factor){', ms' if timed else ''}" for n in stops]
+    print("| mode | " + " | ".join(heads) + " |\n" + "|---" * (len(stops) + 1) + "|")
+    notes = []
+    for row in rows:
+        with torch.inference_mode():
+            run = measure(ROWS[row], shape, stops, device, timed)
+        cells = [f"{c.bytes / 2**30:.3f} ({c.frames * shape.frame_bytes / c.bytes:.1f}×)" for c in run.costs]
+        if timed:
+            cells = [f"{cell}, {c.step_ms:.1f}" for cell, c in zip(cells, run.costs, strict=True)]
+        print(f"| {row} | " + " | ".join(cells) + " |", flush=True)
+        if steadiness := run.steadiness():
+            early, late = steadiness
+            notes.append(
+                f"{row}: p95 of a step {early:.1f} ms over frames {EARLY[0]}–{EARLY[1]}, {late:.1f} ms over "
+                f"the last tenth ({late / early - 1:+.1%})"
+            )
+        for cost in run.costs if parts else []:
+            held = ", ".join(f"{part} {size / 2**20:.1f}" for part, size in cost.parts.items())
+            notes.append(f"{row}, N = {cost.frames}, MiB: {held}")
+    print("\n".join(["", *notes]) if notes else "")
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Print one row per mode; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        "cache_benchmark", description=__doc__.splitlines()[0] if __doc__ else ""
-    )
-    parser.add_argument("--shape", choices=tuple(SHAPES), default="full")
+    """Print one table per shape; returns the exit status."""
+    summary = (__doc__ or "").splitlines()[0]
+    parser = argparse.ArgumentParser(prog="cache_benchmark", description=summary)
+    parser.add_argument("--shape", choices=(*SHAPES, "both"), default="both")
     parser.add_argument("--frames", type=int, nargs="+", default=[100, 300, 1000, 3000])
     parser.add_argument("--rows", nargs="+", choices=tuple(ROWS), default=list(ROWS), metavar="ROW")
-    parser.add_argument("--time", action="store_true", help="run the attention of all lanes too, and time it")
+    parser.add_argument("--parts", action="store_true", help="also print what holds the bytes")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     given = parser.parse_args(arguments)
-    shape, stops = SHAPES[given.shape], sorted(given.frames)
-    per_frame = (
-        shape.lanes * shape.tokens * token_bytes(16, shape.network.width // shape.network.heads, shape.dtype)
-    )
-    print(
-        f"{given.shape}: {shape.tokens} tokens per frame, {per_frame / 2**20:.1f} MiB per frame uncompressed"
-    )
-    print(
-        "| mode | " + " | ".join(f"N = {n}: GiB (factor){', ms' if given.time else ''}" for n in stops) + " |"
-    )
-    print("|---" * (len(stops) + 1) + "|")
-    for name in given.rows:
-        with torch.inference_mode():
-            costs = measure(ROWS[name], shape, stops, given.time, torch.device(given.device))
-        cells = [f"{c.bytes / 2**30:.3f} ({c.frames * per_frame / c.bytes:.1f}×)" for c in costs]
-        if given.time:
-            cells = [f"{cell}, {c.step_ms:.1f}" for cell, c in zip(cells, costs, strict=True)]
-        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+    device, stops = torch.device(given.device), sorted(given.frames)
+    for name in SHAPES if given.shape == "both" else [given.shape]:
+        timed = name == "small" or device.type == "cuda"  # the full size takes minutes per step on a CPU
+        print_table(name, given.rows, stops, timed, given.parts, device)
     return 0
 
 

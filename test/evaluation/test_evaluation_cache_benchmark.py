@@ -1,0 +1,48 @@
+"""The benchmark of the cache: its bytes are those of a real stream, however few lanes it runs."""
+
+import math
+
+import pytest
+import torch
+
+from stac_core.evaluation.cache_benchmark import ROWS, SHAPES, Cost, Run, main, measure
+
+SMALL, CPU = SHAPES["small"], torch.device("cpu")
+
+
+@pytest.mark.parametrize("row", ["stac", "stac, int8 live, int4 store"])
+def test_one_lane_stands_for_all(row):
+    (scaled,) = measure(ROWS[row], SMALL, [48], CPU).costs
+    (real,) = measure(ROWS[row], SMALL, [48], CPU, whole=True).costs
+    assert scaled.bytes == pytest.approx(real.bytes, rel=0.03)
+    assert sum(real.parts.values()) == real.bytes
+
+
+@pytest.mark.parametrize("row", ["window_kv 1+8", "stac, no voxels", "xstream"])
+def test_bytes_that_are_not_measured_are_those_a_stream_allocates(row):
+    (known,) = measure(ROWS[row], SMALL, [24], CPU).costs
+    (real,) = measure(ROWS[row], SMALL, [24], CPU, whole=True).costs
+    assert known.bytes == pytest.approx(real.bytes, rel=0.01) and known.bytes >= real.bytes
+
+
+def test_causal_is_the_measure_of_all_and_its_last_steps_are_timed():
+    run = measure(ROWS["causal"], SMALL, [8, 24], CPU, timed=True)
+    assert [cost.bytes for cost in run.costs] == [8 * SMALL.frame_bytes, 24 * SMALL.frame_bytes]
+    assert run.costs[-1].step_ms > 0
+
+
+def test_steadiness_compares_the_tail_with_the_early_frames():
+    steps = [(frame, 10.0 if frame < 2700 else 12.0) for frame in range(0, 3000, 4)]
+    early, late = Run([Cost(3000, 1, 10.0)], steps).steadiness() or (0, 0)
+    assert (early, late) == (10, 12)
+    assert Run([Cost(300, 1, 10.0)], steps[:75]).steadiness() is None
+
+
+def test_the_command_prints_a_row_per_mode(capsys):
+    assert main(["--shape", "full", "--frames", "8", "12", "--rows", "causal", "stac", "--parts"]) == 0
+    printed = capsys.readouterr().out
+    assert "full shape: 1041 tokens per frame, 97.6 MiB" in printed
+    rows = [line.split(" | ") for line in printed.splitlines() if line.startswith("| ")]
+    assert [row[0] for row in rows] == ["| mode", "| causal", "| stac"]
+    assert "(1.0×)" in rows[1][1] and not math.isnan(float(rows[2][1].split()[0]))
+    assert "stac, N = 12, MiB: live" in printed
