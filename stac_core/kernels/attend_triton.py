@@ -123,7 +123,7 @@ def _width(dim: int) -> int:
 def group_segments(segments: Sequence[AnySegment]) -> tuple[tuple[tuple[Any, ...], ...], tuple[int, ...]]:
     """Arguments of the kernels: groups of segments that are read alike, and the bits of each group.
 
-    A segment is keys and values, as `_stored` has them, bias and its strides, length, first column of its mass.
+    A segment: keys and values as `_stored` has them, bias and its strides, length, first column of its mass.
     """
     groups: dict[tuple[int, bool, bool], list[tuple[Any, ...]]] = {}
     column = 0
@@ -139,19 +139,11 @@ def group_segments(segments: Sequence[AnySegment]) -> tuple[tuple[tuple[Any, ...
 
 
 def _stored(tokens: Tensor | Codes) -> tuple[Tensor | int | None, ...]:
-    """What is stored per token, its scales, and the factor per channel, each with the strides it is read by."""
+    """What is stored per token, its scales, the factor per channel, each with its strides."""
     if not isinstance(tokens, Codes):
         return tokens, *tokens.stride()[:2], None, 0, 0, None, 0
-    factor = tokens.factor
-    factor_row = 0 if factor is None else factor.stride(0)
-    return (
-        tokens.codes,
-        *tokens.codes.stride()[:2],
-        tokens.grid,
-        *tokens.grid.stride()[:2],
-        factor,
-        factor_row,
-    )
+    factor = (None, 0) if tokens.factor is None else (tokens.factor, tokens.factor.stride(0))
+    return tokens.codes, *tokens.codes.stride()[:2], tokens.grid, *tokens.grid.stride()[:2], *factor
 
 
 @triton.jit

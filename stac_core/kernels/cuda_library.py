@@ -30,21 +30,18 @@ def require(device_type: str) -> None:
         raise RuntimeError(f"PyTorch {torch.__version__} sees no CUDA device")
 
 
-def _fake_attend_forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor | None,
-    before_out: Tensor | None,
-    before_lse: Tensor | None,
-    last: bool,
-) -> tuple[Tensor, Tensor]:
-    out = q.new_empty(q.shape, dtype=q.dtype if last else torch.float32)
-    return out, q.new_empty(q.shape[:2], dtype=torch.float32)
+def check_on_cuda(name: str, x: Tensor) -> None:
+    """ValueError naming the argument where it is out of the kernels' reach."""
+    if x.device.type != "cuda":
+        raise ValueError(f"{name}: is on {x.device}, the cuda backend computes on CUDA devices")
 
 
-def _fake_attend_mass(q: Tensor, k: Tensor, bias: Tensor | None, lse: Tensor, factor: float) -> Tensor:
-    return k.new_empty(k.shape[:2], dtype=torch.float32)
+def _fake_attend_forward(q: Tensor, *segments: list[Tensor | None] | list[int]) -> tuple[Tensor, Tensor]:
+    return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
+
+
+def _fake_attend_mass(q: Tensor, keys: list[Tensor], *rest: object) -> Tensor:
+    return q.new_empty((q.shape[0], sum(part.shape[1] for part in keys)), dtype=torch.float32)
 
 
 def _fake_voxel_merge(

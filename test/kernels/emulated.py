@@ -10,7 +10,15 @@ from pathlib import Path
 
 import torch
 
-from stac_core.kernels.attend import Attended, Segment, check_attend, sample_queries
+from stac_core.kernels.attend import (
+    MOST_SEGMENTS,
+    AnySegment,
+    Attended,
+    CodedSegment,
+    Codes,
+    check_attend,
+    sample_queries,
+)
 from stac_core.kernels.voxel_merge import MergeCounts, MergeRules, RowState, RowTokens
 from stac_core.kernels.voxel_merge_rows import group_by_row
 
@@ -52,24 +60,37 @@ class Tokens(ctypes.Structure):
     _fields_ = [("data", ctypes.c_void_p), ("row_stride", ctypes.c_int64), ("token_stride", ctypes.c_int64)]
 
 
+class Stored(ctypes.Structure):
+    _fields_ = [
+        ("tokens", Tokens),
+        ("grid", Tokens),
+        ("factor", ctypes.c_void_p),
+        ("factor_row_stride", ctypes.c_int64),
+    ]
+
+
+class Segment(ctypes.Structure):
+    _fields_ = [
+        ("keys", Stored), ("values", Stored), ("bias", Tokens),
+        ("length", ctypes.c_int), ("bits", ctypes.c_int),
+    ]  # fmt: skip
+
+
 class ForwardArguments(ctypes.Structure):
     _fields_ = [
-        *((name, Tokens) for name in ("q", "k", "v", "bias")),
-        *((name, ctypes.c_void_p) for name in ("before_out", "before_lse", "out")),
-        ("out_is_float", ctypes.c_bool),
-        ("lse", ctypes.c_void_p),
-        *((name, ctypes.c_int) for name in ("rows", "queries", "keys")),
-        ("scale", ctypes.c_float),
-    ]
+        ("q", Tokens), ("segments", Segment * MOST_SEGMENTS), ("count", ctypes.c_int),
+        ("out", ctypes.c_void_p), ("lse", ctypes.c_void_p),
+        ("rows", ctypes.c_int), ("queries", ctypes.c_int), ("scale", ctypes.c_float),
+    ]  # fmt: skip
 
 
 class MassArguments(ctypes.Structure):
     _fields_ = [
-        *((name, Tokens) for name in ("q", "k", "bias", "lse")),
-        ("mass", ctypes.c_void_p),
-        *((name, ctypes.c_int) for name in ("rows", "queries", "keys")),
+        ("q", Tokens), ("segments", Segment * MOST_SEGMENTS), ("count", ctypes.c_int),
+        ("lse", Tokens), ("mass", ctypes.c_void_p),
+        *((name, ctypes.c_int) for name in ("rows", "queries", "columns")),
         *((name, ctypes.c_float) for name in ("scale", "factor")),
-    ]
+    ]  # fmt: skip
 
 
 class EmulatedAttend:
@@ -80,40 +101,28 @@ class EmulatedAttend:
         self.seed = 0
         library.attend_forward.restype = library.attend_mass.restype = ctypes.c_char_p
 
-    def __call__(self, q, segments: list[Segment], mass: bool = False, subsample: float = 1.0) -> Attended:
+    def __call__(
+        self, q: torch.Tensor, segments: list[AnySegment], mass: bool = False, subsample: float = 1.0
+    ) -> Attended:
         check_attend(q, segments, subsample)
-        carried = None
-        filled = [s for s in segments if s.length]
-        for i, segment in enumerate(filled):
-            carried = self._forward(q, segment, carried, last=i == len(filled) - 1)
-        out, lse = carried
-        key_mass = None
-        if mass:
-            rows, stride, scale = sample_queries(q.shape[1], subsample)
-            sampled = slice(0, rows * stride, stride)
-            key_mass = [self._mass(q[:, sampled], s, lse[:, sampled], scale) for s in segments]
-        return Attended(out, lse, key_mass)
-
-    def _forward(self, q, segment, carried, last):
-        out = torch.full(q.shape, math.nan, dtype=q.dtype if last else torch.float32)
-        lse = torch.full(q.shape[:2], math.nan)
-        before_out, before_lse = (x.data_ptr() for x in carried) if carried else (None, None)
+        filled = [segment for segment in segments if segment.length]
+        table = (Segment * MOST_SEGMENTS)(*map(segment_argument, filled))
+        out, lse = torch.full(q.shape, math.nan, dtype=q.dtype), torch.full(q.shape[:2], math.nan)
         arguments = ForwardArguments(
-            tokens(q), tokens(segment.keys), tokens(segment.values), tokens(segment.bias),
-            before_out, before_lse, out.data_ptr(), not last, lse.data_ptr(),
-            *q.shape[:2], segment.length, q.shape[-1] ** -0.5,
-        )  # fmt: skip
+            tokens(q), table, len(filled), out.data_ptr(), lse.data_ptr(), *q.shape[:2], q.shape[-1] ** -0.5
+        )
         self._run(self.library.attend_forward, arguments, q)
-        return out, lse
-
-    def _mass(self, q, segment, lse, factor):
-        mass = torch.full((q.shape[0], segment.length), math.nan)
+        if not mass:
+            return Attended(out, lse, None)
+        rows, stride, scale = sample_queries(q.shape[1], subsample)
+        sampled = slice(0, rows * stride, stride)
+        columns = torch.full((q.shape[0], sum(s.length for s in segments)), math.nan)
         arguments = MassArguments(
-            tokens(q), tokens(segment.keys), tokens(segment.bias), tokens(lse), mass.data_ptr(),
-            *q.shape[:2], segment.length, q.shape[-1] ** -0.5, factor,
+            tokens(q[:, sampled]), table, len(filled), tokens(lse[:, sampled]), columns.data_ptr(),
+            q.shape[0], rows, columns.shape[1], q.shape[-1] ** -0.5, scale,
         )  # fmt: skip
         self._run(self.library.attend_mass, arguments, q)
-        return mass
+        return Attended(out, lse, list(columns.split([s.length for s in segments], 1)))
 
     def _run(self, function, arguments, q):
         self.seed += 1
@@ -124,6 +133,18 @@ class EmulatedAttend:
 
 def tokens(x: torch.Tensor | None) -> Tokens:
     return Tokens(None, 0, 0) if x is None else Tokens(x.data_ptr(), x.stride(0), x.stride(1))
+
+
+def segment_argument(segment: AnySegment) -> Segment:
+    bits = segment.keys.bits if isinstance(segment, CodedSegment) else 16
+    return Segment(stored(segment.keys), stored(segment.values), tokens(segment.bias), segment.length, bits)
+
+
+def stored(x: torch.Tensor | Codes) -> Stored:
+    if not isinstance(x, Codes):
+        return Stored(tokens(x), tokens(None), None, 0)
+    factor = (None, 0) if x.factor is None else (x.factor.data_ptr(), x.factor.stride(0))
+    return Stored(tokens(x.codes), tokens(x.grid), *factor)
 
 
 class MergeArguments(ctypes.Structure):

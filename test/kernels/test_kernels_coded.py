@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
+from kernels.coded import coded, random_segments
 
 from stac_core.cache.quantization import Codec
 from stac_core.kernels import attend_torch, attend_triton
-from stac_core.kernels.attend import CodedSegment, Codes, Segment
+from stac_core.kernels.attend import CodedSegment, Codes
 from stac_core.kernels.judge import judge_attend
 
 BACKENDS = {"torch": attend_torch.attend, "triton": attend_triton.attend}
-
-
-def coded(x: torch.Tensor, bits: int, factor: torch.Tensor | None = None) -> Codes:
-    """x [rows, N, D] as the cache stores it."""
-    dim = x.shape[-1]
-    codec = Codec(bits, dim, torch.float32)
-    return Codes(*codec.encode(x if factor is None else x / factor[:, None]), bits, dim, factor)
-
-
-def random_segments(dim: int, bits: int, seed: int, dtype: torch.dtype):
-    g = torch.Generator().manual_seed(seed)
-    k, v, k2, v2 = torch.randn(4, 3, 97, dim, generator=g)
-    k[..., 1] *= 5  # an outlier channel
-    bias = torch.randn(3, 97, generator=g)
-    bias[:, 30:40] = -math.inf
-    segment = CodedSegment(coded(k, bits, k.abs().amax(1)), coded(v, bits), bias)
-    return torch.randn(3, 70, dim, generator=g).to(dtype), [segment, Segment(k2.to(dtype), v2.to(dtype))]
 
 
 @pytest.mark.parametrize("bits", [8, 4])
