@@ -72,7 +72,7 @@ class Codec:
         """The stored fields → [..., dim] in `dtype`."""
         if self.exact:
             return fields[0]
-        return Codes(*fields, self.bits, self.dim).decode(self.dtype)
+        return Codes(fields[0], fields[1], self.bits, self.dim).decode(self.dtype)
 
     @property
     def _groups(self) -> int:

@@ -14,7 +14,7 @@ in code.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
@@ -132,6 +132,18 @@ def decode_segments(segments: Sequence[AnySegment], dtype: torch.dtype) -> list[
 def decode_keys(segment: AnySegment, dtype: torch.dtype) -> Tensor:
     """[rows, N, D] of one segment, for who looks at keys outside of attention."""
     return segment.keys.decode(dtype) if isinstance(segment, CodedSegment) else segment.keys
+
+
+def part_of(segment: AnySegment, start: int, stop: int) -> AnySegment:
+    """Some of the tokens of a segment, as a view."""
+    bias = None if segment.bias is None else segment.bias[:, start:stop]
+    if isinstance(segment, Segment):
+        return Segment(segment.keys[:, start:stop], segment.values[:, start:stop], bias)
+    keys, values = (
+        replace(x, codes=x.codes[:, start:stop], grid=x.grid[:, start:stop])
+        for x in (segment.keys, segment.values)
+    )
+    return CodedSegment(keys, values, bias)
 
 
 def check_attend(q: Tensor, segments: Sequence[AnySegment], subsample: float) -> None:

@@ -128,9 +128,10 @@ def group_segments(segments: Sequence[AnySegment]) -> tuple[tuple[tuple[Any, ...
     groups: dict[tuple[int, bool, bool], list[tuple[Any, ...]]] = {}
     column = 0
     for segment in segments:
-        coded = isinstance(segment, CodedSegment)
-        bits = segment.keys.bits if isinstance(segment, CodedSegment) else 16
-        alike = bits, coded and segment.keys.factor is not None, segment.bias is not None
+        bits, scaled = 16, False
+        if isinstance(segment, CodedSegment):
+            bits, scaled = segment.keys.bits, segment.keys.factor is not None
+        alike = bits, scaled, segment.bias is not None
         bias = (None, 0, 0) if segment.bias is None else (segment.bias, *segment.bias.stride())
         argument = (*_stored(segment.keys), *_stored(segment.values), *bias, segment.length, column)
         groups.setdefault(alike, []).append(argument)

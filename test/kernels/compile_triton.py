@@ -30,7 +30,7 @@ class Constant:
 
 
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.uint8: "*u8"}
-PTXAS = Path(triton.__path__[0]) / "backends/nvidia/bin/ptxas"
+TOOLS = Path(triton.__path__[0]) / "backends/nvidia/bin"
 
 
 def compile_kernel(kernel, arguments: dict, tile, capability: int) -> dict:
@@ -68,10 +68,11 @@ def compile_kernel(kernel, arguments: dict, tile, capability: int) -> dict:
 def resources(ptx: str, capability: int) -> dict[str, int]:
     """Registers and bytes spilled, as the assembler reports them."""
     target = f"sm_{capability}{'a' if capability >= 90 else ''}"
+    assembler = TOOLS / ("ptxas-blackwell" if capability >= 100 else "ptxas")
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
         file.flush()
-        command = [PTXAS, "-v", f"--gpu-name={target}", file.name, "-o", "/dev/null"]
+        command = [assembler, "-v", f"--gpu-name={target}", file.name, "-o", "/dev/null"]
         text = subprocess.run(command, capture_output=True, text=True).stderr
     spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", text)
     registers = re.search(r"Used (\d+) registers", text)
