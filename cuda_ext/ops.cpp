@@ -7,6 +7,7 @@
 
 #include "attend.h"
 #include "checks.h"
+#include "gather.h"
 #include "voxel_merge.h"
 
 // Part of PyTorch's stable C interface since 2.2; weak, because a PyTorch without CUDA lacks it.
@@ -218,6 +219,82 @@ std::vector<at::Tensor> voxel_merge(
   return after;
 }
 
+GatherType gather_type(const at::Tensor& keys) {
+  switch (keys.scalar_type()) {
+    case at::kHalf: return GatherType::float16;
+    case at::kBFloat16: return GatherType::bfloat16;
+    case at::kFloat: return GatherType::float32;
+    default: TORCH_CHECK_VALUE(false, "keys: expected float16, bfloat16 or float32, got ", keys.scalar_type());
+  }
+}
+
+// One kind of tokens from some pages into keys, values and bias [lanes, budget, …], which it writes to.
+void gather(
+    const at::Tensor& keys, const at::Tensor& values, const at::Tensor& bias, Tensors page_keys,
+    const OptionalTensors& key_grids, Tensors page_values, const OptionalTensors& value_grids, int64_t first,
+    int64_t bits, const at::Tensor& slots, const at::Tensor& members, const at::Tensor& before,
+    const at::Tensor& wanted, const at::Tensor& total, const std::optional<at::Tensor>& factor, bool pad) {
+  TORCH_CHECK_VALUE(keys.dim() == 3 && slots.dim() == 2, "expected keys [lanes, budget, dim], slots [lanes, n]");
+  const auto lanes = keys.size(0), budget = keys.size(1), dim = keys.size(2), candidates = slots.size(1);
+  const auto type = keys.scalar_type();
+  check_packed(keys, "keys", {lanes, budget, dim}, type, slots);
+  check_packed(values, "values", {lanes, budget, dim}, type, slots);
+  check_packed(bias, "bias", {lanes, budget}, at::kFloat, slots);
+  check_packed(slots, "slots", {lanes, candidates}, at::kLong, slots);
+  check_packed(members, "members", {lanes, candidates}, at::kFloat, slots);
+  check_packed(before, "before", {lanes}, at::kLong, slots);
+  check_packed(wanted, "wanted", {lanes}, at::kLong, slots);
+  check_packed(total, "total", {lanes}, at::kLong, slots);
+  TORCH_CHECK_VALUE(dim % 2 == 0, "keys: expected an even head width, got ", dim);
+  TORCH_CHECK_VALUE(bits == 16 || bits == 8 || bits == 4, "bits: expected 16, 8 or 4, got ", bits);
+  const size_t count = page_keys.size();
+  TORCH_CHECK_VALUE(count <= MOST_PAGES, "pages: ", count, " of them, at most ", MOST_PAGES);
+  TORCH_CHECK_VALUE(
+      page_values.size() == count && key_grids.size() == count && value_grids.size() == count,
+      "pages: lists of different lengths");
+  GatherArguments args{};
+  args.pages[0].first = args.stop = first;
+  const int64_t grid = 2 * ((dim + CODE_GROUP - 1) / CODE_GROUP);
+  const auto grid_of = [&](const OptionalTensors& grids, size_t i, int64_t tokens) -> const void* {
+    if (bits == 16) return nullptr;
+    const std::optional<at::Tensor> x = grids.get(i);
+    TORCH_CHECK_VALUE(x.has_value(), "pages: codes of ", bits, " bits need their grid");
+    check_packed(*x, "grid", {tokens, grid}, at::kHalf, slots);
+    return x->const_data_ptr();
+  };
+  for (size_t i = 0; i < count; ++i) {
+    const int64_t tokens = page_keys[i].size(0), width = bits == 16 ? dim : dim * bits / 8;
+    check_packed(page_keys[i], "page_keys", {tokens, width}, bits == 16 ? type : at::kByte, slots);
+    check_packed(page_values[i], "page_values", {tokens, width}, bits == 16 ? type : at::kByte, slots);
+    args.pages[i] = {
+        page_keys[i].const_data_ptr(), grid_of(key_grids, i, tokens), page_values[i].const_data_ptr(),
+        grid_of(value_grids, i, tokens), args.stop};
+    args.stop += tokens;
+  }
+  if (factor) {
+    check_packed(*factor, "factor", {lanes, dim}, at::kFloat, slots);
+    args.factor = factor->const_data_ptr<float>();
+  }
+  if (!keys.numel()) return;
+  const c10::DeviceGuard guard(slots.device());
+  args.count = count;
+  args.bits = bits;
+  args.slots = slots.const_data_ptr<int64_t>();
+  args.members = members.const_data_ptr<float>();
+  args.before = before.const_data_ptr<int64_t>();
+  args.wanted = wanted.const_data_ptr<int64_t>();
+  args.total = total.const_data_ptr<int64_t>();
+  args.keys = keys.mutable_data_ptr();
+  args.values = values.mutable_data_ptr();
+  args.bias = bias.mutable_data_ptr<float>();
+  args.lanes = lanes;
+  args.candidates = candidates;
+  args.budget = budget;
+  args.dim = dim;
+  args.pad = pad;
+  check_cuda(launch_gather(args, gather_type(keys), current_stream(slots)), "gather");
+}
+
 }  // namespace
 
 TORCH_LIBRARY(stac, library) {
@@ -230,12 +307,17 @@ TORCH_LIBRARY(stac, library) {
   library.def(
       "voxel_merge(Tensor[] state, Tensor order, Tensor start, Tensor keys, Tensor values, Tensor score, "
       "float threshold, float gate, float heaviest) -> Tensor[]");
+  library.def(
+      "gather(Tensor(a!) keys, Tensor(b!) values, Tensor(c!) bias, Tensor[] page_keys, Tensor?[] key_grids, "
+      "Tensor[] page_values, Tensor?[] value_grids, int first, int bits, Tensor slots, Tensor members, "
+      "Tensor before, Tensor wanted, Tensor total, Tensor? factor, bool pad) -> ()");
 }
 
 TORCH_LIBRARY_IMPL(stac, CUDA, library) {
   library.impl("attend_forward", attend_forward);
   library.impl("attend_mass", attend_mass);
   library.impl("voxel_merge", voxel_merge);
+  library.impl("gather", gather);
 }
 
 }  // namespace stac

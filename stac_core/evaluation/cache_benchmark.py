@@ -30,6 +30,7 @@ from stac_core.cache.stream_cache import StreamCache
 from stac_core.cache.token_positions import TokenPositions
 from stac_core.config import NETWORKS, CacheConfig, NetworkConfig
 from stac_core.kernels.attend import Attended, CodedSegment, Segment
+from stac_core.kernels.gather_torch import gather
 from stac_core.kernels.select import Kernels, select_kernels
 from stac_core.kernels.voxel_merge_torch import voxel_merge
 
@@ -154,7 +155,7 @@ def measure(
     kernels = (
         select_kernels("auto", device)
         if timed
-        else Kernels("none", "scores are random", _random_mass, voxel_merge)
+        else Kernels("none", "scores are random", _random_mass, voxel_merge, gather)
     )
     cache = StreamCache(config, network, kernels)
     loop, costs, times = Loop(shape, network, device), [], []

@@ -54,11 +54,18 @@ def require(device_type: str) -> None:
         raise RuntimeError(f"the device is {device_type!r} and TRITON_INTERPRET is not set")
 
 
+def check_reachable(name: str, x: Tensor) -> None:
+    """ValueError naming the argument where no kernel could read it."""
+    if x.device.type != "cuda" and not triton.knobs.runtime.interpret:
+        raise ValueError(f"{name}: is on {x.device}, the triton backend computes on CUDA devices")
+
+
 def attend(q: Tensor, segments: Sequence[AnySegment], mass: bool = False, subsample: float = 1.0) -> Attended:
     """The contract of `attend.py` for head widths up to 128."""
     check_attend(q, segments, subsample)
     if q.shape[-1] > MAX_DIM:
         raise ValueError(f"q: head width {q.shape[-1]} is more than the {MAX_DIM} this backend has tiles for")
+    check_reachable("q", q)
     filled = [s for s in segments if s.length]
     with torch.cuda.device_of(q):  # Triton launches on the current device
         out, lse = _forward(q, filled)

@@ -19,6 +19,7 @@ def load() -> None:
     torch.library.register_fake("stac::attend_forward", _fake_attend_forward)
     torch.library.register_fake("stac::attend_mass", _fake_attend_mass)
     torch.library.register_fake("stac::voxel_merge", _fake_voxel_merge)
+    torch.library.register_fake("stac::gather", lambda *arguments: None)  # it writes to its arguments
 
 
 def require(device_type: str) -> None:

@@ -20,8 +20,6 @@ from stac_core.cache.voxel_memory import Evicted, VoxelMemory
 from stac_core.config import CacheConfig
 from stac_core.kernels.attend import Segment
 from stac_core.kernels.attend_torch import attend
-from stac_core.kernels.select import Kernels
-from stac_core.kernels.voxel_merge_torch import voxel_merge
 
 CPU = torch.device("cpu")
 WALK = Walk(small_network(), length=3.0)
@@ -37,7 +35,7 @@ SWITCHES = {
 
 
 def memory(**settings) -> VoxelMemory:
-    return VoxelMemory(parity(**settings), 1, 4, torch.float32, CPU, voxel_merge)
+    return VoxelMemory(parity(**settings), 1, 4, torch.float32, CPU, KERNELS)
 
 
 def insert(store: VoxelMemory, keys: torch.Tensor, score: float = 1.0) -> None:
@@ -165,7 +163,7 @@ def test_attention_received_adds_to_the_weight_of_what_was_retrieved():
         return result
 
     config, added = parity(feedback=0.25, voxel_buf_cap=3), []
-    cache = StreamCache(config, WALK.network, Kernels("torch", "asked for", recorded, voxel_merge))
+    cache = StreamCache(config, WALK.network, replace(KERNELS, attend=recorded))
     for first in range(0, 16, 2):
         received.clear()
         if cache.voxels is not None:

@@ -18,8 +18,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from stac_core.kernels import attend_triton, voxel_merge_triton
+from stac_core.kernels import attend_triton, gather_triton, voxel_merge_triton
 from stac_core.kernels.attend import AnySegment, CodedSegment, Codes, Segment
+from stac_core.kernels.gather import Page
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def compile_kernel(kernel, arguments: dict, tile, capability: int) -> dict:
         if isinstance(argument, Constant):
             constexprs[path] = argument.value
             return "constexpr"
-        if argument not in ("fp32", "odd"):
+        if argument not in ("fp32", "odd", "i64"):
             attributes[path] = [["tt.divisibility", 16]]
         return "i32" if argument == "odd" else argument
 
@@ -145,8 +146,28 @@ def merge_variants(capability: int):
     yield compile_kernel(voxel_merge_triton._merge_kernel, types, tile, capability) | {"dtype": "*fp32"}
 
 
+def gather_variants(capability: int):
+    """From one page of numbers, and from many of codes."""
+    for bits, count in ((16, 1), (4, 9)):
+        width, grid = (64, None) if bits == 16 else (64 * bits // 8, torch.zeros(2, 2, dtype=torch.float16))
+        stored = torch.zeros(2, width, dtype=torch.bfloat16 if bits == 16 else torch.uint8)
+        (pages, _), *_ = gather_triton.page_groups([Page(stored, stored, grid, grid)] * count)
+        pages = tuple((*types_of(page[:4]), "i64") for page in pages)
+        names = gather_triton._gather_kernel.arg_names
+        arguments: dict[str, object] = dict.fromkeys(names, "*i64")
+        arguments |= dict.fromkeys(("slot_lane", "members_lane", "stop", "budget"), "odd")
+        arguments |= dict.fromkeys(("members", "factor", "bias_out"), "*fp32")
+        arguments |= dict.fromkeys(("keys_out", "values_out"), "*bf16")
+        arguments |= {"slot_token": Constant(1), "members_token": Constant(1), "pages": pages}
+        constants = {"DIM": 64, "WIDTH": 64, "BITS": bits, "PAD": True, "TOKENS": gather_triton.TOKENS}
+        arguments |= {name: Constant(value) for name, value in constants.items()}
+        tile = attend_triton.Tile(0, 0, gather_triton.WARPS, 3)
+        about = {"dtype": "*fp32", "bits": bits}
+        yield compile_kernel(gather_triton._gather_kernel, arguments, tile, capability) | about
+
+
 if __name__ == "__main__":
     for argument in sys.argv[1:]:
-        for variants in (attend_variants, merge_variants):
+        for variants in (attend_variants, merge_variants, gather_variants):
             for variant in variants(int(argument)):
                 print(json.dumps(variant), flush=True)

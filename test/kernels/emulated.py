@@ -182,3 +182,52 @@ class EmulatedMerge:
         error = self.library.voxel_merge(ctypes.byref(arguments), self.seed)
         assert error is None, error.decode()
         return after, MergeCounts(*counts.sum(0).tolist())
+
+
+MOST_PAGES = 32
+
+
+class PageArgument(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("keys", "key_grid", "values", "value_grid")),
+        ("first", ctypes.c_int64),
+    ]
+
+
+class GatherArguments(ctypes.Structure):
+    _fields_ = [
+        ("pages", PageArgument * MOST_PAGES), ("count", ctypes.c_int), ("stop", ctypes.c_int64),
+        ("bits", ctypes.c_int),
+        *((name, ctypes.c_void_p) for name in ("slots", "members", "before", "wanted", "total", "factor")),
+        *((name, ctypes.c_void_p) for name in ("keys", "values", "bias")),
+        *((name, ctypes.c_int) for name in ("lanes", "candidates", "budget", "dim")),
+        ("pad", ctypes.c_bool),
+    ]  # fmt: skip
+
+
+class EmulatedGather:
+    """Stands in for `torch.ops.stac.gather`, so that `gather_cuda` runs on a CPU as it is."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self.library = library
+        self.seed = 0
+        library.gather.restype = ctypes.c_char_p
+
+    def __call__(
+        self, keys, values, bias, page_keys, key_grids, page_values, value_grids, first, bits,
+        slots, members, before, wanted, total, factor, pad,
+    ):  # fmt: skip
+        pages = (PageArgument * MOST_PAGES)()
+        pages[0].first = stop = first
+        for i, part in enumerate(zip(page_keys, key_grids, page_values, value_grids, strict=True)):
+            pages[i] = PageArgument(*(None if x is None else x.data_ptr() for x in part), stop)
+            stop += len(page_keys[i])
+        tensors = (slots, members, before, wanted, total, factor, keys, values, bias)
+        arguments = GatherArguments(
+            pages, len(page_keys), stop, bits, *(None if x is None else x.data_ptr() for x in tensors),
+            keys.shape[0], slots.shape[1], keys.shape[1], keys.shape[2], pad,
+        )  # fmt: skip
+        self.seed += 1
+        kind = [torch.float16, torch.bfloat16, torch.float32].index(keys.dtype)
+        error = self.library.gather(ctypes.byref(arguments), kind, self.seed)
+        assert error is None, error.decode()

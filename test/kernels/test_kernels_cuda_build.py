@@ -67,13 +67,15 @@ def environment() -> dict[str, str]:
 OPCHECK = """
 import sys; sys.path[:0] = sys.argv[1:]
 import torch
-from stac_core.kernels import attend_torch, cuda_library
+from stac_core.kernels import attend_torch, cuda_library, gather_torch
 from stac_core.kernels.attend import CodedSegment, Codes, Segment
+from stac_core.kernels.gather import Page, Wanted, shares
 from stac_core.kernels.voxel_merge import MergeRules, RowState, RowTokens
 from stac_core.kernels.voxel_merge_rows import group_by_row
 from stac_core.kernels.voxel_merge_torch import voxel_merge
 from stac_core.kernels.random_merges import empty_state, random_tokens
 from kernels.coded import random_segments
+from kernels.test_kernels_gather import small
 cuda_library.load()
 
 # The library has kernels for CUDA only; the reference stands in on the CPU so that schema and fake
@@ -101,7 +103,15 @@ def merge(state, order, start, keys, values, score, threshold, gate, heaviest):
     after, _ = voxel_merge(RowState(*state), RowTokens(row, keys, values, score), rules)
     return [*after, torch.zeros(len(start) - 1, 5, dtype=torch.int32)]
 
+def gather(keys, values, bias, page_keys, key_grids, page_values, value_grids, first, bits, slots, members,
+           before, wanted, total, factor, pad):
+    pages = [Page(*part) for part in zip(page_keys, page_values, key_grids, value_grids)]
+    found = gather_torch.gather([Wanted(pages, bits, slots, members)], *keys.shape[1:], keys.dtype, factor)
+    for mine, theirs in zip((keys, values, bias), found):
+        mine.copy_(theirs)
+
 torch.library.impl("stac::attend_forward", "CPU", forward)
+torch.library.impl("stac::gather", "CPU", gather)
 torch.library.impl("stac::voxel_merge", "CPU", merge)
 torch.library.impl("stac::attend_mass", "CPU", mass)
 q, (coded, plain) = random_segments(16, 8, 3, torch.bfloat16)
@@ -120,6 +130,13 @@ state, tokens, order, start = group_by_row(state, tokens)
 torch.library.opcheck(
     ops.voxel_merge, (list(state), order, start, *tokens[1:], 0.8, 0.2, float("inf"))
 )
+kind, dim = small()["kinds"][0], 16
+page, (share,), total = kind.pages[0], *shares([kind])
+outputs = torch.zeros(2, 3, dim), torch.zeros(2, 3, dim), torch.zeros(2, 3)
+torch.library.opcheck(ops.gather, (
+    *outputs, [page.keys], [page.key_grid], [page.values], [page.value_grid], 0, 8,
+    kind.slots, kind.members, *share, total, None, True,
+))
 print("clean")
 """
 
