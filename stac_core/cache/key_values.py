@@ -66,14 +66,17 @@ class KeyValues:
         """Allocated."""
         return sum(field.nbytes for fields in self._layers if fields is not None for field in fields)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what is decoded."""
+        if self._codec is None:
+            raise RuntimeError("nothing has been stored yet")
+        return self._codec.dtype
+
     def segment(self, layer: int, stop: int) -> AnySegment:
         """The first `stop` tokens of one layer, as they are stored."""
         fields = tuple(field[:, :stop] for field in self.fields(layer))
         return Segment(*fields) if self.exact else CodedSegment(*self._codes(layer, fields))
-
-    def decoded(self, layer: int, stop: int) -> Segment:
-        """The same as numbers."""
-        return Segment(*self.decode(layer, tuple(field[:, :stop] for field in self.fields(layer))))
 
     def fields(self, layer: int) -> Fields:
         fields = self._layers[layer]
@@ -134,12 +137,10 @@ class KeyValues:
 
     def decode(self, layer: int, fields: Fields) -> tuple[Tensor, Tensor]:
         """Stored fields → keys and values."""
-        if self._codec is None:
-            raise RuntimeError("nothing has been stored yet")
         if self.exact:
             return fields[0], fields[1]
         keys, values = self._codes(layer, fields)
-        return keys.decode(self._codec.dtype), values.decode(self._codec.dtype)
+        return keys.decode(self.dtype), values.decode(self.dtype)
 
     def _codes(self, layer: int, fields: Fields) -> tuple[Codes, Codes]:
         """Stored fields of codes → keys and values as kernels read them."""

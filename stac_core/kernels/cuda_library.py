@@ -11,11 +11,14 @@ from torch import Tensor
 
 @functools.cache
 def load() -> None:
-    """Make `torch.ops.stac` available; ImportError where the library is not installed."""
+    """Make `torch.ops.stac` available; ImportError where it is not installed, OSError where it is no use."""
     found = importlib.util.find_spec("stac_cuda")
     if found is None or found.origin is None:
         raise ImportError("the library stac_cuda is not installed")
-    torch.ops.load_library(found.origin)
+    try:
+        torch.ops.load_library(found.origin)
+    except OSError as error:  # PyTorch keeps what the loader said to itself
+        raise OSError(f"{found.origin} does not load: {error.__cause__ or error}") from error
     torch.library.register_fake("stac::attend_forward", _fake_attend_forward)
     torch.library.register_fake("stac::attend_mass", _fake_attend_mass)
     torch.library.register_fake("stac::voxel_merge", _fake_voxel_merge)

@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from stac_core.kernels.attend_triton import require
+from stac_core.kernels.attend_triton import check_reachable, require
 from stac_core.kernels.voxel_merge import LEAST_SCORE, MergeCounts, MergeRules, RowState, RowTokens
 from stac_core.kernels.voxel_merge_rows import group_by_row
 
@@ -28,6 +28,7 @@ BLOCK = 32  # scores looked at together
 def voxel_merge(state: RowState, tokens: RowTokens, rules: MergeRules) -> tuple[RowState, MergeCounts]:
     """The contract of `voxel_merge.py`."""
     state, tokens, order, start = group_by_row(state, tokens)
+    check_reachable("tokens.row", tokens.row)
     after = RowState(*(torch.empty_like(part) for part in state))
     rows, pivots, dim = state.pivot_keys.shape
     score_left = torch.empty_like(tokens.score)

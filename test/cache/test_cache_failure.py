@@ -34,10 +34,10 @@ STREAMS = {
 }
 PLACES = [
     *((select.Kernels, operation) for operation in select.OPERATIONS),
-    (Pages, "write"), (Pages, "read"), (Pages, "grow"), (SlotPool, "write"), (SlotPool, "take"), (VoxelGrid, "add"), (VoxelGrid, "near"),
-    (VoxelGrid, "visit"), (RetrievedSet, "fill"), (KeyValues, "put"), (KeyValues, "convert"),
-    (TokenStore, "take"), (TokenStore, "keep"), (AnchorStore, "renew"), (SpilledVoxels, "keep"),
-    (SpilledVoxels, "restore"), (making_room, "fold_in"),
+    (Pages, "write"), (Pages, "read"), (Pages, "grow"), (SlotPool, "write"), (SlotPool, "take"),
+    (VoxelGrid, "add"), (VoxelGrid, "near"), (VoxelGrid, "visit"), (RetrievedSet, "fill"),
+    (KeyValues, "put"), (KeyValues, "convert"), (TokenStore, "take"), (TokenStore, "keep"),
+    (AnchorStore, "renew"), (SpilledVoxels, "keep"), (SpilledVoxels, "restore"), (making_room, "fold_in"),
 ]  # fmt: skip
 
 

@@ -136,7 +136,7 @@ def test_many_small_updates_of_a_coded_token_are_not_lost(rounding, follows):
     settings = {"voxel_buf_cap": 40, "merge_threshold": 0.5, "gate": 0.0}
     exact = memory(**settings)
     coded = VoxelMemory(
-        parity(pivot_bits=4, pivot_rounding=rounding, **settings), 1, 4, torch.float32, CPU, voxel_merge,
+        parity(pivot_bits=4, pivot_rounding=rounding, **settings), 1, 4, torch.float32, CPU, KERNELS,
         torch.ones(1, 4),
     )  # fmt: skip
     start, goal = torch.tensor([[1.0, 0.0, 0.2, -1.0]]), torch.tensor([[1.0, 0.5, 0.2, -1.0]])
