@@ -73,7 +73,7 @@ def random_inputs(
     dtype: torch.dtype,
     device: torch.device,
 ) -> tuple[Tensor, list[AnySegment]]:
-    """Unseeded, so that every run sees other numbers. keys: length and bits; every second segment unbiased."""
+    """Unseeded, so that every run sees other numbers. keys: length and bits; each second one unbiased."""
     q = torch.randn(rows, queries, dim, device=device).to(dtype)
     segments: list[AnySegment] = []
     for i, (n, bits) in enumerate(keys):
