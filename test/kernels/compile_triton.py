@@ -34,7 +34,7 @@ POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp
 TOOLS = Path(triton.__path__[0]) / "backends/nvidia/bin"
 
 
-def compile_kernel(kernel, arguments: dict, tile, capability: int) -> dict:
+def compile_kernel(kernel, arguments: dict, tile, capability: int, registers: int | None = None) -> dict:
     """arguments: by name, the type of each; `Constant` is compiled in. Tuples nest as at a launch."""
     signature: dict[str, object] = {}
     constexprs: dict[tuple[int, ...], object] = {}
@@ -55,7 +55,7 @@ def compile_kernel(kernel, arguments: dict, tile, capability: int) -> dict:
     built = triton.compile(
         ASTSource(kernel, signature, constexprs, attributes),
         target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": tile.warps, "num_stages": tile.stages},
+        options={"num_warps": tile.warps, "num_stages": tile.stages, "maxnreg": registers},
     )
     return {
         "kernel": kernel.__name__,
@@ -143,7 +143,8 @@ def merge_variants(capability: int):
     }  # fmt: skip
     types |= {name: Constant(value) for name, value in constants.items()}
     tile = attend_triton.Tile(0, 0, 1, 3)
-    yield compile_kernel(voxel_merge_triton._merge_kernel, types, tile, capability) | {"dtype": "*fp32"}
+    kernel, registers = voxel_merge_triton._merge_kernel, voxel_merge_triton.REGISTERS
+    yield compile_kernel(kernel, types, tile, capability, registers) | {"dtype": "*fp32"}
 
 
 def gather_variants(capability: int):
