@@ -8,6 +8,8 @@ import importlib.util
 import torch
 from torch import Tensor
 
+REACHABLE = ("cuda",)  # types of devices whose memory the kernels read
+
 
 @functools.cache
 def load() -> None:
@@ -36,7 +38,7 @@ def require(device_type: str) -> None:
 
 def check_on_cuda(name: str, x: Tensor) -> None:
     """ValueError naming the argument where it is out of the kernels' reach."""
-    if x.device.type != "cuda":
+    if x.device.type not in REACHABLE:
         raise ValueError(f"{name}: is on {x.device}, the cuda backend computes on CUDA devices")
 
 

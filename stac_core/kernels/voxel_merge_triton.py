@@ -41,7 +41,8 @@ def voxel_merge(state: RowState, tokens: RowTokens, rules: MergeRules) -> tuple[
                 rules.threshold, rules.gate, rules.inertia or float("inf"),
                 DIM=dim, WIDTH=triton.next_power_of_2(dim), PIVOTS=pivots,
                 PIVOT_WIDTH=triton.next_power_of_2(pivots), BUFFER=state.buffer_score.shape[1],
-                BUFFER_WIDTH=triton.next_power_of_2(state.buffer_score.shape[1]), BLOCK=BLOCK, num_warps=1, maxnreg=REGISTERS,
+                BUFFER_WIDTH=triton.next_power_of_2(state.buffer_score.shape[1]), BLOCK=BLOCK,
+                num_warps=1, maxnreg=REGISTERS,
             )  # fmt: skip
     return after, MergeCounts(*counts.sum(0).tolist())
 

@@ -8,19 +8,11 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pytest
 import torch
 
-from stac_core.kernels.attend import (
-    MOST_SEGMENTS,
-    AnySegment,
-    Attended,
-    CodedSegment,
-    Codes,
-    check_attend,
-    sample_queries,
-)
-from stac_core.kernels.voxel_merge import MergeCounts, MergeRules, RowState, RowTokens
-from stac_core.kernels.voxel_merge_rows import group_by_row
+from stac_core.kernels import cuda_library
+from stac_core.kernels.attend import MOST_SEGMENTS
 
 REPOSITORY = Path(__file__).parents[2]
 SOURCES = Path(__file__).parent / "emulator"
@@ -54,6 +46,12 @@ def build(name: str, folder: Path) -> ctypes.CDLL:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return ctypes.CDLL(str(library))
+
+
+def stand_in(operators: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the Python of the CUDA backend run on a CPU as it is, down to its operators."""
+    monkeypatch.setattr(torch.ops, "stac", operators, raising=False)
+    monkeypatch.setattr(cuda_library, "REACHABLE", ("cpu",))
 
 
 class Tokens(ctypes.Structure):
@@ -94,35 +92,32 @@ class MassArguments(ctypes.Structure):
 
 
 class EmulatedAttend:
-    """The contract of `attend.py`, every thread of every block a fiber of this process."""
+    """Stands in for `torch.ops.stac`, every thread of every block a fiber of this process."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library = library
         self.seed = 0
         library.attend_forward.restype = library.attend_mass.restype = ctypes.c_char_p
 
-    def __call__(
-        self, q: torch.Tensor, segments: list[AnySegment], mass: bool = False, subsample: float = 1.0
-    ) -> Attended:
-        check_attend(q, segments, subsample)
-        filled = [segment for segment in segments if segment.length]
-        table = (Segment * MOST_SEGMENTS)(*map(segment_argument, filled))
+    def attend_forward(self, q, keys, key_grids, factors, values, value_grids, biases, bits):
         out, lse = torch.full(q.shape, math.nan, dtype=q.dtype), torch.full(q.shape[:2], math.nan)
+        table = segment_table(keys, key_grids, factors, values, value_grids, biases, bits)
         arguments = ForwardArguments(
-            tokens(q), table, len(filled), out.data_ptr(), lse.data_ptr(), *q.shape[:2], q.shape[-1] ** -0.5
+            tokens(q), table, len(keys), out.data_ptr(), lse.data_ptr(), *q.shape[:2], q.shape[-1] ** -0.5
         )
         self._run(self.library.attend_forward, arguments, q)
-        if not mass:
-            return Attended(out, lse, None)
-        rows, stride, scale = sample_queries(q.shape[1], subsample)
-        sampled = slice(0, rows * stride, stride)
-        columns = torch.full((q.shape[0], sum(s.length for s in segments)), math.nan)
+        return out, lse
+
+    def attend_mass(self, q, keys, key_grids, factors, biases, bits, lse, factor):
+        columns = torch.full((q.shape[0], sum(x.shape[1] for x in keys)), math.nan)
+        nothing = [None] * len(keys)
+        table = segment_table(keys, key_grids, factors, nothing, nothing, biases, bits)
         arguments = MassArguments(
-            tokens(q[:, sampled]), table, len(filled), tokens(lse[:, sampled]), columns.data_ptr(),
-            q.shape[0], rows, columns.shape[1], q.shape[-1] ** -0.5, scale,
+            tokens(q), table, len(keys), tokens(lse), columns.data_ptr(),
+            *q.shape[:2], columns.shape[1], q.shape[-1] ** -0.5, factor,
         )  # fmt: skip
         self._run(self.library.attend_mass, arguments, q)
-        return Attended(out, lse, list(columns.split([s.length for s in segments], 1)))
+        return columns
 
     def _run(self, function, arguments, q):
         self.seed += 1
@@ -131,20 +126,21 @@ class EmulatedAttend:
         assert error is None, error.decode()
 
 
+def segment_table(keys, key_grids, factors, values, value_grids, biases, bits):
+    table = (Segment * MOST_SEGMENTS)()
+    columns = zip(keys, key_grids, factors, values, value_grids, biases, bits, strict=True)
+    for i, (k, k_grid, factor, v, v_grid, bias, b) in enumerate(columns):
+        table[i] = Segment(stored(k, k_grid, factor), stored(v, v_grid, None), tokens(bias), k.shape[1], b)
+    return table
+
+
 def tokens(x: torch.Tensor | None) -> Tokens:
     return Tokens(None, 0, 0) if x is None else Tokens(x.data_ptr(), x.stride(0), x.stride(1))
 
 
-def segment_argument(segment: AnySegment) -> Segment:
-    bits = segment.keys.bits if isinstance(segment, CodedSegment) else 16
-    return Segment(stored(segment.keys), stored(segment.values), tokens(segment.bias), segment.length, bits)
-
-
-def stored(x: torch.Tensor | Codes) -> Stored:
-    if not isinstance(x, Codes):
-        return Stored(tokens(x), tokens(None), None, 0)
-    factor = (None, 0) if x.factor is None else (x.factor.data_ptr(), x.factor.stride(0))
-    return Stored(tokens(x.codes), tokens(x.grid), *factor)
+def stored(x: torch.Tensor | None, grid: torch.Tensor | None, factor: torch.Tensor | None) -> Stored:
+    scaled = (None, 0) if factor is None else (factor.data_ptr(), factor.stride(0))
+    return Stored(tokens(x), tokens(grid), *scaled)
 
 
 class MergeArguments(ctypes.Structure):
@@ -160,28 +156,26 @@ class MergeArguments(ctypes.Structure):
 
 
 class EmulatedMerge:
-    """The contract of `voxel_merge.py`, every lane of every warp a fiber of this process."""
+    """Stands in for `torch.ops.stac`, every lane of every warp a fiber of this process."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library = library
         self.seed = 0
         library.voxel_merge.restype = ctypes.c_char_p
 
-    def __call__(self, state: RowState, tokens: RowTokens, rules: MergeRules):
-        state, tokens, order, start = group_by_row(state, tokens)
-        after = RowState(*(torch.full_like(part, math.nan) for part in state))
-        score_left = torch.full_like(tokens.score, math.nan)
-        rows, pivots, dim = state.pivot_keys.shape
+    def voxel_merge(self, state, order, start, keys, values, score, threshold, gate, heaviest):
+        after = [torch.full_like(part, math.nan) for part in state]
+        rows, pivots, dim = state[0].shape
         counts = torch.full((rows, 5), -(2**20), dtype=torch.int32)
-        tensors = (*state, *after, order, start, tokens.keys, tokens.values, tokens.score, score_left, counts)
+        score_left = torch.full_like(score, math.nan)
+        tensors = (*state, *after, order, start, keys, values, score, score_left, counts)
         arguments = MergeArguments(
-            *(x.data_ptr() for x in tensors), rows, pivots, state.buffer_score.shape[1], dim,
-            rules.threshold, rules.gate, rules.inertia or math.inf,
-        )  # fmt: skip
+            *(x.data_ptr() for x in tensors), rows, pivots, state[7].shape[1], dim, threshold, gate, heaviest
+        )
         self.seed += 1
         error = self.library.voxel_merge(ctypes.byref(arguments), self.seed)
         assert error is None, error.decode()
-        return after, MergeCounts(*counts.sum(0).tolist())
+        return [*after, counts]
 
 
 MOST_PAGES = 32
@@ -206,14 +200,14 @@ class GatherArguments(ctypes.Structure):
 
 
 class EmulatedGather:
-    """Stands in for `torch.ops.stac.gather`, so that `gather_cuda` runs on a CPU as it is."""
+    """Stands in for `torch.ops.stac`, every thread a fiber of this process."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library = library
         self.seed = 0
         library.gather.restype = ctypes.c_char_p
 
-    def __call__(
+    def gather(
         self, keys, values, bias, page_keys, key_grids, page_values, value_grids, first, bits,
         slots, members, before, wanted, total, factor, pad,
     ):  # fmt: skip

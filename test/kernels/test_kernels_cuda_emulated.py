@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 from kernels.coded import random_segments
-from kernels.emulated import EmulatedAttend, build, can_build
+from kernels.emulated import EmulatedAttend, build, can_build, stand_in
 
+from stac_core.kernels import attend_cuda
 from stac_core.kernels.attend import CodedSegment, Codes, Segment
 from stac_core.kernels.judge import judge_attend
 
@@ -16,8 +17,14 @@ pytestmark = pytest.mark.skipif(not can_build(), reason="needs g++ and CUDA's he
 
 
 @pytest.fixture(scope="module")
-def attend(tmp_path_factory):
+def emulated(tmp_path_factory):
     return EmulatedAttend(build("attend_emulated", tmp_path_factory.mktemp("emulator")))
+
+
+@pytest.fixture
+def attend(emulated, monkeypatch):
+    stand_in(emulated, monkeypatch)
+    return attend_cuda.attend
 
 
 # heads, queries, keys of each segment, dim, dtype, subsample, bias

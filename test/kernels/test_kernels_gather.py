@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
-from kernels.emulated import EmulatedGather, build, can_build
+from kernels.emulated import EmulatedGather, build, can_build, stand_in
 
 from stac_core.cache.quantization import Codec
 from stac_core.evaluation.gpu.measure import poison_new_memory, stop_poisoning
@@ -27,9 +26,7 @@ def emulated(tmp_path_factory):
 @pytest.fixture(params=["torch", "triton", "emulated"])
 def backend(request, monkeypatch):
     if request.param == "emulated":
-        operator = SimpleNamespace(gather=request.getfixturevalue("emulated"))
-        monkeypatch.setattr(torch.ops, "stac", operator, raising=False)
-        monkeypatch.setattr(gather_cuda, "check_on_cuda", lambda name, x: None)
+        stand_in(request.getfixturevalue("emulated"), monkeypatch)
         return gather_cuda.gather
     return {"torch": reference, "triton": gather_triton.gather}[request.param]
 
