@@ -38,10 +38,12 @@ def judge_attend(q: Tensor, segments: Sequence[AnySegment], subsample: float, go
         _compare("lse", got.lse, exact.lse, plain.lse, q.dtype, shift),
     ]
     if got.key_mass is not None and exact.key_mass is not None and plain.key_mass is not None:
+        steepness = max(1.0, _largest(exact.lse))  # mass is exp(logit − lse) of a rounded lse
         for i, (mine, true, theirs) in enumerate(
             zip(got.key_mass, exact.key_mass, plain.key_mass, strict=True)
         ):
-            verdicts.append(_compare(f"mass {i}", mine, true, theirs, q.dtype))
+            term = steepness * _largest(true)
+            verdicts.append(_compare(f"mass {i}", mine, true, theirs, q.dtype, term))
     return verdicts
 
 
@@ -65,10 +67,11 @@ def _explicit(q: Tensor, segments: Sequence[AnySegment], subsample: float, dtype
 def _compare(
     what: str, got: Tensor, exact: Tensor, plain: Tensor, dtype: torch.dtype, term: float = 0.0
 ) -> Verdict:
-    """term: size of the numbers that the result is a sum of, where they may cancel."""
+    """term: size of the float32 numbers that the result is made from, where they may cancel or multiply."""
     error, plain_error = (_largest_difference(x.double(), exact) for x in (got, plain))
-    # On tiny inputs the plain result can be exact by luck; one rounding is always allowed.
-    return Verdict(what, error, 2 * plain_error + torch.finfo(dtype).eps * max(_largest(exact), term))
+    # On tiny inputs the plain result can be exact by luck; one rounding of everything is always allowed.
+    rounding = torch.finfo(dtype).eps * _largest(exact) + torch.finfo(torch.float32).eps * term
+    return Verdict(what, error, 2 * plain_error + rounding)
 
 
 def _largest(x: Tensor) -> float:
