@@ -52,7 +52,7 @@ def main() -> int:
 
 def run(arguments: argparse.Namespace, device: Any) -> dict[str, Any]:
     """Everything in order of trust: build, ceilings, checks, sanitizer, times."""
-    from stac_core.evaluation.gpu import attention, merging, network
+    from stac_core.evaluation.gpu import attention, gathering, merging, network
     from stac_core.evaluation.gpu.measure import describe, measure_ceilings
 
     small = arguments.rehearse
@@ -69,6 +69,7 @@ def run(arguments: argparse.Namespace, device: Any) -> dict[str, Any]:
     results["checks"] = []
     for name, backend in kernels.items():
         results["checks"] += attention.check(name, backend.attend, device)
+        results["checks"] += gathering.check(name, backend.gather, device)
         if name != "torch":
             results["checks"] += merging.check(name, backend.voxel_merge, device, 6 if small else 2000)
     print_table("Checks", results["checks"])
@@ -79,9 +80,14 @@ def run(arguments: argparse.Namespace, device: Any) -> dict[str, Any]:
     attends = {name: backend.attend for name, backend in kernels.items()}
     results["attend"] = attention.time_all(attends, size, ceilings, device)
     print_table(f"Attention, {size}", results["attend"])
+    results["frames"] = attention.time_frames(attends, ceilings, device, 3 if small else attention.FRAME)
+    print_table("Attention of one layer in a stream, five segments", results["frames"])
     merges = {name: backend.voxel_merge for name, backend in kernels.items() if name != "torch"}
     results["merge"] = merging.time_all(merges, 6 if small else arguments.merge_rows, ceilings, device)
     print_table("Voxel merge, one chunk", results["merge"])
+    gathers = {name: backend.gather for name, backend in kernels.items()}
+    results["gather"] = gathering.time_all(gathers, ceilings, device, small)
+    print_table("Gather, one retrieval", results["gather"])
 
     model, shape = ("embedded", (42, 56)) if small else ("stream3r", (392, 518))
     loaded = network.build_network(model, device)

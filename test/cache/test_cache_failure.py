@@ -33,11 +33,11 @@ STREAMS = {
     "xstream": (WALK, parity(mode="xstream")),
 }
 PLACES = [
-    (select.Kernels, "attend"), (select.Kernels, "voxel_merge"), (Pages, "write"), (Pages, "read"),
-    (Pages, "grow"), (SlotPool, "write"), (SlotPool, "take"), (VoxelGrid, "add"), (VoxelGrid, "near"),
-    (VoxelGrid, "visit"), (RetrievedSet, "fill"), (KeyValues, "put"), (KeyValues, "convert"),
-    (TokenStore, "take"), (TokenStore, "keep"), (AnchorStore, "renew"), (SpilledVoxels, "keep"),
-    (SpilledVoxels, "restore"), (fusing, "fold_in"),
+    *((select.Kernels, operation) for operation in select.OPERATIONS),
+    (Pages, "write"), (Pages, "read"), (Pages, "grow"), (SlotPool, "write"), (SlotPool, "take"),
+    (VoxelGrid, "add"), (VoxelGrid, "near"), (VoxelGrid, "visit"), (RetrievedSet, "fill"),
+    (KeyValues, "put"), (KeyValues, "convert"), (TokenStore, "take"), (TokenStore, "keep"),
+    (AnchorStore, "renew"), (SpilledVoxels, "keep"), (SpilledVoxels, "restore"), (fusing, "fold_in"),
 ]  # fmt: skip
 
 
@@ -75,9 +75,7 @@ def numbers(state) -> dict[str, torch.Tensor]:
 def breakers(monkeypatch):
     """One at every place, and kernels that go through theirs."""
     made = []
-    kernels = {
-        name: getattr(select.select_kernels("torch", "cpu"), name) for name in ("attend", "voxel_merge")
-    }
+    kernels = {name: getattr(select.select_kernels("torch", "cpu"), name) for name in select.OPERATIONS}
     for owner, name in PLACES:
         breaker = Breaker(kernels.pop(name) if owner is select.Kernels else getattr(owner, name))
         made.append(breaker)
@@ -90,7 +88,9 @@ def run(name: str, passes: int, breakers, failing: bool):
     """Each pass fails at another place or call of it, as far as there are so many; then it is repeated."""
     walk, config = STREAMS[name]
     cache = StreamCache(
-        config, walk.network, select.Kernels("torch", "asked for", *(b.bound() for b in breakers[:2]))
+        config,
+        walk.network,
+        select.Kernels("torch", "asked for", *(b.bound() for b in breakers[: len(select.OPERATIONS)])),
     )
     out = []
     for number in range(passes):
