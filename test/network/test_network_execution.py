@@ -1,0 +1,113 @@
+"""Compiled blocks: the same results within rounding, and no compilation after the start."""
+
+import logging
+
+import pytest
+import torch
+from tiny import golden_images, tiny_network
+
+from stac_core.cache.stream_cache import StreamCache
+from stac_core.checkpoint import load_network
+from stac_core.config import CacheConfig, Config, ModelConfig
+from stac_core.kernels.select import select_kernels
+from stac_core.network import execution
+from stac_core.network.execution import choose_execution, compile_blocks, prepare, probe, undo
+
+CHUNKS = (4, 4, 4, 1, 1, 2)  # with one-frame tails
+
+
+class Counting:
+    """A compiler that leaves the code as it is and counts what it is given."""
+
+    def __init__(self):
+        self.compiled = 0
+
+    def __call__(self, graph, inputs):
+        self.compiled += 1
+        return graph.forward
+
+
+@torch.inference_mode()
+def stream(network, images=None, counts=CHUNKS):
+    """All predictions of a stream in `stac` mode, as one row of numbers per frame."""
+    images = golden_images(8).repeat(1, 2, 1, 1, 1) if images is None else images
+    cache = StreamCache(CacheConfig(mode="stac"), network.config, select_kernels("torch", "cpu"))
+    rows = []
+    for part in images.split(counts, dim=1):
+        prediction = network(part, cache)
+        cache.settle()
+        rows.append(torch.cat([t[0].flatten(1) for t in (prediction.pose_encoding, prediction.depth)], 1))
+    return torch.cat(rows)
+
+
+def error(found, expected):
+    """Root mean square."""
+    return float((found - expected).square().mean().sqrt())
+
+
+@pytest.fixture
+def fresh_compiler():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def test_after_the_start_nothing_is_compiled(fresh_compiler):
+    network, compiler = tiny_network(), Counting()
+    expected = stream(network)
+    compile_blocks(network, compiler)
+    probe(network)
+    at_start = compiler.compiled
+    assert 0 < at_start <= 16  # both pieces of four kinds of block, with one frame and with several
+    assert torch.equal(stream(network), expected)
+    smaller = golden_images(8).repeat(1, 2, 1, 1, 1)[..., 14:, :]
+    stream(network, smaller, (1, 4, 3, 4, 4))
+    assert compiler.compiled == at_start
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_by_the_real_compiler(fresh_compiler, dtype):
+    """The twice-rule: at most twice the error that the same stream makes without compiling."""
+    exact = stream(tiny_network().double(), golden_images(8).repeat(1, 2, 1, 1, 1).double()) \
+        if dtype == torch.float32 else stream(tiny_network())  # fmt: skip
+    network = tiny_network().set_precision(dtype)
+    plain = error(stream(network), exact)
+    assert prepare(network, "compiled") == "compiled"
+    compiled = error(stream(network), exact)
+    assert 0 < compiled <= 2 * plain
+    undo(network)
+    assert error(stream(network), exact) == plain
+
+
+def test_the_choice():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert [choose_execution("auto", device) for device in (cpu, gpu)] == ["eager", "recorded"]
+    assert choose_execution("compiled", cpu) == "compiled"
+    with pytest.raises(ValueError, match=r"'recorded' needs a GPU, this is 'cpu'; use compiled or eager"):
+        load_network(ModelConfig(device="cpu", execution="recorded"))
+    assert load_network(ModelConfig(device="cpu")).execution == "eager"
+    with pytest.raises(ValueError, match="execution"):
+        Config(model=ModelConfig(execution="fast"))
+
+
+def test_without_a_compiler(monkeypatch, caplog):
+    """Asked for, it is an error; by itself the network falls back, and says so."""
+
+    def torn(network):
+        block = network.aggregator.global_blocks[0]
+        block.before = None  # half done
+        raise OSError("no C compiler found\nmore")
+
+    monkeypatch.setattr(execution, "compile_blocks", torn)
+    network = tiny_network()
+    expected = stream(network)
+    reason = r"compiled execution does not work here \(no C compiler found\)"
+    with pytest.raises(RuntimeError, match=rf"model.execution = 'compiled': {reason}; use eager"):
+        prepare(network, "compiled")
+    assert torch.equal(stream(network), expected)
+    monkeypatch.setattr(execution, "choose_execution", lambda setting, device: "compiled")
+    with caplog.at_level(logging.WARNING):
+        assert prepare(network, "auto") == "eager"
+    assert "compiled execution does not work here (no C compiler found)" in caplog.text
+    assert torch.equal(stream(network), expected)
