@@ -27,6 +27,7 @@ WANTED = {  # figure → limit, and whether it is a most or a least
     "frames/s with chunks of 4": (95.0, "at least"),
     "frames/s with single frames": (75.0, "at least"),
 }
+SHARES, TIMES = ("share", "of_roofline"), ("ms", "step_ms", "gflop", "live_mib", "voxel_mib", "peak_gib")
 Rows = list[dict[str, Any]]
 
 
@@ -54,6 +55,7 @@ def run(arguments: argparse.Namespace, device: Any) -> dict[str, Any]:
     """Everything in order of trust: build, ceilings, checks, sanitizer, times."""
     from stac_core.evaluation.gpu import attention, merging, network
     from stac_core.evaluation.gpu.measure import describe, measure_ceilings
+    from stac_core.network.execution import stop_recording
 
     small = arguments.rehearse
     results: dict[str, Any] = {"rehearsal": small, "about": describe(device)}
@@ -71,6 +73,7 @@ def run(arguments: argparse.Namespace, device: Any) -> dict[str, Any]:
         results["checks"] += attention.check(name, backend.attend, device)
         if name != "torch":
             results["checks"] += merging.check(name, backend.voxel_merge, device, 6 if small else 2000)
+    results["checks"] += network.check(device, arguments.execution)
     print_table("Checks", results["checks"])
     results["sanitizer"] = [{"tool": "all", "passed": None, "report": "skipped"}] if small else sanitize()
     print_table("compute-sanitizer, small case", results["sanitizer"])
@@ -84,16 +87,29 @@ def run(arguments: argparse.Namespace, device: Any) -> dict[str, Any]:
     print_table("Voxel merge, one chunk", results["merge"])
 
     model, shape = ("embedded", (42, 56)) if small else ("stream3r", (392, 518))
-    loaded = network.build_network(model, device)
+    loaded, execution = network.build_network(model, device, arguments.execution)
     backend = "torch" if small else arguments.backend
     steps = 1 if small else 20
     results["network"] = [
-        {"model": model, **network.measure(loaded, chunk, shape, backend, steps, ceilings)}
+        {"model": model, "execution": execution}
+        | network.measure(loaded, chunk, shape, backend, steps, ceilings)
         for chunk in (4, 1)
     ]
     print_table(f"Network in stac mode, {shape[1]}×{shape[0]}, random weights", results["network"])
-    results["profile"] = network.profile_step(loaded, 4, shape, backend)
-    print_table("One step of four frames", results["profile"])
+    for chunk in (4, 1):
+        rows = network.profile_kernels(loaded, chunk, shape, backend)
+        results[f"kernels of {chunk}"] = rows
+        print_table(f"One step of {chunk} frame(s), {execution}, by kind of kernel", rows)
+    results["waits"] = network.waits_of_step(loaded, 4, shape, backend)
+    waits = sum(row["waits"] for row in results["waits"])
+    print_table(f"Lines at which the host waits for the device: {waits} times in a step", results["waits"])
+    if execution == "recorded":
+        stop_recording(loaded)
+    for chunk in (4, 1):
+        rows = network.profile_stages(loaded, chunk, shape, backend, ceilings)
+        results[f"stages of {chunk}"] = rows
+        how = "compiled, not recorded" if execution == "recorded" else execution
+        print_table(f"One step of {chunk} frame(s), {how}, by stage", rows)
     return results
 
 
@@ -177,17 +193,28 @@ def print_table(title: str, rows: Rows) -> None:
         print("  nothing")
         return
     names = list(dict.fromkeys(name for row in rows for name in row))
-    lines = [names] + [[_text(row.get(name)) for name in names] for row in rows]
+    numeric = {name: all(isinstance(row.get(name, 0), int | float | None) for row in rows) for name in names}
+    lines = [names] + [[_text(name, row.get(name)) for name in names] for row in rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
     for line in lines:
-        print("  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        cells = [
+            cell.rjust(width) if numeric[name] else cell.ljust(width)
+            for name, cell, width in zip(names, line, widths, strict=True)
+        ]
+        print("  " + "  ".join(cells).rstrip())
     sys.stdout.flush()
 
 
-def _text(value: object) -> str:
+def _text(name: str, value: object) -> str:
     if value is None or value != value:
         return "–"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    if name in SHARES:
+        return f"{value:.1%}"
+    if name in TIMES:
+        return f"{value:.2f}"
+    return f"{value:.4g}"
 
 
 def write_json(path: Path, results: dict[str, Any]) -> None:
@@ -214,6 +241,12 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, default=Path("out/benchmark_gpu.json"), help="where figures go")
     parser.add_argument(
         "--backend", default="auto", choices=("auto", "torch", "triton", "cuda"), help="of the network's run"
+    )
+    parser.add_argument(
+        "--execution",
+        default="auto",
+        choices=("auto", "eager", "compiled", "recorded"),
+        help="of the network, as `model.execution`",
     )
     parser.add_argument("--merge_rows", type=int, default=150_000, help="rows of the timed merge (6 KB each)")
     return parser.parse_args()

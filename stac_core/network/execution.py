@@ -90,6 +90,11 @@ def undo(network: CausalVGGT) -> None:
     for block in _blocks(network):
         for piece in ("before", "after"):
             block.__dict__.pop(piece, None)
+    stop_recording(network)
+
+
+def stop_recording(network: CausalVGGT) -> None:
+    """Compiled blocks stay as they are."""
     network.__dict__.pop("forward", None)
 
 
