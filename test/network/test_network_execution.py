@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from tiny import golden_images, tiny_network
+from tiny import golden_images, synthetic_frames, tiny_network
 
 from stac_core.cache.stream_cache import StreamCache
 from stac_core.checkpoint import load_network
@@ -12,6 +12,7 @@ from stac_core.config import CacheConfig, Config, ModelConfig
 from stac_core.kernels.select import select_kernels
 from stac_core.network import execution
 from stac_core.network.execution import choose_execution, compile_blocks, prepare, probe, undo
+from stac_core.session import StreamSession
 
 CHUNKS = (4, 4, 4, 1, 1, 2)  # with one-frame tails
 
@@ -111,3 +112,18 @@ def test_without_a_compiler(monkeypatch, caplog):
         assert prepare(network, "auto") == "eager"
     assert "compiled execution does not work here (no C compiler found)" in caplog.text
     assert torch.equal(stream(network), expected)
+
+
+def test_a_warm_session_begins_like_a_cold_one():
+    frames = synthetic_frames(9)
+    cold, warm = (
+        StreamSession(tiny_network(), Config(cache=CacheConfig(mode="stac", chunk_size=2))) for _ in range(2)
+    )
+    warm.warm_up()
+    assert warm.stats().cache.frames_seen == 0 and warm.geometry is None
+    for first in range(0, 9, 2):
+        ours, theirs = (session.step(frames[first : first + 2]) for session in (warm, cold))
+        assert torch.equal(ours.depth, theirs.depth) and torch.equal(ours.pose_encoding, theirs.pose_encoding)
+    offline = StreamSession(tiny_network(), Config(cache=CacheConfig(mode="full")))
+    offline.warm_up()
+    assert offline.step(frames).frames == 9
