@@ -96,7 +96,7 @@ def _attach(clock: StageClock, session: StreamSession) -> list[Callable[[], None
         ("dense heads", network.point_head, "forward"),
         ("token positions", session, "_positions"),
         ("settle: commit", cache, "_commit"),
-        ("settle: score", cache, "_score"),
+        ("settle: score", cache._live, "_score"),
         ("settle: place", cache, "_place"),
         ("settle: retrieve", cache, "_retrieve"),
         ("settle: evict", cache, "_forget"),
