@@ -100,12 +100,17 @@ def stop_recording(network: CausalVGGT) -> None:
 
 @torch.inference_mode()
 def probe(network: CausalVGGT) -> None:
-    """Run every kind of piece, first with several frames, then with one; twice, to record and to replay."""
+    """Run every kind of piece, first with several frames, then with one; twice, to record and to replay.
+
+    RuntimeError where passes should be recorded and cannot.
+    """
     rows, columns = (patches * network.config.patch_size for patches in PROBE_PATCHES)
     device = next(network.parameters()).device
     for frames in PROBE_FRAMES:
         for _ in range(2):
             network(torch.zeros(1, frames, 3, rows, columns, device=device), WithoutPast())
+    if isinstance(network.forward, RecordedForward) and network.forward.refusal:
+        raise RuntimeError(network.forward.refusal)
 
 
 class WithoutPast:

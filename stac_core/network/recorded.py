@@ -12,7 +12,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -55,11 +55,18 @@ class CudaTape:
         with torch.cuda.stream(self._stream):
             try:
                 yield
-            finally:
-                if self._graph is not None:  # an error came from inside
-                    self._graph.capture_end()
-                    self._graph = None
+            except BaseException:
+                self._abandon()
+                raise
         torch.cuda.synchronize(self._stream.device)
+
+    def _abandon(self) -> None:
+        """After an error: leave the recording mode, and the memory to those who have recorded before."""
+        graph, self._graph = self._graph, None
+        if graph is not None:
+            with suppress(RuntimeError):  # says that the recording is broken
+                graph.capture_end()
+        self._pool = torch.cuda.graph_pool_handle()
 
     def begin(self) -> None:
         self._graph = torch.cuda.CUDAGraph()
@@ -107,10 +114,10 @@ class _Cutter:
 
     def _cut(self, of: str, where: tuple[int, ...], *qkv: Tensor) -> Tensor:
         """Leave q, k and v where the question is put from, and go on with its answer."""
-        like = qkv[0]
-        asked, answer = self._tensors.setdefault(
-            (like.shape, like.dtype), (like.new_empty(3, *like.shape), like.new_empty(like.shape))
-        )
+        like, key = qkv[0], (qkv[0].shape, qkv[0].dtype)
+        if key not in self._tensors:
+            self._tensors[key] = like.new_empty(3, *like.shape), like.new_empty(like.shape)
+        asked, answer = self._tensors[key]
         for place, tensor in zip(asked, qkv, strict=True):
             place.copy_(tensor)
         self.parts.append((self._tape.end(), Question(of, where, asked, answer)))
@@ -144,12 +151,13 @@ class RecordedForward:
     """The forward of a network: a stream's first pass as it is, the others recorded at first sight.
 
     Keeps the passes of the latest image size. Where one cannot be recorded, a warning says why and that
-    shape goes on unrecorded.
+    shape goes on unrecorded; `refusal` keeps the reason.
     """
 
     def __init__(self, forward: Forward, tape: Tape) -> None:
         self._forward, self._tape = forward, tape
         self.passes: dict[tuple[torch.Size, bool], RecordedPass | None] = {}
+        self.refusal = ""
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, context: AttentionContext, points: bool = False) -> Prediction:
@@ -169,6 +177,7 @@ class RecordedForward:
         try:
             recorded = RecordedPass(self._forward, images, points, self._tape)
         except RuntimeError as cause:
+            self.refusal = str(cause)
             logger.warning("passes over %d frames of %d×%d stay unrecorded: %s", frames, width, height, cause)
             return None
         logger.info("recorded the pass over %d frames of %d×%d", batch * frames, width, height)

@@ -1,9 +1,11 @@
 """Compiled blocks: the same results within rounding, and no compilation after the start."""
 
 import logging
+from unittest.mock import Mock
 
 import pytest
 import torch
+from network.emulated_tape import EmulatedTape
 from tiny import golden_images, synthetic_frames, tiny_network
 
 from stac_core.cache.stream_cache import StreamCache
@@ -112,6 +114,36 @@ def test_without_a_compiler(monkeypatch, caplog):
         assert prepare(network, "auto") == "eager"
     assert "compiled execution does not work here (no C compiler found)" in caplog.text
     assert torch.equal(stream(network), expected)
+
+
+@pytest.fixture
+def recording(monkeypatch):
+    """As on a GPU, but for the compiler."""
+    monkeypatch.setattr(execution, "choose_execution", lambda setting, device: "recorded")
+    monkeypatch.setattr(execution, "compile_blocks", lambda network: None)
+    monkeypatch.setattr(execution, "CudaTape", lambda device: EmulatedTape())
+
+
+def test_a_recorded_session(recording):
+    config, frames = Config(cache=CacheConfig(mode="stac", chunk_size=2)), synthetic_frames(9)
+    plain, network = StreamSession(tiny_network(), config), tiny_network()
+    assert prepare(network, "auto") == "recorded"
+    recorded = StreamSession(network, config)
+    recorded.warm_up()
+    assert len(network.forward.passes) == 2  # the probe's own are gone
+    for first in range(0, 9, 2):
+        ours, theirs = (session.step(frames[first : first + 2]) for session in (recorded, plain))
+        assert torch.equal(ours.depth, theirs.depth) and torch.equal(ours.pose_encoding, theirs.pose_encoding)
+    undo(network)
+    assert "forward" not in vars(network)
+
+
+def test_where_nothing_can_be_recorded(recording, monkeypatch, caplog):
+    monkeypatch.setattr(EmulatedTape, "end", Mock(side_effect=RuntimeError("not while capturing")))
+    network = tiny_network()
+    with pytest.raises(RuntimeError, match=r"recorded execution does not work here \(not while capturing\)"):
+        prepare(network, "recorded")
+    assert prepare(network, "auto") == "eager" and "forward" not in vars(network)
 
 
 def test_a_warm_session_begins_like_a_cold_one():
