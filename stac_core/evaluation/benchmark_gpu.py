@@ -55,7 +55,6 @@ def run(arguments: argparse.Namespace, device: Any) -> dict[str, Any]:
     """Everything in order of trust: build, ceilings, checks, sanitizer, times."""
     from stac_core.evaluation.gpu import attention, merging, network
     from stac_core.evaluation.gpu.measure import describe, measure_ceilings
-    from stac_core.network.execution import stop_recording
 
     small = arguments.rehearse
     results: dict[str, Any] = {"rehearsal": small, "about": describe(device)}
@@ -63,7 +62,8 @@ def run(arguments: argparse.Namespace, device: Any) -> dict[str, Any]:
     results["build"] = [{"step": "cuda_ext", "outcome": "skipped"}] if small else [build(device)]
     kernels, refused = load_backends(device)
     results["backends"] = [{"backend": name, "outcome": "loaded"} for name in kernels] + refused
-    print_table("Backends", results["build"] + results["backends"])
+    print_table("CUDA library", results["build"])
+    print_table("Backends", results["backends"])
     ceilings = measure_ceilings(device, *((1, 64) if small else ()))
     results["ceilings"] = [dataclasses.asdict(ceilings)]
     print_table("Ceilings of this device", results["ceilings"])
@@ -86,30 +86,36 @@ def run(arguments: argparse.Namespace, device: Any) -> dict[str, Any]:
     results["merge"] = merging.time_all(merges, 6 if small else arguments.merge_rows, ceilings, device)
     print_table("Voxel merge, one chunk", results["merge"])
 
+    return results | run_network(arguments, device, ceilings)
+
+
+def run_network(arguments: argparse.Namespace, device: Any, ceilings: Any) -> dict[str, Any]:
+    """The whole network as it is set, taken apart, and then without recordings and without compilation."""
+    from stac_core.evaluation.gpu import network
+
+    small = arguments.rehearse
     model, shape = ("embedded", (42, 56)) if small else ("stream3r", (392, 518))
-    loaded, execution = network.build_network(model, device, arguments.execution)
-    backend = "torch" if small else arguments.backend
-    steps = 1 if small else 20
-    results["network"] = [
-        {"model": model, "execution": execution}
-        | network.measure(loaded, chunk, shape, backend, steps, ceilings)
-        for chunk in (4, 1)
-    ]
+    loaded, as_set = network.build_network(model, device, arguments.execution)
+    given = loaded, shape, "torch" if small else arguments.backend
+    where = ", times of this CPU" if small else ""
+    results: dict[str, Any] = {"network": []}
+    for execution in network.executions(loaded, as_set):
+        about = {"model": model, "execution": execution}
+        results["network"] += [
+            about | network.measure(*given, chunk, 1 if small else 20, ceilings) for chunk in (4, 1)
+        ]
+        if execution == as_set:
+            for chunk in (4, 1):
+                rows = results[f"kernels of {chunk}"] = network.profile_kernels(*given, chunk)
+                print_table(f"One step of {chunk} frame(s), {execution}, by kind of kernel{where}", rows)
+            rows = results["waits"] = network.waits_of_step(*given, 4)
+            waits = sum(row["waits"] for row in rows)
+            print_table(f"Lines at which the host waits for the device: {waits} times in a step", rows)
+        if execution != "recorded" and "stages of 4" not in results:  # a replay has no stages
+            for chunk in (4, 1):
+                rows = results[f"stages of {chunk}"] = network.profile_stages(*given, chunk, ceilings)
+                print_table(f"One step of {chunk} frame(s), {execution}, by stage{where}", rows)
     print_table(f"Network in stac mode, {shape[1]}×{shape[0]}, random weights", results["network"])
-    for chunk in (4, 1):
-        rows = network.profile_kernels(loaded, chunk, shape, backend)
-        results[f"kernels of {chunk}"] = rows
-        print_table(f"One step of {chunk} frame(s), {execution}, by kind of kernel", rows)
-    results["waits"] = network.waits_of_step(loaded, 4, shape, backend)
-    waits = sum(row["waits"] for row in results["waits"])
-    print_table(f"Lines at which the host waits for the device: {waits} times in a step", results["waits"])
-    if execution == "recorded":
-        stop_recording(loaded)
-    for chunk in (4, 1):
-        rows = network.profile_stages(loaded, chunk, shape, backend, ceilings)
-        results[f"stages of {chunk}"] = rows
-        how = "compiled, not recorded" if execution == "recorded" else execution
-        print_table(f"One step of {chunk} frame(s), {how}, by stage", rows)
     return results
 
 
@@ -160,7 +166,7 @@ def compare_with_wanted(results: dict[str, Any]) -> Rows:
         for variant in ("bias, mass", "bias, mass of a quarter")
     }
     merges = [row for row in results["merge"] if row["backend"] != "torch"]
-    speed = {row["chunk"]: row["frames_per_s"] for row in results["network"]}
+    speed = {row["chunk"]: row["frames_per_s"] for row in results["network"][:2]}  # as it is set
     figures = [
         ratio["bias, mass"],
         ratio["bias, mass of a quarter"],

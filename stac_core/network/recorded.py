@@ -3,7 +3,7 @@
 For one number of frames a pass launches the same kernels every time, on the same shapes. Only what the
 context does varies, because the past grows and shrinks. So a pass is recorded by running the network with a
 context that answers nothing, but ends one recording and begins the next; a replay runs the parts and asks
-the real context in between. The network never notices, and the host launches two dozen graphs instead of
+the real context in between. The network never notices, and the host launches a few dozen graphs instead of
 thousands of kernels (CUDA graphs: CUDA programming guide, section on graphs).
 """
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import statistics
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +19,7 @@ from stac_core.evaluation.gpu.measure import Ceilings
 from stac_core.evaluation.gpu.stages import MASS_SHARE, flop_by_stage, time_stages
 from stac_core.evaluation.gpu.waits import host_waits
 from stac_core.network.causal_vggt import CausalVGGT
-from stac_core.network.execution import prepare
+from stac_core.network.execution import prepare, stop_recording, undo
 from stac_core.network.initial_weights import initialise
 from stac_core.session import StreamSession
 
@@ -40,6 +42,17 @@ def build_network(name: str, device: torch.device, setting: str) -> tuple[Causal
     return network, prepare(network, setting)
 
 
+def executions(network: CausalVGGT, as_set: str) -> Iterator[str]:
+    """The network as it is set, then with less and less help."""
+    yield as_set
+    if as_set == "recorded":
+        stop_recording(network)
+        yield "compiled"
+    if as_set != "eager":
+        undo(network)
+        yield "eager"
+
+
 def stream(network: CausalVGGT, chunk: int, width: int, backend: str) -> StreamSession:
     """`stac` as a mapper runs it, with a quarter of the queries scored.
 
@@ -51,7 +64,7 @@ def stream(network: CausalVGGT, chunk: int, width: int, backend: str) -> StreamS
 
 
 def filled_stream(
-    network: CausalVGGT, chunk: int, shape: tuple[int, int], backend: str
+    network: CausalVGGT, shape: tuple[int, int], backend: str, chunk: int
 ) -> tuple[StreamSession, list[np.ndarray]]:
     """A stream in which evictions, merging and retrieval all take part, and the images of its next step."""
     session, images = stream(network, chunk, shape[1], backend), _images(chunk, shape)
@@ -61,12 +74,12 @@ def filled_stream(
 
 
 def measure(
-    network: CausalVGGT, chunk: int, shape: tuple[int, int], backend: str, steps: int, ceilings: Ceilings
-) -> dict[str, object]:
+    network: CausalVGGT, shape: tuple[int, int], backend: str, chunk: int, steps: int, ceilings: Ceilings
+) -> dict[str, Any]:
     """Median step after the memory has filled; shape = height and width of the frames."""
     device = next(network.parameters()).device
     on_gpu = device.type == "cuda"
-    session, images = filled_stream(network, chunk, shape, backend)
+    session, images = filled_stream(network, shape, backend, chunk)
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
     times = []
@@ -93,14 +106,14 @@ def measure(
 
 
 def profile_stages(
-    network: CausalVGGT, chunk: int, shape: tuple[int, int], backend: str, ceilings: Ceilings
-) -> list[dict[str, object]]:
+    network: CausalVGGT, shape: tuple[int, int], backend: str, chunk: int, ceilings: Ceilings
+) -> list[dict[str, Any]]:
     """Where one step's time goes, by stage. Nothing may be recorded: a replay has no stages."""
     device = next(network.parameters()).device
-    session, images = filled_stream(network, chunk, shape, backend)
+    session, images = filled_stream(network, shape, backend, chunk)
     spent = time_stages(session, images, device, 10 if device.type == "cuda" else 1)
     flop, total = flop_by_stage(network.config, chunk, shape), sum(spent.values())
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     for stage, ms in {**spent, "whole step": total}.items():
         work = sum(flop.values()) if stage == "whole step" else flop.get(stage, float("nan"))
         rate = work / ms * 1e3 / ceilings.matmul_flop_per_s if ms else float("nan")
@@ -109,15 +122,15 @@ def profile_stages(
 
 
 def profile_kernels(
-    network: CausalVGGT, chunk: int, shape: tuple[int, int], backend: str
-) -> list[dict[str, object]]:
+    network: CausalVGGT, shape: tuple[int, int], backend: str, chunk: int
+) -> list[dict[str, Any]]:
     """One step as it runs, by kind of kernel, and what is left of its wall time without any kernel.
 
     On a CPU the operations take the place of kernels.
     """
     device = next(network.parameters()).device
     on_gpu = device.type == "cuda"
-    session, images = filled_stream(network, chunk, shape, backend)
+    session, images = filled_stream(network, shape, backend, chunk)
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if on_gpu else [])
     with profile(activities=activities) as recorded:
         started = time.perf_counter()
@@ -130,24 +143,24 @@ def profile_kernels(
         ms = (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e3
         if ms and (not on_gpu or event.device_type != torch.autograd.DeviceType.CPU):
             spent.setdefault(_category(event.key), []).extend([ms, event.count])
-    rows: list[dict[str, object]] = [
+    rows: list[dict[str, Any]] = [
         {"kernels": name, "count": int(sum(found[1::2])), "ms": sum(found[::2])}
         for name, found in sorted(spent.items(), key=lambda item: -sum(item[1][::2]))
     ]
     busy_ms = sum(sum(found[::2]) for found in spent.values())
     rows.append({"kernels": "none: the device waits", "count": None, "ms": max(0.0, wall_ms - busy_ms)})
-    return [{**row, "share": float(str(row["ms"])) / max(wall_ms, busy_ms)} for row in rows]
+    return [{**row, "share": row["ms"] / max(wall_ms, busy_ms)} for row in rows]
 
 
 def waits_of_step(
-    network: CausalVGGT, chunk: int, shape: tuple[int, int], backend: str
-) -> list[dict[str, object]]:
+    network: CausalVGGT, shape: tuple[int, int], backend: str, chunk: int
+) -> list[dict[str, Any]]:
     """The lines at which the host waits for the device within one step."""
-    session, images = filled_stream(network, chunk, shape, backend)
+    session, images = filled_stream(network, shape, backend, chunk)
     return host_waits(lambda: session.step(images), next(network.parameters()).device)
 
 
-def check(device: torch.device, setting: str) -> list[dict[str, object]]:
+def check(device: torch.device, setting: str) -> list[dict[str, Any]]:
     """A stream of the box network's shape, run as the setting says, against operation by operation.
 
     The twice-rule: at most twice the error of the plain network in this dtype, against float32.

@@ -24,7 +24,7 @@ LOOKS = (
 )
 
 
-def host_waits(work: Callable[[], object], device: torch.device) -> list[dict[str, object]]:
+def host_waits(work: Callable[[], object], device: torch.device) -> list[dict[str, Any]]:
     """Lines of the package that wait, most often first.
 
     On a GPU PyTorch reports every wait. On a CPU, where nobody waits, the operations are counted whose result
