@@ -24,6 +24,7 @@ from stac_core.network.initial_weights import initialise
 from stac_core.session import StreamSession
 
 CATEGORIES = {  # first match wins; names as PyTorch's profiler shows them
+    "fused by the compiler": r"^triton_[a-z]+_fused|cpp_fused",
     "attention": r"flash|fmha|attend_forward|_forward_kernel|scaled_dot_product|attention",
     "key mass": r"attend_mass|_mass_kernel",
     "voxel merge": r"voxel_merge|_merge_kernel",
