@@ -129,7 +129,7 @@ def measure(
         return Run([Cost(n, _constant_bytes(config, shape, n), float("nan")) for n in stops], [])
     whole = timed or whole
     network = shape.network if whole else _one_lane(shape.network)
-    attention = _Attention(select_kernels("auto", device) if timed else None)
+    attention = _Attention(select_kernels("auto", device) if timed else None, device)
     kernels = Kernels("benchmark", "", attention, attention.merge, attention.gather)
     cache = StreamCache(config, network, kernels)
     loop = Loop(shape.rows, shape.columns, network, shape.dtype, device)
@@ -157,8 +157,9 @@ def measure(
 class _Attention:
     """The attention of the kernels, or nothing where only bytes count."""
 
-    def __init__(self, kernels: Kernels | None) -> None:
+    def __init__(self, kernels: Kernels | None, device: torch.device) -> None:
         self._kernels, self.on = kernels, False
+        self._random = torch.Generator(device).manual_seed(0)
         self.merge = kernels.voxel_merge if kernels else voxel_merge
         self.gather = kernels.gather if kernels else gather
 
@@ -171,8 +172,11 @@ class _Attention:
     ) -> Attended:
         if self.on and self._kernels:
             return self._kernels.attend(q, segments, mass, subsample)
-        masses = [torch.randn(len(q), s.length, device=q.device).exp() for s in segments] if mass else None
+        masses = [self._mass(len(q), segment.length) for segment in segments] if mass else None
         return Attended(q, q[..., 0].float(), masses)
+
+    def _mass(self, heads: int, keys: int) -> Tensor:
+        return torch.randn(heads, keys, generator=self._random, device=self._random.device).exp()
 
 
 def _step(
@@ -256,7 +260,7 @@ def print_table(name: str, rows: Sequence[str], stops: Sequence[int], timed: boo
                 f"{row}: p95 of a step {early:.1f} ms over frames {EARLY[0]}–{EARLY[1]}, {late:.1f} ms over "
                 f"the last tenth ({late / early - 1:+.1%})"
             )
-        for cost in run.costs if parts else []:
+        for cost in (cost for cost in run.costs if parts and cost.parts):
             held = ", ".join(f"{part} {size / 2**20:.1f}" for part, size in cost.parts.items())
             notes.append(f"{row}, N = {cost.frames}, MiB: {held}")
     print("\n".join(["", *notes]) if notes else "")
