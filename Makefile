@@ -33,7 +33,8 @@ lint: setup  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: setup  ## what node, cache modes and cloud measures cost on this computer
+bench: setup  ## what model, node, cache modes and cloud measures cost on this computer
+	$(BIN)/python -m stac_core.evaluation.speed
 	$(BIN)/python -m stac_ros.benchmark
 	$(BIN)/python -m stac_core.evaluation.cache_benchmark
 	$(BIN)/python -m stac_core.evaluation.benchmark

@@ -14,19 +14,26 @@ cudaError_t launch(
   return cudaGetLastError();
 }
 
+bool any_coded(const Segment* segments, int count) {
+  for (int i = 0; i < count; ++i)
+    if (segments[i].bits != 16) return true;
+  return false;
+}
+
 template <typename T, int DIM>
 cudaError_t forward(const ForwardArguments& args, cudaStream_t stream) {
   using S = Shape<DIM>;
-  const auto kernel =
-      args.bias.data ? attend_forward_kernel<T, DIM, true> : attend_forward_kernel<T, DIM, false>;
+  const auto kernel = any_coded(args.segments, args.count) ? attend_forward_kernel<T, DIM, true>
+                                                           : attend_forward_kernel<T, DIM, false>;
   return launch(kernel, args, (args.queries + S::rows - 1) / S::rows, S::threads, S::forward_bytes, stream);
 }
 
 template <typename T, int DIM>
 cudaError_t mass(const MassArguments& args, cudaStream_t stream) {
   using S = Shape<DIM>;
-  const auto kernel = args.bias.data ? attend_mass_kernel<T, DIM, true> : attend_mass_kernel<T, DIM, false>;
-  return launch(kernel, args, (args.keys + S::rows - 1) / S::rows, S::threads, S::mass_bytes, stream);
+  const auto kernel = any_coded(args.segments, args.count) ? attend_mass_kernel<T, DIM, true>
+                                                           : attend_mass_kernel<T, DIM, false>;
+  return launch(kernel, args, key_blocks<DIM>(args.segments, args.count), S::threads, S::mass_bytes, stream);
 }
 
 }  // namespace

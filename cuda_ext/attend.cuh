@@ -3,6 +3,10 @@
 // A block of 4 warps keeps its rows of one operand in registers (queries in the forward pass, keys in
 // the mass pass) and streams tiles of the other operand through two stages of shared memory. Logits
 // are kept in base 2. No atomics: every output element has one writer.
+//
+// One launch serves all segments: the forward pass sweeps one after the other, and a block of the mass
+// pass finds the segment its keys lie in. Codes are streamed as codes and become numbers between two
+// stretches of shared memory; CODED is false where no segment needs that.
 #ifndef STAC_ATTEND_CUH
 #define STAC_ATTEND_CUH
 
@@ -25,9 +29,11 @@ struct Shape {
   static constexpr int columns = DIM <= 64 ? 64 : 32;       // of a streamed tile
   static constexpr int pitch = DIM + 8;                     // 16 bytes of padding: no bank conflicts
   static constexpr int tile = columns * pitch;              // elements
+  static constexpr int groups = (DIM + CODE_GROUP - 1) / CODE_GROUP;    // of channels, in codes
   static constexpr int forward_bytes = 4 * tile * 2 + 2 * columns * 4;  // K and V twice, bias twice
   static constexpr int mass_bytes = 2 * tile * 2 + 2 * columns * 4;     // Q twice, lse twice
   static_assert(rows * pitch <= 2 * tile, "the rows of the block pass through the tiles' memory");
+  static_assert(2 * columns * (DIM + 4 * groups) <= 2 * tile, "codes of K and V fit a tile of numbers");
 };
 
 __device__ __forceinline__ int lane_index() { return threadIdx.x % 32; }
@@ -42,7 +48,7 @@ __device__ __forceinline__ void stream_tokens(T* tile, const Tokens& tokens, int
     const int token = i / chunks, channel = i % chunks * 8;
     const bool inside = first + token < length;
     const int64_t from = inside ? (first + token) * tokens.token_stride + channel : 0;
-    copy_async_16(tile + token * Shape<DIM>::pitch + channel, source + from, inside);
+    copy_async<16>(tile + token * Shape<DIM>::pitch + channel, source + from, inside);
   }
 }
 
@@ -52,8 +58,95 @@ __device__ __forceinline__ void stream_numbers(
   for (int i = threadIdx.x; i < COUNT; i += blockDim.x) {
     const bool inside = first + i < length;
     const int64_t from = inside ? (first + i) * numbers.token_stride : 0;
-    copy_async_4(tile + i, numbers.data + row * numbers.row_stride + from, inside);
+    copy_async<4>(tile + i, numbers.data + row * numbers.row_stride + from, inside);
   }
+}
+
+// Codes of COUNT tokens where a thread finds them: in shared memory, or still in the store.
+struct CodeTile {
+  const uint8_t* codes;
+  int64_t codes_pitch;  // bytes from token to token
+  const __half* grid;
+  int64_t grid_pitch;  // elements from token to token
+};
+
+// The memory that COUNT tokens of K (index 0) or V (1) are streamed to as codes.
+template <int DIM, int COUNT>
+__device__ __forceinline__ CodeTile code_tile(void* memory, int index) {
+  uint8_t* const bytes = static_cast<uint8_t*>(memory);
+  const __half* const grids = reinterpret_cast<const __half*>(bytes + 2 * COUNT * DIM);
+  constexpr int grid_pitch = 2 * Shape<DIM>::groups;
+  return {bytes + index * COUNT * DIM, DIM, grids + index * COUNT * grid_pitch, grid_pitch};
+}
+
+// COUNT tokens from `first` on as codes; zeros, which decode to zeros, beyond the last token.
+template <int DIM, int COUNT>
+__device__ __forceinline__ void stream_codes(
+    const CodeTile& tile, const Stored& stored, int bits, int row, int first, int length) {
+  constexpr int piece = DIM >= 32 ? 16 : 8;  // bytes copied at once
+  const int pieces = DIM * bits / 8 / piece;
+  const uint8_t* codes = static_cast<const uint8_t*>(stored.tokens.data) + row * stored.tokens.row_stride;
+  for (int i = threadIdx.x; i < COUNT * pieces; i += Shape<DIM>::threads) {
+    const int token = i / pieces, at = i % pieces * piece;
+    const bool inside = first + token < length;
+    const int64_t from = inside ? (first + token) * stored.tokens.token_stride + at : 0;
+    copy_async<piece>(const_cast<uint8_t*>(tile.codes) + token * tile.codes_pitch + at, codes + from, inside);
+  }
+  const __half* grid = static_cast<const __half*>(stored.grid.data) + row * stored.grid.row_stride;
+  for (int i = threadIdx.x; i < COUNT * Shape<DIM>::groups; i += Shape<DIM>::threads) {
+    const int token = i / Shape<DIM>::groups, at = i % Shape<DIM>::groups * 2;
+    const bool inside = first + token < length;
+    const int64_t from = inside ? (first + token) * stored.grid.token_stride + at : 0;
+    copy_async<4>(const_cast<__half*>(tile.grid) + token * tile.grid_pitch + at, grid + from, inside);
+  }
+}
+
+// Eight codes of four bits, the first in the lowest, as one byte each.
+__device__ __forceinline__ uint2 spread_nibbles(uint32_t codes) {
+  const auto spread = [](uint32_t x) {  // of 16 bits, to 32
+    x = (x | x << 8) & 0x00ff00ff;
+    return (x | x << 4) & 0x0f0f0f0f;
+  };
+  return make_uint2(spread(codes & 0xffff), spread(codes >> 16));
+}
+
+// The first `present` of COUNT tokens as numbers, (code · scale + offset) · factor; zeros for the others.
+template <typename T, int DIM, int COUNT>
+__device__ __forceinline__ void decode_tokens(
+    T* numbers, const CodeTile& tile, int bits, int present, const float* factor) {
+  constexpr int parts = DIM / 8;
+  static_assert(Shape<DIM>::threads % parts == 0, "a thread always has the same channels");
+  const int channel = threadIdx.x % parts * 8;
+  float factors[8];
+#pragma unroll
+  for (int e = 0; e < 8; ++e) factors[e] = factor ? factor[channel + e] : 1.0f;
+  for (int token = threadIdx.x / parts; token < COUNT; token += Shape<DIM>::threads / parts) {
+    uint2 codes = make_uint2(0, 0);
+    float scale = 0, offset = 0;
+    if (token < present) {
+      const uint8_t* from = tile.codes + token * tile.codes_pitch + channel * bits / 8;
+      codes = bits == 8 ? *reinterpret_cast<const uint2*>(from)
+                        : spread_nibbles(*reinterpret_cast<const uint32_t*>(from));
+      const __half* grid = tile.grid + token * tile.grid_pitch + channel / CODE_GROUP * 2;
+      scale = __half2float(grid[0]);
+      offset = __half2float(grid[1]);
+    }
+    uint32_t packed[4];
+#pragma unroll
+    for (int e = 0; e < 8; e += 2) {
+      const uint32_t pair = (e < 4 ? codes.x : codes.y) >> e % 4 * 8;
+      const float low = fmaf(static_cast<float>(pair & 0xff), scale, offset) * factors[e];
+      const float high = fmaf(static_cast<float>(pair >> 8 & 0xff), scale, offset) * factors[e + 1];
+      packed[e / 2] = pack<T>(low, high);
+    }
+    *reinterpret_cast<uint4*>(numbers + token * Shape<DIM>::pitch + channel) =
+        make_uint4(packed[0], packed[1], packed[2], packed[3]);
+  }
+}
+
+// A row's factor per channel, if any.
+__device__ __forceinline__ const float* factor_of(const Stored& stored, int row) {
+  return stored.factor ? stored.factor + row * stored.factor_row_stride : nullptr;
 }
 
 // The warp's rows of a tile as A fragments.
@@ -127,7 +220,7 @@ __device__ __forceinline__ void add_weighted_tile(
 }
 
 // Scale the products, add the bias of their columns, hide columns beyond the last key.
-template <int DIM, bool BIAS>
+template <int DIM>
 __device__ __forceinline__ void to_logits(
     float (&products)[Shape<DIM>::fragments][Shape<DIM>::columns / 8][4], const float* bias, float scale,
     int columns_left) {
@@ -137,7 +230,7 @@ __device__ __forceinline__ void to_logits(
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
       const int column = j * 8 + first + e;
-      float shift = BIAS ? bias[column] * LOG2_E : 0.0f;
+      float shift = bias ? bias[column] * LOG2_E : 0.0f;
       if (column >= columns_left) shift = -INFINITE;
 #pragma unroll
       for (int f = 0; f < Shape<DIM>::fragments; ++f) {
@@ -214,29 +307,6 @@ __device__ __forceinline__ int own_row(int f, int half) {
   return warp_index() * Shape<DIM>::warp_rows + f * 16 + half * 8 + lane_index() / 4;
 }
 
-// Start from the result of earlier segments as if it were a single key.
-template <int DIM>
-__device__ __forceinline__ void resume(
-    Softmax<DIM>& state, const ForwardArguments& args, int row, int first_query) {
-  const int first_lane = lane_index() % 4 == 0;
-#pragma unroll
-  for (int f = 0; f < Shape<DIM>::fragments; ++f)
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int query = first_query + own_row<DIM>(f, half);
-      if (query >= args.queries) continue;
-      const int64_t at = static_cast<int64_t>(row) * args.queries + query;
-      state.top[f][half] = args.before_lse[at] * LOG2_E;
-      state.total[f][half] = first_lane && state.top[f][half] != -INFINITE ? 1.0f : 0.0f;
-      const float* out = args.before_out + at * DIM + lane_index() % 4 * 2;
-#pragma unroll
-      for (int j = 0; j < DIM / 8; ++j) {
-        state.out[f][j][2 * half] = out[j * 8];
-        state.out[f][j][2 * half + 1] = out[j * 8 + 1];
-      }
-    }
-}
-
 template <typename T, int DIM>
 __device__ __forceinline__ void store(
     const Softmax<DIM>& state, const ForwardArguments& args, int row, int first_query) {
@@ -254,18 +324,71 @@ __device__ __forceinline__ void store(
 #pragma unroll
       for (int j = 0; j < DIM / 8; ++j) {
         const float low = state.out[f][j][2 * half] * share, high = state.out[f][j][2 * half + 1] * share;
-        if (args.out_is_float)
-          *reinterpret_cast<float2*>(static_cast<float*>(args.out) + first + j * 8) = make_float2(low, high);
-        else
-          *reinterpret_cast<uint32_t*>(static_cast<T*>(args.out) + first + j * 8) = pack<T>(low, high);
+        *reinterpret_cast<uint32_t*>(static_cast<T*>(args.out) + first + j * 8) = pack<T>(low, high);
       }
     }
 }
 
-template <typename T, int DIM, bool BIAS>
-__global__ void __launch_bounds__(128, 2) attend_forward_kernel(const ForwardArguments args) {
+// Sweep one segment: the softmax goes on where the segments before it left off.
+template <typename T, int DIM, bool CODED>
+__device__ __forceinline__ void attend_segment(
+    Softmax<DIM>& state, const uint32_t (&q)[Shape<DIM>::fragments][DIM / 16][4], T* tiles, float* biases,
+    const Segment& segment, int row, float scale) {
   using S = Shape<DIM>;
-  T* const tiles = reinterpret_cast<T*>(shared_memory());  // two stages of K then V
+  // Numbers: two stages of K then V. Codes: K and V as numbers, then two stages of both as codes.
+  const bool coded = CODED && segment.bits != 16;
+  const auto codes = [&](int stage, int index) {
+    return code_tile<DIM, S::columns>(tiles + (2 + stage) * S::tile, index);
+  };
+  const auto stream = [&](int tile) {
+    const int stage = tile % 2, first = tile * S::columns;
+    if (coded) {
+      stream_codes<DIM, S::columns>(codes(stage, 0), segment.keys, segment.bits, row, first, segment.length);
+      stream_codes<DIM, S::columns>(codes(stage, 1), segment.values, segment.bits, row, first, segment.length);
+    } else {
+      T* const k = tiles + stage * 2 * S::tile;
+      stream_tokens<T, DIM, S::columns>(k, segment.keys.tokens, row, first, segment.length);
+      stream_tokens<T, DIM, S::columns>(k + S::tile, segment.values.tokens, row, first, segment.length);
+    }
+    if (segment.bias.data)
+      stream_numbers<S::columns>(biases + stage * S::columns, segment.bias, row, first, segment.length);
+    commit_copies();
+  };
+  const int count = (segment.length + S::columns - 1) / S::columns;
+  stream(0);
+  for (int tile = 0; tile < count; ++tile) {
+    const int stage = tile % 2;
+    if (tile + 1 < count) {
+      stream(tile + 1);
+      wait_for_copies<1>();
+    } else {
+      wait_for_copies<0>();
+    }
+    synchronize_block();
+    const T* k = tiles + stage * 2 * S::tile;
+    if (coded) {
+      k = tiles;
+      decode_tokens<T, DIM, S::columns>(
+          tiles, codes(stage, 0), segment.bits, S::columns, factor_of(segment.keys, row));
+      decode_tokens<T, DIM, S::columns>(
+          tiles + S::tile, codes(stage, 1), segment.bits, S::columns, factor_of(segment.values, row));
+      synchronize_block();
+    }
+    float logits[S::fragments][S::columns / 8][4];
+    multiply_by_tile<T, DIM>(logits, q, k);
+    to_logits<DIM>(
+        logits, segment.bias.data ? biases + stage * S::columns : nullptr, scale * LOG2_E,
+        segment.length - tile * S::columns);
+    state.absorb(logits);
+    add_weighted_tile<T, DIM>(state.out, logits, k + S::tile);
+    synchronize_block();
+  }
+}
+
+template <typename T, int DIM, bool CODED>
+__global__ void __launch_bounds__(128, 2) attend_forward_kernel(const __grid_constant__ ForwardArguments args) {
+  using S = Shape<DIM>;
+  T* const tiles = reinterpret_cast<T*>(shared_memory());
   float* const biases = reinterpret_cast<float*>(tiles + 4 * S::tile);
   const int row = blockIdx.y, first_query = blockIdx.x * S::rows;
 
@@ -277,50 +400,54 @@ __global__ void __launch_bounds__(128, 2) attend_forward_kernel(const ForwardArg
   load_rows<T, DIM>(q, tiles);
   synchronize_block();  // the queries are in registers, their memory is free for the first tiles
 
-  const auto stream = [&](int tile) {
-    const int stage = tile % 2, first = tile * S::columns;
-    stream_tokens<T, DIM, S::columns>(tiles + stage * 2 * S::tile, args.k, row, first, args.keys);
-    stream_tokens<T, DIM, S::columns>(tiles + (stage * 2 + 1) * S::tile, args.v, row, first, args.keys);
-    if (BIAS) stream_numbers<S::columns>(biases + stage * S::columns, args.bias, row, first, args.keys);
-    commit_copies();
-  };
   Softmax<DIM> state;
   state.clear();
-  if (args.before_lse) resume<DIM>(state, args, row, first_query);
-
-  const int count = (args.keys + S::columns - 1) / S::columns;
-  stream(0);
-  for (int tile = 0; tile < count; ++tile) {
-    if (tile + 1 < count) {
-      stream(tile + 1);
-      wait_for_copies<1>();
-    } else {
-      wait_for_copies<0>();
-    }
-    synchronize_block();
-    const T* const k = tiles + tile % 2 * 2 * S::tile;
-    float logits[S::fragments][S::columns / 8][4];
-    multiply_by_tile<T, DIM>(logits, q, k);
-    to_logits<DIM, BIAS>(
-        logits, biases + tile % 2 * S::columns, args.scale * LOG2_E, args.keys - tile * S::columns);
-    state.absorb(logits);
-    add_weighted_tile<T, DIM>(state.out, logits, k + S::tile);
-    synchronize_block();
-  }
+  for (int i = 0; i < args.count; ++i)
+    attend_segment<T, DIM, CODED>(state, q, tiles, biases, args.segments[i], row, args.scale);
   store<T, DIM>(state, args, row, first_query);
 }
 
-template <typename T, int DIM, bool BIAS>
-__global__ void __launch_bounds__(128, 2) attend_mass_kernel(const MassArguments args) {
+// Blocks that the keys of all segments are spread over; no block crosses from one to the next.
+template <int DIM>
+inline int key_blocks(const Segment* segments, int count) {
+  int blocks = 0;
+  for (int i = 0; i < count; ++i) blocks += (segments[i].length + Shape<DIM>::rows - 1) / Shape<DIM>::rows;
+  return blocks;
+}
+
+template <typename T, int DIM, bool CODED>
+__global__ void __launch_bounds__(128, 2) attend_mass_kernel(const __grid_constant__ MassArguments args) {
   using S = Shape<DIM>;
   T* const tiles = reinterpret_cast<T*>(shared_memory());  // two stages of Q
   float* const lses = reinterpret_cast<float*>(tiles + 2 * S::tile);
-  const int row = blockIdx.y, first_key = blockIdx.x * S::rows;
+  const int row = blockIdx.y;
+
+  int own = 0, block = blockIdx.x, first_column = 0;
+  for (; own + 1 < args.count; ++own) {
+    const int length = args.segments[own].length, blocks = (length + S::rows - 1) / S::rows;
+    if (block < blocks) break;
+    block -= blocks;
+    first_column += length;
+  }
+  const Segment& segment = args.segments[own];
+  const int first_key = block * S::rows;
 
   uint32_t k[S::fragments][DIM / 16][4];
-  stream_tokens<T, DIM, S::rows>(tiles, args.k, row, first_key, args.keys);
-  commit_copies();
-  wait_for_copies<0>();
+  if (CODED && segment.bits != 16) {
+    const Stored& keys = segment.keys;
+    const CodeTile codes = {
+        static_cast<const uint8_t*>(keys.tokens.data) + row * keys.tokens.row_stride +
+            first_key * keys.tokens.token_stride,
+        keys.tokens.token_stride,
+        static_cast<const __half*>(keys.grid.data) + row * keys.grid.row_stride +
+            first_key * keys.grid.token_stride,
+        keys.grid.token_stride};
+    decode_tokens<T, DIM, S::rows>(tiles, codes, segment.bits, segment.length - first_key, factor_of(keys, row));
+  } else {
+    stream_tokens<T, DIM, S::rows>(tiles, segment.keys.tokens, row, first_key, segment.length);
+    commit_copies();
+    wait_for_copies<0>();
+  }
   synchronize_block();
   load_rows<T, DIM>(k, tiles);
   synchronize_block();
@@ -337,9 +464,10 @@ __global__ void __launch_bounds__(128, 2) attend_mass_kernel(const MassArguments
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int key = first_key + own_row<DIM>(f, half);
-      const bool biased = BIAS && key < args.keys;
+      const Numbers& numbers = segment.bias;
+      const bool biased = numbers.data && key < segment.length;
       bias[f][half] =
-          biased ? args.bias.data[row * args.bias.row_stride + key * args.bias.token_stride] * LOG2_E : 0.0f;
+          biased ? numbers.data[row * numbers.row_stride + key * numbers.token_stride] * LOG2_E : 0.0f;
       sums[f][half] = 0;
     }
 
@@ -377,8 +505,8 @@ __global__ void __launch_bounds__(128, 2) attend_mass_kernel(const MassArguments
     for (int half = 0; half < 2; ++half) {
       const int key = first_key + own_row<DIM>(f, half);
       const float sum = row_sum(sums[f][half]);
-      if (key < args.keys && lane_index() % 4 == 0)
-        args.mass[static_cast<int64_t>(row) * args.keys + key] = sum * args.factor;
+      if (key < segment.length && lane_index() % 4 == 0)
+        args.mass[static_cast<int64_t>(row) * args.columns + first_column + key] = sum * args.factor;
     }
 }
 

@@ -8,7 +8,10 @@ namespace stac {
 
 enum class Type { float16, bfloat16 };
 
-// Tokens [rows, length, dim], the last dimension contiguous; strides in elements.
+constexpr int MOST_SEGMENTS = 8;  // of stac_core/kernels/attend.py
+constexpr int CODE_GROUP = 64;    // channels that share a scale and an offset
+
+// Numbers [rows, length, dim], the last dimension contiguous; strides in elements.
 struct Tokens {
   const void* data;
   int64_t row_stride;
@@ -22,25 +25,41 @@ struct Numbers {
   int64_t token_stride;
 };
 
-// out and lse over one segment of keys, joined with those of the segments before it, if any.
-struct ForwardArguments {
-  Tokens q, k, v;
+// Tokens as numbers, or as codes [rows, length, dim · bits / 8] of bytes with scale and offset of each
+// group as float16 [rows, length, 2 · groups]; factor [rows, dim], if any, multiplies what is decoded.
+struct Stored {
+  Tokens tokens;  // strides of codes in bytes
+  Tokens grid;
+  const float* factor;
+  int64_t factor_row_stride;
+};
+
+struct Segment {
+  Stored keys, values;
   Numbers bias;
-  const float* before_out;  // [rows, queries, dim] and [rows, queries] without gaps, or null
-  const float* before_lse;
-  void* out;  // [rows, queries, dim] without gaps, in the type of q or, where out_is_float, float32
-  bool out_is_float;
+  int length;  // at least 1
+  int bits;    // 16 = numbers, 8 or 4 = codes
+};
+
+// out and lse over all keys of all segments.
+struct ForwardArguments {
+  Tokens q;
+  Segment segments[MOST_SEGMENTS];
+  int count;   // of segments
+  void* out;   // [rows, queries, dim] without gaps, in the type of q
   float* lse;  // [rows, queries] without gaps
-  int rows, queries, keys;
+  int rows, queries;
   float scale;
 };
 
-// Column sums of exp(logits − lse) over the given queries, times `factor`.
+// Column sums of exp(logits − lse) over the given queries, times `factor`; values of segments are not read.
 struct MassArguments {
-  Tokens q, k;
-  Numbers bias, lse;
-  float* mass;  // [rows, keys] without gaps
-  int rows, queries, keys;
+  Tokens q;
+  Segment segments[MOST_SEGMENTS];
+  int count;
+  Numbers lse;
+  float* mass;  // [rows, columns] without gaps, segment after segment
+  int rows, queries, columns;
   float scale, factor;
 };
 

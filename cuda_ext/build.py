@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-CUDA_SOURCES = ("attend.cu", "voxel_merge.cu")
+CUDA_SOURCES = ("attend.cu", "voxel_merge.cu", "gather.cu")
 CPP_SOURCES = ("ops.cpp",)
 CAPABILITIES = ("80", "86", "87", "89", "90", "100")
 NVCC_FLAGS = ("-std=c++17", "-O3", "-Xcompiler", "-fPIC", "-Xptxas", "-v")

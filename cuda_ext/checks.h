@@ -22,12 +22,14 @@ inline void check_packed(
   TORCH_CHECK_VALUE(x.is_contiguous(), name, ": must be contiguous, got strides ", x.strides());
 }
 
-// Tokens are read 16 bytes at a time.
-inline void check_aligned(const at::Tensor& x, const char* name) {
+// Tokens are read so many bytes at a time.
+inline void check_aligned(const at::Tensor& x, const char* name, int64_t bytes) {
   TORCH_CHECK_VALUE(x.stride(2) == 1, name, ": the last dimension must be contiguous, got strides ", x.strides());
+  const int64_t elements = bytes / x.element_size();
   TORCH_CHECK_VALUE(
-      x.stride(0) % 8 == 0 && x.stride(1) % 8 == 0 && reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 == 0,
-      name, ": rows and tokens must start at multiples of 16 bytes, got strides ", x.strides(),
+      x.stride(0) % elements == 0 && x.stride(1) % elements == 0 &&
+          reinterpret_cast<uintptr_t>(x.const_data_ptr()) % bytes == 0,
+      name, ": rows and tokens must start at multiples of ", bytes, " bytes, got strides ", x.strides(),
       " and offset ", x.storage_offset(), "; make it contiguous");
 }
 

@@ -61,17 +61,18 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&r)[4], const
                : "memory");
 }
 
-// Start copying 16 (4) bytes from device to shared memory; zeros instead where `inside` is false.
-__device__ __forceinline__ void copy_async_16(void* target, const void* source, bool inside) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(target)), "l"(source),
-               "r"(inside ? 16 : 0)
-               : "memory");
-}
-
-__device__ __forceinline__ void copy_async_4(void* target, const void* source, bool inside) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(target)), "l"(source),
-               "r"(inside ? 4 : 0)
-               : "memory");
+// Start copying 16, 8 or 4 bytes from device to shared memory; zeros instead where `inside` is false.
+template <int BYTES>
+__device__ __forceinline__ void copy_async(void* target, const void* source, bool inside) {
+  const int read = inside ? BYTES : 0;
+  if constexpr (BYTES == 16)  // past the first cache, which nothing read once has a use for
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(target)), "l"(source),
+                 "r"(read)
+                 : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(target)), "l"(source),
+                 "n"(BYTES), "r"(read)
+                 : "memory");
 }
 
 // Close the group of copies started so far by this thread.

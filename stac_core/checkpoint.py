@@ -23,6 +23,7 @@ from torch import Tensor
 from stac_core.config import NETWORKS, ModelConfig, NetworkConfig
 from stac_core.device import choose_device, choose_dtype
 from stac_core.network.causal_vggt import CausalVGGT
+from stac_core.network.execution import choose_execution, prepare
 from stac_core.network.initial_weights import initialise
 
 BOX = Path(__file__).parent / "weights" / "embedded.safetensors"
@@ -51,6 +52,7 @@ class LoadedNetwork:
     device: torch.device
     dtype: torch.dtype
     weights: str  # for people: "box model, step 12000"
+    execution: str  # what `model.execution` came to: eager, compiled or recorded
 
 
 def load_network(model: ModelConfig) -> LoadedNetwork:
@@ -62,6 +64,7 @@ def load_network(model: ModelConfig) -> LoadedNetwork:
     config = NETWORKS[model.name]
     device = choose_device(model.device)
     dtype = choose_dtype(model.dtype, device)
+    choose_execution(model.execution, device)  # refused before weights are read
     path = find_weights(model)
     if path is None:
         network = initialise(CausalVGGT(config), model.seed).set_precision(dtype)
@@ -71,7 +74,8 @@ def load_network(model: ModelConfig) -> LoadedNetwork:
         network = load_weights(config, path, dtype, device)
         weights = _describe(path)
         logger.info("loaded %s: %s", config.name, weights)
-    return LoadedNetwork(network.to(device).eval().requires_grad_(False), config, device, dtype, weights)
+    network = network.to(device).eval().requires_grad_(False)
+    return LoadedNetwork(network, config, device, dtype, weights, prepare(network, model.execution))
 
 
 def find_weights(model: ModelConfig) -> Path | None:

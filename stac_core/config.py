@@ -128,6 +128,12 @@ class ModelConfig:
         "aggregator precision; auto = bfloat16 where the GPU has it, else float16; CPU float32",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
+    execution: str = setting(
+        "auto",
+        "eager = operation by operation; compiled = small operations fused by torch.compile; recorded = "
+        "compiled, and replayed as CUDA graphs; auto = recorded on a GPU, eager on the CPU",
+        choices=("auto", "eager", "compiled", "recorded"),
+    )
     seed: int = setting(0, "seed of random weights where no trained weights exist", minimum=0)
 
     def __post_init__(self) -> None:

@@ -1,8 +1,12 @@
-"""Where a network runs and in which precision."""
+"""Where a network runs, in which precision, and how long it takes there."""
 
 from __future__ import annotations
 
+import itertools
+import time
+
 import torch
+from torch import Tensor
 
 
 def choose_device(name: str) -> torch.device:
@@ -42,3 +46,40 @@ def free_bytes(device: torch.device) -> int:
     with open("/proc/meminfo") as file:
         kibibytes = dict(line.split(":") for line in file)["MemAvailable"].split()[0]
     return 1024 * int(kibibytes)
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on the device, without waiting for what the device is at."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+class Stopwatch:
+    """Moments in the order in which the device reaches them; taking one never waits for the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._moments: list[float | torch.cuda.Event] = []
+        self.mark()
+
+    def mark(self) -> None:
+        """Everything asked of the device so far lies before this moment."""
+        if not self._on_gpu:
+            self._moments.append(time.perf_counter())
+            return
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        self._moments.append(event)
+
+    def milliseconds(self) -> list[float]:
+        """Between neighbouring moments; waits until the device has passed the last one."""
+        if self._on_gpu:
+            self._moments[-1].synchronize()  # type: ignore[union-attr]
+        return [_between(a, b) for a, b in itertools.pairwise(self._moments)]
+
+
+def _between(a: float | torch.cuda.Event, b: float | torch.cuda.Event) -> float:
+    if isinstance(a, torch.cuda.Event):
+        return a.elapsed_time(b)  # type: ignore[arg-type]
+    return 1e3 * (b - a)  # type: ignore[operator]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # A field of view of 0 (its activation is a ReLU) would be an infinite focal length.
@@ -25,7 +26,8 @@ def decode_pose(pose_encoding: Tensor, height: int, width: int) -> tuple[Tensor,
     rotation = rotation_from_quaternion(pose_encoding[..., 3:7])
     world_from_camera = invert_pose(pose_matrix(rotation, pose_encoding[..., :3]))
     half = pose_encoding[..., 7:9].clamp(NARROWEST_VIEW, WIDEST_VIEW) / 2
-    half_size = half.new_tensor([height / 2, width / 2])
+    # Made on the device: a copy from the host would hold up the stream.
+    half_size = torch.stack([torch.full_like(half[..., 0], side / 2) for side in (height, width)], dim=-1)
     return world_from_camera, intrinsic_matrix((half_size / half.tan()).flip(-1), half_size.flip(-1))
 
 
@@ -41,7 +43,7 @@ def encode_pose(world_from_camera: Tensor, intrinsics: Tensor, height: int, widt
 def pose_matrix(rotation: Tensor, translation: Tensor) -> Tensor:
     """Rotation [..., 3, 3] and translation [..., 3] → [..., 4, 4]."""
     top = torch.cat([rotation, translation[..., None]], dim=-1)
-    bottom = top.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(*top.shape[:-2], 1, 4)
+    bottom = F.pad(torch.ones_like(top[..., :1, :1]), (3, 0))  # 0 0 0 1
     return torch.cat([top, bottom], dim=-2)
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,16 +19,19 @@ from stac_core.cache.saved_state import read_state, write_state
 from stac_core.cache.stats import CacheStats
 from stac_core.cache.token_positions import TokenPositions, View, token_positions
 from stac_core.config import Config
+from stac_core.device import Stopwatch, send
 from stac_core.geometry import decode_pose, unproject_depth
 from stac_core.images import ImageGeometry, prepare_images
 from stac_core.kernels.select import select_kernels
 from stac_core.network.causal_vggt import CausalVGGT
 from stac_core.prediction import Prediction
 
+NOISE_SIZE = 480, 640  # height and width of the frames that warm a session up
+
 
 @dataclass(frozen=True)
 class SessionStats:
-    """Plain numbers about a stream: its memory, and where the last step spent its time."""
+    """Plain numbers about a stream: its memory, and what the last step took, 0 before the first."""
 
     cache: CacheStats
     prepare_ms: float
@@ -51,7 +52,7 @@ class StreamSession:
         self._device = next(network.parameters()).device
         self._kernels = select_kernels(config.kernels.backend, self._device)
         self._cache = open_cache(config.cache, network.config, self._kernels)
-        self._times_ms = (0.0, 0.0, 0.0)
+        self._watch: Stopwatch | None = None  # of the last step
 
     @torch.inference_mode()
     def step(self, images: list[np.ndarray]) -> Prediction:
@@ -61,18 +62,35 @@ class StreamSession:
         not fit the stream; whatever is raised, the stream is as it was before the step. It also is where a
         first chunk does not reach `cache.first_confidence`.
         """
-        started = time.perf_counter()
+        watch = Stopwatch(self._device)
         pixels, geometry = prepare_images(images, self.config.image, self._network.config.image_size)
-        prepared = time.perf_counter()
+        pixels = send(pixels, self._device)
+        watch.mark()
         wants_points = self._cache.wants_positions and self.config.cache.positions == "points"
-        prediction = self._network(pixels[None].to(self._device), self._cache, points=wants_points)
+        prediction = self._network(pixels[None], self._cache, points=wants_points)
         prediction = prediction.map(lambda t: t[0])
-        predicted = self._now()
+        watch.mark()
         if self._cache.frames_seen or self._can_begin(prediction):
             self._cache.settle(self._positions(prediction), _cameras(prediction))
-        self._times_ms = _milliseconds(started, prepared, predicted, self._now())
-        self.geometry = geometry
+        watch.mark()
+        self._watch, self.geometry = watch, geometry
         return replace(prediction, camera_tokens=None)
+
+    def warm_up(self) -> None:
+        """Step over noise until every kernel has run, then reset: a GPU compiles and records on first use.
+
+        The camera is taken to be 4:3; with another one only the recordings are made again. No stream may be
+        under way; the modes that take a sequence in one pass have nothing to warm up.
+        """
+        if isinstance(self._cache, OfflineCache):
+            return
+        cache, random = self.config.cache, np.random.default_rng(0)
+        noise = random.integers(0, 256, (cache.chunk_size, *NOISE_SIZE, 3), dtype=np.uint8)
+        frames = cache.pinned_frames + cache.window_size + cache.hh_size + 2 * cache.chunk_size
+        steps = [cache.chunk_size] * -(-frames // cache.chunk_size) + list(range(1, cache.chunk_size))
+        for count in steps:
+            self.step(list(noise[:count]))
+        self.reset()
 
     def reset(self) -> None:
         """Forget everything: the next frame begins a new stream."""
@@ -128,7 +146,8 @@ class StreamSession:
 
     def stats(self, members: bool = False) -> SessionStats:
         """members: also count merged tokens by how many they stand for, which looks at every one."""
-        return SessionStats(self._cache.stats(members), *self._times_ms)
+        times_ms = self._watch.milliseconds() if self._watch else (0.0, 0.0, 0.0)
+        return SessionStats(self._cache.stats(members), *times_ms)
 
     def _about(self) -> dict[str, Any]:
         """What a saved stream must agree on with this one."""
@@ -169,12 +188,6 @@ class StreamSession:
             view=_view(p) if config.prefetch else None,
         )
 
-    def _now(self) -> float:
-        """The time when the device has finished what was asked of it so far."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return time.perf_counter()
-
 
 def _cameras(prediction: Prediction) -> Cameras | None:
     """What the poses were read from, and they."""
@@ -185,10 +198,5 @@ def _cameras(prediction: Prediction) -> Cameras | None:
 def _view(prediction: Prediction) -> View:
     """What the newest camera sees."""
     intrinsics, (height, width) = prediction.intrinsics[-1], prediction.depth.shape[-2:]
-    focal = intrinsics.diagonal()[:2]
-    return View(prediction.world_from_camera[-1], focal.new_tensor([width / 2, height / 2]) / focal)
-
-
-def _milliseconds(*moments: float) -> tuple[float, float, float]:
-    prepare, network, settle = (1e3 * (b - a) for a, b in itertools.pairwise(moments))
-    return prepare, network, settle
+    half_width, half_height = width / 2 / intrinsics[0, 0], height / 2 / intrinsics[1, 1]
+    return View(prediction.world_from_camera[-1], torch.stack([half_width, half_height]))

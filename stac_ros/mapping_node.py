@@ -51,6 +51,8 @@ class MappingNode(ClosingNode):
         started = time.monotonic()
         loaded = load_network(core.model)
         session = StreamSession(loaded.network, core)
+        if loaded.device.type == "cuda":
+            session.warm_up()  # now, not with the first image
         logger.info("network ready in %.1f s: %s", time.monotonic() - started, loaded.weights)
         self.facts = _facts(self.get_fully_qualified_name().lstrip("/"), loaded)
         logger.info("libraries: %s", self.facts.libraries)

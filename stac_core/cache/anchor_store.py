@@ -11,7 +11,7 @@ from stac_core.cache.saved_state import State
 from stac_core.cache.token_store import TokenStore
 from stac_core.cache.voxel_keys import NOWHERE
 from stac_core.cache.voxel_memory import Evicted
-from stac_core.kernels.attend import Segment
+from stac_core.kernels.attend import AnySegment
 
 
 class AnchorStore:
@@ -39,7 +39,7 @@ class AnchorStore:
         """Score and voxel key of the tokens, both [layers, heads, length]."""
         return self.score, self.voxel
 
-    def segment(self, layer: int) -> Segment | None:
+    def segment(self, layer: int) -> AnySegment | None:
         """The tokens of one layer; None where there are none."""
         return self.memory.segment(layer, self.length) if self.length else None
 

@@ -13,7 +13,7 @@ from stac_core.cache.key_values import KeyValues
 from stac_core.cache.memory_model import camera_frames
 from stac_core.cache.token_store import TokenStore
 from stac_core.config import CacheConfig, NetworkConfig
-from stac_core.kernels.attend import Segment
+from stac_core.kernels.attend import AnySegment
 
 
 class CameraMemory:
@@ -31,7 +31,7 @@ class CameraMemory:
         most = self._config.pinned_frames + camera_frames(self._config) + self._config.chunk_size
         self.store.begin(frames * self._entries, most * self._entries if bounded else None)
 
-    def stage(self, iteration: int, layer: int, keys: Tensor, values: Tensor) -> list[Segment]:
+    def stage(self, iteration: int, layer: int, keys: Tensor, values: Tensor) -> list[AnySegment]:
         """Append [heads, frames, D]; → everything that this iteration sees."""
         memory = layer * self._memories + (iteration if self._memories > 1 else 0)
         return self.store.stage(memory, keys, values)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from stac_core.cache.quantization import Codec
 from stac_core.cache.saved_state import State
-from stac_core.kernels.attend import Segment
+from stac_core.kernels.attend import AnySegment, CodedSegment, Codes, Segment
 
 Fields = tuple[Tensor, ...]  # as stored: the fields of the key, then those of the value
 
@@ -66,9 +66,17 @@ class KeyValues:
         """Allocated."""
         return sum(field.nbytes for fields in self._layers if fields is not None for field in fields)
 
-    def segment(self, layer: int, stop: int) -> Segment:
-        """The first `stop` tokens of one layer."""
-        return Segment(*self.decode(layer, tuple(field[:, :stop] for field in self.fields(layer))))
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what is decoded."""
+        if self._codec is None:
+            raise RuntimeError("nothing has been stored yet")
+        return self._codec.dtype
+
+    def segment(self, layer: int, stop: int) -> AnySegment:
+        """The first `stop` tokens of one layer, as they are stored."""
+        fields = tuple(field[:, :stop] for field in self.fields(layer))
+        return Segment(*fields) if self.exact else CodedSegment(*self._codes(layer, fields))
 
     def fields(self, layer: int) -> Fields:
         fields = self._layers[layer]
@@ -131,11 +139,16 @@ class KeyValues:
         """Stored fields → keys and values."""
         if self.exact:
             return fields[0], fields[1]
+        keys, values = self._codes(layer, fields)
+        return keys.decode(self.dtype), values.decode(self.dtype)
+
+    def _codes(self, layer: int, fields: Fields) -> tuple[Codes, Codes]:
+        """Stored fields of codes → keys and values as kernels read them."""
         if self._codec is None:
             raise RuntimeError("nothing has been stored yet")
-        half = len(fields) // 2
-        keys, values = self._codec.decode(fields[:half]), self._codec.decode(fields[half:])
-        return (keys.float() * self._scale_of(layer)).to(keys.dtype), values
+        bits, dim = self._bits, self._codec.dim
+        factor = self._scale_of(layer)[:, 0]
+        return Codes(fields[0], fields[1], bits, dim, factor), Codes(fields[2], fields[3], bits, dim)
 
     def adopt(self, other: KeyValues) -> None:
         """Be ready to decode what another memory of the same stream has encoded."""

@@ -19,7 +19,7 @@ from stac_core.cache.saved_state import State
 from stac_core.cache.token_store import TokenStore
 from stac_core.cache.voxel_memory import Evicted
 from stac_core.config import CacheConfig, NetworkConfig
-from stac_core.kernels.attend import Segment
+from stac_core.kernels.attend import AnySegment, decode_keys, decode_segments
 
 
 class LiveTokens(NamedTuple):
@@ -78,12 +78,12 @@ class LiveCache:
             most = (window_frames(self._config) + self._config.chunk_size) * tokens_per_frame
         self.window.begin(frames * tokens_per_frame, most)
 
-    def stage(self, layer: int, keys: Tensor, values: Tensor) -> list[Segment]:
+    def stage(self, layer: int, keys: Tensor, values: Tensor) -> list[AnySegment]:
         """Take in new tokens [heads, n, D] of one layer; → all that it sees, the new ones last."""
         past = [store.segment(layer) for store in self._stores if store is not self.window]
         return [s for s in past if s is not None] + self.window.stage(layer, keys, values)
 
-    def credit(self, layer: int, q: Tensor, live: list[Segment], mass: list[Tensor] | None) -> None:
+    def credit(self, layer: int, q: Tensor, live: list[AnySegment], mass: list[Tensor] | None) -> None:
         """Note what queries [heads, M, D] make of the live tokens of a layer, and what these received."""
         if self._rules.anchors:
             self._contributions[layer] = self._contribution(q, live, mass)
@@ -135,7 +135,8 @@ class LiveCache:
         stores = [store for store in self._stores if store.length]
         keys, values = [], []
         for layer in range(self._network.layers):
-            segments = [s for s in (store.segment(layer) for store in stores) if s is not None]
+            stored = [s for s in (store.segment(layer) for store in stores) if s is not None]
+            segments = decode_segments(stored, self.window.memory.dtype)
             keys.append(torch.cat([s.keys for s in segments], 1))
             values.append(torch.cat([s.values for s in segments], 1))
         notes = [store.notes(self._network.layers, self._network.heads) for store in stores]
@@ -161,11 +162,11 @@ class LiveCache:
         stores = (self._pinned, self._special, self._anchors, self.window)
         return [store for store in stores if store is not None]
 
-    def _contribution(self, q: Tensor, live: list[Segment], mass: list[Tensor] | None) -> Tensor:
+    def _contribution(self, q: Tensor, live: list[AnySegment], mass: list[Tensor] | None) -> Tensor:
         """What this pass adds to the scores of the live tokens of one layer [heads, T]."""
         if mass is not None:
             return scores.received(torch.cat(mass[: len(live)], -1), q.shape[1])
-        keys = torch.cat([segment.keys for segment in live], 1)
+        keys = torch.cat([decode_keys(segment, q.dtype) for segment in live], 1)
         newest, special = q[:, -self._tokens_per_frame :], self._network.special_tokens
         if self._config.importance == "pooled":
             return scores.importance_pooled(newest, keys, special)

@@ -40,6 +40,11 @@ class Pages:
         """Allocated."""
         return self.length * self.row_bytes
 
+    @property
+    def parts(self) -> list[dict[str, Tensor]]:
+        """The columns of every page, in the order of their rows."""
+        return list(self._pages)
+
     def grow(self, rows: int) -> None:
         """Append one page, or as many rows to the last one while it is small."""
         fresh = {

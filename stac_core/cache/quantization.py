@@ -14,7 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-GROUP = 64  # numbers that share a scale and an offset
+from stac_core.kernels.attend import CODE_GROUP, Codes
+
 SMALLEST_SCALE = 6e-8  # of float16
 
 
@@ -71,24 +72,19 @@ class Codec:
         """The stored fields → [..., dim] in `dtype`."""
         if self.exact:
             return fields[0]
-        codes, grid = self._unpack(fields[0]), fields[1].unflatten(-1, (self._groups, 2)).float()
-        groups = _in_groups(codes.float(), self._groups)
-        return (groups * grid[..., :1] + grid[..., 1:]).flatten(-2)[..., : self.dim].to(self.dtype)
+        return Codes(fields[0], fields[1], self.bits, self.dim).decode(self.dtype)
 
     @property
     def _groups(self) -> int:
-        return -(-self.dim // GROUP)
+        return -(-self.dim // CODE_GROUP)
 
     def _pack(self, codes: Tensor) -> Tensor:
         return codes if self.bits == 8 else codes[..., ::2] | codes[..., 1::2] << 4
 
-    def _unpack(self, codes: Tensor) -> Tensor:
-        return codes if self.bits == 8 else torch.stack([codes & 15, codes >> 4], -1).flatten(-2)
-
 
 def _in_groups(x: Tensor, groups: int) -> Tensor:
     """[..., dim] → [..., groups, width]; the last group repeats its end, which changes no minimum."""
-    width = -(-x.shape[-1] // groups)
+    width = min(x.shape[-1], CODE_GROUP)
     missing = groups * width - x.shape[-1]
     if missing:
         x = torch.cat([x, x[..., -1:].expand(*x.shape[:-1], missing)], -1)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from stac_core.cache.key_values import KeyScale, KeyValues
 from stac_core.cache.saved_state import State
 from stac_core.cache.voxel_memory import Retrieved
-from stac_core.kernels.attend import Segment
+from stac_core.kernels.attend import AnySegment
 
 
 class RetrievedSet:
@@ -47,9 +49,8 @@ class RetrievedSet:
         """Over all lanes, without padding."""
         return int((self._bias > -torch.inf).sum())
 
-    def segment(self, layer: int) -> Segment | None:
+    def segment(self, layer: int) -> AnySegment | None:
         """The set of one layer, with its bias; None where it is empty."""
         if not self.width:
             return None
-        found = self._memory.segment(layer, self.width)
-        return Segment(found.keys, found.values, self._bias[layer])
+        return replace(self._memory.segment(layer, self.width), bias=self._bias[layer])

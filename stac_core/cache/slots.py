@@ -12,6 +12,7 @@ from torch import Tensor
 from stac_core.cache.pages import GROWTH, Pages
 from stac_core.cache.quantization import Codec
 from stac_core.cache.saved_state import State
+from stac_core.kernels.gather import Page
 
 SLAB = 4
 
@@ -71,6 +72,15 @@ class SlotPool:
     def give_back(self, first_slots: Tensor) -> None:
         """Free the blocks that begin at these slots [n]."""
         self._free = torch.cat([self._free, (first_slots // self.block).to(self._free.dtype)])
+
+    @property
+    def pages(self) -> list[Page]:
+        """All tokens as they are stored, slot by slot."""
+        return [Page(p["k0"], p["v0"], p.get("k1"), p.get("v1")) for p in self._pages.parts]
+
+    @property
+    def bits(self) -> int:
+        return self._codec.bits
 
     def read(self, slots: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
         """Keys and values [n, D]; scale [n, D] is what `write` had divided the keys by."""

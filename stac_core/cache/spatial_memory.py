@@ -20,7 +20,7 @@ from stac_core.cache.voxel_keys import NOWHERE, keys_from_points
 from stac_core.cache.voxel_memory import Evicted, VoxelMemory
 from stac_core.config import CacheConfig, NetworkConfig
 from stac_core.geometry import invert_pose
-from stac_core.kernels.voxel_merge import VoxelMerge
+from stac_core.kernels.select import Kernels
 
 EARLIEST = 16  # frame, in the published rule
 
@@ -30,14 +30,14 @@ class SpatialMemory:
 
     def __init__(
         self, config: CacheConfig, network: NetworkConfig, dtype: torch.dtype, device: torch.device,
-        merge: VoxelMerge, scale: KeyScale,
+        kernels: Kernels, scale: KeyScale,
     ) -> None:  # fmt: skip
         self.retrieved: RetrievedSet | None = None
         self.edge = 0.0  # of the finest voxels, in units of the prediction; 0 = not known yet
         self._config, self._network, self._scale = config, network, scale
         coded = min(config.buffer_bits, config.pivot_bits) < 16
         lanes, dim = network.layers * network.heads, network.width // network.heads
-        self.voxels = VoxelMemory(config, lanes, dim, dtype, device, merge, scale.lanes if coded else None)
+        self.voxels = VoxelMemory(config, lanes, dim, dtype, device, kernels, scale.lanes if coded else None)
         self._unplaced = torch.zeros((), dtype=torch.int64, device=device)  # patches that had no place
         self._recent = torch.empty(0, dtype=torch.int64, device=device)  # keys of the last window_size frames
         self._pose: Tensor | None = None  # [4, 4] world_from_camera of the last pass, for `prefetch`

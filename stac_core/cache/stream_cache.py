@@ -211,9 +211,7 @@ class StreamCache:
             self._spatial = self._new_spatial(keys.dtype, keys.device)
 
     def _new_spatial(self, dtype: torch.dtype, device: torch.device) -> SpatialMemory:
-        return SpatialMemory(
-            self._config, self._network, dtype, device, self._kernels.voxel_merge, self._scale
-        )
+        return SpatialMemory(self._config, self._network, dtype, device, self._kernels, self._scale)
 
     def _parts(self) -> dict[str, Any]:
         """What holds memory and can be saved, by name."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from stac_core.cache.key_values import Fields, KeyValues
 from stac_core.cache.saved_state import State
 from stac_core.cache.voxel_keys import NOWHERE
-from stac_core.kernels.attend import Segment
+from stac_core.kernels.attend import AnySegment, Segment
 
 GROWTH = 1.5  # of a store without a limit
 
@@ -57,7 +57,7 @@ class TokenStore:
         if wanted > self.capacity:
             self.capacity = max(wanted, limit if limit is not None else int(GROWTH * self.capacity))
 
-    def stage(self, layer: int, keys: Tensor, values: Tensor) -> list[Segment]:
+    def stage(self, layer: int, keys: Tensor, values: Tensor) -> list[AnySegment]:
         """Append [heads, n, D] to one layer; → all that can be attended to now, the new tokens included."""
         start = self.length + self._staged[layer]
         stop = start + keys.shape[1]
@@ -71,7 +71,7 @@ class TokenStore:
         past = [self.memory.segment(layer, start)] if start else []
         return [*past, Segment(keys, values)]
 
-    def segment(self, layer: int) -> Segment | None:
+    def segment(self, layer: int) -> AnySegment | None:
         """The committed tokens of one layer; None where there are none."""
         if not self.length:
             return None

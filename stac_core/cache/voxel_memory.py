@@ -1,7 +1,7 @@
 """What has left the live cache, merged by voxel, layer and head; and what of it comes back.
 
-Source: STAC (arXiv 2603.20284), voxel memory. Merging itself is a kernel (`kernels/voxel_merge.py`); making
-room under a byte limit is in `making_room.py`.
+Source: STAC (arXiv 2603.20284), voxel memory. Merging and fetching are kernels (`kernels/voxel_merge.py`,
+`kernels/gather.py`); making room under a byte limit is in `making_room.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from stac_core.cache import key_length
@@ -23,7 +22,9 @@ from stac_core.cache.voxel_grid import Frustum, VoxelGrid
 from stac_core.cache.voxel_keys import NOWHERE, unpack
 from stac_core.cache.voxel_rows import VoxelRows
 from stac_core.config import CacheConfig
-from stac_core.kernels.voxel_merge import MergeCounts, MergeRules, RowState, RowTokens, VoxelMerge
+from stac_core.kernels.gather import Gathered, Wanted
+from stac_core.kernels.select import Kernels
+from stac_core.kernels.voxel_merge import MergeCounts, MergeRules, RowState, RowTokens
 
 ROWS_AT_ONCE = 1 << 15  # bounds the dense working state of one merge
 REACH = 2  # retrieval looks this many voxel edges around what is in view
@@ -71,16 +72,16 @@ class VoxelMemory:
         dim: int,
         dtype: torch.dtype,
         device: torch.device,
-        merge: VoxelMerge,
+        kernels: Kernels,
         key_scale: Tensor | None = None,
     ) -> None:
         """key_scale [lanes, D]: factor per channel taken out of keys before they are coded."""
         self.counts = VoxelCounts()
         self.grid = VoxelGrid(device)
         self.rows = VoxelRows(config, lanes, dim, dtype, device, key_scale)
-        self.room = RoomMaker(config, self.grid, self.rows, merge)
+        self.room = RoomMaker(config, self.grid, self.rows, kernels.voxel_merge)
         self.mover = VoxelMover(self.grid, self.room)
-        self._config, self._merge, self._dtype, self._dim = config, merge, dtype, dim
+        self._config, self._kernels, self._dtype, self._dim = config, kernels, dtype, dim
         self._rules = MergeRules(config.merge_threshold, config.gate, config.pivot_inertia)
         self.moment = 0  # passes so far
 
@@ -166,6 +167,7 @@ class VoxelMemory:
         rows = self.rows.of_voxels(voxels).T  # [lanes, n]
         pivots = self._candidates("pivots", rows)
         if query is not None:
+            pivots = _best(pivots, pivots.figures[..., 0], -1)
             order = self._by_query(pivots, query)
         elif seeds is not None:
             order = self._by_distance(pivots, voxels, seeds)
@@ -176,7 +178,7 @@ class VoxelMemory:
             buffers = self._candidates("buffers", rows)
             chosen.append(_best(buffers, buffers.figures[..., 0], budget))
         pivots_chosen = torch.where(chosen[0].figures[..., -1] > 0, chosen[0].slots, -1)
-        return self._gather(chosen, budget)._replace(pivots=pivots_chosen)
+        return Retrieved(*self._gather(chosen, budget), pivots_chosen)
 
     def add_weight(self, slots: Tensor, weight: Tensor) -> None:
         """Make pivots heavier; slots, −1 = none, and weight alike in shape."""
@@ -228,9 +230,10 @@ class VoxelMemory:
     def _merged(self, rows: Tensor, state: RowState, tokens: RowTokens) -> tuple[RowState, MergeCounts]:
         config = self._config
         if not config.stale_after:
-            return self._merge(state, tokens, self._rules)
+            return self._kernels.voxel_merge(state, tokens, self._rules)
         stale = self.moment - self.rows.touched(rows) > config.stale_after
-        return merge_guarded(self._merge, state, tokens, self._rules, stale, config.stale_threshold)
+        merge = self._kernels.voxel_merge
+        return merge_guarded(merge, state, tokens, self._rules, stale, config.stale_threshold)
 
     def _candidates(self, kind: str, rows: Tensor) -> Candidates:
         """Everything of one kind in rows [lanes, n]."""
@@ -239,10 +242,13 @@ class VoxelMemory:
         return Candidates(kind, slots.view(shape), figures.view(*shape, figures.shape[-1]))
 
     def _by_query(self, pivots: Candidates, query: Tensor) -> Tensor:
-        """Scaled product of the lane's query with each pivot, plus the logarithm of its members."""
-        keys, _ = self._payload(pivots.kind, pivots.slots)
-        logits = (keys.float() @ query.float()[..., None])[..., 0] / self._dim**0.5
-        return logits + pivots.figures[..., -1].log()
+        """Scaled product of the lane's query with each pivot, plus the logarithm of its members.
+
+        pivots: those that are present first.
+        """
+        found = self._gather([pivots], -1)
+        logits = (found.keys.float() @ query.float()[..., None])[..., 0] / self._dim**0.5
+        return logits + found.bias
 
     def _by_distance(self, pivots: Candidates, voxels: Tensor, seeds: Tensor) -> Tensor:
         """Nearest voxel to any seed first, heavier pivots first among equals."""
@@ -252,39 +258,18 @@ class VoxelMemory:
         per_voxel = pivots.slots.shape[1] // len(voxels)
         return weight / (1 + weight) - distance.repeat_interleave(per_voxel)
 
-    def _payload(self, kind: str, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values [lanes, n, D] of slots [lanes, n]; 0 where a slot is −1."""
-        here = slots >= 0
-        lane, _ = here.nonzero().unbind(-1)
-        found = self.rows.kinds[kind].pool.read(slots[here], self.rows.scale_of(lane))
-        keys, values = (part.new_zeros(*slots.shape, self._dim) for part in found)
-        keys[here], values[here] = found
-        return keys, values
-
-    def _gather(self, chosen: list[Candidates], budget: int) -> Retrieved:
+    def _gather(self, chosen: list[Candidates], budget: int) -> Gathered:
         """The candidates of all kinds one after the other, without gaps."""
-        parts = []
+        kinds = []
         for candidates in chosen:
-            present = candidates.figures[..., -1] > 0
-            slots = torch.where(present, candidates.slots, -1)
-            tokens = (
-                candidates.figures[..., -1]
-                if candidates.kind == "pivots"
-                else torch.ones_like(present).float()
-            )
-            bias = torch.where(present, tokens.log(), -torch.inf)
-            parts.append((*self._payload(candidates.kind, slots), bias, present))
-        keys, values, bias, present = (torch.cat(columns, 1) for columns in zip(*parts, strict=True))
-        length = present.sum(-1) if budget < 0 else present.sum(-1).clamp_max(budget)
-        width = keys.shape[1] if budget < 0 else budget
-        order = present.sort(dim=-1, descending=True, stable=True).indices[:, :width]
-        index = order[..., None].expand(-1, -1, self._dim)
-        keys, values, bias = keys.gather(1, index), values.gather(1, index), bias.gather(1, order)
-        missing = width - keys.shape[1]
-        if missing > 0:
-            keys, values = (F.pad(part, (0, 0, 0, missing)) for part in (keys, values))
-            bias = F.pad(bias, (0, missing), value=-torch.inf)
-        return Retrieved(keys, values, bias, length)
+            members = candidates.figures[..., -1]
+            if candidates.kind == "buffers":
+                members = (members > 0).float()
+            pool = self.rows.kinds[candidates.kind].pool
+            kinds.append(Wanted(pool.pages, pool.bits, candidates.slots, members))
+        width = budget if budget >= 0 else sum(kind.slots.shape[1] for kind in kinds)
+        lanes = torch.arange(self.rows.lanes, device=kinds[0].slots.device)
+        return self._kernels.gather(kinds, width, self._dim, self._dtype, self.rows.scale_of(lanes))
 
 
 class Candidates(NamedTuple):

@@ -118,7 +118,7 @@ def _run_one(
     if table.has(key, unknown="weights"):
         logger.info("%s [%s]: already in %s", sequence.name, key["settings"], table.folder)
         return 0, []
-    folder = arguments.output_dir / _folder_name(sequence.name, key["settings"])
+    folder = arguments.output_dir / _folder_name(sequence.name, key["settings"], _player(arguments))
     recording = arguments.result or folder / "result"
     status = 0 if arguments.result else _replay(arguments, sequence.topic, overrides, recording)
     problems = [f"the replay ended with status {status}, see above"] if status else []
@@ -186,5 +186,11 @@ def _problems(report: BagReport, truth: str) -> list[str]:
     return problems
 
 
-def _folder_name(name: str, settings: str) -> str:
-    return name if settings == "defaults" else f"{name}_{settings.replace(' ', '_').replace('/', '-')}"
+def _folder_name(name: str, settings: str, player: str) -> str:
+    """What differs from a replay with the defaults; a recording judged later has no replay here."""
+    parts = [name]
+    if settings != "defaults":
+        parts += settings.split(" ")
+    if player != "rate=0" and not player.startswith("recording="):
+        parts.append(player)
+    return "_".join(parts).replace("/", "-")

@@ -27,6 +27,7 @@ WANTED = {  # figure → limit, and whether it is a most or a least
     "frames/s with chunks of 4": (95.0, "at least"),
     "frames/s with single frames": (75.0, "at least"),
 }
+SHARES, TIMES = ("share", "of_roofline"), ("ms", "step_ms", "gflop", "live_mib", "voxel_mib", "peak_gib")
 Rows = list[dict[str, Any]]
 
 
@@ -52,7 +53,7 @@ def main() -> int:
 
 def run(arguments: argparse.Namespace, device: Any) -> dict[str, Any]:
     """Everything in order of trust: build, ceilings, checks, sanitizer, times."""
-    from stac_core.evaluation.gpu import attention, merging, network
+    from stac_core.evaluation.gpu import attention, gathering, merging, network
     from stac_core.evaluation.gpu.measure import describe, measure_ceilings
 
     small = arguments.rehearse
@@ -61,7 +62,8 @@ def run(arguments: argparse.Namespace, device: Any) -> dict[str, Any]:
     results["build"] = [{"step": "cuda_ext", "outcome": "skipped"}] if small else [build(device)]
     kernels, refused = load_backends(device)
     results["backends"] = [{"backend": name, "outcome": "loaded"} for name in kernels] + refused
-    print_table("Backends", results["build"] + results["backends"])
+    print_table("CUDA library", results["build"])
+    print_table("Backends", results["backends"])
     ceilings = measure_ceilings(device, *((1, 64) if small else ()))
     results["ceilings"] = [dataclasses.asdict(ceilings)]
     print_table("Ceilings of this device", results["ceilings"])
@@ -69,8 +71,10 @@ def run(arguments: argparse.Namespace, device: Any) -> dict[str, Any]:
     results["checks"] = []
     for name, backend in kernels.items():
         results["checks"] += attention.check(name, backend.attend, device)
+        results["checks"] += gathering.check(name, backend.gather, device)
         if name != "torch":
             results["checks"] += merging.check(name, backend.voxel_merge, device, 6 if small else 2000)
+    results["checks"] += network.check(device, arguments.execution)
     print_table("Checks", results["checks"])
     results["sanitizer"] = [{"tool": "all", "passed": None, "report": "skipped"}] if small else sanitize()
     print_table("compute-sanitizer, small case", results["sanitizer"])
@@ -79,21 +83,45 @@ def run(arguments: argparse.Namespace, device: Any) -> dict[str, Any]:
     attends = {name: backend.attend for name, backend in kernels.items()}
     results["attend"] = attention.time_all(attends, size, ceilings, device)
     print_table(f"Attention, {size}", results["attend"])
+    results["frames"] = attention.time_frames(attends, ceilings, device, 3 if small else attention.FRAME)
+    print_table("Attention of one layer in a stream, five segments", results["frames"])
     merges = {name: backend.voxel_merge for name, backend in kernels.items() if name != "torch"}
     results["merge"] = merging.time_all(merges, 6 if small else arguments.merge_rows, ceilings, device)
     print_table("Voxel merge, one chunk", results["merge"])
+    gathers = {name: backend.gather for name, backend in kernels.items()}
+    results["gather"] = gathering.time_all(gathers, ceilings, device, small)
+    print_table("Gather, one retrieval", results["gather"])
 
+    return results | run_network(arguments, device, ceilings)
+
+
+def run_network(arguments: argparse.Namespace, device: Any, ceilings: Any) -> dict[str, Any]:
+    """The whole network as it is set, taken apart, and then without recordings and without compilation."""
+    from stac_core.evaluation.gpu import network
+
+    small = arguments.rehearse
     model, shape = ("embedded", (42, 56)) if small else ("stream3r", (392, 518))
-    loaded = network.build_network(model, device)
-    backend = "torch" if small else arguments.backend
-    steps = 1 if small else 20
-    results["network"] = [
-        {"model": model, **network.measure(loaded, chunk, shape, backend, steps, ceilings)}
-        for chunk in (4, 1)
-    ]
+    loaded, as_set = network.build_network(model, device, arguments.execution)
+    given = loaded, shape, "torch" if small else arguments.backend
+    where = ", times of this CPU" if small else ""
+    results: dict[str, Any] = {"network": []}
+    for execution in network.executions(loaded, as_set):
+        about = {"model": model, "execution": execution}
+        results["network"] += [
+            about | network.measure(*given, chunk, 1 if small else 20, ceilings) for chunk in (4, 1)
+        ]
+        if execution == as_set:
+            for chunk in (4, 1):
+                rows = results[f"kernels of {chunk}"] = network.profile_kernels(*given, chunk)
+                print_table(f"One step of {chunk} frame(s), {execution}, by kind of kernel{where}", rows)
+            rows = results["waits"] = network.waits_of_step(*given, 4)
+            waits = sum(row["waits"] for row in rows)
+            print_table(f"Lines at which the host waits for the device: {waits} times in a step", rows)
+        if execution != "recorded" and "stages of 4" not in results:  # a replay has no stages
+            for chunk in (4, 1):
+                rows = results[f"stages of {chunk}"] = network.profile_stages(*given, chunk, ceilings)
+                print_table(f"One step of {chunk} frame(s), {execution}, by stage{where}", rows)
     print_table(f"Network in stac mode, {shape[1]}×{shape[0]}, random weights", results["network"])
-    results["profile"] = network.profile_step(loaded, 4, shape, backend)
-    print_table("One step of four frames", results["profile"])
     return results
 
 
@@ -144,7 +172,7 @@ def compare_with_wanted(results: dict[str, Any]) -> Rows:
         for variant in ("bias, mass", "bias, mass of a quarter")
     }
     merges = [row for row in results["merge"] if row["backend"] != "torch"]
-    speed = {row["chunk"]: row["frames_per_s"] for row in results["network"]}
+    speed = {row["chunk"]: row["frames_per_s"] for row in results["network"][:2]}  # as it is set
     figures = [
         ratio["bias, mass"],
         ratio["bias, mass of a quarter"],
@@ -177,17 +205,28 @@ def print_table(title: str, rows: Rows) -> None:
         print("  nothing")
         return
     names = list(dict.fromkeys(name for row in rows for name in row))
-    lines = [names] + [[_text(row.get(name)) for name in names] for row in rows]
+    numeric = {name: all(isinstance(row.get(name, 0), int | float | None) for row in rows) for name in names}
+    lines = [names] + [[_text(name, row.get(name)) for name in names] for row in rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
     for line in lines:
-        print("  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        cells = [
+            cell.rjust(width) if numeric[name] else cell.ljust(width)
+            for name, cell, width in zip(names, line, widths, strict=True)
+        ]
+        print("  " + "  ".join(cells).rstrip())
     sys.stdout.flush()
 
 
-def _text(value: object) -> str:
+def _text(name: str, value: object) -> str:
     if value is None or value != value:
         return "–"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    if name in SHARES:
+        return f"{value:.1%}"
+    if name in TIMES:
+        return f"{value:.2f}"
+    return f"{value:.4g}"
 
 
 def write_json(path: Path, results: dict[str, Any]) -> None:
@@ -214,6 +253,12 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, default=Path("out/benchmark_gpu.json"), help="where figures go")
     parser.add_argument(
         "--backend", default="auto", choices=("auto", "torch", "triton", "cuda"), help="of the network's run"
+    )
+    parser.add_argument(
+        "--execution",
+        default="auto",
+        choices=("auto", "eager", "compiled", "recorded"),
+        help="of the network, as `model.execution`",
     )
     parser.add_argument("--merge_rows", type=int, default=150_000, help="rows of the timed merge (6 KB each)")
     return parser.parse_args()

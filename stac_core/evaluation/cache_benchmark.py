@@ -31,6 +31,7 @@ from stac_core.cache.token_positions import TokenPositions
 from stac_core.config import NETWORKS, CacheConfig, NetworkConfig
 from stac_core.evaluation.cache_benchmark_loop import Loop
 from stac_core.kernels.attend import Attended, CodedSegment, Segment
+from stac_core.kernels.gather_torch import gather
 from stac_core.kernels.select import Kernels, select_kernels
 from stac_core.kernels.voxel_merge_torch import voxel_merge
 
@@ -129,7 +130,8 @@ def measure(
     whole = timed or whole
     network = shape.network if whole else _one_lane(shape.network)
     attention = _Attention(select_kernels("auto", device) if timed else None, device)
-    cache = StreamCache(config, network, Kernels("benchmark", "", attention, attention.merge))
+    kernels = Kernels("benchmark", "", attention, attention.merge, attention.gather)
+    cache = StreamCache(config, network, kernels)
     loop = Loop(shape.rows, shape.columns, network, shape.dtype, device)
     costs: list[Cost] = []
     steps: list[tuple[int, float]] = []
@@ -159,6 +161,7 @@ class _Attention:
         self._kernels, self.on = kernels, False
         self._random = torch.Generator(device).manual_seed(0)
         self.merge = kernels.voxel_merge if kernels else voxel_merge
+        self.gather = kernels.gather if kernels else gather
 
     def __call__(
         self,

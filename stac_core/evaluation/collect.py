@@ -17,7 +17,7 @@ _SHOWN = [
     "ate_rmse", "rpe_rmse", "rpe_rotation_rmse_deg", "abs_rel", "sq_rel", "depth_rmse", "log_rmse", "delta_1",
     "accuracy_mean", "accuracy_median", "completeness_mean", "completeness_median", "normal_consistency",
     "f_score", "latency_median_ms", "latency_p95_ms", "frames_used", "frames_dropped", "step_ms_median",
-    "step_ms_p95", "cache_mib_max",
+    "step_ms_p95", "cache_mib_max", "failed",
 ]  # fmt: skip
 _WHAT = ["dataset", "scene", "model_name", "mode", "settings", "frames"]
 
@@ -94,7 +94,8 @@ def quality_against_bytes(task: str, rows: list[Row]) -> Figure | None:
             y.append(row[measure])
     if not series:
         return None
-    return scatter_plot(series, "cache, most at any step (MiB)", measure, f"{task}: quality against bytes")
+    label = f"{measure} (m)" if measure == "ate_rmse" else measure
+    return scatter_plot(series, "cache, most at any step (MiB)", label, f"{task}: quality against bytes")
 
 
 def time_against_frame(found: list[tuple[Path, Row]]) -> Figure | None:

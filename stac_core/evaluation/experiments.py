@@ -126,31 +126,47 @@ def _run_one(
     write_tum(folder / "trajectory.tum", run.trajectory)
     run.write_frames_csv(folder / "frames.csv")
     row = {**key, "mode": mode_name(config), "frames": len(run.indices), **run.cost()}
-    row |= _score(run, sequence, plan.measures)
+    columns, problems = _score(run, sequence, plan.measures)
+    if not columns:
+        raise ValueError("; ".join(problems))
+    row |= columns
     row |= {
         "seconds": round(time.perf_counter() - started, 3),
         "frames_file": str((folder / "frames.csv").relative_to(plan.output)),
     }
-    table.add(row)
+    table.add(row | {"failed": "; ".join(problems)} if problems else row)
     if plan.vis_tag:
         visualise(run, sequence, plan.output / f"vis_{plan.vis_tag}" / folder.name, plan.measures.options)
     else:  # the maps served the scores; they are the only large files
         (folder / "depth.npy").unlink()
         (folder / "confidence.npy").unlink()
+    if problems:
+        raise ValueError("; ".join(problems))
 
 
-def _score(run: SceneRun, sequence: Sequence, measures: Measures) -> dict[str, float]:
+def _score(run: SceneRun, sequence: Sequence, measures: Measures) -> tuple[dict[str, float], list[str]]:
+    """The columns of every measure that succeeds, and why the others did not."""
+    wanted = {
+        "pose": (measures.pose, lambda: score_pose(run, sequence, measures.pose_align)),
+        "depth": (
+            measures.depth,
+            lambda: score_depth(run, sequence, measures.depth_align, measures.depth_per),
+        ),
+        "recon": (measures.recon, lambda: score_recon(run, sequence, measures.options)),
+    }
     columns: dict[str, float] = {}
-    if measures.pose:
-        columns |= score_pose(run, sequence, measures.pose_align)
-    if measures.depth:
-        columns |= score_depth(run, sequence, measures.depth_align, measures.depth_per)
-    if measures.recon:
-        columns |= score_recon(run, sequence, measures.options)
-    finite = all(np.isfinite(value) for value in columns.values())
-    if not finite:
-        raise ValueError(f"{sequence.name}: a measure is not finite: {columns}")
-    return columns
+    problems = []
+    for name, (asked, measure) in wanted.items():
+        try:
+            found = measure() if asked else {}
+        except (ValueError, OSError) as error:
+            problems.append(f"{name}: {error}")
+            continue
+        if all(np.isfinite(value) for value in found.values()):
+            columns |= found
+        else:
+            problems.append(f"{name}: {sequence.name}: a figure is not finite: {found}")
+    return columns, problems
 
 
 def digest(key: Row) -> str:

@@ -36,6 +36,8 @@ def scatter_plot(series: Series, x_label: str, y_label: str, title: str) -> Figu
         axes.scatter(x, y, label=label, marker=marker, s=36)
     if all(value > 0 for x, _ in series.values() for value in x):
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("{x:g}")
     _from_zero(axes)
     _legend(axes, len(series))
     return figure

@@ -31,16 +31,20 @@ class ResultTable:
         self.rows = read_rows(folder / "rows.jsonl")
 
     def has(self, key: Row, unknown: str = "") -> bool:
-        """Whether a row with these KEY columns is already there; one of them may not be known yet."""
+        """Whether a whole row with these KEY columns is there; one of them may not be known yet."""
         names = [name for name in KEY if name != unknown]
-        return any(all(row.get(name) == key.get(name) for name in names) for row in self.rows)
+        whole = (row for row in self.rows if not row.get("failed"))
+        return any(all(row.get(name) == key.get(name) for name in names) for row in whole)
 
     def add(self, row: Row) -> None:
-        """Append one row and write both files. Raises ValueError where a KEY column is missing."""
+        """Append one row and write both files. Raises ValueError where a KEY column is missing.
+
+        A row whose column "failed" says what is missing in it gives way to the next one with its KEY.
+        """
         missing = [name for name in KEY if name not in row]
         if missing:
             raise ValueError(f"result row without {', '.join(missing)}")
-        self.rows.append(row)
+        self.rows = [old for old in self.rows if any(old.get(name) != row[name] for name in KEY)] + [row]
         lines = [json.dumps(_plain(row), allow_nan=False) for row in self.rows]
         write_whole(self.folder / "rows.jsonl", "\n".join(lines) + "\n")
         write_whole(self.folder / "rows.csv", to_csv(self.rows))

@@ -5,23 +5,26 @@
     out[m] = Σₙ exp(logits[m, n] − lse[m]) v[n]
     key_mass[n] = Σₘ exp(logits[m, n] − lse[m])
 
-A row is one (scene, head). Keys come as a list of segments (live tokens, retrieved tokens) so that
-nobody has to copy them next to each other. Source: STAC (arXiv 2603.20284), section on the decayed
-attention score. `attend_torch.attend_reference` is the specification in code.
+A row is one (scene, head). Keys come as a list of segments (pinned, recent, retrieved tokens …) so that
+nobody has to copy them next to each other; each is stored as numbers or as codes. Source: STAC (arXiv
+2603.20284), section on the decayed attention score. `attend_torch.attend_reference` is the specification
+in code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CODE_GROUP = 64  # channels that share a scale and an offset
 SAMPLE_BLOCK = 128  # subsampled queries come in multiples of this
+MOST_SEGMENTS = 8  # kernels take all segments in one launch, as arguments
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,9 @@ class Codes:
     """Vectors of `dim` numbers as codes; number = (code · scale + offset) · factor.
 
     8 bits: one byte per channel; 4 bits: two channels per byte, the even one in the low half. Scale and
-    offset hold for 64 channels. The factor per channel takes outliers of keys out; kernels fold it into
-    the queries. Source: XStreamVGGT (arXiv 2601.01204).
+    offset hold for 64 channels. The factor per channel takes outliers of keys out. Kernels multiply it in
+    where they decode: in front of 16-bit products that is one rounding fewer than scaling the queries.
+    Source: XStreamVGGT (arXiv 2601.01204).
     """
 
     codes: Tensor  # [rows, N, dim · bits / 8] uint8
@@ -58,10 +62,10 @@ class Codes:
         if self.bits == 4:
             codes = torch.stack([codes & 15, codes >> 4], -1).flatten(-2)
         precise = torch.promote_types(dtype, torch.float32)
-        scale, offset = self.grid.to(precise).unflatten(-1, (-1, 2)).unbind(-1)  # [rows, N, groups] each
+        scale, offset = self.grid.to(precise).unflatten(-1, (-1, 2))[..., None].unbind(-2)  # [.., groups, 1]
         width = min(self.dim, CODE_GROUP)
-        scale, offset = (x.repeat_interleave(width, -1)[..., : self.dim] for x in (scale, offset))
-        numbers = codes * scale + offset
+        codes = F.pad(codes, (0, scale.shape[-2] * width - self.dim)).unflatten(-1, (-1, width))
+        numbers = (codes * scale + offset).flatten(-2)[..., : self.dim]
         return (numbers if self.factor is None else numbers * self.factor[:, None]).to(dtype)
 
 
@@ -125,11 +129,21 @@ def decode_segments(segments: Sequence[AnySegment], dtype: torch.dtype) -> list[
     return [s.decode(dtype) if isinstance(s, CodedSegment) else s for s in segments]
 
 
-def fold_factor(q: Tensor, segment: AnySegment) -> Tensor:
-    """Queries that make up for the channel factor left out of a segment's coded keys."""
-    if isinstance(segment, CodedSegment) and segment.keys.factor is not None:
-        return (q * segment.keys.factor[:, None]).to(q.dtype)
-    return q
+def decode_keys(segment: AnySegment, dtype: torch.dtype) -> Tensor:
+    """[rows, N, D] of one segment, for who looks at keys outside of attention."""
+    return segment.keys.decode(dtype) if isinstance(segment, CodedSegment) else segment.keys
+
+
+def part_of(segment: AnySegment, start: int, stop: int) -> AnySegment:
+    """Some of the tokens of a segment, as a view."""
+    bias = None if segment.bias is None else segment.bias[:, start:stop]
+    if isinstance(segment, Segment):
+        return Segment(segment.keys[:, start:stop], segment.values[:, start:stop], bias)
+    keys, values = (
+        replace(x, codes=x.codes[:, start:stop], grid=x.grid[:, start:stop])
+        for x in (segment.keys, segment.values)
+    )
+    return CodedSegment(keys, values, bias)
 
 
 def check_attend(q: Tensor, segments: Sequence[AnySegment], subsample: float) -> None:
@@ -142,6 +156,8 @@ def check_attend(q: Tensor, segments: Sequence[AnySegment], subsample: float) ->
         raise ValueError(f"q: the last dimension must be contiguous, got strides {q.stride()}")
     if not 0 < subsample <= 1:
         raise ValueError(f"subsample = {subsample}: expected a share of the queries in (0, 1]")
+    if len(segments) > MOST_SEGMENTS:
+        raise ValueError(f"segments: {len(segments)} of them, at most {MOST_SEGMENTS}; join some")
     for i, segment in enumerate(segments):
         for name, tokens in (("keys", segment.keys), ("values", segment.values)):
             if isinstance(tokens, Codes):
@@ -173,8 +189,10 @@ def _check_codes(name: str, x: Codes, length: int, q: Tensor) -> None:
     if x.bits not in (8, 4):
         raise ValueError(f"{name}.bits = {x.bits}: expected 8 or 4")
     dim = q.shape[2]
-    if dim % 2 or (dim > CODE_GROUP and dim % CODE_GROUP):
-        raise ValueError(f"{name}: a head width of {dim} does not split into groups of {CODE_GROUP}")
+    if x.dim != dim:
+        raise ValueError(f"{name}.dim = {x.dim}: q has a head width of {dim}")
+    if x.bits == 4 and dim % 2:
+        raise ValueError(f"{name}: codes of 4 bits need an even head width, got {dim}")
     groups = -(-dim // CODE_GROUP)
     parts = {
         "codes": (x.codes, [q.shape[0], length, dim * x.bits // 8], torch.uint8),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -13,11 +13,14 @@ from stac_core.kernels.attend import (
     Attended,
     Segment,
     check_attend,
+    decode_keys,
     decode_segments,
+    part_of,
     sample_queries,
 )
 
 BLOCK = 512  # queries or keys per step: the product of one step stays near the processor
+DECODED = 4096  # keys per step of fused attention, which is slow on few, where they are stored as codes
 
 
 def attend_reference(
@@ -43,15 +46,22 @@ def attend_reference(
 def attend(q: Tensor, segments: Sequence[AnySegment], mass: bool = False, subsample: float = 1.0) -> Attended:
     """Fused attention per segment, joined by lse; the mass from a second product of the sampled queries."""
     check_attend(q, segments, subsample)
-    segments = decode_segments(segments, q.dtype)
-    filled = [s for s in segments if s.length]
-    out, lse = _join([_attend_segment(q, s) for s in filled])
+    out, lse = _join([_attend_segment(q, part) for s in segments for part in _decoded(s, q.dtype)])
     key_mass = None
     if mass:
         rows, stride, scale = sample_queries(q.shape[1], subsample)
         sampled = slice(0, rows * stride, stride)
         key_mass = [_segment_mass(q[:, sampled], s, lse[:, sampled]).mul_(scale) for s in segments]
     return Attended(out, lse, key_mass)
+
+
+def _decoded(segment: AnySegment, dtype: torch.dtype) -> Iterator[Segment]:
+    """A segment as numbers, in parts: of codes never many are decoded at a time. None where it is empty."""
+    if isinstance(segment, Segment):
+        yield from [segment] if segment.length else []
+        return
+    for start in range(0, segment.length, DECODED):
+        yield from decode_segments([part_of(segment, start, start + DECODED)], dtype)
 
 
 def _attend_segment(q: Tensor, segment: Segment) -> tuple[Tensor, Tensor]:
@@ -92,7 +102,7 @@ def _join(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return out.to(parts[0][0].dtype), lse  # type: ignore[union-attr]
 
 
-def _segment_mass(q: Tensor, segment: Segment, lse: Tensor) -> Tensor:
+def _segment_mass(q: Tensor, segment: AnySegment, lse: Tensor) -> Tensor:
     """Column sums [rows, N] of exp(logits − lse).
 
     Bias and lse ride along as two more channels of the product, so that each block is touched
@@ -102,12 +112,12 @@ def _segment_mass(q: Tensor, segment: Segment, lse: Tensor) -> Tensor:
     queries = torch.cat([q.float() * _scale(q), minus_lse[..., None], torch.ones_like(lse)[..., None]], -1).mT
     key_mass = torch.empty(q.shape[0], segment.length, device=q.device)
     for start in range(0, segment.length, BLOCK):
-        block = slice(start, start + BLOCK)
-        keys = segment.keys[:, block].float()
-        bias = torch.zeros(1, 1, device=q.device) if segment.bias is None else segment.bias[:, block]
+        block = part_of(segment, start, start + BLOCK)
+        keys = decode_keys(block, q.dtype).float()
+        bias = torch.zeros(1, 1, device=q.device) if block.bias is None else block.bias
         bias = bias.expand(keys.shape[:2])
         augmented = torch.cat([keys, torch.ones_like(bias)[..., None], bias[..., None]], -1)
-        torch.sum((augmented @ queries).exp_(), -1, out=key_mass[:, block])
+        torch.sum((augmented @ queries).exp_(), -1, out=key_mass[:, start : start + BLOCK])
     return key_mass
 
 

@@ -1,9 +1,9 @@
-"""Attention with key mass in Triton: two passes, no atomics, one launch per key segment and pass.
+"""Attention with key mass in Triton: two passes, no atomics, one launch each over all key segments.
 
-Forward: a block of queries sweeps the keys with a running softmax. A further segment starts from
-the output and lse of the one before it, as if that were a single key; so segments join without a
-copy of keys and without a kernel of their own. Mass: a block of keys sweeps the sampled queries.
-Coded tokens become numbers only in registers.
+Forward: a block of queries sweeps the keys of one segment after the other with one running softmax.
+Mass: a block of keys of one segment sweeps the sampled queries. Segments that are read alike (bits, factor,
+bias) share the code that reads them: a group of segments is a tuple of arguments, of which a loop picks
+one at a time. Coded tokens become numbers only in registers.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -27,13 +27,14 @@ from stac_core.kernels.attend import (
     CodedSegment,
     Codes,
     check_attend,
-    fold_factor,
     sample_queries,
 )
 
 LOG2_E = tl.constexpr(1.4426950408889634)  # the GPU has 2ˣ in hardware, so logits are kept in base 2
 GROUP = tl.constexpr(CODE_GROUP)
 MAX_DIM = 128
+# Places in the arguments of a segment, see `group_segments`.
+KEYS_AT, VALUES_AT, BIAS_AT, LENGTH_AT, COLUMN_AT = (tl.constexpr(i) for i in (0, 8, 16, 19, 20))
 # Triton's interpreter multiplies the bit patterns of bfloat16; widening is exact, so nothing else changes
 WIDEN = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
@@ -53,26 +54,36 @@ def require(device_type: str) -> None:
         raise RuntimeError(f"the device is {device_type!r} and TRITON_INTERPRET is not set")
 
 
+def check_reachable(name: str, x: Tensor) -> None:
+    """ValueError naming the argument where no kernel could read it."""
+    if x.device.type != "cuda" and not triton.knobs.runtime.interpret:
+        raise ValueError(f"{name}: is on {x.device}, the triton backend computes on CUDA devices")
+
+
 def attend(q: Tensor, segments: Sequence[AnySegment], mass: bool = False, subsample: float = 1.0) -> Attended:
     """The contract of `attend.py` for head widths up to 128."""
     check_attend(q, segments, subsample)
     if q.shape[-1] > MAX_DIM:
         raise ValueError(f"q: head width {q.shape[-1]} is more than the {MAX_DIM} this backend has tiles for")
+    check_reachable("q", q)
+    filled = [s for s in segments if s.length]
     with torch.cuda.device_of(q):  # Triton launches on the current device
-        out, lse = _forward(q, [s for s in segments if s.length])
+        out, lse = _forward(q, filled)
         key_mass = None
         if mass:
             rows, stride, scale = sample_queries(q.shape[1], subsample)
             sampled = slice(0, rows * stride, stride)
-            key_mass = [_mass(q[:, sampled], s, lse[:, sampled], scale) for s in segments]
+            columns = _mass(q[:, sampled], filled, lse[:, sampled], scale)
+            key_mass = list(columns.split([s.length for s in segments], 1))
     return Attended(out, lse, key_mass)
 
 
-def forward_tile(q: Tensor, bits: int = 16) -> Tile:
-    """Wide heads and codes need more registers per key, so fewer keys at a time."""
+def forward_tile(q: Tensor, coded: bool = False) -> Tile:
+    """Wide heads and codes need more registers per key and query, so fewer at a time."""
     if q.dtype == torch.float32:
         return Tile(64, 32, 8, 2)
-    return Tile(128, 64 if q.shape[-1] <= 64 and bits == 16 else 32, 8, 3)
+    wide = q.shape[-1] > 64
+    return Tile(64 if coded and wide else 128, 32 if coded or wide else 64, 8, 3)
 
 
 def mass_tile(q: Tensor) -> Tile:
@@ -83,60 +94,93 @@ def mass_tile(q: Tensor) -> Tile:
 
 def _forward(q: Tensor, segments: Sequence[AnySegment]) -> tuple[Tensor, Tensor]:
     rows, queries, dim = q.shape
-    lse = torch.empty(rows, queries, dtype=torch.float32, device=q.device)
-    joined = torch.empty(q.shape, dtype=torch.float32, device=q.device) if len(segments) > 1 else None
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    for i, segment in enumerate(segments):
-        last = i == len(segments) - 1
-        target = out if last or joined is None else joined
-        folded, bits = fold_factor(q, segment), _bits(segment)
-        tile = forward_tile(q, bits)
-        _forward_kernel[(triton.cdiv(queries, tile.queries), rows)](
-            folded, *_pointers(segment.keys), *_pointers(segment.values), segment.bias,
-            joined if i else None, target, lse,
-            *folded.stride()[:2], *_strides(segment.keys), *_strides(segment.values),
-            *(segment.bias.stride() if segment.bias is not None else (0, 0)),
-            queries, segment.length, 1 / math.sqrt(dim),
-            dim, max(16, triton.next_power_of_2(dim)), tile.queries, tile.keys, bits,
-            num_warps=tile.warps, num_stages=tile.stages,
-        )  # fmt: skip
+    lse = torch.empty(rows, queries, dtype=torch.float32, device=q.device)
+    tile = forward_tile(q, any(isinstance(s, CodedSegment) for s in segments))
+    groups, bits = group_segments(segments)
+    _forward_kernel[(triton.cdiv(queries, tile.queries), rows)](
+        q, *q.stride()[:2], groups, out, lse, queries, 1 / math.sqrt(dim),
+        dim, _width(dim), tile.queries, tile.keys, bits,
+        num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
     return out, lse
 
 
-def _mass(q: Tensor, segment: AnySegment, lse: Tensor, factor: float) -> Tensor:
-    tile = mass_tile(q)
+def _mass(q: Tensor, segments: Sequence[AnySegment], lse: Tensor, factor: float) -> Tensor:
+    """[rows, keys of all segments]."""
     rows, queries, dim = q.shape
-    key_mass = torch.empty(rows, segment.length, dtype=torch.float32, device=q.device)
-    if segment.length:
-        q = fold_factor(q, segment)
-        _mass_kernel[(triton.cdiv(segment.length, tile.keys), rows)](
-            q, *_pointers(segment.keys), segment.bias, lse, key_mass,
-            *q.stride()[:2], *_strides(segment.keys),
-            *(segment.bias.stride() if segment.bias is not None else (0, 0)), *lse.stride(),
-            queries, segment.length, 1 / math.sqrt(dim), factor,
-            dim, max(16, triton.next_power_of_2(dim)), tile.queries, tile.keys, _bits(segment),
-            num_warps=tile.warps, num_stages=tile.stages,
-        )  # fmt: skip
+    tile = mass_tile(q)
+    columns = sum(s.length for s in segments)
+    key_mass = torch.empty(rows, columns, dtype=torch.float32, device=q.device)
+    groups, bits = group_segments(segments)
+    _mass_kernel[(sum(triton.cdiv(s.length, tile.keys) for s in segments), rows)](
+        q, *q.stride()[:2], groups, lse, *lse.stride(), key_mass, columns,
+        queries, 1 / math.sqrt(dim), factor,
+        dim, _width(dim), tile.queries, tile.keys, bits,
+        num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
     return key_mass
 
 
-def _bits(segment: AnySegment) -> int:
-    return segment.keys.bits if isinstance(segment, CodedSegment) else 16
+def _width(dim: int) -> int:
+    """Channels of a tile: a power of two, and no fewer than a matrix instruction takes."""
+    return max(16, triton.next_power_of_2(dim))
 
 
-def _pointers(tokens: Tensor | Codes) -> tuple[Tensor, Tensor | None]:
-    """What is stored per token, and scale and offset where these are codes."""
-    return (tokens.codes, tokens.grid) if isinstance(tokens, Codes) else (tokens, None)
+def group_segments(segments: Sequence[AnySegment]) -> tuple[tuple[tuple[Any, ...], ...], tuple[int, ...]]:
+    """Arguments of the kernels: groups of segments that are read alike, and the bits of each group.
+
+    A segment: keys and values as `_stored` has them, bias and its strides, length, first column of its mass.
+    """
+    groups: dict[tuple[int, bool, bool], list[tuple[Any, ...]]] = {}
+    column = 0
+    for segment in segments:
+        bits, scaled = 16, False
+        if isinstance(segment, CodedSegment):
+            bits, scaled = segment.keys.bits, segment.keys.factor is not None
+        alike = bits, scaled, segment.bias is not None
+        bias = (None, 0, 0) if segment.bias is None else (segment.bias, *segment.bias.stride())
+        argument = (*_stored(segment.keys), *_stored(segment.values), *bias, segment.length, column)
+        groups.setdefault(alike, []).append(argument)
+        column += segment.length
+    return tuple(tuple(group) for group in groups.values()), tuple(bits for bits, *_ in groups)
 
 
-def _strides(tokens: Tensor | Codes) -> tuple[int, int, int, int]:
-    """Of rows and tokens, in what is stored and in its scales."""
-    stored, grid = _pointers(tokens)
-    return *stored.stride()[:2], *(grid.stride()[:2] if grid is not None else (0, 0))  # type: ignore[return-value]
+def _stored(tokens: Tensor | Codes) -> tuple[Tensor | int | None, ...]:
+    """What is stored per token, its scales, the factor per channel, each with its strides."""
+    if not isinstance(tokens, Codes):
+        return tokens, *tokens.stride()[:2], None, 0, 0, None, 0
+    factor = (None, 0) if tokens.factor is None else (tokens.factor, tokens.factor.stride(0))
+    return tokens.codes, *tokens.codes.stride()[:2], tokens.grid, *tokens.grid.stride()[:2], *factor
 
 
 @triton.jit
-def _load_tokens(
+def _pick(group, i, FIELD: tl.constexpr):
+    """One field of the i-th segment of a group, by a number known only at run time."""
+    picked = group[0][FIELD]
+    if picked is not None:
+        for j in tl.static_range(1, len(group)):
+            picked = tl.where(i == j, group[j][FIELD], picked)
+    return picked
+
+
+@triton.jit
+def _pick_tokens(group, i, FIRST: tl.constexpr):
+    """The eight fields of `_stored`."""
+    return (
+        _pick(group, i, FIRST), _pick(group, i, FIRST + 1), _pick(group, i, FIRST + 2),
+        _pick(group, i, FIRST + 3), _pick(group, i, FIRST + 4), _pick(group, i, FIRST + 5),
+        _pick(group, i, FIRST + 6), _pick(group, i, FIRST + 7),
+    )  # fmt: skip
+
+
+@triton.jit
+def _pick_bias(group, i):
+    return _pick(group, i, BIAS_AT), _pick(group, i, BIAS_AT + 1), _pick(group, i, BIAS_AT + 2)
+
+
+@triton.jit
+def _load_numbers(
     pointer, row, row_stride, token_stride, start, length,
     DIM: tl.constexpr, WIDTH: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
@@ -151,10 +195,11 @@ def _load_tokens(
 
 @triton.jit
 def _load_codes(
-    pointer, grid, row, row_stride, token_stride, grid_row, grid_token, start, length,
+    stored, row, start, length,
     DIM: tl.constexpr, WIDTH: tl.constexpr, COUNT: tl.constexpr, BITS: tl.constexpr,
 ):  # fmt: skip
     """The same for tokens stored as codes, as float32."""
+    pointer, row_stride, token_stride, grid, grid_row, grid_token, factor, factor_row = stored
     token, channel = tl.arange(0, COUNT), tl.arange(0, WIDTH)
     inside = start + token < length
     first = pointer + row * row_stride + tl.cast(start, tl.int64) * token_stride
@@ -168,39 +213,41 @@ def _load_codes(
         offset = tl.load(first + token * grid_token + 1, mask=inside, other=0.0)[:, None]
     else:
         at = token[:, None] * grid_token + (channel // GROUP * 2)[None]
-        scale = tl.load(first + at, mask=inside[:, None], other=0.0)
-        offset = tl.load(first + at + 1, mask=inside[:, None], other=0.0)
+        in_grid = inside[:, None] & (channel[None] < DIM)
+        scale = tl.load(first + at, mask=in_grid, other=0.0)
+        offset = tl.load(first + at + 1, mask=in_grid, other=0.0)
     numbers = codes.to(tl.float32) * scale.to(tl.float32) + offset.to(tl.float32)
+    if factor is not None:
+        numbers *= tl.load(factor + row * factor_row + channel, mask=channel < DIM, other=0.0)[None]
     if DIM != WIDTH:
         numbers = tl.where(channel[None] < DIM, numbers, 0.0)
     return numbers
 
 
 @triton.jit
-def _load_any(
-    pointer, grid, row, row_stride, token_stride, grid_row, grid_token, start, length,
-    DIM: tl.constexpr, WIDTH: tl.constexpr, COUNT: tl.constexpr, BITS: tl.constexpr,
-    TYPE: tl.constexpr,
+def _load_tokens(
+    stored, row, start, length,
+    DIM: tl.constexpr, WIDTH: tl.constexpr, COUNT: tl.constexpr, BITS: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
     """The same for tokens stored either way; numbers come out as TYPE."""
     if BITS == 16:
-        numbers = _load_tokens(pointer, row, row_stride, token_stride, start, length, DIM, WIDTH, COUNT)
+        numbers = _load_numbers(stored[0], row, stored[1], stored[2], start, length, DIM, WIDTH, COUNT)
     else:
-        numbers = _load_codes(
-            pointer, grid, row, row_stride, token_stride, grid_row, grid_token, start, length,
-            DIM, WIDTH, COUNT, BITS,
-        ).to(TYPE)  # fmt: skip
+        numbers = _load_codes(stored, row, start, length, DIM, WIDTH, COUNT, BITS).to(TYPE)
     return numbers
 
 
 @triton.jit
-def _load_bias(pointer, row, stride_row, stride_token, token, length):
+def _load_bias(bias, row, token, length):
     """[tokens] in base 2; −inf beyond the last token."""
+    pointer, row_stride, token_stride = bias
     inside = token < length
     if pointer is None:
-        return tl.where(inside, 0.0, float("-inf"))
-    bias = tl.load(pointer + row * stride_row + token * stride_token, mask=inside, other=float("-inf"))
-    return bias * LOG2_E
+        shift = tl.where(inside, 0.0, float("-inf"))
+    else:
+        at = pointer + row * row_stride + token * token_stride
+        shift = tl.load(at, mask=inside, other=float("-inf")) * LOG2_E
+    return shift
 
 
 @triton.jit
@@ -213,49 +260,40 @@ def _product(a, b):
 
 @triton.jit
 def _forward_kernel(
-    q_pointer, k_pointer, k_grid_pointer, v_pointer, v_grid_pointer, bias_pointer,
-    before_pointer, out_pointer, lse_pointer,
-    q_row, q_token, k_row, k_token, k_grid_row, k_grid_token,
-    v_row, v_token, v_grid_row, v_grid_token, bias_row, bias_token,
-    queries, keys, scale,
+    q_pointer, q_row, q_token, groups, out_pointer, lse_pointer, queries, scale,
     DIM: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, BITS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(1).to(tl.int64)
     first_query = tl.program_id(0) * QUERIES
-    m = first_query + tl.arange(0, QUERIES)
-    q = _load_tokens(q_pointer, row, q_row, q_token, first_query, queries, DIM, WIDTH, QUERIES)
-    # the output, the one carried over and lse lie without gaps: [rows, queries, DIM], [rows, queries]
-    if before_pointer is None:
-        top = tl.full([QUERIES], float("-inf"), tl.float32)
-        total = tl.zeros([QUERIES], tl.float32)
-        out = tl.zeros([QUERIES, WIDTH], tl.float32)
-    else:
-        top = tl.load(lse_pointer + row * queries + m, mask=m < queries, other=float("-inf")) * LOG2_E
-        total = tl.where(top == float("-inf"), 0.0, 1.0)
-        out = _load_tokens(before_pointer, row, queries * DIM, DIM, first_query, queries, DIM, WIDTH, QUERIES)
+    q = _load_numbers(q_pointer, row, q_row, q_token, first_query, queries, DIM, WIDTH, QUERIES)
+    top = tl.full([QUERIES], float("-inf"), tl.float32)
+    total = tl.zeros([QUERIES], tl.float32)
+    out = tl.zeros([QUERIES, WIDTH], tl.float32)
 
-    for start in range(0, keys, KEYS):
-        n = start + tl.arange(0, KEYS)
-        k = _load_any(
-            k_pointer, k_grid_pointer, row, k_row, k_token, k_grid_row, k_grid_token,
-            start, keys, DIM, WIDTH, KEYS, BITS, q_pointer.dtype.element_ty,
-        )  # fmt: skip
-        bias = _load_bias(bias_pointer, row, bias_row, bias_token, n, keys)
-        logits = _product(q, tl.trans(k)) * (scale * LOG2_E) + bias[None]
-        new_top = tl.maximum(top, tl.max(logits, 1))
-        safe_top = tl.where(new_top == float("-inf"), 0.0, new_top)  # −inf − (−inf) would be NaN
-        weights = tl.exp2(logits - safe_top[:, None])
-        shrink = tl.exp2(top - safe_top)
-        v = _load_any(
-            v_pointer, v_grid_pointer, row, v_row, v_token, v_grid_row, v_grid_token,
-            start, keys, DIM, WIDTH, KEYS, BITS, q_pointer.dtype.element_ty,
-        )  # fmt: skip
-        out = out * shrink[:, None] + _product(weights.to(v.dtype), v)
-        total = total * shrink + tl.sum(weights, 1)
-        top = new_top
+    for g in tl.static_range(len(groups)):
+        for i in range(0, len(groups[g])):
+            keys, values = _pick_tokens(groups[g], i, KEYS_AT), _pick_tokens(groups[g], i, VALUES_AT)
+            bias, length = _pick_bias(groups[g], i), _pick(groups[g], i, LENGTH_AT)
+            for start in range(0, length, KEYS):
+                k = _load_tokens(
+                    keys, row, start, length, DIM, WIDTH, KEYS, BITS[g], q_pointer.dtype.element_ty
+                )
+                shift = _load_bias(bias, row, start + tl.arange(0, KEYS), length)
+                logits = _product(q, tl.trans(k)) * (scale * LOG2_E) + shift[None]
+                new_top = tl.maximum(top, tl.max(logits, 1))
+                safe_top = tl.where(new_top == float("-inf"), 0.0, new_top)  # −inf − (−inf) would be NaN
+                weights = tl.exp2(logits - safe_top[:, None])
+                shrink = tl.exp2(top - safe_top)
+                v = _load_tokens(
+                    values, row, start, length, DIM, WIDTH, KEYS, BITS[g], q_pointer.dtype.element_ty
+                )
+                out = out * shrink[:, None] + _product(weights.to(v.dtype), v)
+                total = total * shrink + tl.sum(weights, 1)
+                top = new_top
 
+    # the output and lse lie without gaps: [rows, queries, DIM], [rows, queries]
     out = out / tl.where(total == 0.0, 1.0, total)[:, None]
-    channel = tl.arange(0, WIDTH)
+    m, channel = first_query + tl.arange(0, QUERIES), tl.arange(0, WIDTH)
     out_offsets = tl.arange(0, QUERIES)[:, None] * DIM + channel[None]
     out_inside = (m[:, None] < queries) & (channel[None] < DIM)
     first_out = out_pointer + (row * queries + first_query) * DIM
@@ -265,26 +303,37 @@ def _forward_kernel(
 
 @triton.jit
 def _mass_kernel(
-    q_pointer, k_pointer, k_grid_pointer, bias_pointer, lse_pointer, mass_pointer,
-    q_row, q_token, k_row, k_token, k_grid_row, k_grid_token, bias_row, bias_token, lse_row, lse_token,
-    queries, keys, scale, factor,
+    q_pointer, q_row, q_token, groups, lse_pointer, lse_row, lse_token, mass_pointer, columns,
+    queries, scale, factor,
     DIM: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, BITS: tl.constexpr,
 ):  # fmt: skip
+    """A program serves one block of keys: find its segment, sweep the queries."""
     row = tl.program_id(1).to(tl.int64)
-    first_key = tl.program_id(0) * KEYS
-    n = first_key + tl.arange(0, KEYS)
-    k = _load_any(
-        k_pointer, k_grid_pointer, row, k_row, k_token, k_grid_row, k_grid_token,
-        first_key, keys, DIM, WIDTH, KEYS, BITS, q_pointer.dtype.element_ty,
-    )  # fmt: skip
-    bias = _load_bias(bias_pointer, row, bias_row, bias_token, n, keys)
-    # summed element by element and across lanes once at the end: no shuffle inside the loop
-    sums = tl.zeros([KEYS, QUERIES], tl.float32)
-    for start in range(0, queries, QUERIES):
-        m = start + tl.arange(0, QUERIES)
-        q = _load_tokens(q_pointer, row, q_row, q_token, start, queries, DIM, WIDTH, QUERIES)
-        lse = tl.load(lse_pointer + row * lse_row + m * lse_token, mask=m < queries, other=float("-inf"))
-        lse = tl.where(lse == float("-inf"), float("inf"), lse * LOG2_E)  # such a query gives nothing
-        logits = _product(k, tl.trans(q)) * (scale * LOG2_E)
-        sums += tl.exp2(logits + (bias[:, None] - lse[None]))
-    tl.store(mass_pointer + row * keys + n, tl.sum(sums, 1) * factor, mask=n < keys)
+    block = tl.program_id(0)
+    for g in tl.static_range(len(groups)):
+        first_key, mine = -1, 0
+        for i in tl.static_range(len(groups[g])):
+            blocks = tl.cdiv(groups[g][i][LENGTH_AT], KEYS)
+            if (block >= 0) & (block < blocks):
+                first_key, mine = block * KEYS, i
+            block -= blocks
+        if first_key >= 0:
+            keys, bias = _pick_tokens(groups[g], mine, KEYS_AT), _pick_bias(groups[g], mine)
+            length, column = _pick(groups[g], mine, LENGTH_AT), _pick(groups[g], mine, COLUMN_AT)
+            n = first_key + tl.arange(0, KEYS)
+            k = _load_tokens(
+                keys, row, first_key, length, DIM, WIDTH, KEYS, BITS[g], q_pointer.dtype.element_ty
+            )
+            shift = _load_bias(bias, row, n, length)
+            # summed element by element and across lanes once at the end: no shuffle inside the loop
+            sums = tl.zeros([KEYS, QUERIES], tl.float32)
+            for start in range(0, queries, QUERIES):
+                m = start + tl.arange(0, QUERIES)
+                q = _load_numbers(q_pointer, row, q_row, q_token, start, queries, DIM, WIDTH, QUERIES)
+                at = lse_pointer + row * lse_row + m * lse_token
+                lse = tl.load(at, mask=m < queries, other=float("-inf"))
+                lse = tl.where(lse == float("-inf"), float("inf"), lse * LOG2_E)  # such a query gives nothing
+                logits = _product(k, tl.trans(q)) * (scale * LOG2_E)
+                sums += tl.exp2(logits + (shift[:, None] - lse[None]))
+            total = tl.sum(sums, 1) * factor
+            tl.store(mass_pointer + row * columns + column + n, total, mask=n < length)

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 import torch
 
 from stac_core.kernels.attend import Attend
+from stac_core.kernels.gather import Gather
 from stac_core.kernels.voxel_merge import VoxelMerge
 
 log = logging.getLogger(__name__)
 
+OPERATIONS = ("attend", "voxel_merge", "gather")
 CURES = {
     "torch": "it needs nothing but PyTorch",
     "triton": "install triton next to PyTorch and run on a CUDA device",
@@ -23,12 +25,13 @@ CURES = {
 
 @dataclass(frozen=True)
 class Kernels:
-    """The two operations that have hand-written kernels, all of one backend."""
+    """The operations that have hand-written kernels, all of one backend."""
 
     backend: str
     reason: str
     attend: Attend
     voxel_merge: VoxelMerge
+    gather: Gather
 
 
 def select_kernels(backend: str, device: torch.device | str) -> Kernels:
@@ -70,8 +73,7 @@ def _select_auto(device_type: str) -> Kernels:
 
 def _load(backend: str, device_type: str, reason: str) -> Kernels:
     """Import one backend; its module raises RuntimeError from `require` where it cannot run."""
-    attend = importlib.import_module(f"stac_core.kernels.attend_{backend}")
-    voxel_merge = importlib.import_module(f"stac_core.kernels.voxel_merge_{backend}")
+    modules = {op: importlib.import_module(f"stac_core.kernels.{op}_{backend}") for op in OPERATIONS}
     if backend != "torch":
-        attend.require(device_type)
-    return Kernels(backend, reason, attend.attend, voxel_merge.voxel_merge)
+        modules["attend"].require(device_type)
+    return Kernels(backend, reason, **{op: getattr(module, op) for op, module in modules.items()})

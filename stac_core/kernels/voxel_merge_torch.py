@@ -6,11 +6,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stac_core.kernels.voxel_merge import LEAST_SCORE, MergeCounts, MergeRules, RowState, RowTokens
+from stac_core.kernels.voxel_merge import (
+    LEAST_SCORE,
+    MergeCounts,
+    MergeRules,
+    RowState,
+    RowTokens,
+    check_merge,
+)
 
 
 def voxel_merge(state: RowState, tokens: RowTokens, rules: MergeRules) -> tuple[RowState, MergeCounts]:
     """The contract of `voxel_merge.py`."""
+    check_merge(state, tokens)
     state = RowState(*(part.clone() for part in state))
     tokens = tokens._replace(score=tokens.score.clamp_min(LEAST_SCORE))
     joined = _join_pivots(state, tokens, rules)

@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from stac_core.kernels.attend_triton import require
+from stac_core.kernels.attend_triton import check_reachable, require
 from stac_core.kernels.voxel_merge import LEAST_SCORE, MergeCounts, MergeRules, RowState, RowTokens
 from stac_core.kernels.voxel_merge_rows import group_by_row
 
@@ -23,11 +23,13 @@ __all__ = ["require", "voxel_merge"]
 LEAST = tl.constexpr(LEAST_SCORE)
 SMALLEST_NORM = tl.constexpr(1e-12)  # of torch.nn.functional.normalize
 BLOCK = 32  # scores looked at together
+REGISTERS = 128  # of a thread; left alone, the assembler would rather spill than give each so many
 
 
 def voxel_merge(state: RowState, tokens: RowTokens, rules: MergeRules) -> tuple[RowState, MergeCounts]:
     """The contract of `voxel_merge.py`."""
     state, tokens, order, start = group_by_row(state, tokens)
+    check_reachable("tokens.row", tokens.row)
     after = RowState(*(torch.empty_like(part) for part in state))
     rows, pivots, dim = state.pivot_keys.shape
     score_left = torch.empty_like(tokens.score)
@@ -39,7 +41,8 @@ def voxel_merge(state: RowState, tokens: RowTokens, rules: MergeRules) -> tuple[
                 rules.threshold, rules.gate, rules.inertia or float("inf"),
                 DIM=dim, WIDTH=triton.next_power_of_2(dim), PIVOTS=pivots,
                 PIVOT_WIDTH=triton.next_power_of_2(pivots), BUFFER=state.buffer_score.shape[1],
-                BUFFER_WIDTH=triton.next_power_of_2(state.buffer_score.shape[1]), BLOCK=BLOCK, num_warps=1,
+                BUFFER_WIDTH=triton.next_power_of_2(state.buffer_score.shape[1]), BLOCK=BLOCK,
+                num_warps=1, maxnreg=REGISTERS,
             )  # fmt: skip
     return after, MergeCounts(*counts.sum(0).tolist())
 

@@ -49,7 +49,7 @@ class Mlp(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention; who sees whom is the business of the `attend` it is given."""
+    """The linear maps around multi-head attention; who sees whom is decided in between."""
 
     def __init__(self, width: int, heads: int, qk_norm: bool) -> None:
         super().__init__()
@@ -59,15 +59,14 @@ class Attention(nn.Module):
         self.k_norm: nn.Module = LayerNorm(width // heads) if qk_norm else nn.Identity()
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, attend: Attend, rotary: Tensor | None = None) -> Tensor:
-        """x [B, T, width]; rotary [2, T, D] turns q and k, both normalised before."""
+    def project(self, x: Tensor, rotary: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """x [B, T, width] → q, k, v [B, heads, T, D]; rotary [2, T, D] turns q and k, once normalised."""
         qkv = self.qkv(x.to(self.qkv.weight.dtype))
-        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [B, heads, T, D] each
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q, k = self.q_norm(q), self.k_norm(k)
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
-        out = attend(q.to(v.dtype), k.to(v.dtype), v)
-        return self.proj(out.transpose(1, 2).flatten(2))
+        return q.to(v.dtype), k.to(v.dtype), v
 
 
 class Block(nn.Module):
@@ -88,5 +87,14 @@ class Block(nn.Module):
         self, x: Tensor, attend: Attend = F.scaled_dot_product_attention, rotary: Tensor | None = None
     ) -> Tensor:
         """x [B, T, width] → the same shape; without `attend` every token sees all T tokens."""
-        x = x + self.ls1(self.attn(self.norm1(x), attend, rotary))
+        attended = attend(*self.before(x, rotary))
+        return self.after(x, attended.transpose(1, 2).flatten(2))
+
+    def before(self, x: Tensor, rotary: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Everything up to the attention: q, k, v [B, heads, T, D]."""
+        return self.attn.project(self.norm1(x), rotary)
+
+    def after(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Everything from the attention on: attended [B, T, width], all heads side by side, and x joined."""
+        x = x + self.ls1(self.attn.proj(attended))
         return x + self.ls2(self.mlp(self.norm2(x)))

@@ -12,7 +12,11 @@ from torch import Tensor
 
 
 class AttentionContext(Protocol):
-    """Attention of the global blocks and of the camera trunk, the only layers that look across frames."""
+    """Attention of the global blocks and of the camera trunk, the only layers that look across frames.
+
+    q, k and v hold only during the call, their memory may serve the next one: whoever keeps keys copies
+    them. So does what is returned: the network is done with it before it asks again.
+    """
 
     frames_seen: int  # frames of this stream before the current call; 0 = the stream begins
 

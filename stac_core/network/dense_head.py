@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +42,8 @@ class Fusion(nn.Module):
     def forward(self, x: Tensor, finer: Tensor | None, size: tuple[int, int]) -> Tensor:
         if self.resConfUnit1 is not None and finer is not None:
             x = x + self.resConfUnit1(finer)
-        return self.out_conv(_resize(self.resConfUnit2(x), size))
+        # A 1×1 convolution and a resize can change places; before the resize it costs a quarter.
+        return _resize(self.out_conv(self.resConfUnit2(x)), size)
 
 
 class Scratch(nn.Module):
@@ -145,23 +146,30 @@ def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _add_uv(x: Tensor, height: int, width: int) -> Tensor:
+    """Tell every cell where it lies in the image; x [F, C, rows, columns] is overwritten and returned."""
     rows, columns = _size(x)
-    return x + UV_WEIGHT * uv_embedding(rows, columns, x.shape[1], width / height, x.device)
+    half = x.shape[1] // 2
+    of_x, of_y = uv_embedding(rows, columns, x.shape[1], width / height, x.device)
+    x[:, :half].add_(of_x, alpha=UV_WEIGHT)
+    x[:, half:].add_(of_y, alpha=UV_WEIGHT)
+    return x
 
 
-@lru_cache(maxsize=32)
+@cache  # for ever: recorded passes read these tables, which are small because x and y stay apart
 @torch.inference_mode(False)  # built once, used by inference and training alike
-def uv_embedding(rows: int, columns: int, channels: int, aspect: float, device: torch.device) -> Tensor:
-    """Where a cell lies in the image: sines and cosines [channels, rows, columns], float32, of x, then y.
+def uv_embedding(
+    rows: int, columns: int, channels: int, aspect: float, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Where a cell lies in the image: sines and cosines of x [channels / 2, 1, columns], for the first half
+    of the channels, and of y [channels / 2, rows, 1], for the second; float32.
 
     aspect = image width / height; the image's half diagonal has length 1. Computed in float64.
     """
     diagonal = (aspect**2 + 1) ** 0.5
     x = _equal_spacing(columns, aspect / diagonal)
     y = _equal_spacing(rows, 1 / diagonal)
-    of_x = _sines(x, channels // 2)[:, None, :].expand(-1, rows, -1)
-    of_y = _sines(y, channels // 2)[:, :, None].expand(-1, -1, columns)
-    return torch.cat([of_x, of_y]).to(device, torch.float32)
+    of_x, of_y = _sines(x, channels // 2)[:, None, :], _sines(y, channels // 2)[:, :, None]
+    return of_x.to(device, torch.float32), of_y.to(device, torch.float32)
 
 
 def _equal_spacing(cells: int, half_extent: float) -> Tensor:

@@ -6,7 +6,7 @@ a rotated key never depends on when it was seen, so it may be kept, moved or ave
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch import Tensor
 BASE = 100.0
 
 
-@lru_cache(maxsize=32)
+@cache  # for ever: recorded passes read these tables
 @torch.inference_mode(False)  # a table first built while inferring must also serve training
 def rotary_table(rows: int, columns: int, specials: int, head_width: int, device: torch.device) -> Tensor:
     """Cosines and sines [2, specials + rows·columns, head_width] of the tokens of one frame, float32.

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from cache.golden_figures import assert_close, golden_cache
+from cache.worlds_of_tokens import KERNELS
 
 from stac_core.cache.voxel_memory import Evicted, VoxelMemory
 from stac_core.config import CacheConfig
-from stac_core.kernels.voxel_merge_torch import voxel_merge
 
 FIGURES, SETTINGS = golden_cache("merge")
 
@@ -18,7 +18,7 @@ def memory_for(settings, **changes) -> VoxelMemory:
         voxel_buf_cap=settings["Bc"], voxel_piv_cap=settings["Gc"], merge_threshold=settings["threshold"],
         gate=settings["gate"], voxel_num=2, **changes,
     )  # fmt: skip
-    return VoxelMemory(config, settings["rows"], 16, torch.float32, torch.device("cpu"), voxel_merge)
+    return VoxelMemory(config, settings["rows"], 16, torch.float32, torch.device("cpu"), KERNELS)
 
 
 def insert_call(memory: VoxelMemory, call: int) -> dict[str, int]:

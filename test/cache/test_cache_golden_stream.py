@@ -8,14 +8,13 @@ import pytest
 import torch
 from cache.golden_figures import assert_close, golden_cache
 from cache.test_cache_golden_merge import assert_content
+from cache.worlds_of_tokens import KERNELS
 from tiny import TINY
 
 from stac_core.cache.stream_cache import StreamCache
 from stac_core.cache.token_positions import token_positions
 from stac_core.config import CacheConfig
 from stac_core.kernels.attend_torch import attend
-from stac_core.kernels.select import Kernels
-from stac_core.kernels.voxel_merge_torch import voxel_merge
 
 
 def cache_for(c: dict, attended: list, **changes) -> StreamCache:
@@ -34,7 +33,7 @@ def cache_for(c: dict, attended: list, **changes) -> StreamCache:
         attended.append(attend(*arguments))
         return attended[-1]
 
-    return StreamCache(config, network, Kernels("torch", "asked for", recorded, voxel_merge))
+    return StreamCache(config, network, replace(KERNELS, attend=recorded))
 
 
 def run_chunk(cache: StreamCache, figures: dict, c: dict, first: int, frames: int) -> torch.Tensor:

@@ -20,7 +20,6 @@ from stac_core.cache.voxel_memory import Evicted, VoxelMemory
 from stac_core.config import CacheConfig
 from stac_core.kernels.attend import Segment
 from stac_core.kernels.attend_torch import attend_reference
-from stac_core.kernels.voxel_merge_torch import voxel_merge
 
 CPU = torch.device("cpu")
 WALK = Walk(small_network(), length=3.0)
@@ -94,7 +93,7 @@ def test_any_settings_conserve_tokens_and_bound_the_live_cache(
 
 
 def memory(**settings) -> VoxelMemory:
-    return VoxelMemory(parity(**settings), 3, 8, torch.float32, CPU, voxel_merge)
+    return VoxelMemory(parity(**settings), 3, 8, torch.float32, CPU, KERNELS)
 
 
 def tokens(count: int, seed: int, voxels: int = 3) -> Evicted:

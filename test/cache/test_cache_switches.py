@@ -20,8 +20,6 @@ from stac_core.cache.voxel_memory import Evicted, VoxelMemory
 from stac_core.config import CacheConfig
 from stac_core.kernels.attend import Segment
 from stac_core.kernels.attend_torch import attend
-from stac_core.kernels.select import Kernels
-from stac_core.kernels.voxel_merge_torch import voxel_merge
 
 CPU = torch.device("cpu")
 WALK = Walk(small_network(), length=3.0)
@@ -37,7 +35,7 @@ SWITCHES = {
 
 
 def memory(**settings) -> VoxelMemory:
-    return VoxelMemory(parity(**settings), 1, 4, torch.float32, CPU, voxel_merge)
+    return VoxelMemory(parity(**settings), 1, 4, torch.float32, CPU, KERNELS)
 
 
 def insert(store: VoxelMemory, keys: torch.Tensor, score: float = 1.0) -> None:
@@ -138,7 +136,7 @@ def test_many_small_updates_of_a_coded_token_are_not_lost(rounding, follows):
     settings = {"voxel_buf_cap": 40, "merge_threshold": 0.5, "gate": 0.0}
     exact = memory(**settings)
     coded = VoxelMemory(
-        parity(pivot_bits=4, pivot_rounding=rounding, **settings), 1, 4, torch.float32, CPU, voxel_merge,
+        parity(pivot_bits=4, pivot_rounding=rounding, **settings), 1, 4, torch.float32, CPU, KERNELS,
         torch.ones(1, 4),
     )  # fmt: skip
     start, goal = torch.tensor([[1.0, 0.0, 0.2, -1.0]]), torch.tensor([[1.0, 0.5, 0.2, -1.0]])
@@ -165,7 +163,7 @@ def test_attention_received_adds_to_the_weight_of_what_was_retrieved():
         return result
 
     config, added = parity(feedback=0.25, voxel_buf_cap=3), []
-    cache = StreamCache(config, WALK.network, Kernels("torch", "asked for", recorded, voxel_merge))
+    cache = StreamCache(config, WALK.network, replace(KERNELS, attend=recorded))
     for first in range(0, 16, 2):
         received.clear()
         if cache.voxels is not None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from evaluation.evaluation_scene import tiny_frames, write_image
+from evaluation.evaluation_scene import tiny_frames, write_depth, write_image
 
-from stac_core.config import Config
+from stac_core.config import MODES, Config
 from stac_core.evaluation.evaluate import main
 from stac_core.evaluation.flags import configure, describe, settings_of, sweep
 from stac_core.evaluation.results import ResultTable, read_rows, to_markdown
@@ -75,6 +75,42 @@ def test_a_sweep_fills_a_table_with_plots(tmp_path, capsys):
     assert "dataset world, scene world_3_frames6" in markdown  # what is the same everywhere is said once
     for name in ("quality_pose.png", "time.png"):
         assert cv2.imread(str(tmp_path / "table" / name)).std() > 5
+
+
+def test_a_measure_that_fails_leaves_the_others(tmp_path, capsys):
+    """A scene without poses keeps its depth figures, and is tried again by the next run."""
+    scene, output = tmp_path / "tum" / "desk", ["--output_dir", str(tmp_path / "out")]
+    for index, frame in enumerate(tiny_frames(2, 56, 70)):
+        write_image(scene / f"{index}.png", frame.image)
+        write_depth(scene / f"{index}.depth.png", frame.depth_m, 5000)
+    (scene / "rgb.txt").write_text("1.0 0.png\n1.1 1.png\n")
+    (scene / "depth.txt").write_text("1.0 0.depth.png\n1.1 1.depth.png\n")
+    command = ["depth", str(scene), "--eval_cam", *SMALL, *output]
+    assert main(command) == 1
+    assert "pose: desk: 0 frames with a true pose" in capsys.readouterr().err
+    (row,) = rows_of(tmp_path / "out")
+    assert row["abs_rel"] > 0 and "0 frames with a true pose" in row["failed"]
+    pose = "0 0 0 0 0 0 1"
+    (scene / "groundtruth.txt").write_text(f"1.0 {pose}\n1.1 1{pose[1:]}\n")
+    assert main(command) == 0
+    (row,) = rows_of(tmp_path / "out")
+    assert row["ate_rmse"] >= 0 and "failed" not in row
+
+
+@pytest.mark.slow
+def test_every_mode_of_the_cache_is_in_one_table(tmp_path):
+    output, modes = ["--output_dir", str(tmp_path / "out")], list(MODES)
+    world = "world:5,frames=12,height=56,width=70,kind=room"
+    assert (
+        main(["recon", world, *SMALL, *output, "--eval_cam", "--sweep", "cache.mode=" + ",".join(modes)]) == 0
+    )
+    assert main(["table", str(tmp_path / "out"), "--output_dir", str(tmp_path / "table")]) == 0
+    with (tmp_path / "table" / "table_recon.csv").open() as lines:
+        rows = list(csv.DictReader(lines))
+    assert [row["mode"] for row in rows] == [m + " (offline)" * MODES[m].offline for m in modes]
+    assert all(float(row["f_score"]) >= 0 and float(row["ate_rmse"]) > 0 for row in rows)
+    sizes = {row["mode"]: float(row["cache_mib_max"]) for row in rows}
+    assert all(0 < sizes[mode] < sizes["causal"] for mode in ("window_kv", "xstream"))
 
 
 def test_real_recordings_are_measured(tmp_path):

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,97 +18,157 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from stac_core.kernels import attend_triton, voxel_merge_triton
+from stac_core.kernels import attend_triton, gather_triton, voxel_merge_triton
+from stac_core.kernels.attend import AnySegment, CodedSegment, Codes, Segment
+from stac_core.kernels.gather import Page
 
-POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
-CUOBJDUMP = Path(triton.__path__[0]) / "backends/nvidia/bin/cuobjdump"
+
+@dataclass(frozen=True)
+class Constant:
+    """An argument that is part of the compiled kernel."""
+
+    value: object
 
 
-def compile_kernel(kernel, types: dict[str, str], constants: dict, tile, capability: int) -> dict:
-    """`types` names pointers and floats; every other argument is an int32 known to divide by 16."""
-    signature: dict[str, str] = {}
-    constexprs: dict[tuple[int], object] = {}
-    attributes: dict[tuple[int], list] = {}
+POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.uint8: "*u8"}
+TOOLS = Path(triton.__path__[0]) / "backends/nvidia/bin"
+
+
+def compile_kernel(kernel, arguments: dict, tile, capability: int, registers: int | None = None) -> dict:
+    """arguments: by name, the type of each; `Constant` is compiled in. Tuples nest as at a launch."""
+    signature: dict[str, object] = {}
+    constexprs: dict[tuple[int, ...], object] = {}
+    attributes: dict[tuple[int, ...], list] = {}
+
+    def enter(path: tuple[int, ...], argument: object) -> object:
+        if isinstance(argument, tuple):
+            return tuple(enter((*path, i), part) for i, part in enumerate(argument))
+        if isinstance(argument, Constant):
+            constexprs[path] = argument.value
+            return "constexpr"
+        if argument not in ("fp32", "odd", "i64"):
+            attributes[path] = [["tt.divisibility", 16]]
+        return "i32" if argument == "odd" else argument
+
     for i, name in enumerate(kernel.arg_names):
-        if name in constants:
-            signature[name], constexprs[(i,)] = "constexpr", constants[name]
-            continue
-        signature[name] = types.get(name, "i32")
-        if signature[name] != "fp32":
-            attributes[(i,)] = [["tt.divisibility", 16]]
+        signature[name] = enter((i,), arguments[name])
     built = triton.compile(
         ASTSource(kernel, signature, constexprs, attributes),
         target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": tile.warps, "num_stages": tile.stages},
+        options={"num_warps": tile.warps, "num_stages": tile.stages, "maxnreg": registers},
     )
     return {
         "kernel": kernel.__name__,
         "capability": capability,
         "shared": built.metadata.shared,
         "tensor_cores": "mma" in built.asm["ptx"],
-        **resources(built.asm["cubin"]),
+        **resources(built.asm["ptx"], capability),
     }
 
 
-def resources(cubin: bytes) -> dict[str, int]:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
+def resources(ptx: str, capability: int) -> dict[str, int]:
+    """Registers and bytes spilled, as the assembler reports them."""
+    target = f"sm_{capability}{'a' if capability >= 90 else ''}"
+    assembler = TOOLS / ("ptxas-blackwell" if capability >= 100 else "ptxas")
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(ptx)
         file.flush()
-        text = subprocess.run([CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
-    assert found, text
-    return {"registers": int(found[1]), "stack": int(found[2])}
+        command = [assembler, "-v", f"--gpu-name={target}", file.name, "-o", "/dev/null"]
+        text = subprocess.run(command, capture_output=True, text=True).stderr
+    spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", text)
+    registers = re.search(r"Used (\d+) registers", text)
+    assert spills and registers, text
+    return {"registers": int(registers[1]), "spilled": int(spills[1]) + int(spills[2])}
 
 
 def attend_variants(capability: int):
-    """Both passes, at the head widths of the networks, each with the tile that is used for it."""
+    """Both passes over segments as the cache has them, each with the tile that is used for it."""
     for dtype, dim, bits in [
-        (torch.bfloat16, 64, 16),
-        (torch.bfloat16, 64, 8),
-        (torch.float16, 64, 4),
-        (torch.float16, 128, 16),
-        (torch.float32, 64, 16),
+        (torch.bfloat16, 64, (16,)),
+        (torch.bfloat16, 64, (16, 16, 16, 16)),
+        (torch.bfloat16, 64, (8, 8, 16, 8)),
+        (torch.float16, 64, (4, 4)),
+        (torch.float16, 128, (16, 8)),
+        (torch.float32, 64, (16,)),
     ]:
-        q = torch.empty(1, 1, dim, dtype=dtype, device="meta")
-        token = POINTERS[dtype]
-        types = dict.fromkeys(("q_pointer", "k_pointer", "v_pointer", "out_pointer"), token)
-        types |= dict.fromkeys(("bias_pointer", "before_pointer", "lse_pointer", "mass_pointer"), "*fp32")
-        types |= {"scale": "fp32", "factor": "fp32"}
-        ones: dict[str, object] = {"bias_token": 1, "lse_token": 1, "BITS": bits}
-        if bits == 16:
-            ones |= {"k_grid_pointer": None, "v_grid_pointer": None}
-        else:
-            types |= dict.fromkeys(("k_pointer", "v_pointer"), "*u8")
-            types |= dict.fromkeys(("k_grid_pointer", "v_grid_pointer"), "*fp16")
+        q = torch.empty(1, 1, dim, dtype=dtype)
+        groups, group_bits = attend_triton.group_segments([example_segment(q, b, b < 16) for b in bits])
+        arguments = {
+            "q_pointer": POINTERS[dtype], "q_row": "i32", "q_token": "i32", "groups": types_of(groups),
+            "lse_pointer": "*fp32", "lse_row": "i32", "lse_token": Constant(1),
+            "out_pointer": POINTERS[dtype], "mass_pointer": "*fp32", "columns": "odd", "queries": "odd",
+            "scale": "fp32", "factor": "fp32",
+            "DIM": Constant(dim), "WIDTH": Constant(dim), "BITS": Constant(group_bits),
+        }  # fmt: skip
         for kernel, tile in (
-            (attend_triton._forward_kernel, attend_triton.forward_tile(q, bits)),
+            (attend_triton._forward_kernel, attend_triton.forward_tile(q, min(bits) < 16)),
             (attend_triton._mass_kernel, attend_triton.mass_tile(q)),
         ):
-            constants = ones | {"DIM": dim, "WIDTH": dim, "QUERIES": tile.queries, "KEYS": tile.keys}
-            yield compile_kernel(kernel, types, constants, tile, capability) | {
-                "dim": dim,
-                "bits": bits,
-                "dtype": token,
-            }
+            arguments |= {"QUERIES": Constant(tile.queries), "KEYS": Constant(tile.keys)}
+            about = {"dim": dim, "bits": bits, "dtype": POINTERS[dtype]}
+            yield compile_kernel(kernel, arguments, tile, capability) | about
+
+
+def example_segment(q: torch.Tensor, bits: int, biased: bool) -> AnySegment:
+    """Two tokens of a long buffer, so that strides are those of the cache."""
+    dim = q.shape[-1]
+    bias = torch.zeros(1, 2) if biased else None
+    if bits == 16:
+        return Segment(*q.new_zeros(2, 1, 1041, dim)[:, :, :2], bias)
+    codes = torch.zeros(1, 1041, dim * bits // 8, dtype=torch.uint8)[:, :2]
+    grid = torch.zeros(1, 1041, -(-dim // 64) * 2, dtype=torch.float16)[:, :2]
+    factor = torch.ones(1, dim)
+    return CodedSegment(Codes(codes, grid, bits, dim, factor), Codes(codes, grid, bits, dim), bias)
+
+
+def types_of(argument: object) -> object:
+    """How Triton describes an argument of a launch; 2, a length here, stands for any number."""
+    if isinstance(argument, tuple):
+        return tuple(types_of(part) for part in argument)
+    if isinstance(argument, torch.Tensor):
+        return POINTERS[argument.dtype]
+    if argument is None or argument == 1:
+        return Constant(argument)
+    return "i32" if argument % 16 == 0 else "odd"
 
 
 def merge_variants(capability: int):
     """The merge at the default capacities; floats everywhere but in the order and the counts."""
     names = voxel_merge_triton._merge_kernel.arg_names
+    types: dict[str, object] = dict.fromkeys(names, "*fp32")
+    types |= {"order": "*i64", "start": "*i64", "counts": "*i32"}
+    types |= {"threshold": "fp32", "gate": "fp32", "heaviest": "fp32"}
     constants = {
         "DIM": 64, "WIDTH": 64, "PIVOTS": 4, "PIVOT_WIDTH": 4, "BUFFER": 8, "BUFFER_WIDTH": 8, "BLOCK": 32,
     }  # fmt: skip
-    types = dict.fromkeys([n for n in names if n not in constants], "*fp32")
-    types |= {"order": "*i64", "start": "*i64", "counts": "*i32"}
-    types |= {"threshold": "fp32", "gate": "fp32", "heaviest": "fp32"}
+    types |= {name: Constant(value) for name, value in constants.items()}
     tile = attend_triton.Tile(0, 0, 1, 3)
-    yield compile_kernel(voxel_merge_triton._merge_kernel, types, constants, tile, capability) | {
-        "dtype": "*fp32"
-    }
+    kernel, registers = voxel_merge_triton._merge_kernel, voxel_merge_triton.REGISTERS
+    yield compile_kernel(kernel, types, tile, capability, registers) | {"dtype": "*fp32"}
+
+
+def gather_variants(capability: int):
+    """From one page of numbers, and from many of codes."""
+    for bits, count in ((16, 1), (4, 9)):
+        width, grid = (64, None) if bits == 16 else (64 * bits // 8, torch.zeros(2, 2, dtype=torch.float16))
+        stored = torch.zeros(2, width, dtype=torch.bfloat16 if bits == 16 else torch.uint8)
+        (pages, _), *_ = gather_triton.page_groups([Page(stored, stored, grid, grid)] * count)
+        pages = tuple((*types_of(page[:4]), "i64") for page in pages)
+        names = gather_triton._gather_kernel.arg_names
+        arguments: dict[str, object] = dict.fromkeys(names, "*i64")
+        arguments |= dict.fromkeys(("slot_lane", "members_lane", "stop", "budget"), "odd")
+        arguments |= dict.fromkeys(("members", "factor", "bias_out"), "*fp32")
+        arguments |= dict.fromkeys(("keys_out", "values_out"), "*bf16")
+        arguments |= {"slot_token": Constant(1), "members_token": Constant(1), "pages": pages}
+        constants = {"DIM": 64, "WIDTH": 64, "BITS": bits, "PAD": True, "TOKENS": gather_triton.TOKENS}
+        arguments |= {name: Constant(value) for name, value in constants.items()}
+        tile = attend_triton.Tile(0, 0, gather_triton.WARPS, 3)
+        about = {"dtype": "*fp32", "bits": bits}
+        yield compile_kernel(gather_triton._gather_kernel, arguments, tile, capability) | about
 
 
 if __name__ == "__main__":
     for argument in sys.argv[1:]:
-        for variants in (attend_variants, merge_variants):
+        for variants in (attend_variants, merge_variants, gather_variants):
             for variant in variants(int(argument)):
                 print(json.dumps(variant), flush=True)

@@ -10,12 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stac_core.kernels import attend_triton
+from stac_core.kernels import attend_cuda, attend_triton
 from stac_core.kernels.attend import Segment, sample_queries
 from stac_core.kernels.attend_torch import attend, attend_reference
 
 GOLDEN = Path(__file__).parents[1] / "golden_cache"
 CASES = json.loads((GOLDEN / "attention.json").read_text())["cases"]
+CHECKING = {"torch": attend, "triton": attend_triton.attend, "cuda": attend_cuda.attend}
 BACKENDS = {"reference": attend_reference, "torch": attend, "triton": attend_triton.attend}
 
 
@@ -160,6 +161,13 @@ def broken(**change):
         (torch.ones(2, 16, 3).mT, [broken()], 1.0, "q: .*contiguous.*strides"),
         (torch.ones(2, 3, 16), [], 1.0, "segments: no key"),
         (torch.ones(2, 3, 16), [random_segment(2, 0, 16)], 1.0, "segments: no key"),
+        (torch.ones(2, 3, 16), [broken()] * 9, 1.0, "segments: 9 of them, at most 8"),
+        (
+            torch.ones(2, 3, 16),
+            [broken(values=torch.ones(2, 16, 8).mT)],
+            1.0,
+            "values: .*contiguous.*strides",
+        ),
         (torch.ones(2, 3, 16), [broken()], 0.0, "subsample = 0.0"),
         (torch.ones(2, 3, 16), [broken()], math.nan, "subsample = nan"),
         (
@@ -180,6 +188,36 @@ def broken(**change):
         (torch.ones(2, 3, 16), [broken(bias=torch.ones(2, 8).half())], 1.0, r"bias: .*float16"),
     ],
 )
-def test_bad_input_is_named(backend, q, segments, ratio, words):
+@pytest.mark.parametrize("name", CHECKING)
+def test_bad_input_is_named(name, q, segments, ratio, words):
     with pytest.raises(ValueError, match=words):
-        backend(q, segments, True, ratio)
+        CHECKING[name](q, segments, True, ratio)
+
+
+def half_segment(dim: int, gap: int = 0) -> Segment:
+    """Keys and values of 16 bits, each token followed by a gap."""
+    keys, values = torch.zeros(2, 2, 8, dim + gap, dtype=torch.float16)[..., :dim]
+    return Segment(keys, values)
+
+
+@pytest.mark.parametrize(
+    "dim, gap, words",
+    [
+        (48, 0, "q: head width 48; this backend has kernels for 16, 32, 64 and 128"),
+        (
+            16,
+            4,
+            r"segments\[0\].keys: tokens must begin at multiples of 16 bytes, got strides \(160, 20, 1\)",
+        ),
+        (16, 0, "q: is on cpu, the cuda backend computes on CUDA devices"),
+    ],
+)
+def test_cuda_names_what_it_cannot_take(dim, gap, words):
+    with pytest.raises(ValueError, match=words):
+        attend_cuda.attend(torch.zeros(2, 3, dim, dtype=torch.float16), [half_segment(dim, gap)])
+
+
+def test_triton_names_tensors_out_of_its_reach(monkeypatch):
+    monkeypatch.setattr(attend_triton.triton.knobs.runtime, "interpret", False)
+    with pytest.raises(ValueError, match="q: is on cpu, the triton backend computes on CUDA devices"):
+        attend_triton.attend(torch.zeros(2, 3, 16), [random_segment(2, 8, 16)])

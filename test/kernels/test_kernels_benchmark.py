@@ -24,7 +24,7 @@ def test_rehearsal(tmp_path):
     results = json.loads(written.read_text())
     assert results["rehearsal"] and results["checks"] and all(row["passed"] for row in results["checks"])
     assert {row["backend"] for row in results["checks"]} == {"torch", "triton"}
-    timed = [row["ms"] for part in ("attend", "merge") for row in results[part]]
+    timed = [row["ms"] for part in ("attend", "frames", "merge", "gather") for row in results[part]]
     timed += [row["step_ms"] for row in results["network"]]
     assert timed and all(ms is None for ms in timed)
     assert all(row["met"] is None for row in results["wanted"])

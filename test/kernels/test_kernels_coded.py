@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
+from kernels.coded import coded, random_segments
 
 from stac_core.cache.quantization import Codec
-from stac_core.kernels import attend_torch, attend_triton
-from stac_core.kernels.attend import CodedSegment, Codes, Segment
+from stac_core.kernels import attend_cuda, attend_torch, attend_triton
+from stac_core.kernels.attend import CodedSegment, Codes
 from stac_core.kernels.judge import judge_attend
 
 BACKENDS = {"torch": attend_torch.attend, "triton": attend_triton.attend}
-
-
-def coded(x: torch.Tensor, bits: int, factor: torch.Tensor | None = None) -> Codes:
-    """x [rows, N, D] as the cache stores it."""
-    dim = x.shape[-1]
-    codec = Codec(bits, dim, torch.float32)
-    return Codes(*codec.encode(x if factor is None else x / factor[:, None]), bits, dim, factor)
-
-
-def random_segments(dim: int, bits: int, seed: int, dtype: torch.dtype):
-    g = torch.Generator().manual_seed(seed)
-    k, v, k2, v2 = torch.randn(4, 3, 97, dim, generator=g)
-    k[..., 1] *= 5  # an outlier channel
-    bias = torch.randn(3, 97, generator=g)
-    bias[:, 30:40] = -math.inf
-    segment = CodedSegment(coded(k, bits, k.abs().amax(1)), coded(v, bits), bias)
-    return torch.randn(3, 70, dim, generator=g).to(dtype), [segment, Segment(k2.to(dtype), v2.to(dtype))]
+CHECKING = BACKENDS | {"cuda": attend_cuda.attend}
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.parametrize("dim", [16, 64, 128])
+@pytest.mark.parametrize("dim", [16, 64, 96, 128])
 def test_the_layout_is_that_of_the_cache(bits, dim):
     x = torch.randn(2, 9, dim)
     codec = Codec(bits, dim, torch.float32)
@@ -43,7 +26,13 @@ def test_the_layout_is_that_of_the_cache(bits, dim):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     "bits, dim, dtype",
-    [(8, 64, torch.bfloat16), (4, 64, torch.float16), (4, 128, torch.bfloat16), (8, 20, torch.float32)],
+    [
+        (8, 64, torch.bfloat16),
+        (4, 64, torch.float16),
+        (4, 128, torch.bfloat16),
+        (8, 20, torch.float32),
+        (4, 96, torch.float16),
+    ],
     ids=str,
 )
 def test_twice_rule(backend, bits, dim, dtype):
@@ -52,13 +41,15 @@ def test_twice_rule(backend, bits, dim, dtype):
     assert all(v.passed for v in verdicts), verdicts
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", CHECKING)
 @pytest.mark.parametrize(
     "change, words",
     [
         ({"bits": 5}, r"segments\[0\].keys.bits = 5: expected 8 or 4"),
         ({"bits": 4}, r"keys.codes: expected \[1, 7, 8\] of torch.uint8 on cpu, got \[1, 7, 16\]"),
         ({"grid": torch.zeros(1, 7, 2)}, r"keys.grid: expected .*float16.*got .*float32"),
+        ({"dim": 32}, r"keys.dim = 32: q has a head width of 16"),
+        ({"codes": torch.zeros(1, 16, 7).byte().mT}, "keys.codes: the last dimension must be contiguous"),
         ({"factor": torch.ones(16)}, r"keys.factor: expected \[1, 16\]"),
     ],
 )
@@ -67,10 +58,18 @@ def test_bad_codes_are_named(backend, change, words):
     keys = coded(x, 8)
     broken = Codes(**{**vars(keys), **change})
     with pytest.raises(ValueError, match=words):
-        BACKENDS[backend](x, [CodedSegment(broken, coded(x, 8))])
+        CHECKING[backend](x, [CodedSegment(broken, coded(x, 8))])
 
 
 def test_mixed_bits_are_refused():
     x = torch.randn(1, 7, 16)
     with pytest.raises(ValueError, match="keys have 8 bits, values 4"):
         attend_torch.attend(x, [CodedSegment(coded(x, 8), coded(x, 4))])
+
+
+def test_many_codes_are_decoded_a_block_at_a_time(monkeypatch):
+    """The torch path never holds all of them as numbers."""
+    monkeypatch.setattr(attend_torch, "DECODED", 40)
+    q, segments = random_segments(64, 8, 3, torch.bfloat16)
+    verdicts = judge_attend(q, segments, 1.0, attend_torch.attend(q, segments, True))
+    assert all(v.passed for v in verdicts), verdicts

@@ -67,24 +67,34 @@ def environment() -> dict[str, str]:
 OPCHECK = """
 import sys; sys.path[:0] = sys.argv[1:]
 import torch
-from stac_core.kernels import attend_torch, cuda_library
-from stac_core.kernels.attend import Segment
+from stac_core.kernels import attend_torch, cuda_library, gather_torch
+from stac_core.kernels.attend import CodedSegment, Codes, Segment
+from stac_core.kernels.gather import Page, Wanted, shares
 from stac_core.kernels.voxel_merge import MergeRules, RowState, RowTokens
 from stac_core.kernels.voxel_merge_rows import group_by_row
 from stac_core.kernels.voxel_merge_torch import voxel_merge
 from stac_core.kernels.random_merges import empty_state, random_tokens
+from kernels.coded import random_segments
+from kernels.test_kernels_gather import small
 cuda_library.load()
 
 # The library has kernels for CUDA only; the reference stands in on the CPU so that schema and fake
 # kernels can be checked against real results.
-def forward(q, k, v, bias, before_out, before_lse, last):
-    out, lse = attend_torch._attend_segment(q, Segment(k, v, bias))
-    if before_out is not None:
-        out, lse = attend_torch._join([(before_out, before_lse), (out, lse)])
-    return out.to(q.dtype if last else torch.float32).contiguous(), lse.contiguous()
+def segments(keys, key_grids, factors, values, value_grids, biases, bits):
+    dim = keys[0].shape[-1] if bits[0] == 16 else keys[0].shape[-1] * 8 // bits[0]
+    for k, kg, f, v, vg, bias, b in zip(keys, key_grids, factors, values, value_grids, biases, bits):
+        if b == 16:
+            yield Segment(k, v, bias)
+        else:
+            yield CodedSegment(Codes(k, kg, b, dim, f), Codes(v, vg, b, dim), bias)
 
-def mass(q, k, bias, lse, factor):
-    return attend_torch._segment_mass(q, Segment(k, k, bias), lse) * factor
+def forward(q, *lists):
+    out, lse, _ = attend_torch.attend(q, list(segments(*lists)))
+    return out.contiguous(), lse.contiguous()
+
+def mass(q, keys, key_grids, factors, biases, bits, lse, factor):
+    parts = list(segments(keys, key_grids, factors, keys, key_grids, biases, bits))
+    return torch.cat(attend_torch.attend(q, parts, True).key_mass, 1) * factor
 
 def merge(state, order, start, keys, values, score, threshold, gate, heaviest):
     row = torch.empty_like(order)
@@ -93,23 +103,40 @@ def merge(state, order, start, keys, values, score, threshold, gate, heaviest):
     after, _ = voxel_merge(RowState(*state), RowTokens(row, keys, values, score), rules)
     return [*after, torch.zeros(len(start) - 1, 5, dtype=torch.int32)]
 
+def gather(keys, values, bias, page_keys, key_grids, page_values, value_grids, first, bits, slots, members,
+           before, wanted, total, factor, pad):
+    pages = [Page(*part) for part in zip(page_keys, page_values, key_grids, value_grids)]
+    found = gather_torch.gather([Wanted(pages, bits, slots, members)], *keys.shape[1:], keys.dtype, factor)
+    for mine, theirs in zip((keys, values, bias), found):
+        mine.copy_(theirs)
+
 torch.library.impl("stac::attend_forward", "CPU", forward)
+torch.library.impl("stac::gather", "CPU", gather)
 torch.library.impl("stac::voxel_merge", "CPU", merge)
 torch.library.impl("stac::attend_mass", "CPU", mass)
-q, k, v = (torch.randn(2, n, 16, dtype=torch.bfloat16) for n in (5, 9, 9))
-bias = torch.randn(2, 9)
-out, lse = torch.ops.stac.attend_forward(q, k, v, bias, None, None, False)
+q, (coded, plain) = random_segments(16, 8, 3, torch.bfloat16)
+lists = ([coded.keys.codes, plain.keys], [coded.keys.grid, None], [coded.keys.factor, None])
+others = ([coded.bias, None], [8, 16])
+values = ([coded.values.codes, plain.values], [coded.values.grid, None])
 ops = torch.ops.stac
-for args in [(q, k, v, None, None, None, True), (q, k, v, bias, out, lse, True),
-             (q, k, v, bias, out, lse, False)]:
-    torch.library.opcheck(ops.attend_forward, args)
-for args in [(q, k, bias, lse, 1.0), (q[:, ::2], k, None, lse[:, ::2], 2.5)]:
-    torch.library.opcheck(ops.attend_mass, args)
+_, lse = ops.attend_forward(q, *lists, *values, *others)
+torch.library.opcheck(ops.attend_forward, (q, *lists, *values, *others))
+only = ([plain.keys], [None], [None], [plain.values], [None], [None], [16])
+torch.library.opcheck(ops.attend_forward, (q, *only))
+torch.library.opcheck(ops.attend_mass, (q, *lists, *others, lse, 1.0))
+torch.library.opcheck(ops.attend_mass, (q[:, ::2], *lists, *others, lse[:, ::2], 2.5))
 state, tokens = empty_state(6, 4, 8, 16), random_tokens(6, 70, 16, seed=1)
 state, tokens, order, start = group_by_row(state, tokens)
 torch.library.opcheck(
     ops.voxel_merge, (list(state), order, start, *tokens[1:], 0.8, 0.2, float("inf"))
 )
+kind, dim = small()["kinds"][0], 16
+page, (share,), total = kind.pages[0], *shares([kind])
+outputs = torch.zeros(2, 3, dim), torch.zeros(2, 3, dim), torch.zeros(2, 3)
+torch.library.opcheck(ops.gather, (
+    *outputs, [page.keys], [page.key_grid], [page.values], [page.value_grid], 0, 8,
+    kind.slots, kind.members, *share, total, None, True,
+))
 print("clean")
 """
 
@@ -118,7 +145,7 @@ print("clean")
 @pytest.mark.slow
 def test_installs_loads_and_passes_opcheck(installed):
     done = subprocess.run(
-        [sys.executable, "-c", OPCHECK, installed, REPOSITORY],
+        [sys.executable, "-c", OPCHECK, installed, REPOSITORY, REPOSITORY / "test"],
         capture_output=True,
         text=True,
     )

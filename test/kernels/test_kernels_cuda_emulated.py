@@ -6,17 +6,25 @@ import math
 
 import pytest
 import torch
-from kernels.emulated import EmulatedAttend, build, can_build
+from kernels.coded import random_segments
+from kernels.emulated import EmulatedAttend, build, can_build, stand_in
 
-from stac_core.kernels.attend import Segment
+from stac_core.kernels import attend_cuda
+from stac_core.kernels.attend import CodedSegment, Codes, Segment
 from stac_core.kernels.judge import judge_attend
 
 pytestmark = pytest.mark.skipif(not can_build(), reason="needs g++ and CUDA's headers")
 
 
 @pytest.fixture(scope="module")
-def attend(tmp_path_factory):
+def emulated(tmp_path_factory):
     return EmulatedAttend(build("attend_emulated", tmp_path_factory.mktemp("emulator")))
+
+
+@pytest.fixture
+def attend(emulated, monkeypatch):
+    stand_in(emulated, monkeypatch)
+    return attend_cuda.attend
 
 
 # heads, queries, keys of each segment, dim, dtype, subsample, bias
@@ -48,6 +56,31 @@ def test_twice_rule(attend, case):
     q, segments = random_case(heads, queries, keys, dim, dtype, bias)
     verdicts = judge_attend(q, segments, ratio, attend(q, segments, True, ratio))
     assert all(v.passed for v in verdicts), verdicts
+
+
+@pytest.mark.parametrize(
+    "bits, dim, dtype",
+    [(8, 64, torch.bfloat16), (4, 64, torch.float16), (8, 128, torch.bfloat16), (4, 16, torch.float16)],
+    ids=str,
+)
+def test_codes_are_decoded_in_the_kernel(attend, bits, dim, dtype):
+    """Coded segments before and after one of plain numbers, all in one launch."""
+    q, segments = random_segments(dim, bits, 3, dtype)
+    q, segments = q[:2, :40], [first_rows(s, 2) for s in (*segments, segments[0])]
+    verdicts = judge_attend(q, segments, 1.0, attend(q, segments, True))
+    assert all(v.passed for v in verdicts), verdicts
+
+
+def first_rows(segment, rows):
+    """The first rows of a segment."""
+    if isinstance(segment, Segment):
+        return Segment(segment.keys[:rows], segment.values[:rows])
+    keys, values = segment.keys, segment.values
+    return CodedSegment(
+        Codes(keys.codes[:rows], keys.grid[:rows], keys.bits, keys.dim, keys.factor[:rows]),
+        Codes(values.codes[:rows], values.grid[:rows], values.bits, values.dim),
+        segment.bias[:rows],
+    )
 
 
 def test_order_of_threads_changes_no_bit(attend):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from importlib.machinery import EXTENSION_SUFFIXES
 
 import pytest
 import torch
 
-from stac_core.kernels import select
+from stac_core.kernels import attend_triton, cuda_library, select
 from stac_core.kernels.attend import Segment
 
 
@@ -39,3 +40,27 @@ def test_an_explicit_choice_that_cannot_load_says_how_to_build_it():
 def test_an_unknown_name_is_refused():
     with pytest.raises(ValueError, match="'metal': choose one of 'auto', 'torch', 'triton', 'cuda'"):
         select.select_kernels("metal", "cpu")
+
+
+def test_a_library_that_does_not_load_says_why(monkeypatch, tmp_path):
+    (tmp_path / f"stac_cuda{EXTENSION_SUFFIXES[0]}").write_text("of another machine")
+    monkeypatch.syspath_prepend(tmp_path)
+    cuda_library.load.cache_clear()
+    with pytest.raises(
+        RuntimeError, match=r"(?s)'cuda' cannot run: .*(invalid ELF|too short).*; build it with .*pip install"
+    ):
+        select.select_kernels("cuda", "cpu")
+
+
+def test_auto_on_a_gpu_says_once_what_it_took_and_what_was_refused(monkeypatch, caplog):
+    def refuse(device_type: str) -> None:
+        raise RuntimeError("too old for this GPU")
+
+    monkeypatch.setattr(attend_triton, "require", refuse)
+    caplog.set_level(logging.INFO)
+    chosen = select.select_kernels("auto", "cuda")
+    assert select.select_kernels("auto", "cuda") is chosen
+    assert [r.getMessage() for r in caplog.records] == [f"kernels: {chosen.backend} ({chosen.reason})"]
+    assert "triton: too old for this GPU" in chosen.reason
+    if chosen.backend == "torch":
+        assert "cuda: " in chosen.reason

@@ -30,7 +30,8 @@ def test_kernels_compile(capability, tmp_path):
     variants = compile_for(capability, tmp_path)
     assert variants
     for variant in variants:
-        assert variant["stack"] == 0 or variant["registers"] < 255, variant  # registers spilled to memory
+        assert variant["spilled"] == 0, variant
         assert variant["shared"] <= SHARED_LIMIT[capability], variant
         assert variant["tensor_cores"] or variant["dtype"] == "*fp32", variant
-    assert {v["kernel"] for v in variants} == {"_forward_kernel", "_mass_kernel", "_merge_kernel"}
+    kernels = {"_forward_kernel", "_mass_kernel", "_merge_kernel", "_gather_kernel"}
+    assert {v["kernel"] for v in variants} == kernels

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernels.emulated import EmulatedMerge, build, can_build
+from kernels.emulated import EmulatedMerge, build, can_build, stand_in
 
-from stac_core.kernels import voxel_merge_triton
+from stac_core.kernels import voxel_merge_cuda, voxel_merge_triton
 from stac_core.kernels.random_merges import RULES, decisive, empty_state, random_tokens
 from stac_core.kernels.voxel_merge import MergeRules, RowTokens
 from stac_core.kernels.voxel_merge_torch import voxel_merge as reference
@@ -21,9 +21,10 @@ def emulated(tmp_path_factory):
 
 
 @pytest.fixture(params=["triton", "emulated"])
-def backend(request):
+def backend(request, monkeypatch):
     if request.param == "emulated":
-        return request.getfixturevalue("emulated")
+        stand_in(request.getfixturevalue("emulated"), monkeypatch)
+        return voxel_merge_cuda.voxel_merge
     return voxel_merge_triton.voxel_merge
 
 
@@ -94,6 +95,12 @@ def test_nothing_to_merge_changes_nothing(backend):
     assert_same(after, state)
 
 
+CHECKING = {
+    "torch": reference, "triton": voxel_merge_triton.voxel_merge, "cuda": voxel_merge_cuda.voxel_merge,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHECKING)
 @pytest.mark.parametrize(
     "part, value, words",
     [
@@ -103,13 +110,31 @@ def test_nothing_to_merge_changes_nothing(backend):
         ("score", torch.zeros(7, device="meta"), "tokens.score: is on meta"),
     ],
 )
-def test_bad_tokens_are_named(backend, part, value, words):
+def test_bad_tokens_are_named(name, part, value, words):
     tokens = random_tokens(6, 7, 16, seed=1)._replace(**{part: value})
     with pytest.raises(ValueError, match=words):
-        backend(empty_state(6, 4, 8, 16), tokens, RULES)
+        CHECKING[name](empty_state(6, 4, 8, 16), tokens, RULES)
 
 
-def test_bad_state_is_named(backend):
-    state = empty_state(6, 4, 8, 16)
-    with pytest.raises(ValueError, match=r"state.weight: expected shape \[6, 4\], got \[6, 3\]"):
-        backend(state._replace(weight=torch.zeros(6, 3)), random_tokens(6, 7, 16, seed=1), RULES)
+@pytest.mark.parametrize("name", CHECKING)
+@pytest.mark.parametrize(
+    "part, value, words",
+    [
+        ("weight", torch.zeros(6, 3), r"state.weight: expected shape \[6, 4\], got \[6, 3\]"),
+        ("pivot_keys", torch.zeros(6, 4), r"state: expected pivot_keys \[R, G, D\].*got \[6, 4\]"),
+        ("members", torch.zeros(6, 4).half(), "state.members: expected torch.float32, got torch.float16"),
+        ("buffer_keys", torch.zeros(6, 8, 16, device="meta"), "state.buffer_keys: is on meta"),
+    ],
+)
+def test_bad_state_is_named(name, part, value, words):
+    state = empty_state(6, 4, 8, 16)._replace(**{part: value})
+    with pytest.raises(ValueError, match=words):
+        CHECKING[name](state, random_tokens(6, 7, 16, seed=1), RULES)
+
+
+def test_cuda_refuses_what_it_has_no_kernel_for():
+    merge, tokens = voxel_merge_cuda.voxel_merge, random_tokens(6, 7, 16, seed=1)
+    with pytest.raises(ValueError, match=r"state.pivot_keys: 33 pivots of 16 channels.* at most 32 and 128"):
+        merge(empty_state(6, 33, 8, 16), tokens, RULES)
+    with pytest.raises(ValueError, match=r"tokens.row: is on cpu, the cuda backend computes on CUDA devices"):
+        merge(empty_state(6, 4, 8, 16), tokens, RULES)

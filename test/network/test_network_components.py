@@ -79,10 +79,16 @@ class Recorder:
         return F.scaled_dot_product_attention(q, k, v)
 
 
+def attention(block, x, attend, rotary=None):
+    """The attention of a block without its norm, layer scale and residual."""
+    attended = attend(*block.attn.project(x, rotary))
+    return block.attn.proj(attended.transpose(1, 2).flatten(2))
+
+
 def test_global_block(network):
     data, block, seen = golden("comp_attention_block"), network.aggregator.global_blocks[0], Recorder()
     rotary = rotary_angles(data["pos_one_frame"][0], 16).repeat(1, 3, 1)
-    alone = block.attn(block.norm1(data["x"]), seen, rotary)
+    alone = attention(block, block.norm1(data["x"]), seen, rotary)
     assert_matches(alone, data["global.attn_only_full"], TOLERANCE)
     assert_matches(seen.q, data["global.q_roped"], TOLERANCE)
     assert_matches(seen.k, data["global.k_roped"], TOLERANCE)
@@ -96,7 +102,7 @@ def test_global_block(network):
 
 def test_normed_queries_and_keys(network):
     data, block, seen = golden("comp_attention_block"), network.aggregator.global_blocks[0], Recorder()
-    block.attn(block.norm1(data["x"]), seen)
+    attention(block, block.norm1(data["x"]), seen)
     assert_matches(seen.q, data["global.q_normed"], TOLERANCE)
     assert_matches(seen.k, data["global.k_normed"], TOLERANCE)
     assert_matches(block.attn.k_norm(data["global.k_raw"]), data["global.k_normed"], TOLERANCE)
@@ -127,7 +133,7 @@ def test_small_inputs_reveal_every_epsilon(network):
         "vit_block2": aggregator.patch_embed.blocks[2](x64),
         "vit_final_norm": aggregator.patch_embed.norm(x64),
         "global_block2": block(x64, rotary=rotary),
-        "global_block2.attn": block.attn(x64, full, rotary),
+        "global_block2.attn": attention(block, x64, full, rotary),
         "frame_block5": aggregator.frame_blocks[5](x64, rotary=rotary),
         "trunk1": head.trunk[1](x128),
         "token_norm": head.token_norm(x128),
@@ -191,7 +197,7 @@ def test_stages_of_the_dense_head():
 
     def keep(name):
         def hook(module, inputs, output):
-            found.setdefault(name, output)
+            found.setdefault(name, output.clone())  # the head may overwrite it
 
         return hook
 
@@ -224,7 +230,8 @@ def test_uv_embedding(name):
     cells, image, channels = name.split("_")
     rows, columns = map(int, cells.split("x"))
     height, width = map(int, image.removeprefix("img").split("x"))
-    embedded = uv_embedding(rows, columns, int(channels[1:]), width / height, torch.device("cpu"))
+    of_x, of_y = uv_embedding(rows, columns, int(channels[1:]), width / height, torch.device("cpu"))
+    embedded = torch.cat([of_x.expand(-1, rows, -1), of_y.expand(-1, -1, columns)])
     expected = golden("comp_dpt_uv_embed")
     assert_matches(embedded.permute(1, 2, 0), expected[f"emb_{name}"], TOLERANCE)
     # The lowest frequency is 1: its sine is the sine of the coordinate itself.

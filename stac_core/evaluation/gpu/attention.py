@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,18 +12,28 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from stac_core.evaluation.gpu.measure import Ceilings, median_ms, poison_new_memory, stop_poisoning
-from stac_core.kernels.attend import Attend, Segment
+from stac_core.kernels.attend import CODE_GROUP, AnySegment, Attend, CodedSegment, Codes, Segment
 from stac_core.kernels.judge import judge_attend
 
-# rows, queries, keys of each segment, dim, dtype, subsample
+# rows, queries, keys and bits of each segment, dim, dtype, subsample
 CHECKS = [
-    (3, 97, (97,), 64, torch.bfloat16, 1.0),
-    (16, 1, (1025,), 64, torch.float16, 1.0),
-    (16, 1025, (97, 0, 1025), 64, torch.bfloat16, 0.25),
-    (1, 300, (1025, 33), 128, torch.float16, 0.5),
-    (3, 130, (97,), 16, torch.bfloat16, 1.0),
+    (3, 97, ((97, 16),), 64, torch.bfloat16, 1.0),
+    (16, 1, ((1025, 16),), 64, torch.float16, 1.0),
+    (16, 1025, ((97, 16), (0, 16), (1025, 16)), 64, torch.bfloat16, 0.25),
+    (1, 300, ((1025, 16), (33, 16)), 128, torch.float16, 0.5),
+    (3, 130, ((97, 16),), 16, torch.bfloat16, 1.0),
+    (16, 300, ((1025, 8), (97, 16), (1025, 8)), 64, torch.bfloat16, 1.0),
+    (3, 130, ((97, 4), (33, 8)), 128, torch.float16, 0.5),
+    (2, 97, ((1025, 4),), 16, torch.float16, 1.0),
 ]
-SMALL_CHECKS = [(2, 33, (65, 0, 7), 64, torch.bfloat16, 1.0), (1, 300, (40,), 16, torch.float16, 0.5)]
+SMALL_CHECKS = [
+    (2, 33, ((65, 16), (0, 16), (7, 8)), 64, torch.bfloat16, 1.0),
+    (1, 300, ((40, 4),), 16, torch.float16, 0.5),
+]
+# Tokens of a frame at 518×392, and what single frames and chunks of four attend to, in frames and bits:
+# pinned, anchors, window, the chunk itself, retrieved.
+FRAME = 1041
+LIVE = (("exact", (16, 16, 16, 16, 16)), ("8 bits, retrieved 4", (8, 8, 8, 16, 4)))
 
 
 @dataclass(frozen=True)
@@ -49,23 +59,46 @@ def check(name: str, attend: Attend, device: torch.device) -> list[dict[str, obj
         got = attend(q, segments, True, case[5])
         stop_poisoning()
         for verdict in judge_attend(q, segments, case[5], got):
-            shape = f"{case[0]}×{case[1]}×{'+'.join(map(str, case[2]))}×{case[3]}"
+            keys = "+".join(f"{n}" if bits == 16 else f"{n} of {bits} bits" for n, bits in case[2])
+            shape = f"{case[0]}×{case[1]}×({keys})×{case[3]}"
             rows.append({"backend": name, "case": shape, **verdict._asdict(), "passed": verdict.passed})
     return rows
 
 
 def random_inputs(
-    rows: int, queries: int, keys: tuple[int, ...], dim: int, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, list[Segment]]:
-    """Unseeded, so that every run sees other numbers; every second segment without a bias."""
+    rows: int,
+    queries: int,
+    keys: tuple[tuple[int, int], ...],
+    dim: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[Tensor, list[AnySegment]]:
+    """Unseeded, so that every run sees other numbers. keys: length and bits; each second one unbiased."""
     q = torch.randn(rows, queries, dim, device=device).to(dtype)
-    segments = []
-    for i, n in enumerate(keys):
-        k, v = torch.randn(2, rows, n, dim, device=device).to(dtype)
+    segments: list[AnySegment] = []
+    for i, (n, bits) in enumerate(keys):
         bias = torch.randn(rows, n, device=device)
         bias[:, n // 3 : n // 2] = -math.inf
-        segments.append(Segment(k, v, None if i % 2 else bias))
+        kept = None if i % 2 else bias
+        if bits == 16:
+            k, v = torch.randn(2, rows, n, dim, device=device).to(dtype)
+            segments.append(Segment(k, v, kept))
+        else:
+            factor = torch.rand(rows, dim, device=device) + 0.5
+            k, v = (random_codes(rows, n, dim, bits, f, device) for f in (factor, None))
+            segments.append(CodedSegment(k, v, kept))
     return q, segments
+
+
+def random_codes(
+    rows: int, n: int, dim: int, bits: int, factor: Tensor | None, device: torch.device
+) -> Codes:
+    """Any codes are the codes of something; scale and offset make it about as large as noise."""
+    codes = torch.randint(0, 256, (rows, n, dim * bits // 8), dtype=torch.uint8, device=device)
+    grid = torch.rand(rows, n, 2 * -(-dim // CODE_GROUP), device=device) + 0.5
+    grid[..., ::2] *= 4 / 2**bits  # scale
+    grid[..., 1::2] *= -2  # offset
+    return Codes(codes, grid.half(), bits, dim, factor)
 
 
 def time_all(
@@ -73,10 +106,12 @@ def time_all(
 ) -> list[dict[str, object]]:
     """One row per backend and variant; `ratio` is against flash attention without bias and mass."""
     dtype = torch.bfloat16
-    q, (segment,) = random_inputs(size.rows, size.queries, (size.keys,), size.dim, dtype, device)
+    q, (segment,) = random_inputs(size.rows, size.queries, ((size.keys, 16),), size.dim, dtype, device)
+    if not isinstance(segment, Segment):
+        raise TypeError("random_inputs gives plain numbers for 16 bits")
     bare = Segment(segment.keys, segment.values)
     retrieved = size.keys // 8
-    split = [
+    split: list[AnySegment] = [
         Segment(segment.keys[:, :-retrieved], segment.values[:, :-retrieved]),
         Segment(
             segment.keys[:, -retrieved:].contiguous(),
@@ -86,7 +121,7 @@ def time_all(
     ]
     baseline = median_ms(lambda: flash(q, bare), device)
     rows = [_row("PyTorch flash", "plain", baseline, baseline, size.flop(0), ceilings)]
-    variants = {
+    variants: dict[str, tuple[list[AnySegment], bool, float]] = {
         "plain": ([bare], False, 1.0),
         "bias, mass": ([segment], True, 1.0),
         "bias, mass of a quarter": ([segment], True, 0.25),
@@ -100,6 +135,32 @@ def time_all(
     return rows
 
 
+def time_frames(
+    backends: dict[str, Attend], ceilings: Ceilings, device: torch.device, frame: int = FRAME
+) -> list[dict[str, object]]:
+    """One layer of one step as a stream asks for it: five segments, the mass of a quarter of the queries.
+
+    `ratio` is against flash attention over as many keys in one piece, without bias and mass.
+    """
+    rows = []
+    for chunk in (1, 4):
+        frames = (1, 2, 4, chunk, 2)
+        whole, queries = sum(frames) * frame, chunk * frame
+        q, (joined,) = random_inputs(16, queries, ((whole, 16),), 64, torch.bfloat16, device)
+        if not isinstance(joined, Segment):
+            raise TypeError("random_inputs gives plain numbers for 16 bits")
+        baseline = median_ms(_bound_flash(q, joined), device)
+        flop = Size(16, queries, whole, 64).flop(0.25)
+        for storage, bits in LIVE:
+            keys = tuple((n * frame, b) for n, b in zip(frames, bits, strict=True))
+            q, segments = random_inputs(16, queries, keys, 64, torch.bfloat16, device)
+            for name, attend in backends.items():
+                ms = median_ms(_bound(attend, q, segments, True, 0.25), device)
+                variant = f"chunk of {chunk}, {storage}"
+                rows.append(_row(name, variant, ms, baseline, flop, ceilings))
+    return rows
+
+
 def flash(q: Tensor, segment: Segment) -> Tensor:
     """PyTorch's own, fastest kernel for the same shapes, without bias and mass."""
     backend = SDPBackend.FLASH_ATTENTION
@@ -107,8 +168,12 @@ def flash(q: Tensor, segment: Segment) -> Tensor:
         return F.scaled_dot_product_attention(q[None], segment.keys[None], segment.values[None])
 
 
+def _bound_flash(q: Tensor, segment: Segment) -> Callable[[], object]:
+    return lambda: flash(q, segment)
+
+
 def _bound(
-    attend: Attend, q: Tensor, segments: list[Segment], mass: bool, share: float
+    attend: Attend, q: Tensor, segments: Sequence[AnySegment], mass: bool, share: float
 ) -> Callable[[], object]:
     return lambda: attend(q, segments, mass, share)
 

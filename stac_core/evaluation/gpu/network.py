@@ -5,19 +5,26 @@ from __future__ import annotations
 import re
 import statistics
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from stac_core.config import NETWORKS, CacheConfig, Config, ImageConfig, KernelConfig
 from stac_core.device import choose_dtype
 from stac_core.evaluation.gpu.measure import Ceilings
+from stac_core.evaluation.gpu.stages import MASS_SHARE, flop_by_stage, time_stages
+from stac_core.evaluation.gpu.waits import host_waits
 from stac_core.network.causal_vggt import CausalVGGT
+from stac_core.network.execution import prepare, stop_recording, undo
 from stac_core.network.initial_weights import initialise
 from stac_core.session import StreamSession
 
 CATEGORIES = {  # first match wins; names as PyTorch's profiler shows them
+    "fused by the compiler": r"^triton_[a-z]+_fused|cpp_fused",
     "attention": r"flash|fmha|attend_forward|_forward_kernel|scaled_dot_product|attention",
     "key mass": r"attend_mass|_mass_kernel",
     "voxel merge": r"voxel_merge|_merge_kernel",
@@ -29,10 +36,22 @@ CATEGORIES = {  # first match wins; names as PyTorch's profiler shows them
 }
 
 
-def build_network(name: str, device: torch.device) -> CausalVGGT:
-    """Random weights: every operation of the trained network, geometry is noise."""
+def build_network(name: str, device: torch.device, setting: str) -> tuple[CausalVGGT, str]:
+    """Random weights: every operation of the trained network, geometry is noise. → also how it runs."""
     network = initialise(CausalVGGT(NETWORKS[name]), seed=0)
-    return network.set_precision(choose_dtype("auto", device)).to(device).eval().requires_grad_(False)
+    network = network.set_precision(choose_dtype("auto", device)).to(device).eval().requires_grad_(False)
+    return network, prepare(network, setting)
+
+
+def executions(network: CausalVGGT, as_set: str) -> Iterator[str]:
+    """The network as it is set, then with less and less help."""
+    yield as_set
+    if as_set == "recorded":
+        stop_recording(network)
+        yield "compiled"
+    if as_set != "eager":
+        undo(network)
+        yield "eager"
 
 
 def stream(network: CausalVGGT, chunk: int, width: int, backend: str) -> StreamSession:
@@ -40,84 +59,138 @@ def stream(network: CausalVGGT, chunk: int, width: int, backend: str) -> StreamS
 
     Confidences of random weights stay near their minimum; without a limit all tokens reach the voxels.
     """
-    cache = CacheConfig(mode="stac", chunk_size=chunk, subsample=0.25, voxel_conf=0.0, edge_test=0.0)
+    cache = CacheConfig(mode="stac", chunk_size=chunk, subsample=MASS_SHARE, voxel_conf=0.0, edge_test=0.0)
     config = Config(image=ImageConfig(size=width), cache=cache, kernels=KernelConfig(backend=backend))
     return StreamSession(network, config)
 
 
+def filled_stream(
+    network: CausalVGGT, shape: tuple[int, int], backend: str, chunk: int
+) -> tuple[StreamSession, list[np.ndarray]]:
+    """A stream in which evictions, merging and retrieval all take part, and the images of its next step."""
+    session, images = stream(network, chunk, shape[1], backend), _images(chunk, shape)
+    for _ in range(4 + 16 // chunk):
+        session.step(images)
+    return session, images
+
+
 def measure(
-    network: CausalVGGT, chunk: int, shape: tuple[int, int], backend: str, steps: int, ceilings: Ceilings
-) -> dict[str, object]:
+    network: CausalVGGT, shape: tuple[int, int], backend: str, chunk: int, steps: int, ceilings: Ceilings
+) -> dict[str, Any]:
     """Median step after the memory has filled; shape = height and width of the frames."""
     device = next(network.parameters()).device
-    session = stream(network, chunk, shape[1], backend)
-    images = _images(chunk, shape)
-    warm_up = _warm_up(device, chunk)
-    if device.type == "cuda":
+    on_gpu = device.type == "cuda"
+    session, images = filled_stream(network, shape, backend, chunk)
+    if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
     times = []
-    for step in range(warm_up + steps):
+    for _ in range(steps):
         started = time.perf_counter()
-        session.step(images)  # ends with the device idle
-        if step >= warm_up:
-            times.append(time.perf_counter() - started)
-    seconds = statistics.median(times) if device.type == "cuda" else float("nan")
-    flop = flop_per_frame(network, chunk, shape)
+        session.step(images)
+        if on_gpu:
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - started)
+    seconds = statistics.median(times) if on_gpu else float("nan")
+    flop = sum(flop_by_stage(network.config, chunk, shape).values())
+    cache = session.stats().cache
     return {
-        "backend": backend,
+        "backend": session._kernels.backend,
         "chunk": chunk,
         "step_ms": seconds * 1e3,
         "frames_per_s": chunk / seconds,
-        "of_roofline": flop * chunk / seconds / ceilings.matmul_flop_per_s,
-        "peak_gib": torch.cuda.max_memory_allocated(device) / 2**30
-        if device.type == "cuda"
-        else float("nan"),
-        "live_mib": session.stats().cache.live_bytes / 2**20,
-        "voxel_mib": session.stats().cache.voxel_bytes / 2**20,
+        "gflop": flop / 1e9,
+        "of_roofline": flop / seconds / ceilings.matmul_flop_per_s,
+        "peak_gib": torch.cuda.max_memory_allocated(device) / 2**30 if on_gpu else float("nan"),
+        "live_mib": cache.live_bytes / 2**20,
+        "voxel_mib": cache.voxel_bytes / 2**20,
     }
 
 
-def flop_per_frame(network: CausalVGGT, chunk: int, shape: tuple[int, int]) -> float:
-    """Arithmetic of one frame: linear layers of the patch encoder and the aggregator, attention within
-    frames and across the 9 kept frames, the chunk and the retrieved two; a quarter of a mass pass."""
-    config = network.config
-    tokens = config.special_tokens + (shape[0] // config.patch_size) * (shape[1] // config.patch_size)
-    weights = sum(
-        p.numel() for name, p in network.aggregator.named_parameters() if p.ndim == 2 and "token" not in name
-    )
-    linear = 2 * weights * tokens
-    within = (config.encoder_blocks + config.layers) * 4 * tokens**2 * config.width
-    context = 1 + 2 + 4 + chunk + 2
-    across = config.layers * (4 + 2 * 0.25) * context * tokens**2 * config.width
-    return linear + within + across
-
-
-def profile_step(
-    network: CausalVGGT, chunk: int, shape: tuple[int, int], backend: str
-) -> list[dict[str, object]]:
-    """Where one step's time goes, by kind of work; on a CPU the shares are those of the CPU."""
+def profile_stages(
+    network: CausalVGGT, shape: tuple[int, int], backend: str, chunk: int, ceilings: Ceilings
+) -> list[dict[str, Any]]:
+    """Where one step's time goes, by stage. Nothing may be recorded: a replay has no stages."""
     device = next(network.parameters()).device
-    session = stream(network, chunk, shape[1], backend)
-    images = _images(chunk, shape)
-    for _ in range(_warm_up(device, chunk)):
-        session.step(images)
+    session, images = filled_stream(network, shape, backend, chunk)
+    spent = time_stages(session, images, device, 10 if device.type == "cuda" else 1)
+    flop, total = flop_by_stage(network.config, chunk, shape), sum(spent.values())
+    rows: list[dict[str, Any]] = []
+    for stage, ms in {**spent, "whole step": total}.items():
+        work = sum(flop.values()) if stage == "whole step" else flop.get(stage, float("nan"))
+        rate = work / ms * 1e3 / ceilings.matmul_flop_per_s if ms else float("nan")
+        rows.append({"stage": stage, "ms": ms, "share": ms / total, "gflop": work / 1e9, "of_roofline": rate})
+    return rows
+
+
+def profile_kernels(
+    network: CausalVGGT, shape: tuple[int, int], backend: str, chunk: int
+) -> list[dict[str, Any]]:
+    """One step as it runs, by kind of kernel, and what is left of its wall time without any kernel.
+
+    On a CPU the operations take the place of kernels.
+    """
+    device = next(network.parameters()).device
     on_gpu = device.type == "cuda"
+    session, images = filled_stream(network, shape, backend, chunk)
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if on_gpu else [])
     with profile(activities=activities) as recorded:
+        started = time.perf_counter()
         session.step(images)
-    spent: dict[str, float] = {}
+        if on_gpu:
+            torch.cuda.synchronize(device)
+        wall_ms = 1e3 * (time.perf_counter() - started)
+    spent: dict[str, list[float]] = {}
     for event in recorded.key_averages():
         ms = (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e3
         if ms and (not on_gpu or event.device_type != torch.autograd.DeviceType.CPU):
-            spent[_category(event.key)] = spent.get(_category(event.key), 0.0) + ms
-    total = sum(spent.values())
-    order = sorted(spent.items(), key=lambda item: -item[1])
-    return [{"work": name, "ms": ms, "share": ms / total} for name, ms in order]
+            spent.setdefault(_category(event.key), []).extend([ms, event.count])
+    rows: list[dict[str, Any]] = [
+        {"kernels": name, "count": int(sum(found[1::2])), "ms": sum(found[::2])}
+        for name, found in sorted(spent.items(), key=lambda item: -sum(item[1][::2]))
+    ]
+    busy_ms = sum(sum(found[::2]) for found in spent.values())
+    rows.append({"kernels": "none: the device waits", "count": None, "ms": max(0.0, wall_ms - busy_ms)})
+    return [{**row, "share": row["ms"] / max(wall_ms, busy_ms)} for row in rows]
 
 
-def _warm_up(device: torch.device, chunk: int) -> int:
-    """Steps until evictions, merging and retrieval all take part; a rehearsal needs the first ones only."""
-    return 4 + 16 // chunk if device.type == "cuda" else 1
+def waits_of_step(
+    network: CausalVGGT, shape: tuple[int, int], backend: str, chunk: int
+) -> list[dict[str, Any]]:
+    """The lines at which the host waits for the device within one step."""
+    session, images = filled_stream(network, shape, backend, chunk)
+    return host_waits(lambda: session.step(images), next(network.parameters()).device)
+
+
+def check(device: torch.device, setting: str) -> list[dict[str, Any]]:
+    """A stream of the box network's shape, run as the setting says, against operation by operation.
+
+    The twice-rule: at most twice the error of the plain network in this dtype, against float32.
+    """
+    dtype = choose_dtype("auto", device)
+    dtype = torch.bfloat16 if dtype == torch.float32 else dtype
+    results: dict[str, Tensor] = {}
+    for name, precision in {"float32": torch.float32, "eager": dtype, "as set": dtype}.items():
+        network = initialise(CausalVGGT(NETWORKS["embedded"]), seed=0).set_precision(precision)
+        network = network.to(device).eval().requires_grad_(False)
+        execution = prepare(network, setting) if name == "as set" else "eager"
+        results[name] = _poses_and_depth(network)
+    errors = {
+        name: float((result - results["float32"]).square().mean().sqrt()) for name, result in results.items()
+    }
+    allowed = 2 * errors["eager"]
+    row = {"backend": execution, "case": "stream in chunks of 4 4 1 4 1 2", "what": "poses and depth"}
+    return [{**row, "error": errors["as set"], "allowed": allowed, "passed": errors["as set"] <= allowed}]
+
+
+def _poses_and_depth(network: CausalVGGT) -> Tensor:
+    """Of a stream with shorter chunks in between, so that recordings of several sizes take turns."""
+    config = Config(cache=CacheConfig(mode="window_kv"), kernels=KernelConfig(backend="torch"))
+    session, images = StreamSession(network, config), iter(_images(16, (98, 126)))
+    parts = []
+    for count in (4, 4, 1, 4, 1, 2):
+        prediction = session.step([next(images) for _ in range(count)])
+        parts += [prediction.pose_encoding.flatten(), prediction.depth.flatten()]
+    return torch.cat(parts)
 
 
 def _category(name: str) -> str:

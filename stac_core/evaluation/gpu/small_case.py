@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from stac_core.evaluation.gpu.attention import random_inputs
+from stac_core.evaluation.gpu.gathering import random_wanted
 from stac_core.evaluation.gpu.merging import BUFFER, DIM, PIVOTS
 from stac_core.kernels.random_merges import RULES, empty_state, random_tokens
 from stac_core.kernels.select import select_kernels
@@ -19,11 +20,14 @@ def main(device: torch.device) -> list[str]:
             kernels = select_kernels(name, device)
         except RuntimeError:
             continue  # the benchmark's own table says why
-        q, segments = random_inputs(2, 70, (97, 33), 64, torch.bfloat16, device)
+        q, segments = random_inputs(2, 70, ((97, 16), (33, 8), (40, 4)), 64, torch.bfloat16, device)
+        kernels.attend(q, segments[:1], True, 1.0)
         kernels.attend(q, segments, True, 1.0)
         state = RowState(*(part.to(device) for part in empty_state(5, PIVOTS, BUFFER, DIM)))
         tokens = RowTokens(*(part.to(device) for part in random_tokens(5, 60, DIM, 0)))
         kernels.voxel_merge(state, tokens, RULES)
+        kinds = [random_wanted(bits, 50, 2, 3, 20, device) for bits in (16, 8, 4)]
+        kernels.gather(kinds, 30, DIM, torch.bfloat16)
         ran.append(name)
     return ran
 

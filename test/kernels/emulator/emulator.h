@@ -13,6 +13,8 @@
 #include <vector_functions.h>
 
 #define __launch_bounds__(...)
+#undef __grid_constant__
+#define __grid_constant__
 
 #include <algorithm>
 #include <cmath>
@@ -261,8 +263,10 @@ inline void start_copy(void* target, const void* source, int bytes, bool inside)
   else
     fiber.copies.push_back(copy);
 }
-inline void copy_async_16(void* target, const void* source, bool inside) { start_copy(target, source, 16, inside); }
-inline void copy_async_4(void* target, const void* source, bool inside) { start_copy(target, source, 4, inside); }
+template <int BYTES>
+void copy_async(void* target, const void* source, bool inside) {
+  start_copy(target, source, BYTES, inside);
+}
 inline void commit_copies() { ++emulator::block->fibers[emulator::block->current].open_group; }
 template <int PENDING>
 void wait_for_copies() {

@@ -1,0 +1,148 @@
+"""Fetching retrieved tokens in Triton: one launch per kind, every row of the result written once.
+
+The pages of a store reach the kernel as a tuple, `PAGES_AT_ONCE` at most; a store of more takes one more
+launch, which writes the tokens of those pages.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+# (Triton gives the arguments of a kernel their types when it compiles it)
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from stac_core.kernels.attend import CODE_GROUP
+from stac_core.kernels.attend_triton import check_reachable, require
+from stac_core.kernels.gather import Gathered, Page, Wanted, check_gather, shares
+
+__all__ = ["gather", "require"]
+
+GROUP = tl.constexpr(CODE_GROUP)
+PAGES_AT_ONCE = 32
+TOKENS, WARPS = 32, 4  # of one program
+NEVER = 1 << 62  # a slot that no token has
+
+
+def gather(
+    kinds: Sequence[Wanted], budget: int, dim: int, dtype: torch.dtype, factor: Tensor | None = None
+) -> Gathered:
+    """The contract of `gather.py`."""
+    check_gather(kinds, budget, dim, dtype, factor)
+    check_reachable("kinds[0].slots", kinds[0].slots)
+    lanes, device = kinds[0].slots.shape[0], kinds[0].slots.device
+    keys, values = (torch.empty(lanes, budget, dim, dtype=dtype, device=device) for _ in range(2))
+    bias = torch.empty(lanes, budget, device=device)
+    found, total = shares(kinds)
+    factor = None if factor is None else factor.contiguous()
+    grid = (triton.cdiv(budget, TOKENS), lanes)
+    with torch.cuda.device_of(bias):  # Triton launches on the current device
+        for i, (kind, share) in enumerate(zip(kinds, found, strict=True)):
+            for pages, stop in page_groups(kind.pages) if budget and lanes else ():
+                pad = i == 0 and pages[0][4] == 0
+                _gather_kernel[grid](
+                    kind.slots, kind.members, *kind.slots.stride(), *kind.members.stride(), *share, total,
+                    pages, stop, factor, keys, values, bias, budget,
+                    dim, triton.next_power_of_2(dim), kind.bits, pad, TOKENS,
+                    num_warps=WARPS,
+                )  # fmt: skip
+    return Gathered(keys, values, bias, total.clamp_max(budget))
+
+
+def page_groups(pages: Sequence[Page]) -> list[tuple[tuple[tuple[Any, ...], ...], int]]:
+    """Arguments of launches: (keys, key grid, values, value grid, first slot) of each page; the slot behind.
+
+    A group has 1, 2, 4 … pages, filled up with ones that no slot lies in, so that few kernels are compiled.
+    A store without pages still needs a launch, for the padding.
+    """
+    groups, first = [], 0
+    if not pages:
+        return [(((None, None, None, None, 0),), 0)]
+    for start in range(0, len(pages), PAGES_AT_ONCE):
+        group: list[tuple[Any, ...]] = []
+        for page in pages[start : start + PAGES_AT_ONCE]:
+            group.append((page.keys, page.key_grid, page.values, page.value_grid, first))
+            first += len(page.keys)
+        filling = triton.next_power_of_2(len(group)) - len(group)
+        groups.append((tuple(group) + ((*group[0][:4], NEVER),) * filling, first))
+    return groups
+
+
+@triton.jit
+def _find_page(pages, slot, FIELD: tl.constexpr):
+    """A field of the page that each slot lies in."""
+    found = pages[0][FIELD] + tl.zeros_like(slot)
+    for i in tl.static_range(1, len(pages)):
+        found = tl.where(slot >= pages[i][4], pages[i][FIELD], found)
+    return found
+
+
+@triton.jit
+def _read(
+    pages,
+    slot,
+    local,
+    inside,
+    DIM: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BITS: tl.constexpr,
+    FIELD: tl.constexpr,
+):
+    """[TOKENS, WIDTH] keys (field 0) or values (field 2) as float32; 0 where not inside."""
+    channel = tl.arange(0, WIDTH)
+    inside = inside[:, None] & (channel[None] < DIM)
+    first = _find_page(pages, slot, FIELD)
+    if BITS == 16:
+        numbers = tl.load((first + local * DIM)[:, None] + channel[None], mask=inside, other=0.0)
+        numbers = numbers.to(tl.float32)
+    else:
+        codes = (first + local * (DIM * BITS // 8))[:, None] + (channel * BITS // 8)[None]
+        codes = tl.load(codes, mask=inside, other=0)
+        if BITS == 4:
+            codes = (codes >> (channel % 2 * 4)[None].to(tl.uint8)) & 15
+        grid = _find_page(pages, slot, FIELD + 1)
+        grid = (grid + local * ((DIM + GROUP - 1) // GROUP * 2))[:, None] + (channel // GROUP * 2)[None]
+        scale = tl.load(grid, mask=inside, other=0.0).to(tl.float32)
+        numbers = codes.to(tl.float32) * scale + tl.load(grid + 1, mask=inside, other=0.0).to(tl.float32)
+    return numbers
+
+
+@triton.jit
+def _gather_kernel(
+    slots, members, slot_lane, slot_token, members_lane, members_token, before, count, total,
+    pages, stop, factor, keys_out, values_out, bias_out, budget,
+    DIM: tl.constexpr, WIDTH: tl.constexpr, BITS: tl.constexpr, PAD: tl.constexpr, TOKENS: tl.constexpr,
+):  # fmt: skip
+    """Tokens of one kind whose slots lie in `pages`, and with PAD the padding behind all kinds."""
+    lane = tl.program_id(1).to(tl.int64)
+    place = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    token = place - tl.load(before + lane)
+    comes = (token >= 0) & (token < tl.load(count + lane)) & (place < budget)
+    channel = tl.arange(0, WIDTH)
+    row = lane * budget + place
+    at = row[:, None] * DIM + channel[None]
+    if pages[0][0] is not None:
+        slot = tl.load(slots + lane * slot_lane + token * slot_token, mask=comes, other=-1)
+        comes = comes & (slot >= pages[0][4]) & (slot < stop)
+        local = slot - _find_page(pages, slot, 4)
+        mask = comes[:, None] & (channel[None] < DIM)
+        k = _read(pages, slot, local, comes, DIM, WIDTH, BITS, 0)
+        if factor is not None:
+            k *= tl.load(factor + lane * DIM + channel, mask=channel < DIM, other=0.0)[None]
+        tl.store(keys_out + at, k.to(keys_out.dtype.element_ty), mask=mask)
+        v = _read(pages, slot, local, comes, DIM, WIDTH, BITS, 2)
+        tl.store(values_out + at, v.to(values_out.dtype.element_ty), mask=mask)
+        stands_for = tl.load(members + lane * members_lane + token * members_token, mask=comes, other=1.0)
+        tl.store(bias_out + row, tl.log(stands_for), mask=comes)
+    if PAD:
+        left = (place >= tl.load(total + lane)) & (place < budget)
+        mask = left[:, None] & (channel[None] < DIM)
+        nothing = tl.zeros([TOKENS, WIDTH], keys_out.dtype.element_ty)
+        tl.store(keys_out + at, nothing, mask=mask)
+        tl.store(values_out + at, nothing, mask=mask)
+        tl.store(bias_out + row, tl.full([TOKENS], float("-inf"), tl.float32), mask=left)

@@ -1,0 +1,136 @@
+"""How a network runs: operation by operation, compiled, or compiled and recorded. Decided here alone.
+
+Compiled are the pieces of every block around its attention: norms, rotary embedding, layer scales and
+residuals become part of few kernels, the matrix products stay the library's. Shapes are left open, so that
+neither a shorter chunk nor another image size compiles again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stac_core.network.blocks import Block
+from stac_core.network.causal_vggt import CausalVGGT
+from stac_core.network.recorded import CudaTape, RecordedForward
+
+EAGER, COMPILED, RECORDED = "eager", "compiled", "recorded"
+MOST_VARIANTS = 64  # of one piece in one process: widths, precisions, one frame or several, threads
+PROBE_PATCHES = (2, 5)  # rows, columns
+PROBE_FRAMES = (7, 1)  # 7 is no number of heads: equal sizes would be taken for one
+
+logger = logging.getLogger(__name__)
+
+
+def choose_execution(setting: str, device: torch.device) -> str:
+    """auto = recorded on a GPU, eager elsewhere. ValueError for recorded without a GPU."""
+    if setting == "auto":
+        return RECORDED if device.type == "cuda" else EAGER
+    if setting == RECORDED and device.type != "cuda":
+        raise ValueError(
+            f"model.execution = 'recorded' needs a GPU, this is {device.type!r}; use compiled or eager"
+        )
+    return setting
+
+
+def prepare(network: CausalVGGT, setting: str) -> str:
+    """Let a network on its device run as `model.execution` says; → what it came to.
+
+    Compiles at once, which takes a minute at the first start on a machine and seconds later. What cannot be
+    had is a RuntimeError with cause and cure where it was asked for, and a warning under `auto`.
+    """
+    execution = choose_execution(setting, next(network.parameters()).device)
+    if execution == EAGER:
+        return EAGER
+    logger.info("compiling the network: up to a few minutes at the first start, less later")
+    started = time.monotonic()
+    try:
+        compile_blocks(network)
+        if execution == RECORDED:
+            record(network)
+        probe(network)
+    except Exception as cause:  # compilers fail in any way
+        undo(network)
+        text = f"{execution} execution does not work here ({_first(cause)})"
+        if setting != "auto":
+            raise RuntimeError(f"model.execution = {setting!r}: {text}; use eager") from cause
+        logger.warning("%s: the network runs eagerly, and slower", text)
+        return EAGER
+    logger.info("%s in %.1f s", execution, time.monotonic() - started)
+    return execution
+
+
+def compile_blocks(network: CausalVGGT, backend: str | Callable[..., Any] = "inductor") -> None:
+    """All blocks share two compiled functions; each kind of block is a variant of them."""
+    before, after = (
+        torch.compile(  # type: ignore[call-overload]
+            piece, backend=backend, fullgraph=True, dynamic=True, recompile_limit=MOST_VARIANTS
+        )
+        for piece in (Block.before, Block.after)
+    )
+    for block in _blocks(network):
+        block.before, block.after = MethodType(before, block), MethodType(after, block)  # type: ignore[method-assign]
+
+
+def record(network: CausalVGGT) -> None:
+    """Replay the network's passes as CUDA graphs from now on."""
+    tape = CudaTape(next(network.parameters()).device)
+    network.forward = RecordedForward(network.forward, tape)  # type: ignore[method-assign]
+
+
+def undo(network: CausalVGGT) -> None:
+    """Back to running operation by operation."""
+    for block in _blocks(network):
+        for piece in ("before", "after"):
+            block.__dict__.pop(piece, None)
+    stop_recording(network)
+
+
+def stop_recording(network: CausalVGGT) -> None:
+    """Compiled blocks stay as they are."""
+    network.__dict__.pop("forward", None)
+
+
+@torch.inference_mode()
+def probe(network: CausalVGGT) -> None:
+    """Run every kind of piece, first with several frames, then with one; twice, to record and to replay.
+
+    RuntimeError where passes should be recorded and cannot.
+    """
+    rows, columns = (patches * network.config.patch_size for patches in PROBE_PATCHES)
+    device = next(network.parameters()).device
+    for frames in PROBE_FRAMES:
+        for _ in range(2):
+            network(torch.zeros(1, frames, 3, rows, columns, device=device), WithoutPast())
+    if isinstance(network.forward, RecordedForward) and network.forward.refusal:
+        raise RuntimeError(network.forward.refusal)
+
+
+class WithoutPast:
+    """A context without a past, for passes whose result nobody reads."""
+
+    frames_seen = 1
+
+    def begin(self, frames: int, tokens_per_frame: int) -> None:
+        pass
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v)
+
+    def attend_camera(self, iteration: int, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+def _blocks(network: CausalVGGT) -> list[Block]:
+    return [module for module in network.modules() if isinstance(module, Block)]
+
+
+def _first(cause: Exception) -> str:
+    return (str(cause) or type(cause).__name__).splitlines()[0][:200]

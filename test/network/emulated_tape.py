@@ -1,0 +1,80 @@
+"""A tape for machines without a GPU: what `CudaTape` promises, and nothing more.
+
+Operations are written down while they run and run again in a replay, each into the very memory it wrote when
+it was recorded. Everything recorded turns into NaN before a replay begins, as if others had used the memory
+meanwhile: what a replay reads, it must have been given, or have computed in this replay.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import contextmanager
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+UNWRITTEN = ("empty", "new_empty", "empty_like")
+
+
+class EmulatedTape:
+    def __init__(self):
+        self.owned = []  # all tensors made while recording
+        self.parts = 0  # ended
+        self._operations = None
+
+    @contextmanager
+    def recording(self):
+        with _Log(self):
+            yield
+
+    def begin(self):
+        self._operations = []
+
+    def end(self):
+        operations, first = self._operations, not self.parts
+        self.parts += 1
+
+        def replay():
+            if first:
+                self.poison()
+            for operation in operations:
+                _again(*operation)
+
+        return replay
+
+    def poison(self):
+        for tensor in self.owned:
+            if tensor.is_floating_point():
+                tensor.fill_(math.nan)
+
+    def write_down(self, function, arguments, named, result):
+        known = {_place(leaf) for leaf in tree_leaves((arguments, named)) if isinstance(leaf, Tensor)}
+        fresh = [t for t in tree_leaves(result) if isinstance(t, Tensor) and _place(t) not in known]
+        self.owned += fresh
+        if function._schema.is_mutable or (fresh and function._opname not in UNWRITTEN):
+            self._operations.append((function, arguments, named, fresh))
+
+
+class _Log(TorchDispatchMode):
+    def __init__(self, tape):
+        super().__init__()
+        self._tape = tape
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        result = function(*arguments, **(named or {}))
+        self._tape.write_down(function, arguments, named or {}, result)
+        return result
+
+
+def _again(function, arguments, named, fresh):
+    """Run one operation again, into the tensors that it made at first."""
+    result = function(*arguments, **named)
+    known = {_place(leaf) for leaf in tree_leaves((arguments, named)) if isinstance(leaf, Tensor)}
+    new = [t for t in tree_leaves(result) if isinstance(t, Tensor) and _place(t) not in known]
+    for old, now in zip(fresh, new, strict=True):
+        old.copy_(now)
+
+
+def _place(tensor):
+    return tensor.untyped_storage().data_ptr()

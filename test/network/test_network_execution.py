@@ -1,0 +1,176 @@
+"""Compiled blocks: the same results within rounding, and no compilation after the start."""
+
+import logging
+from dataclasses import replace
+from unittest.mock import Mock
+
+import pytest
+import torch
+from network.emulated_tape import EmulatedTape
+from tiny import golden_images, synthetic_frames, tiny_network
+
+from stac_core.cache.stream_cache import StreamCache
+from stac_core.checkpoint import load_network
+from stac_core.config import CacheConfig, Config, ModelConfig
+from stac_core.kernels.attend import Attended
+from stac_core.kernels.select import select_kernels
+from stac_core.network import execution
+from stac_core.network.execution import choose_execution, compile_blocks, prepare, probe, undo
+from stac_core.session import StreamSession
+
+CHUNKS = (4, 4, 4, 1, 1, 2)  # with one-frame tails
+
+
+class Counting:
+    """A compiler that leaves the code as it is and counts what it is given."""
+
+    def __init__(self):
+        self.compiled = 0
+
+    def __call__(self, graph, inputs):
+        self.compiled += 1
+        return graph.forward
+
+
+@torch.inference_mode()
+def stream(network, images=None, counts=CHUNKS, attend=None):
+    """All predictions of a stream in `stac` mode, as one row of numbers per frame."""
+    kernels = select_kernels("torch", "cpu")
+    kernels = replace(kernels, attend=attend) if attend else kernels
+    images = golden_images(8).repeat(1, 2, 1, 1, 1) if images is None else images
+    cache = StreamCache(CacheConfig(mode="stac"), network.config, kernels)
+    rows = []
+    for part in images.split(counts, dim=1):
+        prediction = network(part, cache)
+        cache.settle()
+        rows.append(torch.cat([t[0].flatten(1) for t in (prediction.pose_encoding, prediction.depth)], 1))
+    return torch.cat(rows)
+
+
+def error(found, expected):
+    """Root mean square."""
+    return float((found - expected).square().mean().sqrt())
+
+
+@pytest.fixture
+def fresh_compiler():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def test_after_the_start_nothing_is_compiled(fresh_compiler):
+    network, compiler = tiny_network(), Counting()
+    expected = stream(network)
+    compile_blocks(network, compiler)
+    probe(network)
+    at_start = compiler.compiled
+    assert 0 < at_start <= 16  # both pieces of four kinds of block, with one frame and with several
+    assert torch.equal(stream(network), expected)
+    smaller = golden_images(8).repeat(1, 2, 1, 1, 1)[..., 14:, :]
+    stream(network, smaller, (1, 4, 3, 4, 4))
+    assert compiler.compiled == at_start
+
+
+def attend_exactly(q, segments, mass=False, subsample=1.0):
+    """The contract in float64."""
+    keys, values = (torch.cat([getattr(s, name) for s in segments], 1) for name in ("keys", "values"))
+    bias = [torch.zeros(s.keys.shape[:2]) if s.bias is None else s.bias for s in segments]
+    logits = q @ keys.mT / q.shape[-1] ** 0.5 + torch.cat(bias, 1)[:, None]
+    weights = logits.softmax(-1)
+    key_mass = list(weights.sum(1).split([s.length for s in segments], 1))
+    return Attended(weights @ values, logits.logsumexp(-1), key_mass if mass else None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_by_the_real_compiler(fresh_compiler, dtype):
+    """The twice-rule: at most twice the error that the same stream makes without compiling."""
+    images = golden_images(8).repeat(1, 2, 1, 1, 1)
+    exact = stream(tiny_network().double(), images.double(), attend=attend_exactly)
+    network = tiny_network().set_precision(dtype)
+    plain = error(stream(network), exact)
+    assert prepare(network, "compiled") == "compiled"
+    compiled = error(stream(network), exact)
+    print(f"{dtype}: plain {plain:.2e}, compiled {compiled:.2e}")
+    assert 0 < compiled <= 2 * plain
+    undo(network)
+    assert error(stream(network), exact) == plain
+
+
+def test_the_choice():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert [choose_execution("auto", device) for device in (cpu, gpu)] == ["eager", "recorded"]
+    assert choose_execution("compiled", cpu) == "compiled"
+    with pytest.raises(ValueError, match=r"'recorded' needs a GPU, this is 'cpu'; use compiled or eager"):
+        load_network(ModelConfig(device="cpu", execution="recorded"))
+    assert load_network(ModelConfig(device="cpu")).execution == "eager"
+    with pytest.raises(ValueError, match="execution"):
+        Config(model=ModelConfig(execution="fast"))
+
+
+def test_without_a_compiler(monkeypatch, caplog):
+    """Asked for, it is an error; by itself the network falls back, and says so."""
+
+    def torn(network):
+        block = network.aggregator.global_blocks[0]
+        block.before = None  # half done
+        raise OSError("no C compiler found\nmore")
+
+    monkeypatch.setattr(execution, "compile_blocks", torn)
+    network = tiny_network()
+    expected = stream(network)
+    reason = r"compiled execution does not work here \(no C compiler found\)"
+    with pytest.raises(RuntimeError, match=rf"model.execution = 'compiled': {reason}; use eager"):
+        prepare(network, "compiled")
+    assert torch.equal(stream(network), expected)
+    monkeypatch.setattr(execution, "choose_execution", lambda setting, device: "compiled")
+    with caplog.at_level(logging.WARNING):
+        assert prepare(network, "auto") == "eager"
+    assert "compiled execution does not work here (no C compiler found)" in caplog.text
+    assert torch.equal(stream(network), expected)
+
+
+@pytest.fixture
+def recording(monkeypatch):
+    """As on a GPU, but for the compiler."""
+    monkeypatch.setattr(execution, "choose_execution", lambda setting, device: "recorded")
+    monkeypatch.setattr(execution, "compile_blocks", lambda network: None)
+    monkeypatch.setattr(execution, "CudaTape", lambda device: EmulatedTape())
+
+
+def test_a_recorded_session(recording):
+    config, frames = Config(cache=CacheConfig(mode="stac", chunk_size=2)), synthetic_frames(9)
+    plain, network = StreamSession(tiny_network(), config), tiny_network()
+    assert prepare(network, "auto") == "recorded"
+    recorded = StreamSession(network, config)
+    recorded.warm_up()
+    assert len(network.forward.passes) == 2  # the probe's own are gone
+    for first in range(0, 9, 2):
+        ours, theirs = (session.step(frames[first : first + 2]) for session in (recorded, plain))
+        assert torch.equal(ours.depth, theirs.depth) and torch.equal(ours.pose_encoding, theirs.pose_encoding)
+    undo(network)
+    assert "forward" not in vars(network)
+
+
+def test_where_nothing_can_be_recorded(recording, monkeypatch, caplog):
+    monkeypatch.setattr(EmulatedTape, "end", Mock(side_effect=RuntimeError("not while capturing")))
+    network = tiny_network()
+    with pytest.raises(RuntimeError, match=r"recorded execution does not work here \(not while capturing\)"):
+        prepare(network, "recorded")
+    assert prepare(network, "auto") == "eager" and "forward" not in vars(network)
+
+
+def test_a_warm_session_begins_like_a_cold_one():
+    frames = synthetic_frames(9)
+    cold, warm = (
+        StreamSession(tiny_network(), Config(cache=CacheConfig(mode="stac", chunk_size=2))) for _ in range(2)
+    )
+    warm.warm_up()
+    assert warm.stats().cache.frames_seen == 0 and warm.geometry is None
+    for first in range(0, 9, 2):
+        ours, theirs = (session.step(frames[first : first + 2]) for session in (warm, cold))
+        assert torch.equal(ours.depth, theirs.depth) and torch.equal(ours.pose_encoding, theirs.pose_encoding)
+    offline = StreamSession(tiny_network(), Config(cache=CacheConfig(mode="full")))
+    offline.warm_up()
+    assert offline.step(frames).frames == 9

@@ -1,0 +1,185 @@
+"""Recorded passes give what the plain forward gives, though all their memory is overwritten meanwhile."""
+
+import logging
+import math
+
+import pytest
+import torch
+from network.emulated_tape import EmulatedTape
+from tiny import figures, golden_images, tiny_network
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from stac_core.cache.stream_cache import StreamCache
+from stac_core.config import CacheConfig
+from stac_core.geometry import decode_pose
+from stac_core.kernels.select import select_kernels
+from stac_core.network.execution import WithoutPast
+from stac_core.network.recorded import RecordedForward
+
+CHUNKS = (4, 4, 1, 4, 1, 1, 3, 4)
+SETTINGS = {
+    "stac": {"mode": "stac", "window_size": 4, "retrieve_after_merge": True},
+    "coded": {"mode": "stac", "pinned_bits": 8, "window_bits": 8, "anchor_bits": 8, "retrieved_bits": 8},
+    "query": {"mode": "stac", "retrieve_by": "query"},
+    "window_kv": {"mode": "window_kv"},
+    "xstream": {"mode": "xstream"},
+    "causal": {"mode": "causal"},
+}
+
+
+@pytest.fixture(autouse=True)
+def no_gradients():
+    with torch.inference_mode():
+        yield
+
+
+class Spoiler:
+    """A stream's memory whose questions do not outlive their answer."""
+
+    def __init__(self, cache):
+        self.cache = cache
+
+    def __getattr__(self, name):
+        return getattr(self.cache, name)
+
+    def attend(self, layer, q, k, v):
+        return self._spoil(self.cache.attend(layer, q, k, v), q, k, v)
+
+    def attend_camera(self, iteration, layer, q, k, v):
+        return self._spoil(self.cache.attend_camera(iteration, layer, q, k, v), q, k, v)
+
+    def _spoil(self, answer, *question):
+        for tensor in question:
+            tensor.fill_(math.nan)
+        return answer
+
+
+def open_stream(network, **settings):
+    cache = StreamCache(CacheConfig(**settings), network.config, select_kernels("torch", torch.device("cpu")))
+    return Spoiler(cache)
+
+
+def chunks(counts=CHUNKS):
+    images = torch.cat([golden_images(8), golden_images(8).flip(-1), golden_images(8).flip(-2)], dim=1)
+    return images[:, : sum(counts)].split(counts, dim=1)
+
+
+def parts(prediction):
+    return [tensor for tensor in vars(prediction).values() if tensor is not None]
+
+
+def same(found, expected):
+    """Equal to the last bit: the same operations on the same shapes."""
+    return all(torch.equal(a, b) for a, b in zip(parts(found), parts(expected), strict=True))
+
+
+@pytest.mark.parametrize("mode", SETTINGS)
+def test_a_stream_of_recorded_passes(mode):
+    network, tape = tiny_network("shared" if mode == "xstream" else "per_iteration"), EmulatedTape()
+    forward = RecordedForward(network.forward, tape)
+    ours, theirs = (open_stream(network, **SETTINGS[mode]) for _ in range(2))
+    kept = []
+    for images in chunks():
+        found, expected = forward(images, ours), network(images, theirs)
+        for stream in (ours, theirs):
+            stream.settle()
+        kept.append((found, expected))
+    tape.poison()  # predictions are the caller's own
+    assert all(same(found, expected) for found, expected in kept)
+    assert [key[0][1] for key in forward.passes] == [4, 1, 3]
+    assert tape.parts == 3 * (6 + 4 * 3 + 1)  # one more than layers and camera blocks × iterations
+
+
+def test_points_are_another_recording():
+    network = tiny_network()
+    forward = RecordedForward(network.forward, EmulatedTape())
+    ours, theirs = (open_stream(network, mode="window_kv") for _ in range(2))
+    for images, points in zip(chunks((2,) * 6), (True, False, True, True, False, True), strict=True):
+        assert same(forward(images, ours, points), network(images, theirs, points))
+        ours.settle(), theirs.settle()
+    assert len(forward.passes) == 2
+
+
+def test_two_streams_share_recordings_and_a_reset_begins_anew():
+    network = tiny_network()
+    forward = RecordedForward(network.forward, EmulatedTape())
+    ours, theirs = ([open_stream(network, mode="stac") for _ in range(2)] for _ in range(2))
+    for step, images in enumerate(chunks((2,) * 12)):
+        stream = step % 2
+        if step == 8:
+            ours[0].reset(), theirs[0].reset()
+        assert same(forward(images, ours[stream]), network(images, theirs[stream])), step
+        ours[stream].settle(), theirs[stream].settle()
+    assert len(forward.passes) == 1
+
+
+def test_only_the_latest_image_size_stays_recorded():
+    network = tiny_network()
+    forward = RecordedForward(network.forward, EmulatedTape())
+    for images in (*chunks((2, 2, 2)), *(part[..., 14:, :] for part in chunks((2, 2, 1)))):
+        stream, plain = open_stream(network, mode="causal"), open_stream(network, mode="causal")
+        for _ in range(3):
+            assert same(forward(images, stream), network(images, plain))
+            stream.settle(), plain.settle()
+    assert {key[0][-2:] for key in forward.passes} == {(56, 84)} and len(forward.passes) == 2
+
+
+def test_a_replay_that_fails_midway_leaves_the_stream_as_it_was():
+    network = tiny_network()
+    forward = RecordedForward(network.forward, EmulatedTape())
+    ours, theirs = (open_stream(network, mode="stac") for _ in range(2))
+    for step, images in enumerate(chunks((2,) * 6)):
+        if step == 4:
+            attend, calls = ours.cache.attend, iter(range(3))
+            ours.cache.attend = lambda *a, attend=attend, calls=calls: (next(calls) and None) or attend(*a)
+            with pytest.raises(StopIteration):
+                forward(images, ours)
+            del ours.cache.attend
+        assert same(forward(images, ours), network(images, theirs))
+        ours.settle(), theirs.settle()
+
+
+def test_what_cannot_be_recorded_runs_as_it_is(caplog):
+    class Torn(EmulatedTape):
+        def end(self):
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    network = tiny_network()
+    forward = RecordedForward(network.forward, Torn())
+    ours, theirs = (open_stream(network, mode="stac") for _ in range(2))
+    with caplog.at_level(logging.WARNING):
+        for images in chunks((2,) * 4):
+            assert same(forward(images, ours), network(images, theirs))
+            ours.settle(), theirs.settle()
+    assert [r.message for r in caplog.records] == [
+        "passes over 2 frames of 84×70 stay unrecorded: operation not permitted when stream is capturing"
+    ]
+
+
+class NoTensorFromNumbers(TorchFunctionMode):
+    """Numbers of the host become a tensor by a copy that waits for the device."""
+
+    def __torch_function__(self, function, types, arguments=(), named=None):
+        assert function not in (torch.tensor, torch.as_tensor, torch.Tensor.new_tensor), function
+        return function(*arguments, **(named or {}))
+
+
+class NoHostMemory(TorchDispatchMode):
+    """Refuses operations that bring host memory to the device."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        tensors = [leaf for leaf in tree_leaves((arguments, named)) if isinstance(leaf, torch.Tensor)]
+        strangers = [tensor for tensor in tensors if tensor.device.type == "cpu"]
+        assert not strangers, f"{function} reads host memory {[list(t.shape) for t in strangers]}"
+        return function(*arguments, **(named or {}))
+
+
+def test_a_pass_neither_waits_for_the_device_nor_reads_host_memory():
+    """On tensors without contents any look at a value is an error."""
+    network = tiny_network().to("meta")
+    images, context = torch.empty(1, 3, 3, 70, 84, device="meta"), WithoutPast()
+    figures(network, images, context)  # builds the tables
+    with NoTensorFromNumbers(), NoHostMemory():
+        decode_pose(figures(network, images, context)["pose_enc"], 70, 84)
