@@ -113,6 +113,7 @@ def main() -> None:
         end = time.monotonic() + LIMIT_S
         while not recorder.complete and time.monotonic() < end:
             executor.spin_once(timeout_sec=0.1)
+        executor.shutdown()
         recorder.write()
     except OSError as error:
         sys.exit(f"stac-record: {error}")

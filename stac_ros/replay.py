@@ -75,6 +75,7 @@ def _play_while_spinning(node: ReplayNode) -> None:
     finally:
         node.stop()
         player.join()
+        executor.shutdown()  # left to the interpreter, it may complain that ROS has ended before it
     finished.result()
 
 
