@@ -102,15 +102,18 @@ def stop_recording(network: CausalVGGT) -> None:
 def probe(network: CausalVGGT) -> None:
     """Run every kind of piece, first with several frames, then with one; twice, to record and to replay.
 
-    RuntimeError where passes should be recorded and cannot.
+    RuntimeError where passes should be recorded and cannot, or where a replay says something else.
     """
     rows, columns = (patches * network.config.patch_size for patches in PROBE_PATCHES)
     device = next(network.parameters()).device
     for frames in PROBE_FRAMES:
-        for _ in range(2):
-            network(torch.zeros(1, frames, 3, rows, columns, device=device), WithoutPast())
-    if isinstance(network.forward, RecordedForward) and network.forward.refusal:
-        raise RuntimeError(network.forward.refusal)
+        dark, noise = torch.zeros(2, 1, frames, 3, rows, columns, device=device)
+        noise.uniform_()
+        network(dark, WithoutPast())
+        if isinstance(network.forward, RecordedForward):
+            network.forward.check(noise, WithoutPast())
+        else:
+            network(noise, WithoutPast())
 
 
 class WithoutPast:

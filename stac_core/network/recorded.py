@@ -25,6 +25,8 @@ from stac_core.prediction import Prediction
 Forward = Callable[[Tensor, AttentionContext, bool], Prediction]
 Replay = Callable[[], None]
 
+REPLAY_TOLERANCE = 0.01  # the same kernels on the same numbers; a library may choose another one
+
 logger = logging.getLogger(__name__)
 
 
@@ -171,6 +173,17 @@ class RecordedForward:
             kept = {k: p for k, p in self.passes.items() if k[0][-2:] == images.shape[-2:]}
             self.passes = {**kept, key: self._record(images, points)}
         return prediction
+
+    def check(self, images: Tensor, context: AttentionContext) -> None:
+        """RuntimeError where a recorded pass answers otherwise than the pass itself, or there is none."""
+        if self.refusal:
+            raise RuntimeError(self.refusal)
+        plain, replayed = self._forward(images, context, False), self(images, context)
+        for name in ("pose_encoding", "depth", "depth_confidence"):
+            expected, found = getattr(plain, name), getattr(replayed, name)
+            if not torch.allclose(expected, found, rtol=REPLAY_TOLERANCE, atol=REPLAY_TOLERANCE):
+                worst = float((expected - found).abs().max())
+                raise RuntimeError(f"a replayed pass differs from the pass itself by {worst:.3g} in {name}")
 
     def _record(self, images: Tensor, points: bool) -> RecordedPass | None:
         batch, frames, _, height, width = images.shape

@@ -141,6 +141,26 @@ def test_a_replay_that_fails_midway_leaves_the_stream_as_it_was():
         ours.settle(), theirs.settle()
 
 
+class Frozen(EmulatedTape):
+    """Replays nothing: what was recorded stays the answer, whatever is asked."""
+
+    def end(self):
+        super().end()
+        return lambda: None
+
+
+def test_a_replay_is_held_against_the_pass_itself():
+    network, first, second = tiny_network(), golden_images(2), golden_images(4)[:, 2:]
+    for tape, honest in ((EmulatedTape(), True), (Frozen(), False)):
+        forward = RecordedForward(network.forward, tape)
+        forward(first, WithoutPast())
+        if honest:
+            forward.check(second, WithoutPast())
+        else:
+            with pytest.raises(RuntimeError, match="a replayed pass differs from the pass itself by"):
+                forward.check(second, WithoutPast())
+
+
 def test_what_cannot_be_recorded_runs_as_it_is(caplog):
     class Torn(EmulatedTape):
         def end(self):
