@@ -23,7 +23,7 @@ def test_rehearsal(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads(written.read_text())
     assert results["rehearsal"] and results["checks"] and all(row["passed"] for row in results["checks"])
-    assert {row["backend"] for row in results["checks"]} == {"torch", "triton"}
+    assert {row["backend"] for row in results["checks"]} == {"torch", "triton", "eager"}
     timed = [row["ms"] for part in ("attend", "frames", "merge", "gather") for row in results[part]]
     timed += [row["step_ms"] for row in results["network"]]
     assert timed and all(ms is None for ms in timed)
