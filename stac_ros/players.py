@@ -17,6 +17,7 @@ from stac_ros.sources import Item
 from stac_ros.topics import NODE_NAME, qos_profile
 
 START_LIMIT_S = 180.0  # a large model loads for long from a slow disk; so long may a user take, too
+_DISCOVERY_S = 5  # until all listeners and a new player have found each other; what is played before is lost
 _END_OF_PLAYING_S = 10.0  # without an image, where nobody tells the end
 logger = logging.getLogger("stac-eval bag")
 
@@ -64,7 +65,7 @@ class OutsidePlayer(Node):
     def __init__(self, source: BagSource, recorder: AnswerRecorder) -> None:
         super().__init__("stac_evaluation_listener")
         self._recorder = recorder
-        self._command = f"ros2 bag play {source.path}"
+        self._command = f"ros2 bag play --delay {_DISCOVERY_S} {source.path}"
         self._heard_at = self._ready_at = 0.0
         self._topic = source.recorded_name(source.image_topic)
         kind = source.types[source.image_topic]

@@ -99,7 +99,7 @@ def test_a_measure_that_fails_leaves_the_others(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_every_mode_of_the_cache_is_in_one_table(tmp_path):
-    output, modes = ["--output_dir", str(tmp_path / "out")], list(MODES)
+    output, modes = ["--output_dir", str(tmp_path / "out"), "--camera_window", "4"], list(MODES)
     world = "world:5,frames=12,height=56,width=70,kind=room"
     assert (
         main(["recon", world, *SMALL, *output, "--eval_cam", "--sweep", "cache.mode=" + ",".join(modes)]) == 0

@@ -115,7 +115,7 @@ with AnyReader([Path(sys.argv[1])], default_typestore=get_typestore(Stores.ROS2_
     kinds = {c.topic: c.msgtype.split("/msg/") for c in reader.connections}
     types = {topic: getattr(importlib.import_module(p + ".msg"), kind) for topic, (p, kind) in kinds.items()}
     publishers = {topic: node.create_publisher(kind, topic, 10) for topic, kind in types.items()}
-    time.sleep(1)  # as --delay 1: publishers and listeners find each other
+    time.sleep(5)  # as --delay 5: publishers and listeners find each other
     begin = time.monotonic_ns() - reader.start_time
     for connection, recorded, raw in reader.messages():
         time.sleep(max(0, recorded - time.monotonic_ns() + begin) / 1e9)
