@@ -89,7 +89,8 @@ def _draw_memory(axes: Axes, samples: list[MemorySample]) -> None:
     for index in _spread(len(memory), 4):
         place = (seconds[index], mebibytes[index])
         text = f"{memory[index].frames} frames"
-        axes.annotate(text, place, (0, 8), textcoords="offset points", ha="center")
+        side = {0: "left", len(memory) - 1: "right"}.get(index, "center")  # the ends stay within the axes
+        axes.annotate(text, place, (0, 8), textcoords="offset points", ha=side)
 
 
 def _say(axes: Axes, text: str) -> None:
