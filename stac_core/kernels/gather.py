@@ -16,6 +16,9 @@ import torch
 from torch import Tensor
 
 from stac_core.kernels.attend import CODE_GROUP, DTYPES
+from stac_core.kernels.checks import check_tensor
+
+LIKE = "kinds[0].slots"  # whose device all arguments share
 
 
 class Page(NamedTuple):
@@ -96,14 +99,14 @@ def check_gather(
     lanes, device = slots.shape[0], slots.device
     for i, kind in enumerate(kinds):
         n = kind.slots.shape[-1]
-        _check(f"kinds[{i}].slots", kind.slots, [lanes, n], torch.int64, device)
-        _check(f"kinds[{i}].members", kind.members, [lanes, n], torch.float32, device)
+        check_tensor(f"kinds[{i}].slots", kind.slots, [lanes, n], torch.int64, device, LIKE)
+        check_tensor(f"kinds[{i}].members", kind.members, [lanes, n], torch.float32, device, LIKE)
         if kind.bits not in (16, 8, 4):
             raise ValueError(f"kinds[{i}].bits = {kind.bits}: expected 16, 8 or 4")
         for j, page in enumerate(kind.pages):
             _check_page(f"kinds[{i}].pages[{j}]", page, kind.bits, dim, dtype, device)
     if factor is not None:
-        _check("factor", factor, [lanes, dim], torch.float32, device)
+        check_tensor("factor", factor, [lanes, dim], torch.float32, device, LIKE)
 
 
 def _check_page(name: str, page: Page, bits: int, dim: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -119,15 +122,6 @@ def _check_page(name: str, page: Page, bits: int, dim: int, dtype: torch.dtype, 
             if bits != 16:
                 raise ValueError(f"{name}.{part}: missing; codes of {bits} bits need it")
             continue
-        _check(f"{name}.{part}", x, [len(page.keys), width], kind, device)
+        check_tensor(f"{name}.{part}", x, [len(page.keys), width], kind, device, LIKE)
         if not x.is_contiguous():
             raise ValueError(f"{name}.{part}: must be contiguous, got strides {x.stride()}")
-
-
-def _check(name: str, x: Tensor, shape: list[int], dtype: torch.dtype, device: torch.device) -> None:
-    if list(x.shape) != shape:
-        raise ValueError(f"{name}: expected shape {shape}, got {list(x.shape)}")
-    if x.dtype != dtype:
-        raise ValueError(f"{name}: expected {dtype}, got {x.dtype}")
-    if x.device != device:
-        raise ValueError(f"{name}: is on {x.device}, kinds[0].slots on {device}; move them to one device")

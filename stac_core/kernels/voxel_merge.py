@@ -23,6 +23,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from stac_core.kernels.checks import check_tensor
+
 LEAST_SCORE = 1e-6
 
 
@@ -83,21 +85,12 @@ def check_merge(state: RowState, tokens: RowTokens) -> None:
     buffer, count = state.buffer_score.shape[-1], len(tokens.row)
     expected = [[rows, pivots, dim]] * 2 + [[rows, pivots]] * 3 + [[rows, buffer, dim]] * 2 + [[rows, buffer]]
     for name, part, shape in zip(state._fields, state, expected, strict=True):
-        _check_one(f"state.{name}", part, shape, torch.float32, tokens.row.device)
+        check_tensor(f"state.{name}", part, shape, torch.float32, tokens.row.device, "tokens.row")
     expected = [[count], [count, dim], [count, dim], [count]]
     for name, part, shape in zip(tokens._fields, tokens, expected, strict=True):
         dtype = torch.int64 if name == "row" else torch.float32
-        _check_one(f"tokens.{name}", part, shape, dtype, tokens.row.device)
+        check_tensor(f"tokens.{name}", part, shape, dtype, tokens.row.device, "tokens.row")
     if pivots < 2 or buffer < 2:
         raise ValueError(
             f"state: a row needs at least 2 pivots and 2 buffered tokens, got {pivots} and {buffer}"
         )
-
-
-def _check_one(name: str, x: Tensor, shape: list[int], dtype: torch.dtype, device: torch.device) -> None:
-    if list(x.shape) != shape:
-        raise ValueError(f"{name}: expected shape {shape}, got {list(x.shape)}")
-    if x.dtype != dtype:
-        raise ValueError(f"{name}: expected {dtype}, got {x.dtype}")
-    if x.device != device:
-        raise ValueError(f"{name}: is on {x.device}, tokens.row on {device}; move them to one device")

@@ -45,10 +45,7 @@ class Clips:
 
     def read(self, index: int, frames: Tensor) -> Sequences:
         """Some frames [S] of one clip, with a leading axis of 1."""
-        path = self.path(index)
-        if not path.exists():
-            self.render(index)
-        with safe_open(path, framework="pt") as file:
+        with safe_open(self._rendered(index), framework="pt") as file:
             images, depth, poses, lenses = (
                 file.get_tensor(name)[frames][None]
                 for name in ("images", "depth", "world_from_camera", "intrinsics")
@@ -58,10 +55,14 @@ class Clips:
     def departures(self, index: int) -> np.ndarray:
         """How far frame j (column) of one clip has departed from frame i, [N, N]: its turn in radians plus
         its way in mean depths of frame i."""
+        return _departures(self._rendered(index))
+
+    def _rendered(self, index: int) -> Path:
+        """File of one clip, which is rendered where it is missing."""
         path = self.path(index)
         if not path.exists():
             self.render(index)
-        return _departures(path)
+        return path
 
     def render(self, index: int) -> None:
         """Render one clip into the folder."""

@@ -17,7 +17,6 @@ from stac_core.training.losses import camera_loss
 from stac_core.training.sequences import Sequences
 
 STANDING = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0)  # pose encoding of a camera that did not move
-
 PATCH_WEIGHT = 10.0  # their errors are small numbers beside those of the camera
 FARTHEST = 1.0  # depths; what moved farther, by a near miss or a wide turn, would outweigh all else
 
