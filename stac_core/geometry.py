@@ -36,7 +36,8 @@ def encode_pose(world_from_camera: Tensor, intrinsics: Tensor, height: int, widt
     camera_from_world = invert_pose(world_from_camera)
     quaternion = quaternion_from_rotation(camera_from_world[..., :3, :3])
     focal = torch.stack([intrinsics[..., 1, 1], intrinsics[..., 0, 0]], dim=-1)
-    fields_of_view = 2 * torch.atan(focal.new_tensor([height / 2, width / 2]) / focal)
+    half_size = torch.stack([torch.full_like(focal[..., 0], side / 2) for side in (height, width)], dim=-1)
+    fields_of_view = 2 * torch.atan(half_size / focal)
     return torch.cat([camera_from_world[..., :3, 3], quaternion, fields_of_view], dim=-1)
 
 

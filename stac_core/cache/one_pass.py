@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stac_core.device import send
+
 MODES = ("full", "causal", "window")
 
 
@@ -61,7 +63,7 @@ class OnePass:
 
     def attend_camera(self, iteration: int, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """[B, heads, S, D]; the same rule with one token per frame."""
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=self._visible.to(q.device))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=send(self._visible, q.device))
 
     def _select(self, x: Tensor, runs: list[tuple[int, int]]) -> Tensor:
         """The tokens of whole frames, given as runs of frames."""

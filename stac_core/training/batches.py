@@ -5,22 +5,20 @@ Everything is drawn from (seed, step, process), so a resumed run goes on as if n
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from stac_core.cache.one_pass import visible_frames
-from stac_core.training.clips import WORLDS, Clips
+from stac_core.device import send
+from stac_core.training.clips import Clips
 from stac_core.training.config import TrainingConfig
 from stac_core.training.schedule import Shape, draw_reach, draw_shape
-from stac_core.training.sequences import Sequences, join
-from stac_core.worlds import sample_batch
+from stac_core.training.sequences import Sequences, choose
 
-TRIES = 8  # to find a stretch that does not depart too far
-SIDEWAYS = 0.15  # share of sequences that lie on their side
+TRIES = 8  # to find a clip with a stretch that does not depart too far
+SIDEWAYS = 0.15  # share of steps whose sequences lie on their side
 
 
 def step_random(config: TrainingConfig, step: int, rank: int) -> np.random.Generator:
@@ -28,88 +26,80 @@ def step_random(config: TrainingConfig, step: int, rank: int) -> np.random.Gener
     return np.random.default_rng([config.seed, step, rank])
 
 
-def draw_sequences(
-    config: TrainingConfig, step: int, random: np.random.Generator, device: torch.device
-) -> Sequences:
-    """Sequences of one shape on `device`: new worlds, or each from another clip."""
+def draw_sequences(config: TrainingConfig, clips: Clips, step: int, random: np.random.Generator) -> Sequences:
+    """Sequences of one shape, each from another clip."""
     shape = draw_shape(config, step, random)
-    live = config.worlds == "live" or (config.worlds == "auto" and device.type == "cuda")
-    return (
-        _from_worlds(shape, random, device) if live else _from_clips(config, step, shape, random).to(device)
-    )
-
-
-def _from_worlds(shape: Shape, random: np.random.Generator, device: torch.device) -> Sequences:
-    seed = 2 * int(random.integers(2**40, 2**61)) + 1  # odd like every world to train on, beyond the clips
-    size = (shape.sequences, shape.frames, shape.height, shape.width)
-    worlds = sample_batch(WORLDS, *size, seed=seed, device=device)
-    return Sequences(worlds.images, worlds.depth, worlds.world_from_camera, worlds.intrinsics)
-
-
-def _from_clips(config: TrainingConfig, step: int, shape: Shape, random: np.random.Generator) -> Sequences:
-    clips = Clips(Path(config.out) / "clips", config.seed)
-    ready = config.first_clips + int(step * config.clips_per_step)
+    ready = clips.ready(config.first_clips + int(step * config.clips_per_step))
     reach = draw_reach(config, step, random)
-    parts: list[Sequences] = []
-    while len(parts) < shape.sequences:
-        for _ in range(TRIES):
-            clip = int(random.integers(0, ready))
-            frames = draw_frames(shape.frames, clips.departures(clip), reach, random)
-            if frames is not None:
-                break
-        else:
-            frames = torch.arange(shape.frames)
-        parts.append(fit(clips.read(clip, frames), shape, random))
-    return join(parts)
+    chosen, frames = draw_stretches(clips, ready, shape, reach, random)
+    return fit(clips.read(chosen, frames), shape, random)
+
+
+def draw_stretches(
+    clips: Clips, ready: range, shape: Shape, reach: float, random: np.random.Generator
+) -> tuple[np.ndarray, Tensor]:
+    """Clips [B] and frame numbers [B, S] within them; the first frames where no stretch is near enough."""
+    chosen = np.empty(shape.sequences, np.int64)
+    frames = np.tile(np.arange(shape.frames), (shape.sequences, 1))
+    missing = np.arange(shape.sequences)
+    for _ in range(TRIES):
+        chosen[missing] = random.integers(ready.start, ready.stop, len(missing))
+        drawn, found = draw_frames(shape.frames, clips.departures(chosen[missing]), reach, random)
+        frames[missing[found]] = drawn[found]
+        missing = missing[~found]
+        if not len(missing):
+            break
+    return chosen, torch.from_numpy(frames)
 
 
 def draw_frames(
     frames: int, departures: np.ndarray, reach: float, random: np.random.Generator
-) -> Tensor | None:
-    """Frame numbers [S] within a clip: some start, either direction of time, some even stride at which the
-    last frame has not departed from the first by more than `reach`; None where every stride does.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Frame numbers [B, S] within clips: some start, either direction of time, some even stride at which the
+    last frame has not departed from the first by more than `reach`; and where there is one, bool [B].
 
-    departures [N, N]: how far frame j (column) has departed from frame i. Far strides are preferred: what
-    moves too little teaches nothing, and what no longer overlaps neither.
+    departures [B, F, F]: of `Clips.departures`. Far strides are preferred: what moves too little teaches
+    nothing, and what no longer overlaps neither.
     """
-    count = len(departures)
-    first = int(random.integers(0, count))
-    direction = int(random.choice([-1, 1]))
-    strides = [
-        stride
-        for stride in range(1, (count - 1) // (frames - 1) + 1)
-        if 0 <= (last := first + direction * stride * (frames - 1)) < count
-        and departures[first, last] <= reach
-    ]
-    if not strides:
-        return None
-    stride = strides[-1 - int(len(strides) * random.random() ** 2 * 0.999)]
-    return first + direction * stride * torch.arange(frames)
+    count, length = departures.shape[:2]
+    clip = np.arange(count)[:, None]
+    first = random.integers(0, length, (count, 1))
+    direction = random.choice([-1, 1], (count, 1))
+    strides = np.arange(max(1, (length - 1) // (frames - 1)), 0, -1)  # far ones first
+    last = first + direction * strides * (frames - 1)
+    within = (last >= 0) & (last < length)
+    fitting = within & (departures[clip, first, last.clip(0, length - 1)] <= reach)  # [B, strides]
+    choices = fitting.sum(1, keepdims=True)
+    wanted = (choices * random.random((count, 1)) ** 2 * 0.999).astype(np.int64)
+    which = (fitting.cumsum(1) > wanted).argmax(1)
+    return first + direction * strides[which][:, None] * np.arange(frames), choices[:, 0] > 0
 
 
 def fit(sequences: Sequences, shape: Shape, random: np.random.Generator) -> Sequences:
-    """Cut a centred window of the shape's aspect, zoomed at random, and resize it; mirrored half the time,
-    lying on its side now and then, since recorded cameras also pitch and roll.
+    """Cut a centred window of the shape's aspect, zoomed at random, and resize it; half of the sequences
+    mirrored, all lying on their side now and then, since recorded cameras also pitch and roll.
 
     The optical axis stays in the middle of the image, where the pose encoding supposes it.
     """
     sideways = random.random() < SIDEWAYS
     height, width = (shape.width, shape.height) if sideways else (shape.height, shape.width)
     fitted = _resize(_crop(sequences, height / width, random.uniform(0.75, 1.0)), height, width)
-    mirrored = mirror(fitted) if random.random() < 0.5 else fitted
-    return transpose(mirrored) if sideways else mirrored
+    mirrored = send(torch.from_numpy(random.random(len(fitted.depth)) < 0.5), fitted.depth.device)
+    chosen = choose(mirrored, mirror(fitted), fitted)
+    return transpose(chosen) if sideways else chosen
 
 
 def mirror(sequences: Sequences) -> Sequences:
     """The same world seen in a mirror: x of every camera and of the world points the other way."""
-    flip = torch.diag(torch.tensor([-1.0, 1.0, 1.0, 1.0]))
+    flip = send(torch.diag(torch.tensor([-1.0, 1.0, 1.0, 1.0])), sequences.depth.device)
     poses = flip @ sequences.world_from_camera @ flip
     return Sequences(sequences.images.flip(-1), sequences.depth.flip(-1), poses, sequences.intrinsics)
 
 
 def transpose(sequences: Sequences) -> Sequences:
     """The same world with x and y exchanged, of every camera and of the world."""
-    swap, swap3 = torch.eye(4)[[1, 0, 2, 3]], torch.eye(3)[[1, 0, 2]]
+    swap = send(torch.eye(4)[[1, 0, 2, 3]], sequences.depth.device)
+    swap3 = swap[:3, :3]
     return Sequences(
         sequences.images.mT,
         sequences.depth.mT,
@@ -138,7 +128,7 @@ def _resize(sequences: Sequences, height: int, width: int) -> Sequences:
         sequences.images.flatten(0, 1), (height, width), mode="bilinear", antialias=True, align_corners=False
     )
     depth = functional.interpolate(sequences.depth, (height, width), mode="nearest-exact")
-    scale = torch.tensor([width / columns, height / rows, 1.0])
+    scale = send(torch.tensor([width / columns, height / rows, 1.0]), depth.device)
     return Sequences(
         images.unflatten(0, sequences.depth.shape[:2]).clamp(0, 1),
         depth,

@@ -1,9 +1,11 @@
-"""Rendered clips that serve several steps: on a CPU, casting rays costs more than learning from them.
+"""Rendered clips that serve several steps: casting rays costs more than learning from them.
 
-Clip i depends on the run's seed and on i alone. A clip that is not in the folder is rendered and
-kept, so helpers may render ahead of the training:
+Clip i depends on the run's seed and on i alone, and is rendered when it is first needed: on a CPU into
+a folder, so that helpers may render ahead of the training,
 
     python -m stac_core.training.clips --folder out/training/clips --first 0 --count 4000
+
+and on a GPU into its memory, many at once.
 """
 
 from __future__ import annotations
@@ -11,19 +13,24 @@ from __future__ import annotations
 import argparse
 from functools import lru_cache
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
+from tqdm import tqdm
 
+from stac_core.config import PATCH_SIZE
+from stac_core.device import send
 from stac_core.files import write_whole
-from stac_core.training.config import CLIP_FRAMES, CLIP_HEIGHT, CLIP_WIDTH
-from stac_core.training.sequences import Sequences
-from stac_core.worlds import World, WorldConfig
+from stac_core.training.config import TrainingConfig
+from stac_core.training.sequences import Sequences, join
+from stac_core.worlds import WorldBatch, WorldConfig, build_worlds, world_seeds
 
 WORLDS = WorldConfig()
+BLOCK = 32  # clips rendered at once into memory
 
 
 def training_seed(run_seed: int, index: int) -> int:
@@ -36,61 +43,144 @@ def held_out_seed(index: int) -> int:
     return 2 * index
 
 
-class Clips:
-    """A folder of clips, each [CLIP_FRAMES, ..., CLIP_HEIGHT, CLIP_WIDTH]."""
+class Clips(Protocol):
+    """Clips of F frames, by number."""
 
-    def __init__(self, folder: Path, run_seed: int) -> None:
-        self.folder, self.run_seed = folder, run_seed
-        folder.mkdir(parents=True, exist_ok=True)
+    def ready(self, count: int) -> range:
+        """Numbers that may be used once `count` clips are in use."""
 
-    def read(self, index: int, frames: Tensor) -> Sequences:
-        """Some frames [S] of one clip, with a leading axis of 1."""
-        with safe_open(self._rendered(index), framework="pt") as file:
-            images, depth, poses, lenses = (
-                file.get_tensor(name)[frames][None]
-                for name in ("images", "depth", "world_from_camera", "intrinsics")
-            )
-        return Sequences(images.float() / 255, depth.float(), poses, lenses)
+    def departures(self, clips: np.ndarray) -> np.ndarray:
+        """How far frame j (column) of clips [n] has departed from frame i, [n, F, F]: its turn in radians
+        plus its way in mean depths of frame i."""
 
-    def departures(self, index: int) -> np.ndarray:
-        """How far frame j (column) of one clip has departed from frame i, [N, N]: its turn in radians plus
-        its way in mean depths of frame i."""
-        return _departures(self._rendered(index))
+    def read(self, clips: np.ndarray, frames: Tensor) -> Sequences:
+        """Frames [n, S] of clips [n], on the device that trains."""
 
-    def _rendered(self, index: int) -> Path:
-        """File of one clip, which is rendered where it is missing."""
-        path = self.path(index)
+
+def open_clips(config: TrainingConfig, device: torch.device) -> Clips:
+    """Where the run keeps its clips."""
+    in_memory = config.clips == "memory" or (config.clips == "auto" and device.type == "cuda")
+    return ClipsInMemory(config, device) if in_memory else ClipsInFolder(config, device)
+
+
+def render_clips(config: TrainingConfig, clips: range, device: torch.device) -> WorldBatch:
+    """Clips of a run, whole."""
+    width = config.clip_width
+    height = round(0.75 * width / PATCH_SIZE) * PATCH_SIZE
+    seeds = torch.cat([world_seeds(training_seed(config.seed, clip), 1) for clip in clips])
+    frames = torch.arange(config.clip_frames, device=device)
+    return build_worlds(WORLDS, seeds.to(device)).render(frames, height, width)
+
+
+class ClipsInFolder:
+    """One file per clip, rendered where it is missing."""
+
+    def __init__(self, config: TrainingConfig, device: torch.device, folder: Path | None = None) -> None:
+        self._config, self._device = config, device
+        self._folder = folder or Path(config.out) / "clips"
+        self._folder.mkdir(parents=True, exist_ok=True)
+
+    def ready(self, count: int) -> range:
+        return range(count)
+
+    def departures(self, clips: np.ndarray) -> np.ndarray:
+        return np.stack([_departures_of_file(self._rendered(int(clip))) for clip in clips])
+
+    def read(self, clips: np.ndarray, frames: Tensor) -> Sequences:
+        parts = [self._read(int(clip), chosen) for clip, chosen in zip(clips, frames, strict=True)]
+        return join(parts).to(self._device)
+
+    def render(self, clip: int) -> None:
+        """Render one clip into the folder."""
+        world = render_clips(self._config, range(clip, clip + 1), torch.device("cpu"))
+        content = {name: value[0].contiguous() for name, value in _stored(world).items()}
+        write_whole(self.path(clip), save(content))
+
+    def path(self, clip: int) -> Path:
+        """File of one clip."""
+        config = self._config
+        size = f"{config.clip_frames}x{config.clip_width}"
+        return self._folder / f"{config.seed}-{size}-{clip:07d}.safetensors"
+
+    def _rendered(self, clip: int) -> Path:
+        path = self.path(clip)
         if not path.exists():
-            self.render(index)
+            self.render(clip)
         return path
 
-    def render(self, index: int) -> None:
-        """Render one clip into the folder."""
-        world = World(training_seed(self.run_seed, index), WORLDS).render(
-            0, CLIP_FRAMES, CLIP_HEIGHT, CLIP_WIDTH
-        )
-        content = {
-            "images": (world.images[0] * 255).round().byte(),
-            "depth": world.depth[0].half(),
-            "world_from_camera": world.world_from_camera[0],
-            "intrinsics": world.intrinsics[0],
-        }
-        write_whole(self.path(index), save({name: value.contiguous() for name, value in content.items()}))
+    def _read(self, clip: int, frames: Tensor) -> Sequences:
+        with safe_open(self._rendered(clip), framework="pt") as file:
+            chosen = {name: file.get_tensor(name)[frames][None] for name in file.keys()}  # noqa: SIM118
+        return _sequences(chosen)
 
-    def path(self, index: int) -> Path:
-        """File of one clip."""
-        return self.folder / f"{self.run_seed}-{index:07d}.safetensors"
+
+class ClipsInMemory:
+    """The newest clips of a run in the memory of the device that trains, in a ring."""
+
+    def __init__(self, config: TrainingConfig, device: torch.device) -> None:
+        self._config, self._device = config, device
+        self._room = -(-config.kept_clips // BLOCK) * BLOCK
+        self._rendered = range(0)
+        self._ring: dict[str, Tensor] = {}  # [room, F, ...]
+        self._departed = np.empty((self._room, config.clip_frames, config.clip_frames), np.float32)
+
+    def ready(self, count: int) -> range:
+        stop = -(-count // BLOCK) * BLOCK
+        first = max(self._rendered.stop, stop - self._room)
+        blocks = range(first, stop, BLOCK)
+        for block in tqdm(blocks, "rendering", unit="block", leave=False, disable=len(blocks) < 2):
+            self._render(block)
+        self._rendered = range(max(0, stop - self._room), stop)
+        return self._rendered
+
+    def departures(self, clips: np.ndarray) -> np.ndarray:
+        return self._departed[clips % self._room]
+
+    def read(self, clips: np.ndarray, frames: Tensor) -> Sequences:
+        at = send(torch.from_numpy(clips % self._room)[:, None], self._device), send(frames, self._device)
+        return _sequences({name: values[at] for name, values in self._ring.items()})
+
+    def _render(self, first: int) -> None:
+        world = render_clips(self._config, range(first, first + BLOCK), self._device)
+        place = slice(first % self._room, first % self._room + BLOCK)
+        for name, values in _stored(world).items():
+            if name not in self._ring:
+                self._ring[name] = values.new_empty(self._room, *values.shape[1:])
+            self._ring[name][place] = values
+        self._departed[place] = departures(world.depth, world.world_from_camera).cpu().numpy()
+
+
+def departures(depth: Tensor, world_from_camera: Tensor) -> Tensor:
+    """Of clips, depth [n, F, H, W] and poses [n, F, 4, 4], as `Clips.departures`."""
+    sampled = depth[..., ::8, ::8].flatten(2).double()
+    mean = (sampled.sum(-1) / (sampled > 0).sum(-1).clamp(min=1)).clamp(min=1e-3)  # [n, F]
+    places, axes = world_from_camera[..., :3, 3].double(), world_from_camera[..., :3, :3].double().flatten(2)
+    way = (places[:, :, None] - places[:, None]).norm(dim=-1)
+    turn = ((axes @ axes.mT - 1) / 2).clamp(-1, 1).acos()
+    return turn + way / mean[..., None]
+
+
+def _stored(world: WorldBatch) -> dict[str, Tensor]:
+    return {
+        "images": (world.images * 255).round().byte(),
+        "depth": world.depth.half(),
+        "world_from_camera": world.world_from_camera,
+        "intrinsics": world.intrinsics,
+    }
+
+
+def _sequences(stored: dict[str, Tensor]) -> Sequences:
+    """Of what `_stored` made, [n, S, ...]."""
+    images, depth = stored["images"].float() / 255, stored["depth"].float()
+    return Sequences(images, depth, stored["world_from_camera"], stored["intrinsics"])
 
 
 @lru_cache(maxsize=1 << 14)
-def _departures(path: Path) -> np.ndarray:
+def _departures_of_file(path: Path) -> np.ndarray:
     with safe_open(path, framework="pt") as file:
-        poses = file.get_tensor("world_from_camera").double().numpy()
-        depth = file.get_tensor("depth")[:, ::8, ::8].flatten(1).double()
-    mean = (depth.sum(1) / (depth > 0).sum(1).clamp(min=1)).clamp(min=1e-3).numpy()
-    way = np.linalg.norm(poses[:, None, :3, 3] - poses[None, :, :3, 3], axis=-1)
-    traces = np.einsum("iab,jab->ij", poses[:, :3, :3], poses[:, :3, :3])
-    return np.arccos(((traces - 1) / 2).clip(-1, 1)) + way / mean[:, None]
+        depth, poses = file.get_tensor("depth")[None].float(), file.get_tensor("world_from_camera")[None]
+    found: np.ndarray = departures(depth, poses)[0].numpy()
+    return found
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -98,15 +188,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m stac_core.training.clips", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--seed", type=int, default=0, help="seed of the run")
+    for name in ("seed", "clip_frames", "clip_width"):
+        default = TrainingConfig.__dataclass_fields__[name].default
+        parser.add_argument(
+            "--" + name.replace("_", "-"), type=int, default=default, help="of the run (default %(default)s)"
+        )
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--count", type=int, required=True)
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    clips = Clips(given.folder, given.seed)
-    for index in range(given.first, given.first + given.count):
-        if not clips.path(index).exists():
-            clips.render(index)
+    sizes = {"clip_frames": given.clip_frames, "clip_width": given.clip_width}
+    config = TrainingConfig(seed=given.seed, **sizes, first_frames=2, last_frames=2)
+    clips = ClipsInFolder(config, torch.device("cpu"), given.folder)
+    for clip in range(given.first, given.first + given.count):
+        if not clips.path(clip).exists():
+            clips.render(clip)
     return 0
 
 

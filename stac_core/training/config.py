@@ -10,8 +10,6 @@ from typing import TypeVar
 from stac_core.config import NETWORKS, PATCH_SIZE
 from stac_core.settings import check_settings, refuse, setting
 
-CLIP_FRAMES, CLIP_HEIGHT, CLIP_WIDTH = 24, 126, 168  # of a rendered clip
-
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -42,12 +40,15 @@ class TrainingConfig:
     growth: float = setting(
         0.7, "share of the run during which sizes, frames and reach grow", minimum=0.0, maximum=1.0
     )
-    worlds: str = setting(
+    clips: str = setting(
         "auto",
-        "live = new worlds in every step; clips = rendered clips that serve several steps; "
-        "auto = live on a GPU, clips on a CPU, where casting rays costs more than learning from them",
-        choices=("auto", "live", "clips"),
+        "where rendered clips are kept, which serve several steps: in a folder, which outlives the run; in "
+        "memory, on the device that trains; auto = memory on a GPU, folder on a CPU",
+        choices=("auto", "folder", "memory"),
     )
+    clip_frames: int = setting(24, "frames of a clip", minimum=2)
+    clip_width: int = setting(168, "width of a clip's 4:3 images", minimum=56, unit="px")
+    kept_clips: int = setting(4000, "clips kept in memory; older ones make way", minimum=1)
     first_clips: int = setting(500, "rendered clips in use from the start", minimum=1)
     clips_per_step: float = setting(0.5, "further clips that every step brings into use", minimum=0.0)
     dense_share: float = setting(
@@ -68,7 +69,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        for name in ("first_width", "last_width"):
+        for name in ("first_width", "last_width", "clip_width"):
             width = getattr(self, name)
             if width % PATCH_SIZE:
                 raise refuse(
@@ -81,8 +82,8 @@ class TrainingConfig:
         ):
             if getattr(self, last) < getattr(self, first):
                 raise refuse(self, last, f"smaller than {first}", getattr(self, first))
-        if self.worlds != "live" and self.last_frames > CLIP_FRAMES:
-            raise refuse(self, "last_frames", f"clips have {CLIP_FRAMES} frames (see worlds)", CLIP_FRAMES)
+        if self.last_frames > self.clip_frames:
+            raise refuse(self, "last_frames", f"clips have {self.clip_frames} frames", self.clip_frames)
         if self.warmup_steps >= self.steps:
             raise refuse(self, "warmup_steps", f"not below steps = {self.steps}", self.steps // 10)
 

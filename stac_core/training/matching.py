@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from stac_core.device import send
+from stac_core.geometry import invert_pose
 from stac_core.training.sequences import Sequences
 
 DESCRIPTOR = 64
@@ -54,7 +56,7 @@ def match_patches(sequences: Sequences, patch: int) -> PatchMatches:
     u, v = u.flatten(), v.flatten()
     depth = sequences.depth[:, 1:, v, u]  # [B, S-1, N]
     pixel0, depth0 = _project(sequences, u, v, depth)
-    inside = ((pixel0 >= 0) & (pixel0 < torch.tensor([width, height], device=device))).all(-1)
+    inside = (pixel0 >= 0).all(-1) & (pixel0[..., 0] < width) & (pixel0[..., 1] < height)
     known = (depth > 0) & (depth0 > 1e-6)
     seen0 = _look_up(sequences.depth[:, 0], pixel0, inside)
     visible = known & inside & ((seen0 - depth0).abs() < SAME_SURFACE * depth0)
@@ -123,7 +125,7 @@ def _attention(look: Look, patches: int, matches: PatchMatches) -> tuple[Tensor,
     frames = len(look.visible)
     q, k = (x[:, 0].float().unflatten(1, (frames, -1))[:, :, -patches:] for x in (look.q, look.k))
     logits = torch.einsum("bsnd,btmd->bsntm", q[:, 1:], k) * q.shape[-1] ** -0.5
-    unseen = ~look.visible[1:, None, :, None].to(logits.device)
+    unseen = send(~look.visible[1:, None, :, None], logits.device)
     return _choose(logits.masked_fill(unseen, -torch.inf).flatten(3), matches)
 
 
@@ -144,9 +146,7 @@ def _project(sequences: Sequences, u: Tensor, v: Tensor, depth: Tensor) -> tuple
     x = (u - k[..., 0, 2]) / k[..., 0, 0] * depth
     y = (v - k[..., 1, 2]) / k[..., 1, 1] * depth
     points = torch.stack([x, y, depth, torch.ones_like(depth)], -1)
-    first_from_camera = (
-        torch.linalg.inv(sequences.world_from_camera[:, :1]) @ sequences.world_from_camera[:, 1:]
-    )
+    first_from_camera = invert_pose(sequences.world_from_camera[:, :1]) @ sequences.world_from_camera[:, 1:]
     points0 = (points @ first_from_camera.mT)[..., :3]
     k0 = sequences.intrinsics[:, 0, None, None]
     z = points0[..., 2].clamp(min=1e-6)

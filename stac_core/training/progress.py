@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import time
-from collections import defaultdict
 from pathlib import Path
 
+import torch
+from torch import Tensor
 from tqdm import tqdm
+
+from stac_core.device import Stopwatch
 
 
 class Progress:
@@ -18,13 +21,14 @@ class Progress:
         self.bar = tqdm(total=steps, initial=first_step, disable=not shown, unit="step", mininterval=2.0)
         self._begin_row()
 
-    def update(self, step: int, figures: dict[str, float], frames: int, rendering: float) -> None:
-        """Account for one step. rendering: seconds that drawing its batch took."""
-        for name, value in figures.items():
-            self.sums[name] += value
-        self.rows += 1
+    def update(self, step: int, figures: dict[str, Tensor], frames: int, drawing: Stopwatch) -> None:
+        """Account for one step; nothing is fetched from the device before a row is due.
+
+        drawing: began and ended with the drawing of its batch.
+        """
+        self.figures.append((list(figures), torch.stack(list(figures.values()))))
+        self.drawings.append(drawing)
         self.frames += frames
-        self.rendering += rendering
         self.bar.update(1)
         if step % self.log_every == 0:
             self._write_row(step)
@@ -38,13 +42,17 @@ class Progress:
         self.bar.close()
 
     def _begin_row(self) -> None:
-        self.sums: dict[str, float] = defaultdict(float)
-        self.rows, self.frames, self.rendering, self.since = 0, 0, 0.0, time.monotonic()
+        self.figures: list[tuple[list[str], Tensor]] = []
+        self.drawings: list[Stopwatch] = []
+        self.frames, self.since = 0, time.monotonic()
 
     def _write_row(self, step: int) -> None:
+        names = self.figures[0][0]
+        means = torch.stack([values for _, values in self.figures]).mean(0).tolist()
+        rendering = sum(sum(drawing.milliseconds()) for drawing in self.drawings) / 1e3
         seconds = max(time.monotonic() - self.since, 1e-9)
-        row = {name: value / self.rows for name, value in self.sums.items()}
-        row |= {"frames_per_s": self.frames / seconds, "rendering_share": self.rendering / seconds}
+        row = dict(zip(names, means, strict=True))
+        row |= {"frames_per_s": self.frames / seconds, "rendering_share": rendering / seconds}
         self.bar.set_postfix({name: f"{value:.3g}" for name, value in row.items()}, refresh=False)
         if self.shown:
             append_row(self.folder / "training.csv", {"step": step, "time": int(time.time()), **row})

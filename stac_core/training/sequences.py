@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from stac_core.geometry import invert_pose
+
 FARTHEST = 100.0  # times the mean distance; what lies beyond counts as sky
 
 
@@ -43,8 +45,8 @@ def normalise(sequences: Sequences) -> Sequences:
     The unit comes from frame 0 alone, since a stream must settle its scale before it has seen more;
     a first frame that sees (nearly) nothing takes the mean over all frames instead.
     """
-    camera0_from_world = torch.linalg.inv(sequences.world_from_camera[:, :1].double())
-    world_from_camera = (camera0_from_world @ sequences.world_from_camera.double()).float()
+    poses = sequences.world_from_camera.double()
+    world_from_camera = (invert_pose(poses[:, :1]) @ poses).float()
     unit = _mean_distance(sequences)
     world_from_camera[..., :3, 3] /= unit[:, None, None]
     depth = sequences.depth / unit[:, None, None, None]
@@ -76,3 +78,12 @@ def _ray_length(sequences: Sequences) -> Tensor:
 def join(parts: list[Sequences]) -> Sequences:
     """Stack sequences of one shape along the batch axis."""
     return Sequences(**{f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Sequences)})
+
+
+def choose(first: Tensor, one: Sequences, other: Sequences) -> Sequences:
+    """Sequences of `one` where `first` [B] is true, of `other` elsewhere."""
+    chosen = {}
+    for field in fields(Sequences):
+        a, b = getattr(one, field.name), getattr(other, field.name)
+        chosen[field.name] = torch.where(first.view(-1, *[1] * (a.ndim - 1)), a, b)
+    return Sequences(**chosen)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stac_core.cache.one_pass import OnePass
+from stac_core.device import send
 from stac_core.geometry import encode_pose, unproject_depth
 from stac_core.network.aggregator import SceneTokens
 from stac_core.network.causal_vggt import CausalVGGT
@@ -26,12 +28,19 @@ class WatchedPass(OnePass):
         super().__init__(visible=visible)
         self.looks: list[Look] = []
         self.visible = visible
+        self._mask: Tensor | None = None  # of tokens
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """As `OnePass`."""
+        """As `OnePass`; on a GPU as one masked attention, since a call per frame would leave it idle."""
         if layer in WATCHED_BLOCKS:
             self.looks.append(Look(q, k, self.visible))
-        return super().attend(layer, q, k, v)
+        if not q.is_cuda or bool(self.visible.all()):
+            return super().attend(layer, q, k, v)
+        if self._mask is None:
+            tokens = q.shape[2] // len(self.visible)
+            seen = send(self.visible, q.device)
+            self._mask = seen.repeat_interleave(tokens, 0).repeat_interleave(tokens, 1)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=self._mask)
 
 
 class Supervised(nn.Module):

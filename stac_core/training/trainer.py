@@ -19,9 +19,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from stac_core.checkpoint import load_weights
 from stac_core.config import NETWORKS
+from stac_core.device import Stopwatch, send
 from stac_core.network.causal_vggt import CausalVGGT
 from stac_core.network.initial_weights import initialise
 from stac_core.training.batches import draw_dense_frames, draw_sequences, draw_visible, step_random
+from stac_core.training.clips import Clips, open_clips
 from stac_core.training.config import TrainingConfig
 from stac_core.training.held_out import held_out_worlds, measure
 from stac_core.training.initialise import prepare_for_matching
@@ -87,14 +89,13 @@ class Trainer:
         return self.step >= self.config.steps
 
     def _train_step(self, progress: Progress) -> None:
-        started = time.monotonic()
+        watch = Stopwatch(self.device)
         random = step_random(self.config, self.step, self.processes.rank)
-        sequences = normalise(draw_sequences(self.config, self.step, random, self.device))
+        sequences = normalise(draw_sequences(self.config, self._clips, self.step, random))
+        watch.mark()
         frames = sequences.depth.shape[1]
         visible = draw_visible(frames, random)
-        dense_frames = draw_dense_frames(self.config, frames, random).to(self.device)
-        self._synchronise()
-        rendering = time.monotonic() - started
+        dense_frames = send(draw_dense_frames(self.config, frames, random), self.device)
         for group in self.optimizer.param_groups:
             group["lr"] = group["share"] * learning_rate(self.config, self.step)
         with self._precision():
@@ -107,9 +108,12 @@ class Trainer:
         else:
             log.warning("step %d: gradient is not finite, step skipped", self.step)
         self.step += 1
-        shown = {"loss": loss.detach(), **figures}
         seen = sequences.depth.shape[:2].numel() * self.processes.count
-        progress.update(self.step, {name: float(value) for name, value in shown.items()}, seen, rendering)
+        progress.update(self.step, {"loss": loss.detach(), **figures}, seen, watch)
+
+    @cached_property
+    def _clips(self) -> Clips:
+        return open_clips(self.config, self.device)
 
     @cached_property
     def _held_out(self) -> list[Sequences]:
@@ -147,10 +151,6 @@ class Trainer:
             self._save()
         except OSError as error:  # a full disk must not end the run; the old state is still whole
             log.error("state of step %d not written, the last good one stays: %s", self.step, error)
-
-    def _synchronise(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
     @contextmanager
     def _precision(self) -> Iterator[None]:

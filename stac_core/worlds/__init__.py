@@ -4,6 +4,7 @@ Batched, the same on CPU and GPU, deterministic by seed; no files, no downloads.
 """
 
 from stac_core.worlds.config import WorldConfig
-from stac_core.worlds.world import World, WorldBatch, sample_batch
+from stac_core.worlds.draws import world_seeds
+from stac_core.worlds.world import World, WorldBatch, build_worlds, sample_batch
 
-__all__ = ["World", "WorldBatch", "WorldConfig", "sample_batch"]
+__all__ = ["World", "WorldBatch", "WorldConfig", "build_worlds", "sample_batch", "world_seeds"]

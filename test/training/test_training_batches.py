@@ -1,5 +1,7 @@
 """Augmented sequences stay true: depth, poses and lenses still explain the images."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,15 +10,14 @@ from scipy.spatial.transform import Rotation
 from stac_core.geometry import unproject_depth
 from stac_core.training.batches import (
     draw_frames,
-    draw_sequences,
+    draw_stretches,
     draw_visible,
     fit,
     mirror,
-    step_random,
     transpose,
 )
-from stac_core.training.clips import Clips, held_out_seed, training_seed
-from stac_core.training.config import CLIP_FRAMES, TrainingConfig
+from stac_core.training.clips import held_out_seed, open_clips, training_seed
+from stac_core.training.config import TrainingConfig
 from stac_core.training.schedule import Shape
 from stac_core.training.sequences import Sequences
 from stac_core.worlds import World, WorldConfig
@@ -79,34 +80,78 @@ def test_fitted_sequences_have_the_shape_and_stay_true(sequences, shape):
 
 
 def test_drawn_frames_lie_within_a_clip_and_within_reach():
-    random = np.random.default_rng(0)
-    steps = np.linspace(0, 1.0, CLIP_FRAMES)  # departs evenly
-    departures = np.abs(steps[:, None] - steps)
-    drawn = {
-        frames: [draw_frames(frames, departures, 0.5, random) for _ in range(100)] for frames in (2, 3, 7)
-    }
-    for frames, sequences in drawn.items():
-        found = [numbers for numbers in sequences if numbers is not None]
-        assert len(found) > 40
-        for numbers in found:
-            assert len(numbers) == frames and numbers.min() >= 0 and numbers.max() < CLIP_FRAMES
-            assert (numbers.diff() == numbers.diff()[0]).all()
-            assert departures[numbers[0], numbers[-1]] <= 0.5
-        assert {numbers.diff()[0].sign().item() for numbers in found} == {-1, 1}
-    assert draw_frames(CLIP_FRAMES, departures, 0.5, random) is None
+    random, length = np.random.default_rng(0), 24
+    steps = np.linspace(0, 1.0, length)  # departs evenly
+    departures = np.tile(np.abs(steps[:, None] - steps), (100, 1, 1))
+    for frames in (2, 3, 7):
+        drawn, found = draw_frames(frames, departures, 0.5, random)
+        assert found.sum() > 40
+        numbers = drawn[found]
+        assert numbers.shape[1] == frames and numbers.min() >= 0 and numbers.max() < length
+        strides = np.diff(numbers, axis=1)
+        assert (strides == strides[:, :1]).all()
+        assert (departures[0][numbers[:, 0], numbers[:, -1]] <= 0.5).all()
+        assert set(np.sign(strides[:, 0])) == {-1, 1}
+        assert frames == 7 or len(set(np.abs(strides[:, 0]))) > 1
+    assert not draw_frames(length, departures, 0.5, random)[1].any()
 
 
-def test_a_clip_departs_by_its_turn_and_its_way(tmp_path):
-    clips = Clips(tmp_path, run_seed=3)
-    clip = clips.read(0, torch.arange(CLIP_FRAMES))
-    departures = clips.departures(0)
+def test_sequences_are_cut_from_clips_that_are_near_enough():
+    """Of clips that stand still, those that leap away are passed over."""
+
+    class Leaping:
+        def departures(self, clips: np.ndarray) -> np.ndarray:
+            return np.where(clips % 4 == 0, 0.0, 9.0)[:, None, None] * np.ones((5, 5))
+
+    chosen, frames = draw_stretches(
+        Leaping(), range(10, 90), Shape(30, 3, 56, 56), 1.0, np.random.default_rng(0)
+    )
+    assert frames.shape == (30, 3) and chosen.min() >= 10 and chosen.max() < 90
+    assert (chosen % 4 == 0).mean() > 0.6  # of 8 tries each: 0.9 expected, 0.25 by chance
+
+
+@pytest.mark.parametrize("where", ["folder", "memory"])
+def test_a_clip_departs_by_its_turn_and_its_way(tmp_path, where):
+    clips = opened(tmp_path, where)
+    clips.ready(1)
+    clip = clips.read(np.array([0]), torch.arange(4)[None])
+    departures = clips.departures(np.array([0]))[0]
     poses = clip.world_from_camera[0].double()
     turn = Rotation.from_matrix((poses[0, :3, :3].T @ poses[-1, :3, :3]).numpy()).magnitude()
     depth = clip.depth[0, 0][clip.depth[0, 0] > 0].double().mean()
     way = (poses[-1, :3, 3] - poses[0, :3, 3]).norm() / depth
-    assert departures.shape == (CLIP_FRAMES, CLIP_FRAMES)
+    assert departures.shape == (4, 4)
     assert departures[0, -1] == pytest.approx(turn + float(way), rel=0.05)
-    assert departures.diagonal() == pytest.approx(np.zeros(CLIP_FRAMES), abs=1e-3)
+    assert departures.diagonal() == pytest.approx(np.zeros(4), abs=1e-3)
+
+
+def opened(folder: Path, where: str, **settings):
+    sizes = {"first_width": 56, "last_width": 56, "clip_width": 56, "first_frames": 2, "last_frames": 2}
+    return open_clips(
+        TrainingConfig(out=str(folder), clips=where, clip_frames=4, **sizes, **settings), torch.device("cpu")
+    )
+
+
+def test_clips_in_memory_are_those_of_a_folder(tmp_path):
+    chosen, frames = np.array([3, 0, 3]), torch.tensor([[0, 1], [2, 1], [3, 2]])
+    folder, memory = (opened(tmp_path, where) for where in ("folder", "memory"))
+    assert memory.ready(4).stop >= 4 and folder.ready(4) == range(4)
+    a, b = folder.read(chosen, frames), memory.read(chosen, frames)
+    assert a.images.shape == (3, 2, 3, 42, 56)
+    assert (a.images - b.images).abs().mean() < 1e-3  # other rounding in passes of other sizes
+    assert torch.allclose(a.depth, b.depth, rtol=1e-2) and torch.equal(
+        a.world_from_camera, b.world_from_camera
+    )
+    assert np.allclose(folder.departures(chosen), memory.departures(chosen), atol=1e-2)
+
+
+def test_memory_keeps_the_newest_clips_and_fills_again_after_a_resumption(tmp_path):
+    running, resumed = (opened(tmp_path, "memory", kept_clips=40) for _ in range(2))
+    assert running.ready(20) == range(32)
+    assert running.ready(65) == resumed.ready(65) == range(32, 96)  # whole blocks
+    chosen, frames = np.array([32, 60, 95]), torch.tensor([[0, 1], [1, 2], [3, 1]])
+    a, b = running.read(chosen, frames), resumed.read(chosen, frames)
+    assert torch.equal(a.images, b.images) and torch.equal(a.depth, b.depth)
 
 
 def test_every_view_of_the_past_holds_the_frame_itself_and_frame_0():
@@ -115,19 +160,6 @@ def test_every_view_of_the_past_holds_the_frame_itself_and_frame_0():
     for visible in views:
         assert visible.dtype == torch.bool and visible.diagonal().all() and visible[:, 0].all()
     assert len({tuple(v.flatten().tolist()) for v in views}) > 10
-
-
-def test_live_worlds_are_new_in_every_step_and_the_same_again_for_one_step():
-    config = TrainingConfig(worlds="live", patches_per_step=64, first_width=56, first_frames=2)
-
-    def images(step: int) -> torch.Tensor:
-        drawn = draw_sequences(config, step, step_random(config, step, 0), torch.device("cpu"))
-        assert drawn.depth.shape[1] == 2 and drawn.images.shape[-1] == 56
-        return drawn.images[:1, :, :, :42]
-
-    first = images(0)
-    assert torch.equal(first, images(0))
-    assert not torch.equal(first, images(1))
 
 
 def test_no_world_is_both_trained_on_and_held_out():

@@ -13,7 +13,7 @@ import torch
 
 from stac_core.checkpoint import BOX, load_network
 from stac_core.config import ModelConfig
-from stac_core.training.config import CLIP_FRAMES, TrainingConfig
+from stac_core.training.config import TrainingConfig
 from stac_core.training.processes import Processes
 from stac_core.training.state import read_state
 from stac_core.training.trainer import Trainer
@@ -171,6 +171,6 @@ def test_state_of_another_network_is_refused(tmp_path, clips, monkeypatch):
 
 
 def test_longest_sequence_must_fit_a_clip():
-    with pytest.raises(ValueError, match=rf"last_frames = {CLIP_FRAMES + 1}"):
-        TrainingConfig(last_frames=CLIP_FRAMES + 1)
-    assert TrainingConfig(last_frames=CLIP_FRAMES + 1, worlds="live").last_frames == CLIP_FRAMES + 1
+    with pytest.raises(ValueError, match=r"last_frames = 25.*nearest value that works: 24"):
+        TrainingConfig(last_frames=25)
+    assert TrainingConfig(last_frames=25, clip_frames=25).last_frames == 25
