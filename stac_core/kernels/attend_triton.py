@@ -4,6 +4,9 @@ Forward: a block of queries sweeps the keys of one segment after the other with 
 Mass: a block of keys of one segment sweeps the sampled queries. Segments that are read alike (bits, factor,
 bias) share the code that reads them: a group of segments is a tuple of arguments, of which a loop picks
 one at a time. Coded tokens become numbers only in registers.
+
+Triton compiles anew for every divisibility by 16 of every number in such a tuple. Numbers that change while
+a stream runs therefore travel as odd ones, see `_odd`; what a segment does not have travels as 0.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -34,7 +37,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)  # the GPU has 2ˣ in hardware, so log
 GROUP = tl.constexpr(CODE_GROUP)
 MAX_DIM = 128
 # Places in the arguments of a segment, see `group_segments`.
-KEYS_AT, VALUES_AT, BIAS_AT, LENGTH_AT, COLUMN_AT = (tl.constexpr(i) for i in (0, 8, 16, 19, 20))
+KEYS_AT, VALUES_AT, BIAS_AT, LENGTH_AT, COLUMN_AT = (tl.constexpr(i) for i in (0, 8, 16, 18, 19))
 # Triton's interpreter multiplies the bit patterns of bfloat16; widening is exact, so nothing else changes
 WIDEN = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
@@ -97,10 +100,10 @@ def _forward(q: Tensor, segments: Sequence[AnySegment]) -> tuple[Tensor, Tensor]
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(rows, queries, dtype=torch.float32, device=q.device)
     tile = forward_tile(q, any(isinstance(s, CodedSegment) for s in segments))
-    groups, bits = group_segments(segments)
+    groups, kinds = group_segments(segments)
     _forward_kernel[(triton.cdiv(queries, tile.queries), rows)](
         q, *q.stride()[:2], groups, out, lse, queries, 1 / math.sqrt(dim),
-        dim, _width(dim), tile.queries, tile.keys, bits,
+        dim, _width(dim), tile.queries, tile.keys, *kinds,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return out, lse
@@ -112,11 +115,11 @@ def _mass(q: Tensor, segments: Sequence[AnySegment], lse: Tensor, factor: float)
     tile = mass_tile(q)
     columns = sum(s.length for s in segments)
     key_mass = torch.empty(rows, columns, dtype=torch.float32, device=q.device)
-    groups, bits = group_segments(segments)
+    groups, kinds = group_segments(segments)
     _mass_kernel[(sum(triton.cdiv(s.length, tile.keys) for s in segments), rows)](
         q, *q.stride()[:2], groups, lse, *lse.stride(), key_mass, columns,
         queries, 1 / math.sqrt(dim), factor,
-        dim, _width(dim), tile.queries, tile.keys, bits,
+        dim, _width(dim), tile.queries, tile.keys, *kinds,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return key_mass
@@ -127,10 +130,18 @@ def _width(dim: int) -> int:
     return max(16, triton.next_power_of_2(dim))
 
 
-def group_segments(segments: Sequence[AnySegment]) -> tuple[tuple[tuple[Any, ...], ...], tuple[int, ...]]:
-    """Arguments of the kernels: groups of segments that are read alike, and the bits of each group.
+class Kinds(NamedTuple):
+    """How the segments of each group are read; part of the compiled kernel."""
 
-    A segment: keys and values as `_stored` has them, bias and its strides, length, first column of its mass.
+    bits: tuple[int, ...]
+    scaled: tuple[bool, ...]  # keys have a factor per channel
+    biased: tuple[bool, ...]
+
+
+def group_segments(segments: Sequence[AnySegment]) -> tuple[tuple[tuple[Any, ...], ...], Kinds]:
+    """Arguments of the kernels: groups of segments that are read alike, and how each is read.
+
+    A segment: keys and values as `_stored` has them, bias and its row stride, length, first column of its mass.
     """
     groups: dict[tuple[int, bool, bool], list[tuple[Any, ...]]] = {}
     column = 0
@@ -138,29 +149,40 @@ def group_segments(segments: Sequence[AnySegment]) -> tuple[tuple[tuple[Any, ...
         bits, scaled = 16, False
         if isinstance(segment, CodedSegment):
             bits, scaled = segment.keys.bits, segment.keys.factor is not None
-        alike = bits, scaled, segment.bias is not None
-        bias = (None, 0, 0) if segment.bias is None else (segment.bias, *segment.bias.stride())
-        argument = (*_stored(segment.keys), *_stored(segment.values), *bias, segment.length, column)
-        groups.setdefault(alike, []).append(argument)
+        bias = segment.bias if segment.bias is None or segment.bias.stride(1) == 1 else segment.bias.contiguous()
+        shift = (0, _odd(0)) if bias is None else (bias, _odd(bias.stride(0)))
+        argument = (
+            *_stored(segment.keys), *_stored(segment.values), *shift, _odd(segment.length), _odd(column)
+        )  # fmt: skip
+        groups.setdefault((bits, scaled, bias is not None), []).append(argument)
         column += segment.length
-    return tuple(tuple(group) for group in groups.values()), tuple(bits for bits, *_ in groups)
+    return tuple(tuple(group) for group in groups.values()), Kinds(*zip(*groups, strict=True))
 
 
-def _stored(tokens: Tensor | Codes) -> tuple[Tensor | int | None, ...]:
+def _odd(number: int) -> int:
+    """Neither 1 nor divisible by 16; `_even` in a kernel takes it back."""
+    return 2 * number + 3
+
+
+def _stored(tokens: Tensor | Codes) -> tuple[Tensor | int, ...]:
     """What is stored per token, its scales, the factor per channel, each with its strides."""
     if not isinstance(tokens, Codes):
-        return tokens, *tokens.stride()[:2], None, 0, 0, None, 0
-    factor = (None, 0) if tokens.factor is None else (tokens.factor, tokens.factor.stride(0))
+        return tokens, *tokens.stride()[:2], 0, 0, 0, 0, 0
+    factor = (0, 0) if tokens.factor is None else (tokens.factor, tokens.factor.stride(0))
     return tokens.codes, *tokens.codes.stride()[:2], tokens.grid, *tokens.grid.stride()[:2], *factor
+
+
+@triton.jit
+def _even(odd):
+    return (odd - 3) >> 1
 
 
 @triton.jit
 def _pick(group, i, FIELD: tl.constexpr):
     """One field of the i-th segment of a group, by a number known only at run time."""
     picked = group[0][FIELD]
-    if picked is not None:
-        for j in tl.static_range(1, len(group)):
-            picked = tl.where(i == j, group[j][FIELD], picked)
+    for j in tl.static_range(1, len(group)):
+        picked = tl.where(i == j, group[j][FIELD], picked)
     return picked
 
 
@@ -176,7 +198,8 @@ def _pick_tokens(group, i, FIRST: tl.constexpr):
 
 @triton.jit
 def _pick_bias(group, i):
-    return _pick(group, i, BIAS_AT), _pick(group, i, BIAS_AT + 1), _pick(group, i, BIAS_AT + 2)
+    """Where it begins, its row stride."""
+    return _pick(group, i, BIAS_AT), _even(_pick(group, i, BIAS_AT + 1))
 
 
 @triton.jit
@@ -196,7 +219,7 @@ def _load_numbers(
 @triton.jit
 def _load_codes(
     stored, row, start, length,
-    DIM: tl.constexpr, WIDTH: tl.constexpr, COUNT: tl.constexpr, BITS: tl.constexpr,
+    DIM: tl.constexpr, WIDTH: tl.constexpr, COUNT: tl.constexpr, BITS: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
     """The same for tokens stored as codes, as float32."""
     pointer, row_stride, token_stride, grid, grid_row, grid_token, factor, factor_row = stored
@@ -217,7 +240,7 @@ def _load_codes(
         scale = tl.load(first + at, mask=in_grid, other=0.0)
         offset = tl.load(first + at + 1, mask=in_grid, other=0.0)
     numbers = codes.to(tl.float32) * scale.to(tl.float32) + offset.to(tl.float32)
-    if factor is not None:
+    if SCALED:
         numbers *= tl.load(factor + row * factor_row + channel, mask=channel < DIM, other=0.0)[None]
     if DIM != WIDTH:
         numbers = tl.where(channel[None] < DIM, numbers, 0.0)
@@ -227,41 +250,42 @@ def _load_codes(
 @triton.jit
 def _load_tokens(
     stored, row, start, length,
-    DIM: tl.constexpr, WIDTH: tl.constexpr, COUNT: tl.constexpr, BITS: tl.constexpr, TYPE: tl.constexpr,
+    DIM: tl.constexpr, WIDTH: tl.constexpr, COUNT: tl.constexpr,
+    BITS: tl.constexpr, SCALED: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
     """The same for tokens stored either way; numbers come out as TYPE."""
     if BITS == 16:
         numbers = _load_numbers(stored[0], row, stored[1], stored[2], start, length, DIM, WIDTH, COUNT)
     else:
-        numbers = _load_codes(stored, row, start, length, DIM, WIDTH, COUNT, BITS).to(TYPE)
+        numbers = _load_codes(stored, row, start, length, DIM, WIDTH, COUNT, BITS, SCALED).to(TYPE)
     return numbers
 
 
 @triton.jit
-def _load_bias(bias, row, token, length):
+def _load_bias(bias, row, token, length, BIASED: tl.constexpr):
     """[tokens] in base 2; −inf beyond the last token."""
-    pointer, row_stride, token_stride = bias
+    pointer, row_stride = bias
     inside = token < length
-    if pointer is None:
-        shift = tl.where(inside, 0.0, float("-inf"))
+    if BIASED:
+        shift = tl.load(pointer + row * row_stride + token, mask=inside, other=float("-inf")) * LOG2_E
     else:
-        at = pointer + row * row_stride + token * token_stride
-        shift = tl.load(at, mask=inside, other=float("-inf")) * LOG2_E
+        shift = tl.where(inside, 0.0, float("-inf"))
     return shift
 
 
 @triton.jit
-def _product(a, b):
-    """a @ b with float32 accumulation; float32 operands are not rounded to tf32."""
+def _product(a, b, add_to=None):
+    """a @ b with float32 accumulation, added to what is given; float32 is not rounded to tf32."""
     if WIDEN:
         a, b = a.to(tl.float32), b.to(tl.float32)
-    return tl.dot(a, b, input_precision="ieee")
+    return tl.dot(a, b, add_to, input_precision="ieee")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["queries"])
 def _forward_kernel(
     q_pointer, q_row, q_token, groups, out_pointer, lse_pointer, queries, scale,
-    DIM: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, BITS: tl.constexpr,
+    DIM: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+    BITS: tl.constexpr, SCALED: tl.constexpr, BIASED: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(1).to(tl.int64)
     first_query = tl.program_id(0) * QUERIES
@@ -273,21 +297,21 @@ def _forward_kernel(
     for g in tl.static_range(len(groups)):
         for i in range(0, len(groups[g])):
             keys, values = _pick_tokens(groups[g], i, KEYS_AT), _pick_tokens(groups[g], i, VALUES_AT)
-            bias, length = _pick_bias(groups[g], i), _pick(groups[g], i, LENGTH_AT)
+            bias, length = _pick_bias(groups[g], i), _even(_pick(groups[g], i, LENGTH_AT))
             for start in range(0, length, KEYS):
                 k = _load_tokens(
-                    keys, row, start, length, DIM, WIDTH, KEYS, BITS[g], q_pointer.dtype.element_ty
+                    keys, row, start, length, DIM, WIDTH, KEYS, BITS[g], SCALED[g], q_pointer.dtype.element_ty
                 )
-                shift = _load_bias(bias, row, start + tl.arange(0, KEYS), length)
+                shift = _load_bias(bias, row, start + tl.arange(0, KEYS), length, BIASED[g])
                 logits = _product(q, tl.trans(k)) * (scale * LOG2_E) + shift[None]
                 new_top = tl.maximum(top, tl.max(logits, 1))
                 safe_top = tl.where(new_top == float("-inf"), 0.0, new_top)  # −inf − (−inf) would be NaN
                 weights = tl.exp2(logits - safe_top[:, None])
                 shrink = tl.exp2(top - safe_top)
                 v = _load_tokens(
-                    values, row, start, length, DIM, WIDTH, KEYS, BITS[g], q_pointer.dtype.element_ty
+                    values, row, start, length, DIM, WIDTH, KEYS, BITS[g], False, q_pointer.dtype.element_ty
                 )
-                out = out * shrink[:, None] + _product(weights.to(v.dtype), v)
+                out = _product(weights.to(v.dtype), v, out * shrink[:, None])
                 total = total * shrink + tl.sum(weights, 1)
                 top = new_top
 
@@ -301,11 +325,12 @@ def _forward_kernel(
     tl.store(lse_pointer + row * queries + m, (top + tl.log2(total)) / LOG2_E, mask=m < queries)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["queries", "columns"])
 def _mass_kernel(
     q_pointer, q_row, q_token, groups, lse_pointer, lse_row, lse_token, mass_pointer, columns,
     queries, scale, factor,
-    DIM: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, BITS: tl.constexpr,
+    DIM: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+    BITS: tl.constexpr, SCALED: tl.constexpr, BIASED: tl.constexpr,
 ):  # fmt: skip
     """A program serves one block of keys: find its segment, sweep the queries."""
     row = tl.program_id(1).to(tl.int64)
@@ -313,18 +338,19 @@ def _mass_kernel(
     for g in tl.static_range(len(groups)):
         first_key, mine = -1, 0
         for i in tl.static_range(len(groups[g])):
-            blocks = tl.cdiv(groups[g][i][LENGTH_AT], KEYS)
+            blocks = tl.cdiv(_even(groups[g][i][LENGTH_AT]), KEYS)
             if (block >= 0) & (block < blocks):
                 first_key, mine = block * KEYS, i
             block -= blocks
         if first_key >= 0:
             keys, bias = _pick_tokens(groups[g], mine, KEYS_AT), _pick_bias(groups[g], mine)
-            length, column = _pick(groups[g], mine, LENGTH_AT), _pick(groups[g], mine, COLUMN_AT)
+            length = _even(_pick(groups[g], mine, LENGTH_AT))
+            column = _even(_pick(groups[g], mine, COLUMN_AT))
             n = first_key + tl.arange(0, KEYS)
             k = _load_tokens(
-                keys, row, first_key, length, DIM, WIDTH, KEYS, BITS[g], q_pointer.dtype.element_ty
+                keys, row, first_key, length, DIM, WIDTH, KEYS, BITS[g], SCALED[g], q_pointer.dtype.element_ty
             )
-            shift = _load_bias(bias, row, n, length)
+            shift = _load_bias(bias, row, n, length, BIASED[g])
             # summed element by element and across lanes once at the end: no shuffle inside the loop
             sums = tl.zeros([KEYS, QUERIES], tl.float32)
             for start in range(0, queries, QUERIES):

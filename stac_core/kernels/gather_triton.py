@@ -26,7 +26,7 @@ __all__ = ["gather", "require"]
 GROUP = tl.constexpr(CODE_GROUP)
 PAGES_AT_ONCE = 32
 TOKENS, WARPS = 32, 4  # of one program
-NEVER = 1 << 62  # a slot that no token has
+NEVER = 2**31 - 16  # a slot that no token has; divisible by 16 like the first slots of pages
 
 
 def gather(
@@ -43,12 +43,14 @@ def gather(
     grid = (triton.cdiv(budget, TOKENS), lanes)
     with torch.cuda.device_of(bias):  # Triton launches on the current device
         for i, (kind, share) in enumerate(zip(kinds, found, strict=True)):
-            for pages, stop in page_groups(kind.pages) if budget and lanes else ():
+            bits = kind.bits if kind.pages else 16
+            for pages, stop in page_groups(kind.pages or [Page(keys, values)]) if budget and lanes else ():
                 pad = i == 0 and pages[0][4] == 0
+                stop = stop if kind.pages else 0
                 _gather_kernel[grid](
                     kind.slots, kind.members, *kind.slots.stride(), *kind.members.stride(), *share, total,
                     pages, stop, factor, keys, values, bias, budget,
-                    dim, triton.next_power_of_2(dim), kind.bits, pad, TOKENS,
+                    dim, triton.next_power_of_2(dim), bits, pad, TOKENS,
                     num_warps=WARPS,
                 )  # fmt: skip
     return Gathered(keys, values, bias, total.clamp_max(budget))
@@ -58,15 +60,17 @@ def page_groups(pages: Sequence[Page]) -> list[tuple[tuple[tuple[Any, ...], ...]
     """Arguments of launches: (keys, key grid, values, value grid, first slot) of each page; the slot behind.
 
     A group has 1, 2, 4 … pages, filled up with ones that no slot lies in, so that few kernels are compiled.
-    A store without pages still needs a launch, for the padding.
+    Pages of numbers have no grids; their own tokens stand in for them.
     """
     groups, first = [], 0
-    if not pages:
-        return [(((None, None, None, None, 0),), 0)]
     for start in range(0, len(pages), PAGES_AT_ONCE):
         group: list[tuple[Any, ...]] = []
         for page in pages[start : start + PAGES_AT_ONCE]:
-            group.append((page.keys, page.key_grid, page.values, page.value_grid, first))
+            key_grid, value_grid = (
+                tokens if grid is None else grid
+                for tokens, grid in ((page.keys, page.key_grid), (page.values, page.value_grid))
+            )
+            group.append((page.keys, key_grid, page.values, value_grid, first))
             first += len(page.keys)
         filling = triton.next_power_of_2(len(group)) - len(group)
         groups.append((tuple(group) + ((*group[0][:4], NEVER),) * filling, first))
@@ -112,7 +116,7 @@ def _read(
     return numbers
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["stop", "budget"])
 def _gather_kernel(
     slots, members, slot_lane, slot_token, members_lane, members_token, before, count, total,
     pages, stop, factor, keys_out, values_out, bias_out, budget,
@@ -126,19 +130,18 @@ def _gather_kernel(
     channel = tl.arange(0, WIDTH)
     row = lane * budget + place
     at = row[:, None] * DIM + channel[None]
-    if pages[0][0] is not None:
-        slot = tl.load(slots + lane * slot_lane + token * slot_token, mask=comes, other=-1)
-        comes = comes & (slot >= pages[0][4]) & (slot < stop)
-        local = slot - _find_page(pages, slot, 4)
-        mask = comes[:, None] & (channel[None] < DIM)
-        k = _read(pages, slot, local, comes, DIM, WIDTH, BITS, 0)
-        if factor is not None:
-            k *= tl.load(factor + lane * DIM + channel, mask=channel < DIM, other=0.0)[None]
-        tl.store(keys_out + at, k.to(keys_out.dtype.element_ty), mask=mask)
-        v = _read(pages, slot, local, comes, DIM, WIDTH, BITS, 2)
-        tl.store(values_out + at, v.to(values_out.dtype.element_ty), mask=mask)
-        stands_for = tl.load(members + lane * members_lane + token * members_token, mask=comes, other=1.0)
-        tl.store(bias_out + row, tl.log(stands_for), mask=comes)
+    slot = tl.load(slots + lane * slot_lane + token * slot_token, mask=comes, other=-1)
+    comes = comes & (slot >= pages[0][4]) & (slot < stop)
+    local = slot - _find_page(pages, slot, 4)
+    mask = comes[:, None] & (channel[None] < DIM)
+    k = _read(pages, slot, local, comes, DIM, WIDTH, BITS, 0)
+    if factor is not None:
+        k *= tl.load(factor + lane * DIM + channel, mask=channel < DIM, other=0.0)[None]
+    tl.store(keys_out + at, k.to(keys_out.dtype.element_ty), mask=mask)
+    v = _read(pages, slot, local, comes, DIM, WIDTH, BITS, 2)
+    tl.store(values_out + at, v.to(values_out.dtype.element_ty), mask=mask)
+    stands_for = tl.load(members + lane * members_lane + token * members_token, mask=comes, other=1.0)
+    tl.store(bias_out + row, tl.log(stands_for), mask=comes)
     if PAD:
         left = (place >= tl.load(total + lane)) & (place < budget)
         mask = left[:, None] & (channel[None] < DIM)

@@ -92,13 +92,14 @@ def attend_variants(capability: int):
         (torch.float32, 64, (16,)),
     ]:
         q = torch.empty(1, 1, dim, dtype=dtype)
-        groups, group_bits = attend_triton.group_segments([example_segment(q, b, b < 16) for b in bits])
+        groups, kinds = attend_triton.group_segments([example_segment(q, b, b < 16) for b in bits])
         arguments = {
             "q_pointer": POINTERS[dtype], "q_row": "i32", "q_token": "i32", "groups": types_of(groups),
             "lse_pointer": "*fp32", "lse_row": "i32", "lse_token": Constant(1),
             "out_pointer": POINTERS[dtype], "mass_pointer": "*fp32", "columns": "odd", "queries": "odd",
             "scale": "fp32", "factor": "fp32",
-            "DIM": Constant(dim), "WIDTH": Constant(dim), "BITS": Constant(group_bits),
+            "DIM": Constant(dim), "WIDTH": Constant(dim), "BITS": Constant(kinds.bits),
+            "SCALED": Constant(kinds.scaled), "BIASED": Constant(kinds.biased),
         }  # fmt: skip
         for kernel, tile in (
             (attend_triton._forward_kernel, attend_triton.forward_tile(q, min(bits) < 16)),
