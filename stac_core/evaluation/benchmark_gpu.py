@@ -1,24 +1,30 @@
 """Command: check and time the kernels and the full-size network on a GPU (`make bench-gpu`).
 
-Builds the CUDA library, measures this device's ceilings, checks every backend on fresh random inputs
-with poisoned outputs, runs compute-sanitizer on a small case, times, prints tables, writes JSON.
-`--rehearse` does all of it that a CPU can: small shapes, Triton's interpreter, no times.
-Exit code 0: every check passed; 1: one failed; 2: there is no CUDA device.
+Builds the CUDA library where an installed one does not serve this GPU, measures this device's ceilings,
+checks every backend on fresh random inputs with poisoned outputs, times kernels and network, and lets
+compute-sanitizer watch a small case. Prints tables; writes JSON after every part. A part that fails is noted
+and the next one runs. `--rehearse` does what a CPU can: small shapes, Triton's interpreter, no times.
+Exit code 0: every check passed; 1: one failed, or a part did; 2: there is no CUDA device.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stac_core.evaluation.gpu.report import Report, Rows
 
 CUDA_EXT = Path(__file__).resolve().parents[2] / "cuda_ext"
+PARTS = ("kernels", "network", "sanitizer")
+SANITIZER_SECONDS = 300  # for one tool; both load PyTorch under supervision, which is slow
 WANTED = {  # figure → limit, and whether it is a most or a least
     "attend with bias and mass, against PyTorch flash": (1.6, "at most"),
     "attend with the mass of a quarter, against PyTorch flash": (1.2, "at most"),
@@ -27,8 +33,6 @@ WANTED = {  # figure → limit, and whether it is a most or a least
     "frames/s with chunks of 4": (95.0, "at least"),
     "frames/s with single frames": (75.0, "at least"),
 }
-SHARES, TIMES = ("share", "of_roofline"), ("ms", "step_ms", "gflop", "live_mib", "voxel_mib", "peak_gib")
-Rows = list[dict[str, Any]]
 
 
 def main() -> int:
@@ -40,114 +44,168 @@ def main() -> int:
     if not arguments.rehearse and not torch.cuda.is_available():
         print("no CUDA device here; `--rehearse` runs the same script on a CPU", file=sys.stderr)
         return 2
+    from stac_core.evaluation.gpu.report import DeviceLost, Report, print_table
+
     device = torch.device("cpu" if arguments.rehearse else "cuda")
-    results = run(arguments, device)
+    report = Report(arguments.json, device)
+    try:
+        run(arguments, device, report)
+    except DeviceLost as error:
+        print(f"\n{error}; what follows was left out", flush=True)
+    results = report.results
     results["wanted"] = compare_with_wanted(results)
     print_table("Against what is wanted", results["wanted"])
-    write_json(arguments.json, results)
-    failed = [row for row in results["checks"] if not row["passed"]]
-    failed += [row for row in results["sanitizer"] if row["passed"] is False]
-    print(f"\n{len(results['checks'])} checks, {len(failed)} failed; figures in {arguments.json}")
-    return 1 if failed else 0
+    report.write()
+    checks, failed_parts = results.get("checks", []), results["failed_parts"]
+    failed = [row for row in checks if not row["passed"]]
+    failed += [row for row in results.get("sanitizer", []) if row["passed"] is False]
+    print(f"\n{len(checks)} checks, {len(failed)} failed; {len(failed_parts)} parts failed", end="")
+    print("".join(f"\n  {row['part']}: {row['error'][:300]}" for row in failed_parts))
+    print(f"figures in {arguments.json}")
+    return 1 if failed or failed_parts else 0
 
 
-def run(arguments: argparse.Namespace, device: Any) -> dict[str, Any]:
-    """Everything in order of trust: build, ceilings, checks, sanitizer, times."""
-    from stac_core.evaluation.gpu import attention, gathering, merging, network
-    from stac_core.evaluation.gpu.measure import describe, measure_ceilings
+def run(arguments: argparse.Namespace, device: Any, report: Report) -> None:
+    """The parts that are asked for, the slow watcher last."""
+    from stac_core.evaluation.gpu.measure import UNKNOWN, describe, measure_ceilings
+
+    report.results["rehearsal"] = arguments.rehearse
+    report.part("about", "Machine", lambda: [describe(device)])
+    sizes = (1, 64) if arguments.rehearse else ()
+    rows = report.part(
+        "ceilings", "Ceilings of this device", lambda: [dataclasses.asdict(measure_ceilings(device, *sizes))]
+    )
+    ceilings = type(UNKNOWN)(**rows[0]) if rows else UNKNOWN
+    if "kernels" in arguments.parts:
+        run_kernels(arguments, device, ceilings, report)
+    if "network" in arguments.parts:
+        run_network(arguments, device, ceilings, report)
+    if "sanitizer" in arguments.parts:
+        skipped = [{"tool": "all", "passed": None, "report": "skipped"}]
+        work = (lambda: skipped) if arguments.rehearse else sanitize
+        report.part("sanitizer", "compute-sanitizer, small case", work)
+
+
+def run_kernels(arguments: argparse.Namespace, device: Any, ceilings: Any, report: Report) -> None:
+    """Build, checks, times."""
+    from stac_core.evaluation.gpu import attention, gathering, merging
 
     small = arguments.rehearse
-    results: dict[str, Any] = {"rehearsal": small, "about": describe(device)}
-    print_table("Machine", [results["about"]])
-    results["build"] = [{"step": "cuda_ext", "outcome": "skipped"}] if small else [build(device)]
-    kernels, refused = load_backends(device)
-    results["backends"] = [{"backend": name, "outcome": "loaded"} for name in kernels] + refused
-    print_table("CUDA library", results["build"])
-    print_table("Backends", results["backends"])
-    ceilings = measure_ceilings(device, *((1, 64) if small else ()))
-    results["ceilings"] = [dataclasses.asdict(ceilings)]
-    print_table("Ceilings of this device", results["ceilings"])
-
-    results["checks"] = []
+    skipped = [{"step": "cuda_ext", "outcome": "skipped"}]
+    report.part("build", "CUDA library", lambda: skipped if small else [build(device)])
+    kernels, rows = load_backends(device)
+    report.part("backends", "Backends", lambda: rows)
     for name, backend in kernels.items():
-        results["checks"] += attention.check(name, backend.attend, device)
-        results["checks"] += gathering.check(name, backend.gather, device)
+        checks = {
+            "attend": partial(attention.check, name, backend.attend, device),
+            "gather": partial(gathering.check, name, backend.gather, device),
+        }
         if name != "torch":
-            results["checks"] += merging.check(name, backend.voxel_merge, device, 6 if small else 2000)
-    results["checks"] += network.check(device, arguments.execution)
-    print_table("Checks", results["checks"])
-    results["sanitizer"] = [{"tool": "all", "passed": None, "report": "skipped"}] if small else sanitize()
-    print_table("compute-sanitizer, small case", results["sanitizer"])
+            merge_rows = 6 if small else 2000
+            checks["merge"] = partial(merging.check, name, backend.voxel_merge, device, merge_rows)
+        for operation, work in checks.items():
+            report.part(f"check {name} {operation}", f"Checks of {operation}, {name}", work, "checks")
 
     size = attention.Size(2, 130, 256, 16) if small else attention.Size()
+    baseline = attention.Baseline(size, ceilings, device)
+    report.part("attend", f"PyTorch flash attention, {size}", baseline.time)
+    for name, backend in kernels.items():
+        work = partial(baseline.time_backend, name, backend.attend)
+        report.part(f"attend {name}", f"Attention of {name}, {size}", work, "attend")
     attends = {name: backend.attend for name, backend in kernels.items()}
-    results["attend"] = attention.time_all(attends, size, ceilings, device)
-    print_table(f"Attention, {size}", results["attend"])
-    results["frames"] = attention.time_frames(attends, ceilings, device, 3 if small else attention.FRAME)
-    print_table("Attention of one layer in a stream, five segments", results["frames"])
-    merges = {name: backend.voxel_merge for name, backend in kernels.items() if name != "torch"}
-    results["merge"] = merging.time_all(merges, 6 if small else arguments.merge_rows, ceilings, device)
-    print_table("Voxel merge, one chunk", results["merge"])
+    work = partial(attention.time_frames, attends, ceilings, device, 3 if small else attention.FRAME)
+    report.part("frames", "Attention of one layer in a stream, five segments", work)
     gathers = {name: backend.gather for name, backend in kernels.items()}
-    results["gather"] = gathering.time_all(gathers, ceilings, device, small)
-    print_table("Gather, one retrieval", results["gather"])
+    work = partial(gathering.time_all, gathers, ceilings, device, small)
+    report.part("gather", "Gather, one retrieval", work)
+    merges = {name: backend.voxel_merge for name, backend in kernels.items() if name != "torch"}
+    work = partial(merging.time_all, merges, 6 if small else arguments.merge_rows, ceilings, device)
+    report.part("merge", "Voxel merge, one chunk", work)
 
-    return results | run_network(arguments, device, ceilings)
 
-
-def run_network(arguments: argparse.Namespace, device: Any, ceilings: Any) -> dict[str, Any]:
-    """The whole network as it is set, taken apart, and then without recordings and without compilation."""
+def run_network(arguments: argparse.Namespace, device: Any, ceilings: Any, report: Report) -> None:
+    """The whole network plainly, for a figure before anything compiles, then as it is set, then between."""
     from stac_core.evaluation.gpu import network
 
     small = arguments.rehearse
     model, shape = ("embedded", (42, 56)) if small else ("stream3r", (392, 518))
-    loaded, as_set = network.build_network(model, device, arguments.execution)
-    given = loaded, shape, "torch" if small else arguments.backend
+    backend = "torch" if small else arguments.backend
     where = ", times of this CPU" if small else ""
-    results: dict[str, Any] = {"network": []}
-    for execution in network.executions(loaded, as_set):
-        about = {"model": model, "execution": execution}
-        results["network"] += [
-            about | network.measure(*given, chunk, 1 if small else 20, ceilings) for chunk in (4, 1)
-        ]
-        if execution == as_set:
-            for chunk in (4, 1):
-                rows = results[f"kernels of {chunk}"] = network.profile_kernels(*given, chunk)
-                print_table(f"One step of {chunk} frame(s), {execution}, by kind of kernel{where}", rows)
-            rows = results["waits"] = network.waits_of_step(*given, 4)
-            waits = sum(row["waits"] for row in rows)
-            print_table(f"Lines at which the host waits for the device: {waits} times in a step", rows)
-        if execution != "recorded" and "stages of 4" not in results:  # a replay has no stages
-            for chunk in (4, 1):
-                rows = results[f"stages of {chunk}"] = network.profile_stages(*given, chunk, ceilings)
-                print_table(f"One step of {chunk} frame(s), {execution}, by stage{where}", rows)
-    print_table(f"Network in stac mode, {shape[1]}×{shape[0]}, random weights", results["network"])
-    return results
+    bench: list[network.NetworkBench] = []
+
+    def make() -> Rows:
+        bench.append(network.NetworkBench(model, shape, backend, ceilings, device))
+        return [bench[0].about()]
+
+    if not report.part("model", "Network", make):
+        return
+    for execution in network.executions(arguments.execution, device):
+        prepared = report.part(
+            f"prepare {execution}", f"Prepare {execution}", partial(bench[0].prepare, execution), "prepare"
+        )
+        if not prepared:
+            continue
+        for chunk in (4, 1):
+            about = f"{execution}, chunks of {chunk}"
+            title = f"Network in stac mode, {shape[1]}×{shape[0]}, random weights, {about}"
+            report.part(f"network {about}", title, partial(bench[0].measure, chunk), "network")
+            if execution == "eager":  # a replay has no stages
+                title = f"One step of {chunk} frame(s), {execution}, by stage{where}"
+                report.part(f"stages of {chunk}", title, partial(bench[0].stages, chunk))
+            else:
+                title = f"One step of {chunk} frame(s), {execution}, by kind of kernel{where}"
+                report.part(f"kernels of {chunk}, {execution}", title, partial(bench[0].kernels, chunk))
+        if execution in ("eager", "recorded"):
+            title = f"Lines at which the host waits for the device in a step of 4, {execution}"
+            report.part(f"waits, {execution}", title, partial(bench[0].waits, 4))
+    bench.clear()  # make room
+    check = partial(network.check, device, arguments.execution)
+    report.part("check network", "Checks of the network", check, "checks")
 
 
 def build(device: Any) -> dict[str, str]:
-    """Install the CUDA library for this very GPU; a failure is reported, and the other backends go on."""
+    """Install the CUDA library for this very GPU, unless the installed one runs on it."""
     import torch
 
+    try:
+        run_once(device)
+    except (ImportError, OSError, RuntimeError) as cause:
+        missing = str(cause).splitlines()[0][:100]
+    else:
+        return {"step": "cuda_ext", "outcome": "the installed library runs on this GPU; not built again"}
     major, minor = torch.cuda.get_device_capability(device)
     environment = {**os.environ, "STAC_CUDA_CAPABILITIES": f"{major}{minor}"}
     command = [sys.executable, "-m", "pip", "install", str(CUDA_EXT), "--no-build-isolation", "--no-deps"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     outcome = "built" if done.returncode == 0 else f"failed: {(done.stdout + done.stderr)[-2000:]}"
-    return {"step": "cuda_ext", "outcome": outcome}
+    return {"step": "cuda_ext", "outcome": f"{outcome} ({missing})"}
+
+
+def run_once(device: Any) -> None:
+    """One small call of the CUDA library; an error where it is missing or knows nothing of this GPU."""
+    import torch
+
+    from stac_core.kernels import attend_cuda
+    from stac_core.kernels.attend import Segment
+
+    attend_cuda.require(device.type)
+    x = torch.ones(1, 8, 64, device=device)
+    attend_cuda.attend(x, [Segment(x, x)])
+    torch.cuda.synchronize(device)
 
 
 def load_backends(device: Any) -> tuple[dict[str, Any], Rows]:
-    """Kernels by name, and why the others did not load."""
+    """Kernels by name, and which loaded or why not."""
     from stac_core.kernels.select import select_kernels
 
-    loaded, refused = {}, []
+    loaded, rows = {}, []
     for name in ("torch", "triton", "cuda"):
         try:
             loaded[name] = select_kernels(name, device)
+            rows.append({"backend": name, "outcome": "loaded"})
         except RuntimeError as cause:
-            refused.append({"backend": name, "outcome": str(cause)})
-    return loaded, refused
+            rows.append({"backend": name, "outcome": str(cause)})
+    return loaded, rows
 
 
 def sanitize() -> Rows:
@@ -155,31 +213,36 @@ def sanitize() -> Rows:
     tool = shutil.which("compute-sanitizer")
     if tool is None:
         return [{"tool": "compute-sanitizer", "passed": None, "report": "not on the PATH"}]
-    rows = []
+    rows: Rows = []
     for check in ("memcheck", "racecheck"):
         command = [tool, "--tool", check, "--error-exitcode", "9", sys.executable, "-m"]
         command.append("stac_core.evaluation.gpu.small_case")
-        done = subprocess.run(command, capture_output=True, text=True)
-        report = (done.stdout + done.stderr).strip().splitlines()
-        rows.append({"tool": check, "passed": done.returncode == 0, "report": report[-1] if report else ""})
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=SANITIZER_SECONDS)
+        except subprocess.TimeoutExpired:
+            rows.append({"tool": check, "passed": None, "report": f"stopped after {SANITIZER_SECONDS} s"})
+            continue
+        said = (done.stdout + done.stderr).strip()
+        if done.returncode:
+            print(said[-4000:], flush=True)
+        last = said.splitlines()[-1] if said else ""
+        rows.append({"tool": check, "passed": done.returncode == 0, "report": last})
     return rows
 
 
 def compare_with_wanted(results: dict[str, Any]) -> Rows:
     """The best backend's figure beside each limit; `met` is None where nothing was timed."""
-    ratio = {
-        variant: _best([r["ratio"] for r in results["attend"] if r["variant"] == variant], min)
-        for variant in ("bias, mass", "bias, mass of a quarter")
-    }
-    merges = [row for row in results["merge"] if row["backend"] != "torch"]
-    speed = {row["chunk"]: row["frames_per_s"] for row in results["network"][:2]}  # as it is set
+    attend, merges = results.get("attend", []), results.get("merge", [])
+    ours = [row for row in merges if row["backend"] != "torch"]
+    network = results.get("network", [])
     figures = [
-        ratio["bias, mass"],
-        ratio["bias, mass of a quarter"],
-        _best([row["of_roofline"] for row in merges], max),
-        _best([row["speed_up"] for row in merges], max),
-        speed[4],
-        speed[1],
+        *(
+            _best([r["ratio"] for r in attend if r["variant"] == variant], min)
+            for variant in ("bias, mass", "bias, mass of a quarter")
+        ),
+        _best([row["of_roofline"] for row in ours], max),
+        _best([row["speed_up"] for row in ours], max),
+        *(_best([row["frames_per_s"] for row in network if row["chunk"] == chunk], max) for chunk in (4, 1)),
     ]
     return [
         {"figure": name, "wanted": f"{kind} {limit}", "measured": figure, "met": _met(figure, limit, kind)}
@@ -198,53 +261,6 @@ def _met(figure: float, limit: float, kind: str) -> bool | None:
     return figure <= limit if kind == "at most" else figure >= limit
 
 
-def print_table(title: str, rows: Rows) -> None:
-    """Rows of equal keys as aligned text; NaN, a time nobody has taken, as a dash."""
-    print(f"\n{title}")
-    if not rows:
-        print("  nothing")
-        return
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    numeric = {name: all(isinstance(row.get(name, 0), int | float | None) for row in rows) for name in names}
-    lines = [names] + [[_text(name, row.get(name)) for name in names] for row in rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
-    for line in lines:
-        cells = [
-            cell.rjust(width) if numeric[name] else cell.ljust(width)
-            for name, cell, width in zip(names, line, widths, strict=True)
-        ]
-        print("  " + "  ".join(cells).rstrip())
-    sys.stdout.flush()
-
-
-def _text(name: str, value: object) -> str:
-    if value is None or value != value:
-        return "–"
-    if not isinstance(value, float):
-        return str(value)
-    if name in SHARES:
-        return f"{value:.1%}"
-    if name in TIMES:
-        return f"{value:.2f}"
-    return f"{value:.4g}"
-
-
-def write_json(path: Path, results: dict[str, Any]) -> None:
-    """To a temporary name first; NaN becomes null."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(_without_nan(results), indent=2, ensure_ascii=False) + "\n")
-    temporary.replace(path)
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and value != value else value
-
-
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -260,8 +276,19 @@ def _parse() -> argparse.Namespace:
         choices=("auto", "eager", "compiled", "recorded"),
         help="of the network, as `model.execution`",
     )
+    parser.add_argument(
+        "--parts", type=_parts, default=PARTS, help=f"comma-separated, of {', '.join(PARTS)} (default: all)"
+    )
     parser.add_argument("--merge_rows", type=int, default=150_000, help="rows of the timed merge (6 KB each)")
     return parser.parse_args()
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    parts = tuple(text.split(","))
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"no part {unknown[0]!r}; there are {', '.join(PARTS)}")
+    return parts
 
 
 if __name__ == "__main__":

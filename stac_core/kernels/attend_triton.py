@@ -141,7 +141,7 @@ class Kinds(NamedTuple):
 def group_segments(segments: Sequence[AnySegment]) -> tuple[tuple[tuple[Any, ...], ...], Kinds]:
     """Arguments of the kernels: groups of segments that are read alike, and how each is read.
 
-    A segment: keys and values as `_stored` has them, bias and its row stride, length, first column of its mass.
+    A segment: keys and values as `_stored` has them, bias and its row stride, length, first column of mass.
     """
     groups: dict[tuple[int, bool, bool], list[tuple[Any, ...]]] = {}
     column = 0
@@ -149,7 +149,9 @@ def group_segments(segments: Sequence[AnySegment]) -> tuple[tuple[tuple[Any, ...
         bits, scaled = 16, False
         if isinstance(segment, CodedSegment):
             bits, scaled = segment.keys.bits, segment.keys.factor is not None
-        bias = segment.bias if segment.bias is None or segment.bias.stride(1) == 1 else segment.bias.contiguous()
+        bias = (
+            segment.bias if segment.bias is None or segment.bias.stride(1) == 1 else segment.bias.contiguous()
+        )
         shift = (0, _odd(0)) if bias is None else (bias, _odd(bias.stride(0)))
         argument = (
             *_stored(segment.keys), *_stored(segment.values), *shift, _odd(segment.length), _odd(column)

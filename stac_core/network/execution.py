@@ -7,6 +7,8 @@ neither a shorter chunk nor another image size compiles again.
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import logging
 import time
 from collections.abc import Callable
@@ -69,14 +71,22 @@ def prepare(network: CausalVGGT, setting: str) -> str:
 
 def compile_blocks(network: CausalVGGT, backend: str | Callable[..., Any] = "inductor") -> None:
     """All blocks share two compiled functions; each kind of block is a variant of them."""
+    limit = _allow_variants()
     before, after = (
-        torch.compile(  # type: ignore[call-overload]
-            piece, backend=backend, fullgraph=True, dynamic=True, recompile_limit=MOST_VARIANTS
-        )
+        torch.compile(piece, backend=backend, fullgraph=True, dynamic=True, **limit)  # type: ignore[call-overload]
         for piece in (Block.before, Block.after)
     )
     for block in _blocks(network):
         block.before, block.after = MethodType(before, block), MethodType(after, block)  # type: ignore[method-assign]
+
+
+def _allow_variants() -> dict[str, int]:
+    """What `torch.compile` takes so that no variant is refused; older versions have a setting instead."""
+    if "recompile_limit" in inspect.signature(torch.compile).parameters:
+        return {"recompile_limit": MOST_VARIANTS}
+    dynamo = importlib.import_module("torch._dynamo.config")
+    dynamo.recompile_limit = max(MOST_VARIANTS, dynamo.recompile_limit)
+    return {}
 
 
 def record(network: CausalVGGT) -> None:

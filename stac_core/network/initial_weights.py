@@ -14,14 +14,16 @@ CORRECTION_SCALE = 0.01  # first corrections of the pose are small beside that
 
 
 @torch.no_grad()
-def initialise(network: CausalVGGT, seed: int) -> CausalVGGT:
+def initialise(network: CausalVGGT, seed: int, drawn_on: torch.device | str = "cpu") -> CausalVGGT:
     """Fill every parameter from one seed, on whatever device it lies; returns the network.
+
+    A seed means the same numbers wherever they are drawn on the CPU; a GPU draws others, and faster.
 
     Glorot-uniform matrices, zero biases, PyTorch's own convolutions, layer scales of 1 (open residual
     branches: a small network learns at once), small random tokens; the untrained camera stands still
     at the origin.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(drawn_on).manual_seed(seed)
     for name, parameter in network.named_parameters():
         parameter.copy_(_initial(name, parameter, generator))
     _stand_still(network.camera_head)
@@ -37,7 +39,7 @@ def _stand_still(head: CameraHead) -> None:
 
 
 def _initial(name: str, parameter: Tensor, generator: torch.Generator) -> Tensor:
-    values = torch.zeros(parameter.shape)
+    values = torch.zeros(parameter.shape, device=generator.device)
     if ("token" in name and "norm" not in name) or name.endswith("pos_embed"):
         return nn.init.trunc_normal_(values, std=TOKEN_DEVIATION, generator=generator)
     if parameter.ndim == 4:

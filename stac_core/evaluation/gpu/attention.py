@@ -101,38 +101,47 @@ def random_codes(
     return Codes(codes, grid.half(), bits, dim, factor)
 
 
-def time_all(
-    backends: dict[str, Attend], size: Size, ceilings: Ceilings, device: torch.device
-) -> list[dict[str, object]]:
-    """One row per backend and variant; `ratio` is against flash attention without bias and mass."""
-    dtype = torch.bfloat16
-    q, (segment,) = random_inputs(size.rows, size.queries, ((size.keys, 16),), size.dim, dtype, device)
-    if not isinstance(segment, Segment):
-        raise TypeError("random_inputs gives plain numbers for 16 bits")
-    bare = Segment(segment.keys, segment.values)
-    retrieved = size.keys // 8
-    split: list[AnySegment] = [
-        Segment(segment.keys[:, :-retrieved], segment.values[:, :-retrieved]),
-        Segment(
-            segment.keys[:, -retrieved:].contiguous(),
-            segment.values[:, -retrieved:].contiguous(),
-            torch.zeros(size.rows, retrieved, device=device),
-        ),
-    ]
-    baseline = median_ms(lambda: flash(q, bare), device)
-    rows = [_row("PyTorch flash", "plain", baseline, baseline, size.flop(0), ceilings)]
-    variants: dict[str, tuple[list[AnySegment], bool, float]] = {
-        "plain": ([bare], False, 1.0),
-        "bias, mass": ([segment], True, 1.0),
-        "bias, mass of a quarter": ([segment], True, 0.25),
-        "two segments, bias, mass": (split, True, 1.0),
-    }
-    for name, attend in backends.items():
+class Baseline:
+    """One timed problem, and PyTorch's flash attention without bias and mass that all is held against."""
+
+    def __init__(self, size: Size, ceilings: Ceilings, device: torch.device) -> None:
+        self._size, self._ceilings, self._device = size, ceilings, device
+        self._ms = float("nan")
+        problem = size.rows, size.queries, ((size.keys, 16),), size.dim
+        self._q, (segment,) = random_inputs(*problem, torch.bfloat16, device)
+        if not isinstance(segment, Segment):
+            raise TypeError("random_inputs gives plain numbers for 16 bits")
+        self._bare, self._biased = Segment(segment.keys, segment.values), segment
+
+    def time(self) -> list[dict[str, object]]:
+        """The baseline itself, first."""
+        self._ms = median_ms(_bound_flash(self._q, self._bare), self._device)
+        return [_row("PyTorch flash", "plain", self._ms, self._ms, self._size.flop(0), self._ceilings)]
+
+    def time_backend(self, name: str, attend: Attend) -> list[dict[str, object]]:
+        """One row per variant; `ratio` is against the baseline."""
+        size, retrieved = self._size, self._size.keys // 8
+        keys, values = self._bare.keys, self._bare.values
+        split: list[AnySegment] = [
+            Segment(keys[:, :-retrieved], values[:, :-retrieved]),
+            Segment(
+                keys[:, -retrieved:].contiguous(),
+                values[:, -retrieved:].contiguous(),
+                torch.zeros(size.rows, retrieved, device=self._device),
+            ),
+        ]
+        variants: dict[str, tuple[list[AnySegment], bool, float]] = {
+            "plain": ([self._bare], False, 1.0),
+            "bias": ([self._biased], False, 1.0),
+            "bias, mass": ([self._biased], True, 1.0),
+            "bias, mass of a quarter": ([self._biased], True, 0.25),
+            "two segments, bias, mass": (split, True, 1.0),
+        }
+        rows = []
         for variant, (segments, mass, share) in variants.items():
-            ms = median_ms(_bound(attend, q, segments, mass, share), device)
-            flop = size.flop(share if mass else 0)
-            rows.append(_row(name, variant, ms, baseline, flop, ceilings))
-    return rows
+            ms = median_ms(_bound(attend, self._q, segments, mass, share), self._device)
+            rows.append(_row(name, variant, ms, self._ms, size.flop(share if mass else 0), self._ceilings))
+        return rows
 
 
 def time_frames(

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 import triton
 
-REPEATS, WARM_UP = 30, 5
+REPEATS, WARM_UP = 30, 3
+FEWEST, SECONDS = 5, 0.5  # slow work is repeated less often
 
 
 @dataclass(frozen=True)
@@ -23,15 +24,21 @@ class Ceilings:
     matmul_flop_per_s: float  # bfloat16, random operands
 
 
+UNKNOWN = Ceilings(float("nan"), float("nan"))
+
+
 def median_ms(work: Callable[[], object], device: torch.device, repeats: int = REPEATS) -> float:
-    """Median time of one call by CUDA events; NaN on a CPU, whose times would say nothing about a GPU."""
+    """Median time of one call by CUDA events; NaN on a CPU, whose times would say nothing about a GPU.
+
+    At most `repeats` times, fewer where one call is slow.
+    """
     if device.type != "cuda":
         work()
         return float("nan")
     for _ in range(WARM_UP):
         work()
-    times = []
-    for _ in range(repeats):
+    times: list[float] = []
+    while len(times) < repeats and (len(times) < FEWEST or sum(times) < 1e3 * SECONDS):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
         work()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import statistics
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,10 +18,20 @@ from stac_core.evaluation.gpu.measure import Ceilings
 from stac_core.evaluation.gpu.stages import MASS_SHARE, flop_by_stage, time_stages
 from stac_core.evaluation.gpu.waits import host_waits
 from stac_core.network.causal_vggt import CausalVGGT
-from stac_core.network.execution import prepare, stop_recording, undo
+from stac_core.network.execution import (
+    COMPILED,
+    EAGER,
+    RECORDED,
+    choose_execution,
+    prepare,
+    stop_recording,
+    undo,
+)
 from stac_core.network.initial_weights import initialise
+from stac_core.network.recorded import RecordedForward
 from stac_core.session import StreamSession
 
+STEPS = 15  # timed, of each stream
 CATEGORIES = {  # first match wins; names as PyTorch's profiler shows them
     "fused by the compiler": r"^triton_[a-z]+_fused|cpp_fused",
     "attention": r"flash|fmha|attend_forward|_forward_kernel|scaled_dot_product|attention",
@@ -36,22 +45,18 @@ CATEGORIES = {  # first match wins; names as PyTorch's profiler shows them
 }
 
 
-def build_network(name: str, device: torch.device, setting: str) -> tuple[CausalVGGT, str]:
-    """Random weights: every operation of the trained network, geometry is noise. → also how it runs."""
-    network = initialise(CausalVGGT(NETWORKS[name]), seed=0)
-    network = network.set_precision(choose_dtype("auto", device)).to(device).eval().requires_grad_(False)
-    return network, prepare(network, setting)
+def executions(setting: str, device: torch.device) -> list[str]:
+    """Plainly first, which needs no compiler; then as it is set; then with less help than that."""
+    chosen = choose_execution(setting, device)
+    return [EAGER, *(name for name in (RECORDED, COMPILED) if chosen == RECORDED or name == chosen)]
 
 
-def executions(network: CausalVGGT, as_set: str) -> Iterator[str]:
-    """The network as it is set, then with less and less help."""
-    yield as_set
-    if as_set == "recorded":
-        stop_recording(network)
-        yield "compiled"
-    if as_set != "eager":
-        undo(network)
-        yield "eager"
+def random_network(name: str, device: torch.device) -> CausalVGGT:
+    """Random weights, made where they stay: every operation of the trained network, geometry is noise."""
+    with torch.device(device):
+        network = CausalVGGT(NETWORKS[name])
+    network = initialise(network, seed=0, drawn_on=device).set_precision(choose_dtype("auto", device))
+    return network.to(device).eval().requires_grad_(False)
 
 
 def stream(network: CausalVGGT, chunk: int, width: int, backend: str) -> StreamSession:
@@ -64,101 +69,127 @@ def stream(network: CausalVGGT, chunk: int, width: int, backend: str) -> StreamS
     return StreamSession(network, config)
 
 
-def filled_stream(
-    network: CausalVGGT, shape: tuple[int, int], backend: str, chunk: int
-) -> tuple[StreamSession, list[np.ndarray]]:
-    """A stream in which evictions, merging and retrieval all take part, and the images of its next step."""
-    session, images = stream(network, chunk, shape[1], backend), _images(chunk, shape)
-    for _ in range(4 + 16 // chunk):
-        session.step(images)
-    return session, images
+class NetworkBench:
+    """One network, run in one way after the other."""
 
+    def __init__(
+        self, model: str, shape: tuple[int, int], backend: str, ceilings: Ceilings, device: torch.device
+    ) -> None:
+        """shape = height and width of the frames."""
+        self._network = random_network(model, device)
+        self._model, self._shape, self._backend = model, shape, backend
+        self._ceilings, self._device = ceilings, device
+        self._on_gpu = device.type == "cuda"
+        self._execution = EAGER
+        self._streams: dict[tuple[str, int], tuple[StreamSession, list[np.ndarray]]] = {}
 
-def measure(
-    network: CausalVGGT, shape: tuple[int, int], backend: str, chunk: int, steps: int, ceilings: Ceilings
-) -> dict[str, Any]:
-    """Median step after the memory has filled; shape = height and width of the frames."""
-    device = next(network.parameters()).device
-    on_gpu = device.type == "cuda"
-    session, images = filled_stream(network, shape, backend, chunk)
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats(device)
-    times = []
-    for _ in range(steps):
+    def about(self) -> dict[str, Any]:
+        parameters = sum(parameter.numel() for parameter in self._network.parameters())
+        return {
+            "model": self._model,
+            "parameters": parameters,
+            "dtype": str(choose_dtype("auto", self._device)),
+        }
+
+    def prepare(self, execution: str) -> list[dict[str, Any]]:
+        """Run in this way from now on; RuntimeError with the cause where that cannot be."""
+        started = time.perf_counter()
+        self._streams.clear()  # their memories make room
+        if self._execution == RECORDED and execution == COMPILED:
+            stop_recording(self._network)
+        else:
+            undo(self._network)
+            prepare(self._network, execution)
+        self._execution = execution
+        return [{"execution": execution, "seconds": time.perf_counter() - started}]
+
+    def measure(self, chunk: int) -> list[dict[str, Any]]:
+        """Median step after the memory has filled."""
+        session, images = self._filled(chunk)
+        if self._on_gpu:
+            torch.cuda.reset_peak_memory_stats(self._device)
+        times = [self._step(session, images) for _ in range(STEPS if self._on_gpu else 1)]
+        seconds = statistics.median(times) if self._on_gpu else float("nan")
+        flop = sum(flop_by_stage(self._network.config, chunk, self._shape).values())
+        cache = session.stats().cache
+        forward = self._network.forward
+        peak = torch.cuda.max_memory_allocated(self._device) / 2**30 if self._on_gpu else float("nan")
+        return [
+            {
+                "execution": self._execution,
+                "backend": session._kernels.backend,
+                "chunk": chunk,
+                "step_ms": seconds * 1e3,
+                "frames_per_s": chunk / seconds,
+                "slowest_ms": max(times) * 1e3 if self._on_gpu else float("nan"),
+                "gflop": flop / 1e9,
+                "of_roofline": flop / seconds / self._ceilings.matmul_flop_per_s,
+                "peak_gib": peak,
+                "live_mib": cache.live_bytes / 2**20,
+                "voxel_mib": cache.voxel_bytes / 2**20,
+                "note": forward.refusal if isinstance(forward, RecordedForward) else "",
+            }
+        ]
+
+    def stages(self, chunk: int) -> list[dict[str, Any]]:
+        """Where one step's time goes, by stage. Nothing may be recorded: a replay has no stages."""
+        session, images = self._filled(chunk)
+        spent = time_stages(session, images, self._device, 5 if self._on_gpu else 1)
+        flop, total = flop_by_stage(self._network.config, chunk, self._shape), sum(spent.values())
+        rows: list[dict[str, Any]] = []
+        for stage, ms in {**spent, "whole step": total}.items():
+            work = sum(flop.values()) if stage == "whole step" else flop.get(stage, float("nan"))
+            rate = work / ms * 1e3 / self._ceilings.matmul_flop_per_s if ms else float("nan")
+            rows.append(
+                {"stage": stage, "ms": ms, "share": ms / total, "gflop": work / 1e9, "of_roofline": rate}
+            )
+        return rows
+
+    def kernels(self, chunk: int) -> list[dict[str, Any]]:
+        """One step as it runs, by kind of kernel, and what is left of its wall time without any kernel.
+
+        On a CPU the operations take the place of kernels.
+        """
+        session, images = self._filled(chunk)
+        activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if self._on_gpu else [])
+        with profile(activities=activities) as recorded:
+            wall_ms = 1e3 * self._step(session, images)
+        spent: dict[str, list[float]] = {}
+        for event in recorded.key_averages():
+            ms = (event.self_device_time_total if self._on_gpu else event.self_cpu_time_total) / 1e3
+            if ms and (not self._on_gpu or event.device_type != torch.autograd.DeviceType.CPU):
+                spent.setdefault(_category(event.key), []).extend([ms, event.count])
+        rows: list[dict[str, Any]] = [
+            {"kernels": name, "count": int(sum(found[1::2])), "ms": sum(found[::2])}
+            for name, found in sorted(spent.items(), key=lambda item: -sum(item[1][::2]))
+        ]
+        busy_ms = sum(sum(found[::2]) for found in spent.values())
+        rows.append({"kernels": "none: the device waits", "count": None, "ms": max(0.0, wall_ms - busy_ms)})
+        return [{**row, "share": row["ms"] / max(wall_ms, busy_ms)} for row in rows]
+
+    def waits(self, chunk: int) -> list[dict[str, Any]]:
+        """The lines at which the host waits for the device within one step."""
+        session, images = self._filled(chunk)
+        return host_waits(lambda: session.step(images), self._device)
+
+    def _filled(self, chunk: int) -> tuple[StreamSession, list[np.ndarray]]:
+        """A stream in which evictions, merging and retrieval all take part, and images of its next step."""
+        key = self._execution, chunk
+        if key not in self._streams:
+            session = stream(self._network, chunk, self._shape[1], self._backend)
+            images = _images(chunk, self._shape)
+            for _ in range(4 + 16 // chunk):
+                session.step(images)
+            self._streams = {key: (session, images)}  # one at a time: the memories are large
+        return self._streams[key]
+
+    def _step(self, session: StreamSession, images: list[np.ndarray]) -> float:
+        """Seconds until the device has done one step."""
         started = time.perf_counter()
         session.step(images)
-        if on_gpu:
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - started)
-    seconds = statistics.median(times) if on_gpu else float("nan")
-    flop = sum(flop_by_stage(network.config, chunk, shape).values())
-    cache = session.stats().cache
-    return {
-        "backend": session._kernels.backend,
-        "chunk": chunk,
-        "step_ms": seconds * 1e3,
-        "frames_per_s": chunk / seconds,
-        "gflop": flop / 1e9,
-        "of_roofline": flop / seconds / ceilings.matmul_flop_per_s,
-        "peak_gib": torch.cuda.max_memory_allocated(device) / 2**30 if on_gpu else float("nan"),
-        "live_mib": cache.live_bytes / 2**20,
-        "voxel_mib": cache.voxel_bytes / 2**20,
-    }
-
-
-def profile_stages(
-    network: CausalVGGT, shape: tuple[int, int], backend: str, chunk: int, ceilings: Ceilings
-) -> list[dict[str, Any]]:
-    """Where one step's time goes, by stage. Nothing may be recorded: a replay has no stages."""
-    device = next(network.parameters()).device
-    session, images = filled_stream(network, shape, backend, chunk)
-    spent = time_stages(session, images, device, 10 if device.type == "cuda" else 1)
-    flop, total = flop_by_stage(network.config, chunk, shape), sum(spent.values())
-    rows: list[dict[str, Any]] = []
-    for stage, ms in {**spent, "whole step": total}.items():
-        work = sum(flop.values()) if stage == "whole step" else flop.get(stage, float("nan"))
-        rate = work / ms * 1e3 / ceilings.matmul_flop_per_s if ms else float("nan")
-        rows.append({"stage": stage, "ms": ms, "share": ms / total, "gflop": work / 1e9, "of_roofline": rate})
-    return rows
-
-
-def profile_kernels(
-    network: CausalVGGT, shape: tuple[int, int], backend: str, chunk: int
-) -> list[dict[str, Any]]:
-    """One step as it runs, by kind of kernel, and what is left of its wall time without any kernel.
-
-    On a CPU the operations take the place of kernels.
-    """
-    device = next(network.parameters()).device
-    on_gpu = device.type == "cuda"
-    session, images = filled_stream(network, shape, backend, chunk)
-    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if on_gpu else [])
-    with profile(activities=activities) as recorded:
-        started = time.perf_counter()
-        session.step(images)
-        if on_gpu:
-            torch.cuda.synchronize(device)
-        wall_ms = 1e3 * (time.perf_counter() - started)
-    spent: dict[str, list[float]] = {}
-    for event in recorded.key_averages():
-        ms = (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e3
-        if ms and (not on_gpu or event.device_type != torch.autograd.DeviceType.CPU):
-            spent.setdefault(_category(event.key), []).extend([ms, event.count])
-    rows: list[dict[str, Any]] = [
-        {"kernels": name, "count": int(sum(found[1::2])), "ms": sum(found[::2])}
-        for name, found in sorted(spent.items(), key=lambda item: -sum(item[1][::2]))
-    ]
-    busy_ms = sum(sum(found[::2]) for found in spent.values())
-    rows.append({"kernels": "none: the device waits", "count": None, "ms": max(0.0, wall_ms - busy_ms)})
-    return [{**row, "share": row["ms"] / max(wall_ms, busy_ms)} for row in rows]
-
-
-def waits_of_step(
-    network: CausalVGGT, shape: tuple[int, int], backend: str, chunk: int
-) -> list[dict[str, Any]]:
-    """The lines at which the host waits for the device within one step."""
-    session, images = filled_stream(network, shape, backend, chunk)
-    return host_waits(lambda: session.step(images), next(network.parameters()).device)
+        if self._on_gpu:
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter() - started
 
 
 def check(device: torch.device, setting: str) -> list[dict[str, Any]]:
