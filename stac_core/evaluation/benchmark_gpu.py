@@ -80,6 +80,12 @@ def run(arguments: argparse.Namespace, device: Any, report: Report) -> None:
         run_kernels(arguments, device, ceilings, report)
     if "network" in arguments.parts:
         run_network(arguments, device, ceilings, report)
+    if arguments.sweep:
+        from stac_core.evaluation.gpu import attention, sweep
+
+        small = arguments.rehearse
+        size = attention.Size(2, 130, 256, 16) if small else attention.Size()
+        sweep.run(report, ceilings, device, size, 6 if small else arguments.merge_rows)
     if "sanitizer" in arguments.parts:
         skipped = [{"tool": "all", "passed": None, "report": "skipped"}]
         work = (lambda: skipped) if arguments.rehearse else sanitize
@@ -279,12 +285,15 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--parts", type=_parts, default=PARTS, help=f"comma-separated, of {', '.join(PARTS)} (default: all)"
     )
+    parser.add_argument(
+        "--sweep", action="store_true", help="also time the Triton kernels' launch parameters"
+    )
     parser.add_argument("--merge_rows", type=int, default=150_000, help="rows of the timed merge (6 KB each)")
     return parser.parse_args()
 
 
 def _parts(text: str) -> tuple[str, ...]:
-    parts = tuple(text.split(","))
+    parts = tuple(text.split(",")) if text else ()
     unknown = [part for part in parts if part not in PARTS]
     if unknown:
         raise argparse.ArgumentTypeError(f"no part {unknown[0]!r}; there are {', '.join(PARTS)}")

@@ -95,11 +95,11 @@ def mass_tile(q: Tensor) -> Tile:
     return Tile(64, 128, 8, 3)
 
 
-def _forward(q: Tensor, segments: Sequence[AnySegment]) -> tuple[Tensor, Tensor]:
+def _forward(q: Tensor, segments: Sequence[AnySegment], tile: Tile | None = None) -> tuple[Tensor, Tensor]:
     rows, queries, dim = q.shape
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(rows, queries, dtype=torch.float32, device=q.device)
-    tile = forward_tile(q, any(isinstance(s, CodedSegment) for s in segments))
+    tile = tile or forward_tile(q, any(isinstance(s, CodedSegment) for s in segments))
     groups, kinds = group_segments(segments)
     _forward_kernel[(triton.cdiv(queries, tile.queries), rows)](
         q, *q.stride()[:2], groups, out, lse, queries, 1 / math.sqrt(dim),
@@ -109,10 +109,12 @@ def _forward(q: Tensor, segments: Sequence[AnySegment]) -> tuple[Tensor, Tensor]
     return out, lse
 
 
-def _mass(q: Tensor, segments: Sequence[AnySegment], lse: Tensor, factor: float) -> Tensor:
+def _mass(
+    q: Tensor, segments: Sequence[AnySegment], lse: Tensor, factor: float, tile: Tile | None = None
+) -> Tensor:
     """[rows, keys of all segments]."""
     rows, queries, dim = q.shape
-    tile = mass_tile(q)
+    tile = tile or mass_tile(q)
     columns = sum(s.length for s in segments)
     key_mass = torch.empty(rows, columns, dtype=torch.float32, device=q.device)
     groups, kinds = group_segments(segments)

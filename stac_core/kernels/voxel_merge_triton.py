@@ -23,6 +23,7 @@ __all__ = ["require", "voxel_merge"]
 LEAST = tl.constexpr(LEAST_SCORE)
 SMALLEST_NORM = tl.constexpr(1e-12)  # of torch.nn.functional.normalize
 BLOCK = 32  # scores looked at together
+WARPS = 1  # of one row
 REGISTERS = 128  # of a thread; left alone, the assembler would rather spill than give each so many
 
 
@@ -42,7 +43,7 @@ def voxel_merge(state: RowState, tokens: RowTokens, rules: MergeRules) -> tuple[
                 DIM=dim, WIDTH=triton.next_power_of_2(dim), PIVOTS=pivots,
                 PIVOT_WIDTH=triton.next_power_of_2(pivots), BUFFER=state.buffer_score.shape[1],
                 BUFFER_WIDTH=triton.next_power_of_2(state.buffer_score.shape[1]), BLOCK=BLOCK,
-                num_warps=1, maxnreg=REGISTERS,
+                num_warps=WARPS, maxnreg=REGISTERS,
             )  # fmt: skip
     return after, MergeCounts(*counts.sum(0).tolist())
 

@@ -143,7 +143,7 @@ def merge_variants(capability: int):
         "DIM": 64, "WIDTH": 64, "PIVOTS": 4, "PIVOT_WIDTH": 4, "BUFFER": 8, "BUFFER_WIDTH": 8, "BLOCK": 32,
     }  # fmt: skip
     types |= {name: Constant(value) for name, value in constants.items()}
-    tile = attend_triton.Tile(0, 0, 1, 3)
+    tile = attend_triton.Tile(0, 0, voxel_merge_triton.WARPS, 3)
     kernel, registers = voxel_merge_triton._merge_kernel, voxel_merge_triton.REGISTERS
     yield compile_kernel(kernel, types, tile, capability, registers) | {"dtype": "*fp32"}
 

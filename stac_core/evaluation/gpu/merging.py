@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
+from torch import Tensor
 
 from stac_core.evaluation.gpu.measure import Ceilings, median_ms, poison_new_memory, stop_poisoning
 from stac_core.kernels.random_merges import RULES, decisive, empty_state, random_tokens
@@ -36,15 +39,44 @@ def check(name: str, merge: VoxelMerge, device: torch.device, rows: int) -> list
     return results
 
 
+class Problem(NamedTuple):
+    """One timed merge."""
+
+    state: RowState
+    tokens: RowTokens
+
+    @property
+    def bytes(self) -> int:
+        """State read and written once, tokens read once."""
+        return 2 * sum(part.nbytes for part in self.state) + sum(part.nbytes for part in self.tokens)
+
+
+def problem(rows: int, device: torch.device) -> Problem:
+    """The third chunk of a stream that looks at the same voxels, tokens spread evenly over the rows."""
+    state = _to(empty_state(rows, PIVOTS, BUFFER, DIM), device)
+    directions = torch.randn(rows, 3, DIM, device=device)
+    for _ in range(2):
+        state, _ = reference(state, _even_tokens(directions), RULES)
+    return Problem(state, _even_tokens(directions))
+
+
+def _even_tokens(directions: Tensor) -> RowTokens:
+    """Like `random_tokens`, made on the device, and no row gets many more than the others."""
+    rows, kinds, dim = directions.shape
+    count, device = rows * TOKENS_PER_ROW, directions.device
+    row = torch.randint(rows, (count,), device=device)
+    noise = torch.randn(count, dim, device=device) * torch.rand(count, 1, device=device)
+    keys = directions[row, torch.randint(kinds, (count,), device=device)] + noise
+    score = torch.rand(count, device=device) ** 2
+    return RowTokens(row, keys, torch.randn(count, dim, device=device), score)
+
+
 def time_all(
     backends: dict[str, VoxelMerge], rows: int, ceilings: Ceilings, device: torch.device
 ) -> list[dict[str, object]]:
-    """Merge one chunk into rows that have seen two; bytes = state read and written once, tokens read once."""
-    state = _to(empty_state(rows, PIVOTS, BUFFER, DIM), device)
-    for seed in range(2):
-        state, _ = reference(state, _to(random_tokens(rows, rows * TOKENS_PER_ROW, DIM, seed), device), RULES)
-    tokens = _to(random_tokens(rows, rows * TOKENS_PER_ROW, DIM, 2), device)
-    moved = 2 * sum(part.nbytes for part in state) + sum(part.nbytes for part in tokens)
+    """Merge one chunk into rows that have seen two."""
+    timed = problem(rows, device)
+    state, tokens, moved = timed.state, timed.tokens, timed.bytes
     times = {
         name: median_ms(lambda merge=merge: merge(state, tokens, RULES), device, 5 if name == "torch" else 20)  # type: ignore[misc]
         for name, merge in {"torch": reference, **backends}.items()

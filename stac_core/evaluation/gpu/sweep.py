@@ -1,0 +1,111 @@
+"""Command: time the Triton kernels over their launch parameters, fastest first (`--sweep` of the benchmark).
+
+What this finds on a device is written into the kernels by hand: they are not tuned at run time, so that
+runs repeat.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable
+from functools import partial
+from unittest import mock
+
+import torch
+
+from stac_core.evaluation.gpu.attention import Size, flash, random_inputs
+from stac_core.evaluation.gpu.measure import Ceilings, median_ms
+from stac_core.evaluation.gpu.merging import problem
+from stac_core.evaluation.gpu.report import Report, Rows
+from stac_core.evaluation.gpu.stages import MASS_SHARE
+from stac_core.kernels import attend_triton, voxel_merge_triton
+from stac_core.kernels.attend import Segment, sample_queries
+from stac_core.kernels.attend_triton import Tile
+from stac_core.kernels.random_merges import RULES
+
+REPEATS = 15
+FORWARD = list(
+    itertools.starmap(
+        Tile,  # queries, keys, warps, stages
+        (
+            (128, 64, 8, 3), (128, 64, 8, 2), (128, 64, 8, 4), (128, 64, 4, 2), (128, 64, 4, 3),
+            (128, 128, 8, 2), (128, 128, 8, 3), (64, 64, 4, 2), (64, 64, 4, 3), (64, 64, 4, 4),
+            (64, 128, 4, 2), (64, 128, 4, 3), (128, 32, 4, 3), (256, 64, 8, 2),
+        ),
+    )
+)  # fmt: skip
+MASS = list(
+    itertools.starmap(
+        Tile,
+        (
+            (64, 128, 8, 3), (64, 128, 4, 3), (64, 128, 4, 2), (128, 128, 8, 3), (128, 128, 8, 2),
+            (128, 64, 4, 3), (128, 64, 4, 2), (64, 64, 4, 3), (64, 64, 4, 4), (64, 256, 8, 3),
+            (128, 256, 8, 2), (32, 128, 4, 4),
+        ),
+    )
+)  # fmt: skip
+MERGE = list(itertools.product((8, 32), (1, 2, 4), (96, 128, 168, 255)))  # block, warps, registers
+
+
+def run(report: Report, ceilings: Ceilings, device: torch.device, size: Size, merge_rows: int) -> None:
+    """Every kernel on the issue's shapes; `ratio` is against PyTorch's flash attention."""
+    q, (segment,) = random_inputs(
+        size.rows, size.queries, ((size.keys, 16),), size.dim, torch.bfloat16, device
+    )
+    assert isinstance(segment, Segment)
+    bare = Segment(segment.keys, segment.values)
+    baseline = median_ms(partial(flash, q, bare), device)
+    for name, one in (("with bias", segment), ("without bias", bare)):
+        works = {tile: partial(attend_triton._forward, q, [one], tile) for tile in FORWARD}
+        report.part(f"sweep forward {name}", f"Forward {name}", partial(_tiles, works, baseline, device))
+    _, lse = attend_triton._forward(q, [segment])
+    for share in (1.0, MASS_SHARE):
+        rows, stride, scale = sample_queries(size.queries, share)
+        sampled = slice(0, rows * stride, stride)
+        arguments = q[:, sampled], [segment], lse[:, sampled], scale
+        works = {tile: partial(attend_triton._mass, *arguments, tile) for tile in MASS}
+        report.part(
+            f"sweep mass {share}", f"Mass of {rows} queries", partial(_tiles, works, baseline, device)
+        )
+    report.part("sweep merge", "Voxel merge", partial(_merges, merge_rows, ceilings, device))
+
+
+def _tiles(works: dict[Tile, Callable[[], object]], baseline: float, device: torch.device) -> Rows:
+    rows = []
+    for tile, work in works.items():
+        ms, error = _try(work, device)
+        rows.append({**tile._asdict(), "ms": ms, "ratio": ms / baseline, "error": error})
+    return _fastest_first(rows)
+
+
+def _merges(rows: int, ceilings: Ceilings, device: torch.device) -> Rows:
+    """The whole call, and the kernel's share of it without sorting the tokens."""
+    timed = problem(rows, device)
+    results: Rows = []
+    for block, warps, registers in MERGE:
+        parameters = {"BLOCK": block, "WARPS": warps, "REGISTERS": registers}
+        with mock.patch.multiple(voxel_merge_triton, **parameters):  # type: ignore[call-overload]
+            work = partial(voxel_merge_triton.voxel_merge, timed.state, timed.tokens, RULES)
+            ms, error = _try(work, device)
+        share = timed.bytes / ms * 1e3 / ceilings.copy_bytes_per_s
+        results.append(
+            {"block": block, "warps": warps, "registers": registers, "ms": ms, "of_roofline": share,
+             "error": error}
+        )  # fmt: skip
+    grouping = partial(voxel_merge_triton.group_by_row, timed.state, timed.tokens)
+    results.append({"block": None, "ms": median_ms(grouping, device), "error": "sorting the tokens alone"})
+    return _fastest_first(results)
+
+
+def _try(work: Callable[[], object], device: torch.device) -> tuple[float, str]:
+    """Milliseconds, or NaN and why not."""
+    try:
+        return median_ms(work, device, REPEATS), ""
+    except Exception as error:  # a candidate that asks for too much must not end the sweep
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # raises where the GPU is lost
+        return float("nan"), f"{type(error).__name__}: {error}".splitlines()[0][:80]
+
+
+def _fastest_first(rows: Iterable[dict]) -> Rows:
+    return sorted(rows, key=lambda row: (row["ms"] != row["ms"], row["ms"]))
