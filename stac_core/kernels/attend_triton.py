@@ -270,8 +270,9 @@ def _load_bias(bias, row, token, length, BIASED: tl.constexpr):
     """[tokens] in base 2; −inf beyond the last token."""
     pointer, row_stride = bias
     inside = token < length
-    if BIASED:
-        shift = tl.load(pointer + row * row_stride + token, mask=inside, other=float("-inf")) * LOG2_E
+    if BIASED:  # a filling of 0 costs nothing, one of −inf would have to be kept apart until it is needed
+        shift = tl.load(pointer + row * row_stride + token, mask=inside, other=0.0) * LOG2_E
+        shift = tl.where(inside, shift, float("-inf"))
     else:
         shift = tl.where(inside, 0.0, float("-inf"))
     return shift

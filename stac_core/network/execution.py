@@ -84,7 +84,7 @@ def _allow_variants() -> dict[str, int]:
     """What `torch.compile` takes so that no variant is refused; older versions have a setting instead."""
     if "recompile_limit" in inspect.signature(torch.compile).parameters:
         return {"recompile_limit": MOST_VARIANTS}
-    dynamo = importlib.import_module("torch._dynamo.config")
+    dynamo: Any = importlib.import_module("torch._dynamo.config")
     dynamo.recompile_limit = max(MOST_VARIANTS, dynamo.recompile_limit)
     return {}
 

@@ -24,6 +24,7 @@ from stac_core.kernels.attend_triton import Tile
 from stac_core.kernels.random_merges import RULES
 
 REPEATS = 15
+Works = dict[Tile, Callable[[], object]]
 FORWARD = list(
     itertools.starmap(
         Tile,  # queries, keys, warps, stages
@@ -56,7 +57,7 @@ def run(report: Report, ceilings: Ceilings, device: torch.device, size: Size, me
     bare = Segment(segment.keys, segment.values)
     baseline = median_ms(partial(flash, q, bare), device)
     for name, one in (("with bias", segment), ("without bias", bare)):
-        works = {tile: partial(attend_triton._forward, q, [one], tile) for tile in FORWARD}
+        works: Works = {tile: partial(attend_triton._forward, q, [one], tile) for tile in FORWARD}
         report.part(f"sweep forward {name}", f"Forward {name}", partial(_tiles, works, baseline, device))
     _, lse = attend_triton._forward(q, [segment])
     for share in (1.0, MASS_SHARE):
@@ -70,7 +71,7 @@ def run(report: Report, ceilings: Ceilings, device: torch.device, size: Size, me
     report.part("sweep merge", "Voxel merge", partial(_merges, merge_rows, ceilings, device))
 
 
-def _tiles(works: dict[Tile, Callable[[], object]], baseline: float, device: torch.device) -> Rows:
+def _tiles(works: Works, baseline: float, device: torch.device) -> Rows:
     rows = []
     for tile, work in works.items():
         ms, error = _try(work, device)
