@@ -209,15 +209,20 @@ def _pick_bias(group, i):
 @triton.jit
 def _load_numbers(
     pointer, row, row_stride, token_stride, start, length,
-    DIM: tl.constexpr, WIDTH: tl.constexpr, COUNT: tl.constexpr,
+    DIM: tl.constexpr, WIDTH: tl.constexpr, COUNT: tl.constexpr, WHOLE: tl.constexpr = False,
 ):  # fmt: skip
-    """[COUNT, WIDTH] tokens from `start` on; zero beyond the last token and beyond the head width."""
+    """[COUNT, WIDTH] tokens from `start` on; zero beyond the head width and, unless WHOLE, the last token."""
     token, channel = tl.arange(0, COUNT), tl.arange(0, WIDTH)
     first = pointer + row * row_stride + tl.cast(start, tl.int64) * token_stride
-    inside = start + token[:, None] < length
-    if DIM != WIDTH:
-        inside = inside & (channel[None] < DIM)
-    return tl.load(first + (token[:, None] * token_stride + channel[None]), mask=inside, other=0.0)
+    at = first + (token[:, None] * token_stride + channel[None])
+    if WHOLE and DIM == WIDTH:
+        numbers = tl.load(at)
+    else:
+        inside = start + token[:, None] < length
+        if DIM != WIDTH:
+            inside = inside & (channel[None] < DIM)
+        numbers = tl.load(at, mask=inside, other=0.0)
+    return numbers
 
 
 @triton.jit
@@ -255,24 +260,25 @@ def _load_codes(
 def _load_tokens(
     stored, row, start, length,
     DIM: tl.constexpr, WIDTH: tl.constexpr, COUNT: tl.constexpr,
-    BITS: tl.constexpr, SCALED: tl.constexpr, TYPE: tl.constexpr,
+    BITS: tl.constexpr, SCALED: tl.constexpr, TYPE: tl.constexpr, WHOLE: tl.constexpr = False,
 ):  # fmt: skip
     """The same for tokens stored either way; numbers come out as TYPE."""
     if BITS == 16:
-        numbers = _load_numbers(stored[0], row, stored[1], stored[2], start, length, DIM, WIDTH, COUNT)
+        numbers = _load_numbers(stored[0], row, stored[1], stored[2], start, length, DIM, WIDTH, COUNT, WHOLE)
     else:
         numbers = _load_codes(stored, row, start, length, DIM, WIDTH, COUNT, BITS, SCALED).to(TYPE)
     return numbers
 
 
 @triton.jit
-def _load_bias(bias, row, token, length, BIASED: tl.constexpr):
-    """[tokens] in base 2; −inf beyond the last token."""
+def _load_bias(bias, row, token, length, BIASED: tl.constexpr, WHOLE: tl.constexpr = False):
+    """[tokens] in base 2; −inf beyond the last token, of which WHOLE says that there are none."""
     pointer, row_stride = bias
     inside = token < length
-    if BIASED:  # a filling of 0 costs nothing, one of −inf would have to be kept apart until it is needed
-        shift = tl.load(pointer + row * row_stride + token, mask=inside, other=0.0) * LOG2_E
-        shift = tl.where(inside, shift, float("-inf"))
+    if BIASED and WHOLE:
+        shift = tl.load(pointer + row * row_stride + token) * LOG2_E
+    elif BIASED:
+        shift = tl.load(pointer + row * row_stride + token, mask=inside, other=float("-inf")) * LOG2_E
     else:
         shift = tl.where(inside, 0.0, float("-inf"))
     return shift
@@ -284,6 +290,34 @@ def _product(a, b, add_to=None):
     if WIDEN:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, add_to, input_precision="ieee")
+
+
+@triton.jit
+def _sweep_block(
+    q, top, total, out, keys, values, bias, row, start, length, scale,
+    DIM: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr, BITS: tl.constexpr,
+    SCALED: tl.constexpr, BIASED: tl.constexpr, WHOLE: tl.constexpr, TYPE: tl.constexpr,
+):  # fmt: skip
+    """One step of the running softmax: largest logit, sum of weights and weighted sum of values so far.
+
+    scale: to base 2. Of a WHOLE block nothing is masked, and without bias its logits are never written out.
+    """
+    k = _load_tokens(keys, row, start, length, DIM, WIDTH, KEYS, BITS, SCALED, TYPE, WHOLE)
+    v = _load_tokens(values, row, start, length, DIM, WIDTH, KEYS, BITS, False, TYPE, WHOLE)
+    product = _product(q, tl.trans(k))
+    if WHOLE and not BIASED:
+        new_top = tl.maximum(top, tl.max(product, 1) * scale)
+        weights = tl.exp2(product * scale - new_top[:, None])
+        shrink = tl.exp2(top - new_top)
+    else:
+        shift = _load_bias(bias, row, start + tl.arange(0, KEYS), length, BIASED, WHOLE)
+        logits = product * scale + shift[None]
+        new_top = tl.maximum(top, tl.max(logits, 1))
+        safe_top = tl.where(new_top == float("-inf"), 0.0, new_top)  # −inf − (−inf) would be NaN
+        weights = tl.exp2(logits - safe_top[:, None])
+        shrink = tl.exp2(top - safe_top)
+    out = _product(weights.to(v.dtype), v, out * shrink[:, None])
+    return new_top, total * shrink + tl.sum(weights, 1), out
 
 
 @triton.jit(do_not_specialize=["queries"])
@@ -303,22 +337,17 @@ def _forward_kernel(
         for i in range(0, len(groups[g])):
             keys, values = _pick_tokens(groups[g], i, KEYS_AT), _pick_tokens(groups[g], i, VALUES_AT)
             bias, length = _pick_bias(groups[g], i), _even(_pick(groups[g], i, LENGTH_AT))
-            for start in range(0, length, KEYS):
-                k = _load_tokens(
-                    keys, row, start, length, DIM, WIDTH, KEYS, BITS[g], SCALED[g], q_pointer.dtype.element_ty
-                )
-                shift = _load_bias(bias, row, start + tl.arange(0, KEYS), length, BIASED[g])
-                logits = _product(q, tl.trans(k)) * (scale * LOG2_E) + shift[None]
-                new_top = tl.maximum(top, tl.max(logits, 1))
-                safe_top = tl.where(new_top == float("-inf"), 0.0, new_top)  # −inf − (−inf) would be NaN
-                weights = tl.exp2(logits - safe_top[:, None])
-                shrink = tl.exp2(top - safe_top)
-                v = _load_tokens(
-                    values, row, start, length, DIM, WIDTH, KEYS, BITS[g], False, q_pointer.dtype.element_ty
-                )
-                out = _product(weights.to(v.dtype), v, out * shrink[:, None])
-                total = total * shrink + tl.sum(weights, 1)
-                top = new_top
+            whole = length // KEYS * KEYS
+            for start in range(0, whole, KEYS):
+                top, total, out = _sweep_block(
+                    q, top, total, out, keys, values, bias, row, start, length, scale * LOG2_E,
+                    DIM, WIDTH, KEYS, BITS[g], SCALED[g], BIASED[g], True, q_pointer.dtype.element_ty,
+                )  # fmt: skip
+            if whole < length:
+                top, total, out = _sweep_block(
+                    q, top, total, out, keys, values, bias, row, whole, length, scale * LOG2_E,
+                    DIM, WIDTH, KEYS, BITS[g], SCALED[g], BIASED[g], False, q_pointer.dtype.element_ty,
+                )  # fmt: skip
 
     # the output and lse lie without gaps: [rows, queries, DIM], [rows, queries]
     out = out / tl.where(total == 0.0, 1.0, total)[:, None]
