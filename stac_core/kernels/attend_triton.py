@@ -303,7 +303,6 @@ def _sweep_block(
     scale: to base 2. Of a WHOLE block nothing is masked, and without bias its logits are never written out.
     """
     k = _load_tokens(keys, row, start, length, DIM, WIDTH, KEYS, BITS, SCALED, TYPE, WHOLE)
-    v = _load_tokens(values, row, start, length, DIM, WIDTH, KEYS, BITS, False, TYPE, WHOLE)
     product = _product(q, tl.trans(k))
     if WHOLE and not BIASED:
         new_top = tl.maximum(top, tl.max(product, 1) * scale)
@@ -316,6 +315,7 @@ def _sweep_block(
         safe_top = tl.where(new_top == float("-inf"), 0.0, new_top)  # −inf − (−inf) would be NaN
         weights = tl.exp2(logits - safe_top[:, None])
         shrink = tl.exp2(top - safe_top)
+    v = _load_tokens(values, row, start, length, DIM, WIDTH, KEYS, BITS, False, TYPE, WHOLE)
     out = _product(weights.to(v.dtype), v, out * shrink[:, None])
     return new_top, total * shrink + tl.sum(weights, 1), out
 
@@ -359,6 +359,17 @@ def _forward_kernel(
     tl.store(lse_pointer + row * queries + m, (top + tl.log2(total)) / LOG2_E, mask=m < queries)
 
 
+@triton.jit
+def _load_lse(
+    pointer, row, row_stride, token_stride, start, queries, COUNT: tl.constexpr, WHOLE: tl.constexpr = False
+):
+    """[COUNT] in base 2; +∞ for queries that give nothing: no key to see, or beyond the last one."""
+    m = start + tl.arange(0, COUNT)
+    at = pointer + row * row_stride + m * token_stride
+    lse = tl.load(at) if WHOLE else tl.load(at, mask=m < queries, other=float("-inf"))
+    return tl.where(lse == float("-inf"), float("inf"), lse * LOG2_E)
+
+
 @triton.jit(do_not_specialize=["queries", "columns"])
 def _mass_kernel(
     q_pointer, q_row, q_token, groups, lse_pointer, lse_row, lse_token, mass_pointer, columns,
@@ -386,14 +397,17 @@ def _mass_kernel(
             )
             shift = _load_bias(bias, row, n, length, BIASED[g])
             # summed element by element and across lanes once at the end: no shuffle inside the loop
-            sums = tl.zeros([KEYS, QUERIES], tl.float32)
-            for start in range(0, queries, QUERIES):
-                m = start + tl.arange(0, QUERIES)
-                q = _load_numbers(q_pointer, row, q_row, q_token, start, queries, DIM, WIDTH, QUERIES)
-                at = lse_pointer + row * lse_row + m * lse_token
-                lse = tl.load(at, mask=m < queries, other=float("-inf"))
-                lse = tl.where(lse == float("-inf"), float("inf"), lse * LOG2_E)  # such a query gives nothing
-                logits = _product(k, tl.trans(q)) * (scale * LOG2_E)
-                sums += tl.exp2(logits + (shift[:, None] - lse[None]))
-            total = tl.sum(sums, 1) * factor
+            sums = tl.zeros([QUERIES, KEYS], tl.float32)
+            whole = queries // QUERIES * QUERIES
+            for start in range(0, whole, QUERIES):
+                q = _load_numbers(q_pointer, row, q_row, q_token, start, queries, DIM, WIDTH, QUERIES, True)
+                lse = _load_lse(lse_pointer, row, lse_row, lse_token, start, queries, QUERIES, True)
+                logits = _product(q, tl.trans(k)) * (scale * LOG2_E) + shift[None]
+                sums += tl.exp2(logits - lse[:, None])
+            if whole < queries:
+                q = _load_numbers(q_pointer, row, q_row, q_token, whole, queries, DIM, WIDTH, QUERIES)
+                lse = _load_lse(lse_pointer, row, lse_row, lse_token, whole, queries, QUERIES)
+                logits = _product(q, tl.trans(k)) * (scale * LOG2_E) + shift[None]
+                sums += tl.exp2(logits - lse[:, None])
+            total = tl.sum(sums, 0) * factor
             tl.store(mass_pointer + row * columns + column + n, total, mask=n < length)
