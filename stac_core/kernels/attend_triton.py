@@ -337,15 +337,17 @@ def _forward_kernel(
         for i in range(0, len(groups[g])):
             keys, values = _pick_tokens(groups[g], i, KEYS_AT), _pick_tokens(groups[g], i, VALUES_AT)
             bias, length = _pick_bias(groups[g], i), _even(_pick(groups[g], i, LENGTH_AT))
-            whole = length // KEYS * KEYS
-            for start in range(0, whole, KEYS):
+            whole = 0
+            if BITS[g] == 16:  # decoding costs more than the masks
+                whole = length // KEYS * KEYS
+                for start in range(0, whole, KEYS):
+                    top, total, out = _sweep_block(
+                        q, top, total, out, keys, values, bias, row, start, length, scale * LOG2_E,
+                        DIM, WIDTH, KEYS, BITS[g], SCALED[g], BIASED[g], True, q_pointer.dtype.element_ty,
+                    )  # fmt: skip
+            for start in range(whole, length, KEYS):  # a loop also for the one block: fewer registers
                 top, total, out = _sweep_block(
                     q, top, total, out, keys, values, bias, row, start, length, scale * LOG2_E,
-                    DIM, WIDTH, KEYS, BITS[g], SCALED[g], BIASED[g], True, q_pointer.dtype.element_ty,
-                )  # fmt: skip
-            if whole < length:
-                top, total, out = _sweep_block(
-                    q, top, total, out, keys, values, bias, row, whole, length, scale * LOG2_E,
                     DIM, WIDTH, KEYS, BITS[g], SCALED[g], BIASED[g], False, q_pointer.dtype.element_ty,
                 )  # fmt: skip
 
