@@ -337,19 +337,25 @@ def _forward_kernel(
         for i in range(0, len(groups[g])):
             keys, values = _pick_tokens(groups[g], i, KEYS_AT), _pick_tokens(groups[g], i, VALUES_AT)
             bias, length = _pick_bias(groups[g], i), _even(_pick(groups[g], i, LENGTH_AT))
-            whole = 0
-            if BITS[g] == 16:  # decoding costs more than the masks
+            TYPE: tl.constexpr = q_pointer.dtype.element_ty
+            if BITS[g] == 16 and TYPE.primitive_bitwidth == 16 and WIDTH <= 64:
                 whole = length // KEYS * KEYS
                 for start in range(0, whole, KEYS):
                     top, total, out = _sweep_block(
                         q, top, total, out, keys, values, bias, row, start, length, scale * LOG2_E,
-                        DIM, WIDTH, KEYS, BITS[g], SCALED[g], BIASED[g], True, q_pointer.dtype.element_ty,
+                        DIM, WIDTH, KEYS, BITS[g], SCALED[g], BIASED[g], True, TYPE,
                     )  # fmt: skip
-            for start in range(whole, length, KEYS):  # a loop also for the one block: fewer registers
-                top, total, out = _sweep_block(
-                    q, top, total, out, keys, values, bias, row, start, length, scale * LOG2_E,
-                    DIM, WIDTH, KEYS, BITS[g], SCALED[g], BIASED[g], False, q_pointer.dtype.element_ty,
-                )  # fmt: skip
+                if whole < length:
+                    top, total, out = _sweep_block(
+                        q, top, total, out, keys, values, bias, row, whole, length, scale * LOG2_E,
+                        DIM, WIDTH, KEYS, BITS[g], SCALED[g], BIASED[g], False, TYPE,
+                    )  # fmt: skip
+            else:  # registers are scarce here, and masks cost little beside the rest
+                for start in range(0, length, KEYS):
+                    top, total, out = _sweep_block(
+                        q, top, total, out, keys, values, bias, row, start, length, scale * LOG2_E,
+                        DIM, WIDTH, KEYS, BITS[g], SCALED[g], BIASED[g], False, TYPE,
+                    )  # fmt: skip
 
     # the output and lse lie without gaps: [rows, queries, DIM], [rows, queries]
     out = out / tl.where(total == 0.0, 1.0, total)[:, None]

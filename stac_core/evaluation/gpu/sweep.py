@@ -45,7 +45,7 @@ MASS = list(
         ),
     )
 )  # fmt: skip
-MERGE = list(itertools.product((8, 32), (1, 2, 4), (96, 128, 168, 255)))  # block, warps, registers
+MERGE = [*itertools.product((32,), (1, 2, 4), (96, 128, 168)), (8, 1, 128)]  # block, warps, registers
 
 
 def run(report: Report, ceilings: Ceilings, device: torch.device, size: Size, merge_rows: int) -> None:
