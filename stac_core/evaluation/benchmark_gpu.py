@@ -155,12 +155,11 @@ def run_network(arguments: argparse.Namespace, device: Any, ceilings: Any, repor
             about = f"{execution}, chunks of {chunk}"
             title = f"Network in stac mode, {shape[1]}×{shape[0]}, random weights, {about}"
             report.part(f"network {about}", title, partial(bench[0].measure, chunk), "network")
-            if execution == "eager":  # a replay has no stages
+            if execution != "recorded":  # a replay has no stages
                 title = f"One step of {chunk} frame(s), {execution}, by stage{where}"
-                report.part(f"stages of {chunk}", title, partial(bench[0].stages, chunk))
-            else:
-                title = f"One step of {chunk} frame(s), {execution}, by kind of kernel{where}"
-                report.part(f"kernels of {chunk}, {execution}", title, partial(bench[0].kernels, chunk))
+                report.part(f"stages of {chunk}, {execution}", title, partial(bench[0].stages, chunk))
+            title = f"One step of {chunk} frame(s), {execution}, by kind of kernel{where}"
+            report.part(f"kernels of {chunk}, {execution}", title, partial(bench[0].kernels, chunk))
         if execution in ("eager", "recorded"):
             title = f"Lines at which the host waits for the device in a step of 4, {execution}"
             report.part(f"waits, {execution}", title, partial(bench[0].waits, 4))
@@ -195,7 +194,7 @@ def run_once(device: Any) -> None:
     from stac_core.kernels.attend import Segment
 
     attend_cuda.require(device.type)
-    x = torch.ones(1, 8, 64, device=device)
+    x = torch.ones(1, 8, 64, dtype=torch.bfloat16, device=device)
     attend_cuda.attend(x, [Segment(x, x)])
     torch.cuda.synchronize(device)
 

@@ -61,7 +61,7 @@ def compile_kernel(kernel, arguments: dict, tile, capability: int, registers: in
         "kernel": kernel.__name__,
         "capability": capability,
         "shared": built.metadata.shared,
-        "tensor_cores": "mma" in built.asm["ptx"],
+        "tensor_cores": ("wgmma.mma_async" if capability == 90 else "mma") in built.asm["ptx"],
         **resources(built.asm["ptx"], capability),
     }
 
@@ -83,16 +83,17 @@ def resources(ptx: str, capability: int) -> dict[str, int]:
 
 def attend_variants(capability: int):
     """Both passes over segments as the cache has them, each with the tile that is used for it."""
-    for dtype, dim, bits in [
-        (torch.bfloat16, 64, (16,)),
-        (torch.bfloat16, 64, (16, 16, 16, 16)),
-        (torch.bfloat16, 64, (8, 8, 16, 8)),
-        (torch.float16, 64, (4, 4)),
-        (torch.float16, 128, (16, 8)),
-        (torch.float32, 64, (16,)),
+    for dtype, dim, bits, biased in [
+        (torch.bfloat16, 64, (16,), False),
+        (torch.bfloat16, 64, (16,), True),
+        (torch.bfloat16, 64, (16, 16, 16, 16), False),
+        (torch.bfloat16, 64, (8, 8, 16, 8), False),
+        (torch.float16, 64, (4, 4), False),
+        (torch.float16, 128, (16, 8), False),
+        (torch.float32, 64, (16,), True),
     ]:
         q = torch.empty(1, 1, dim, dtype=dtype)
-        groups, kinds = attend_triton.group_segments([example_segment(q, b, b < 16) for b in bits])
+        groups, kinds = attend_triton.group_segments([example_segment(q, b, biased or b < 16) for b in bits])
         arguments = {
             "q_pointer": POINTERS[dtype], "q_row": "i32", "q_token": "i32", "groups": types_of(groups),
             "lse_pointer": "*fp32", "lse_row": "i32", "lse_token": Constant(1),
@@ -106,7 +107,7 @@ def attend_variants(capability: int):
             (attend_triton._mass_kernel, attend_triton.mass_tile(q)),
         ):
             arguments |= {"QUERIES": Constant(tile.queries), "KEYS": Constant(tile.keys)}
-            about = {"dim": dim, "bits": bits, "dtype": POINTERS[dtype]}
+            about = {"dim": dim, "bits": bits, "biased": biased, "dtype": POINTERS[dtype]}
             yield compile_kernel(kernel, arguments, tile, capability) | about
 
 

@@ -221,3 +221,15 @@ def test_triton_names_tensors_out_of_its_reach(monkeypatch):
     monkeypatch.setattr(attend_triton.triton.knobs.runtime, "interpret", False)
     with pytest.raises(ValueError, match="q: is on cpu, the triton backend computes on CUDA devices"):
         attend_triton.attend(torch.zeros(2, 3, 16), [random_segment(2, 8, 16)])
+
+
+def test_other_lengths_do_not_compile_another_kernel():
+    def compiled_in(lengths: list[int]) -> object:
+        """What Triton looks at: whether a number is 1, and whether 16 divides it."""
+        q = torch.zeros(2, 5, 64)
+        segments = [Segment(*q.new_zeros(2, 2, 64, 64)[:, :, :n], torch.zeros(2, n)) for n in lengths]
+        groups, kinds = attend_triton.group_segments(segments)
+        numbers = [[[x for x in s if isinstance(x, int)] for s in group] for group in groups]
+        return kinds, [[[(x == 1, x % 16 == 0) for x in s] for s in group] for group in numbers]
+
+    assert compiled_in([1, 16, 17]) == compiled_in([48, 1, 7]) == compiled_in([32, 32, 64])
