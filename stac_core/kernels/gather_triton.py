@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from stac_core.kernels.attend import CODE_GROUP
-from stac_core.kernels.attend_triton import check_reachable, require
+from stac_core.kernels.attend_triton import _even, _odd, check_reachable, require
 from stac_core.kernels.gather import Gathered, Page, Wanted, check_gather, shares
 
 __all__ = ["gather", "require"]
@@ -26,7 +26,7 @@ __all__ = ["gather", "require"]
 GROUP = tl.constexpr(CODE_GROUP)
 PAGES_AT_ONCE = 32
 TOKENS, WARPS = 32, 4  # of one program
-NEVER = 2**31 - 16  # a slot that no token has; divisible by 16 like the first slots of pages
+NEVER = 1 << 29  # a slot that no token has
 
 
 def gather(
@@ -45,7 +45,7 @@ def gather(
         for i, (kind, share) in enumerate(zip(kinds, found, strict=True)):
             bits = kind.bits if kind.pages else 16
             for pages, stop in page_groups(kind.pages or [Page(keys, values)]) if budget and lanes else ():
-                pad = i == 0 and pages[0][4] == 0
+                pad = i == 0 and pages[0][4] == _odd(0)
                 stop = stop if kind.pages else 0
                 _gather_kernel[grid](
                     kind.slots, kind.members, *kind.slots.stride(), *kind.members.stride(), *share, total,
@@ -57,7 +57,7 @@ def gather(
 
 
 def page_groups(pages: Sequence[Page]) -> list[tuple[tuple[tuple[Any, ...], ...], int]]:
-    """Arguments of launches: (keys, key grid, values, value grid, first slot) of each page; the slot behind.
+    """Arguments of launches: keys, key grid, values, value grid, `_odd` first slot per page; the slot behind.
 
     A group has 1, 2, 4 … pages, filled up with ones that no slot lies in, so that few kernels are compiled.
     Pages of numbers have no grids; their own tokens stand in for them.
@@ -70,10 +70,10 @@ def page_groups(pages: Sequence[Page]) -> list[tuple[tuple[tuple[Any, ...], ...]
                 tokens if grid is None else grid
                 for tokens, grid in ((page.keys, page.key_grid), (page.values, page.value_grid))
             )
-            group.append((page.keys, key_grid, page.values, value_grid, first))
+            group.append((page.keys, key_grid, page.values, value_grid, _odd(first)))
             first += len(page.keys)
         filling = triton.next_power_of_2(len(group)) - len(group)
-        groups.append((tuple(group) + ((*group[0][:4], NEVER),) * filling, first))
+        groups.append((tuple(group) + ((*group[0][:4], _odd(NEVER)),) * filling, first))
     return groups
 
 
@@ -82,7 +82,7 @@ def _find_page(pages, slot, FIELD: tl.constexpr):
     """A field of the page that each slot lies in."""
     found = pages[0][FIELD] + tl.zeros_like(slot)
     for i in tl.static_range(1, len(pages)):
-        found = tl.where(slot >= pages[i][4], pages[i][FIELD], found)
+        found = tl.where(slot >= _even(pages[i][4]), pages[i][FIELD], found)
     return found
 
 
@@ -131,8 +131,8 @@ def _gather_kernel(
     row = lane * budget + place
     at = row[:, None] * DIM + channel[None]
     slot = tl.load(slots + lane * slot_lane + token * slot_token, mask=comes, other=-1)
-    comes = comes & (slot >= pages[0][4]) & (slot < stop)
-    local = slot - _find_page(pages, slot, 4)
+    comes = comes & (slot >= _even(pages[0][4])) & (slot < stop)
+    local = slot - _even(_find_page(pages, slot, 4))
     mask = comes[:, None] & (channel[None] < DIM)
     k = _read(pages, slot, local, comes, DIM, WIDTH, BITS, 0)
     if factor is not None:

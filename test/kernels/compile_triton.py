@@ -155,7 +155,7 @@ def gather_variants(capability: int):
         width, grid = (64, None) if bits == 16 else (64 * bits // 8, torch.zeros(2, 2, dtype=torch.float16))
         stored = torch.zeros(2, width, dtype=torch.bfloat16 if bits == 16 else torch.uint8)
         (pages, _), *_ = gather_triton.page_groups([Page(stored, stored, grid, grid)] * count)
-        pages = tuple((*types_of(page[:4]), "i64") for page in pages)
+        pages = tuple((*types_of(page[:4]), "odd") for page in pages)
         names = gather_triton._gather_kernel.arg_names
         arguments: dict[str, object] = dict.fromkeys(names, "*i64")
         arguments |= dict.fromkeys(("slot_lane", "members_lane", "stop", "budget"), "odd")
