@@ -123,9 +123,10 @@ class LiveCache:
         → who went, where `wanted`.
         """
         frame = self.window.frame
-        pinned = torch.isin(frame, torch.tensor(sorted(pins), dtype=torch.int64))
-        slots = pinned.nonzero()[:, 0]
-        if len(slots):
+        here = [pin for pin in pins if int(frame[0]) <= pin <= int(frame[-1])]
+        pinned = torch.isin(frame, torch.tensor(here)) if here else torch.zeros(len(frame), dtype=torch.bool)
+        if here:
+            slots = pinned.nonzero()[:, 0]
             self._pinned.take(self.window, slots, len(pins) * self._tokens_per_frame)
         recent = frame >= oldest
         leaving = (~recent & ~pinned).nonzero()[:, 0]

@@ -153,7 +153,7 @@ class SpatialMemory:
             "retrieved_bytes": self.retrieved.bytes if self.retrieved else 0,
             "voxel_bytes": voxels.bytes,
             "host_bytes": room.host.bytes,
-            "voxels": len(voxels.grid.voxels),
+            "voxels": voxels.grid.count,
             "pivot_slots": voxels.pivots,
             "buffer_slots": voxels.buffered,
             "voxel_edge": self.edge,

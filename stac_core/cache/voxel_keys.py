@@ -34,9 +34,14 @@ def parents(keys: Tensor, levels: int | Tensor) -> Tensor:
     return pack(unpack(keys) >> levels)
 
 
+def places(keys: Tensor) -> Tensor:
+    """The different ones among the keys [n], ascending, without NOWHERE, which is below all others."""
+    return torch.cat([keys.new_full((1,), NOWHERE), keys]).unique()[1:]
+
+
 def neighbourhood(keys: Tensor, radius: int) -> Tensor:
-    """All keys within ±radius cells of the given ones, each once."""
+    """Keys within ±radius cells of the given ones [n] → [n, (2·radius + 1)³]; NOWHERE where out of range."""
     span = torch.arange(-radius, radius + 1, device=keys.device)
     cells = unpack(keys)[:, None] + torch.cartesian_prod(span, span, span)
     inside = (cells.abs() < HALF).all(-1)
-    return pack(cells[inside]).unique()
+    return torch.where(inside, pack(cells), NOWHERE)

@@ -108,7 +108,7 @@ def tokens(count: int, seed: int, voxels: int = 3) -> Evicted:
 
 def contents(store: VoxelMemory):
     order = store.grid.voxels[store.grid.key[store.grid.voxels].argsort()]
-    return store.rows.read(store.rows.of_voxels(order).flatten())
+    return store.rows.read(store.rows.of_voxels(order).flatten()).state
 
 
 def assert_same(a, b, tolerance=0.0):
@@ -143,7 +143,7 @@ def test_merged_tokens_lie_between_their_members(seed):
     assert store.counts.aggregated and store.counts.merged and store.counts.remerged
     for voxel in range(3):
         number = store.grid.find(torch.tensor([voxel]))
-        state = store.rows.read(store.rows.of_voxels(number).flatten())
+        state = store.rows.read(store.rows.of_voxels(number).flatten()).state
         for lane in range(3):
             held = state.members[lane] > 0
             for part, pivots in (("keys", state.pivot_keys), ("values", state.pivot_values)):
