@@ -103,10 +103,12 @@ class KeyValues:
         """The first `stop` tokens of one layer, as they are stored."""
         return self._segment(layer, tuple(view[layer][:, :stop] for view in self._views))
 
-    def segments(self, stop: int) -> list[AnySegment]:
-        """The same of every layer."""
+    def segments(self, stop: int, bias: Tensor | None = None) -> list[AnySegment]:
+        """The same of every layer; bias [layers, heads, stop]."""
         by_field = (field[:, :stop].chunk(self._layers) for field in self.fields)
-        return [self._segment(layer, fields) for layer, fields in enumerate(zip(*by_field, strict=True))]
+        biases = [None] * self._layers if bias is None else bias.unbind()
+        by_layer = zip(zip(*by_field, strict=True), biases, strict=True)
+        return [self._segment(layer, fields, own) for layer, (fields, own) in enumerate(by_layer)]
 
     def write(self, layer: int, start: int, keys: Tensor, values: Tensor, capacity: int, valid: int) -> None:
         """Store [heads, n, D] in one layer from slot `start` on.
@@ -176,10 +178,10 @@ class KeyValues:
         if "0" in state:
             self.hold(tuple(state[str(i)] for i in range(2 * len(self._codec.columns))))
 
-    def _segment(self, layer: int, fields: Fields) -> AnySegment:
+    def _segment(self, layer: int, fields: Fields, bias: Tensor | None = None) -> AnySegment:
         if self.exact:
-            return Segment(*fields)
-        return CodedSegment(*self._codes(fields, self._factor(layer)))
+            return Segment(fields[0], fields[1], bias)
+        return CodedSegment(*self._codes(fields, self._factor(layer)), bias)
 
     def _codes(self, fields: Fields, factor: Tensor) -> tuple[Codes, Codes]:
         """Stored fields of codes → keys and values as kernels read them; factor: see `Codes`."""

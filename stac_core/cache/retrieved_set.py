@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 
 from stac_core.cache.key_values import KeyScale, KeyValues
@@ -51,7 +49,4 @@ class RetrievedSet:
 
     def segments(self) -> list[AnySegment]:
         """The set of every layer, with its bias; empty where it is."""
-        if not self.width:
-            return []
-        stored = self._memory.segments(self.width)
-        return [replace(segment, bias=bias) for segment, bias in zip(stored, self._bias, strict=True)]
+        return self._memory.segments(self.width, self._bias) if self.width else []

@@ -260,7 +260,7 @@ class VoxelRows:
         scale = self.scale_of(rows)
         if scale is not None:
             keys = keys * scale[:, None].to(keys.dtype)
-        return keys.float().masked_fill(empty, 0), values.float().masked_fill(empty, 0), figures
+        return keys.masked_fill(empty, 0).float(), values.masked_fill(empty, 0).float(), figures
 
     def _stored(self, name: str, update: Update) -> tuple[Tensor, Tensor, Tensor]:
         """Keys, values and figures [n, slots_per_row, …] of one kind as they are stored."""

@@ -255,7 +255,7 @@ def test_points_that_are_not_numbers_get_no_place():
         cache.begin(2, WALK.tokens)
         for i in range(2):
             assert cache.attend(i, q[i, None], k[i, None], v[i, None]).isfinite().all()
-        cache.settle(replace(places, camera=places.camera * torch.nan, median_depth=float("nan")))
+        cache.settle(replace(places, camera=places.camera * torch.nan, depth=float("nan")))
     assert cache.stats().unplaced > 50 and cache.stats().inserted > 0
     cache.voxels.check()
 
