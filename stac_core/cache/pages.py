@@ -69,11 +69,14 @@ class Pages:
             return Places(len(rows), [])
         if len(self._pages) == 1:
             return Places(len(rows), [Place(0, None, rows)])
-        sorted_rows, order = rows.sort(stable=True)
-        borders = torch.searchsorted(sorted_rows, send(torch.tensor(self._starts), rows.device)).tolist()
+        starts = send(torch.tensor(self._starts), rows.device)
+        page_of = torch.bucketize(rows, starts, right=True).short() - 1  # few bits are sorted sooner
+        page_of, order = page_of.sort(stable=True)
+        numbers = torch.arange(len(self._pages), dtype=page_of.dtype, device=rows.device)
+        borders = torch.searchsorted(page_of, numbers).tolist()
         spans = enumerate(pairwise([*borders, len(rows)]))
         places = [
-            Place(page, order[first:last], sorted_rows[first:last] - self._starts[page])
+            Place(page, order[first:last], rows[order[first:last]] - self._starts[page])
             for page, (first, last) in spans
             if last > first
         ]

@@ -112,7 +112,7 @@ class VoxelGrid:
         """Note the newest pass that touched them; −1 = none."""
         if not self.count:
             return
-        moments = torch.where(voxels >= 0, moment, 0)
+        moments = (voxels >= 0) * moment
         self.visited = self.visited.scatter_reduce(0, voxels.clamp_min(0), moments, "amax")
 
     def remove(self, voxels: Tensor) -> None:
@@ -134,8 +134,8 @@ class VoxelGrid:
         if level not in self._index:
             return torch.full_like(keys, -1)
         known, numbers = self._index[level]
-        position = torch.searchsorted(known, keys).clamp_max(len(known) - 1)
-        return torch.where(known[position] == keys, numbers[position], -1)
+        position = torch.searchsorted(known, keys.contiguous()).clamp_max(len(known) - 1)
+        return numbers[position].masked_fill_(known[position] != keys, -1)
 
     def near(self, keys: Tensor, radius: int) -> Tensor:
         """Voxels within ±radius finest cells of the given finest-level keys; ascending numbers."""
@@ -180,7 +180,7 @@ class VoxelGrid:
         self._index = {}
         for level, count in self._held.items():
             if count:
-                keys = torch.where(self.level == level, self.key, NOWHERE)
+                keys = self.key.masked_fill(self.level != level, NOWHERE)
                 numbers = keys.argsort()[self.capacity - count :].clone()  # NOWHERE comes first
                 self._index[level] = keys[numbers], numbers
 

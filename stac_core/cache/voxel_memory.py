@@ -115,7 +115,8 @@ class VoxelMemory:
         voxel = self.room.enter(evicted.voxel)
         lanes, nowhere = self.rows.lanes, self.grid.capacity * self.rows.lanes
         lane = torch.arange(lanes, device=voxel.device)[:, None]
-        row, order = torch.where(voxel >= 0, voxel * lanes + lane, nowhere).flatten().sort(stable=True)
+        row = (voxel * lanes + lane).masked_fill_(voxel < 0, nowhere)
+        row, order = row.flatten().sort(stable=True)
         rows, index, size = row.unique_consecutive(return_inverse=True, return_counts=True)
         stops = size.cumsum(0)[ROWS_AT_ONCE - 1 :: ROWS_AT_ONCE]
         counts = torch.stack([(evicted.voxel != NOWHERE).sum(), (voxel >= 0).sum()])
@@ -178,8 +179,8 @@ class VoxelMemory:
         if with_buffer:
             buffers = self._candidates("buffers", rows)
             chosen.append(_best(buffers, buffers.figures[..., 0], budget))
-        pivots_chosen = torch.where(chosen[0].figures[..., -1] > 0, chosen[0].slots, -1)
-        return Retrieved(*self._gather(chosen, budget), pivots_chosen)
+        found = chosen[0].slots.masked_fill(chosen[0].figures[..., -1] == 0, -1)
+        return Retrieved(*self._gather(chosen, budget), found)
 
     def add_weight(self, slots: Tensor, weight: Tensor) -> None:
         """Make pivots heavier; slots, −1 = none, and weight alike in shape."""

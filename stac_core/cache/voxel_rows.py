@@ -44,7 +44,8 @@ class Kind:
     def slots(self, blocks: Tensor) -> Tensor:
         """Entries of the table → slots [n, slots_per_row]; −1 = none."""
         first = blocks[..., None]
-        return torch.where(first > 0, first + self._offsets, -1).flatten(1)[:, : self.slots_per_row]
+        slots = (first + self._offsets).masked_fill_(first == 0, -1)
+        return slots.flatten(1)[:, : self.slots_per_row]
 
     def figures(self, slots: Tensor, places: Places) -> Tensor:
         """[n, slots_per_row, f] of slots [n, slots_per_row], located; 0 where there is none."""

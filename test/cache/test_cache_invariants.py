@@ -200,6 +200,7 @@ def test_the_voxel_edge_follows_the_scene_and_stays():
 def test_where_tokens_lie_in_memory_changes_nothing(change, small, monkeypatch):
     _, expected = run(parity(), WALK, 40)
     monkeypatch.setattr(pages, "SMALL", small)
+    monkeypatch.setattr(pages, "JOINED", 0)
     cache, out = run(parity(**change), WALK, 40)
     assert torch.equal(out, expected)
     cache.voxels.check()
