@@ -28,7 +28,7 @@ MAY_IMPORT = {  # part of stac_core → the parts it may import
     "images": {"config", "geometry"},
     "network": BASICS,
     "kernels": {"config", "settings"},
-    "cache": {"kernels", "geometry", "config", "settings", "files"},
+    "cache": {"kernels", "geometry", "config", "settings", "files", "device"},
     "checkpoint": BASICS | {"network"},
     "session": BASICS | {"network", "cache", "images", "kernels"},
     "worlds": {"geometry", "settings"},

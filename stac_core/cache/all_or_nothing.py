@@ -7,6 +7,7 @@ buffers of keys and values, which are written only where nothing valid lies.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -58,8 +59,15 @@ def _parts_in(value: Any) -> list[Any]:
 
 
 def _is_part(value: Any) -> bool:
-    frozen = getattr(getattr(type(value), "__dataclass_params__", None), "frozen", False)
-    return type(value).__module__.startswith(PACKAGE) and hasattr(value, "__dict__") and not frozen
+    return _holds_state(value.__class__)
+
+
+@functools.cache
+def _holds_state(kind: type) -> bool:
+    """Whether objects of this type belong to this package and can change."""
+    frozen = getattr(getattr(kind, "__dataclass_params__", None), "frozen", False)
+    changes = any("__dict__" in vars(base) for base in kind.__mro__) and not frozen
+    return changes and kind.__module__.startswith(PACKAGE)
 
 
 def _copy(value: Any) -> Any:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from stac_core.cache.eviction import Choice
-from stac_core.cache.key_values import KeyValues
+from stac_core.cache.key_values import Fields, KeyValues, as_index
 from stac_core.cache.saved_state import State
 from stac_core.cache.token_store import TokenStore
 from stac_core.cache.voxel_keys import NOWHERE
 from stac_core.cache.voxel_memory import Evicted
+from stac_core.device import send
 from stac_core.kernels.attend import AnySegment
 
 
@@ -39,9 +42,9 @@ class AnchorStore:
         """Score and voxel key of the tokens, both [layers, heads, length]."""
         return self.score, self.voxel
 
-    def segment(self, layer: int) -> AnySegment | None:
-        """The tokens of one layer; None where there are none."""
-        return self.memory.segment(layer, self.length) if self.length else None
+    def segments(self) -> list[AnySegment]:
+        """The tokens of every layer; empty where there are none."""
+        return self.memory.segments(self.length) if self.length else []
 
     def state(self) -> State:
         notes = {"score": self.score, "voxel": self.voxel, "born": self.born}
@@ -51,67 +54,59 @@ class AnchorStore:
         self.score, self.voxel, self.born = state["score"], state["voxel"], state["born"]
         self.memory.restore(state.get("memory", {}))
 
-    def candidates(self, window: TokenStore, leaving: Tensor) -> tuple[Tensor, Tensor]:
-        """Score and pass of birth [layers, heads, n] of the anchors, then of the window's `leaving` slots."""
-        score, born = _scores(window, leaving), window.born[leaving].to(self.born)
-        born = born.expand(*self.born.shape[:2], -1)
-        return torch.cat([self.score, score], -1), torch.cat([self.born, born], -1)
+    def candidates(self, window: TokenStore, leaving: Tensor) -> Candidates:
+        """The anchors, then the window's `leaving` slots."""
+        if window.score is None:
+            raise RuntimeError("anchors are chosen by score, and the window keeps none")
+        where = as_index(leaving, self.score.device)
+        new = (
+            window.score[..., where],
+            self.voxel.new_full((len(leaving),), NOWHERE) if window.voxel is None else window.voxel[where],
+            send(window.born[leaving].int(), self.score.device),
+        )
+        own, shape = (self.score, self.voxel, self.born), (*self.score.shape[:2], -1)
+        return Candidates(*(torch.cat([a, b.expand(shape)], -1) for a, b in zip(own, new, strict=True)))
 
     def renew(
-        self, window: TokenStore, leaving: Tensor, choice: Choice, capacity: int, evict: bool
+        self, window: TokenStore, leaving: Tensor, candidates: Candidates, choice: Choice, evict: bool
     ) -> Evicted | None:
         """Keep the chosen of the candidates; → the others, where `evict` says that somebody wants them.
 
         The chosen are written to fresh buffers, so that a step that fails can go back.
         """
-        score, born = self.candidates(window, leaving)
-        voxel = self._voxels(window, leaving)
-        self.memory.adopt(window.memory)
+        fields = self._joined(window, leaving)
         renewed = self.memory.emptied()
-        keys, values = [], []
-        for layer, (kept, dropped) in enumerate(zip(choice.kept, choice.dropped, strict=True)):
-            fields = self._joined(window, leaving, layer)
-            if evict:
-                gone = self.memory.decode(layer, tuple(_gather(field, dropped) for field in fields))
-                keys.append(gone[0])
-                values.append(gone[1])
-            renewed.put(layer, 0, tuple(_gather(field, kept) for field in fields), capacity, 0)
-        self.memory = renewed
+        renewed.hold(tuple(_gather(field, choice.kept) for field in fields))
         evicted = None
         if evict:
             out = choice.dropped
-            evicted = Evicted(
-                torch.cat(keys), torch.cat(values), score.gather(-1, out).flatten(0, 1),
-                voxel.gather(-1, out).flatten(0, 1),
-            )  # fmt: skip
-        kept = choice.kept
-        self.score, self.voxel, self.born = (note.gather(-1, kept) for note in (score, voxel, born))
+            keys, values = self.memory.decode(tuple(_gather(field, out) for field in fields))
+            score, voxel = (note.gather(-1, out).flatten(0, 1) for note in candidates[:2])
+            evicted = Evicted(keys, values, score, voxel)
+        self.memory = renewed
+        self.score, self.voxel, self.born = (note.gather(-1, choice.kept) for note in candidates)
         return evicted
 
-    def _joined(self, window: TokenStore, leaving: Tensor, layer: int) -> tuple[Tensor, ...]:
-        """Stored fields [heads, n, …] of the anchors and of the leaving tokens."""
-        source = window.fields(layer)
-        slots = leaving.to(source[0].device)
-        new = self.memory.convert(window.memory, layer, tuple(field[:, slots] for field in source))
+    def _joined(self, window: TokenStore, leaving: Tensor) -> Fields:
+        """Stored fields [lanes, n, …] of the anchors and of the leaving tokens."""
+        where = as_index(leaving, self.score.device)
+        new = self.memory.convert(window.memory, tuple(field[:, where] for field in window.fields))
         if not self.length:
             return new
-        own = (field[:, : self.length] for field in self.memory.fields(layer))
-        return tuple(torch.cat(pair, 1) for pair in zip(own, new, strict=True))
-
-    def _voxels(self, window: TokenStore, leaving: Tensor) -> Tensor:
-        if window.voxel is None:
-            new = self.voxel.new_full((len(leaving),), NOWHERE)
-        else:
-            new = window.voxel[leaving.to(window.voxel.device)]
-        return torch.cat([self.voxel, new.expand(*self.voxel.shape[:2], -1)], -1)
+        return tuple(
+            torch.cat([own[:, : self.length], added], 1)
+            for own, added in zip(self.memory.fields, new, strict=True)
+        )
 
 
-def _scores(window: TokenStore, leaving: Tensor) -> Tensor:
-    if window.score is None:
-        raise RuntimeError("anchors are chosen by score, and the window keeps none")
-    return window.score[..., leaving.to(window.score.device)]
+class Candidates(NamedTuple):
+    """Tokens that compete for the places of anchors [layers, heads, n]."""
+
+    score: Tensor
+    voxel: Tensor
+    born: Tensor
 
 
 def _gather(field: Tensor, slots: Tensor) -> Tensor:
-    """field [heads, n, w], slots [heads, m] → [heads, m, w]."""
-    return field.gather(1, slots[..., None].expand(-1, -1, field.shape[-1]))
+    """field [lanes, n, w], slots [layers, heads, m] → [lanes, m, w]."""
+    return field.gather(1, slots.flatten(0, 1)[..., None].expand(-1, -1, field.shape[-1]))

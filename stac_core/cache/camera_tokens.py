@@ -54,7 +54,9 @@ class CameraTokens:
     @poses.setter
     def poses(self, world_from_camera: Tensor) -> None:
         if self._pages is not None:
-            self._pages.write("pose", self._rows(self.frames), world_from_camera.flatten(1))
+            self._pages.write(
+                "pose", self._pages.locate(self._rows(self.frames)), world_from_camera.flatten(1)
+            )
 
     def add(self, cameras: Cameras) -> None:
         """Those of the next frames."""
@@ -62,7 +64,7 @@ class CameraTokens:
         pages = self._open(cameras.tokens)
         self._frames += len(frames)
         kept = torch.isin(frames, self.frames)
-        rows, here = self._rows(frames[kept]), kept.to(pages.device)
+        rows, here = pages.locate(self._rows(frames[kept])), kept.to(pages.device)
         pages.write("token", rows, cameras.tokens[here])
         pages.write("pose", rows, cameras.world_from_camera[here].flatten(1))
 
@@ -75,7 +77,7 @@ class CameraTokens:
         if state:
             pages = self._open(state["token"])
             self._frames = int(state["frames"])
-            pages.write("token", self._rows(self.frames), state["token"])
+            pages.write("token", pages.locate(self._rows(self.frames)), state["token"])
             self.poses = state["pose"]
 
     def _open(self, like: Tensor) -> Pages:
@@ -89,7 +91,7 @@ class CameraTokens:
     def _read(self, name: str) -> Tensor:
         if self._pages is None:
             raise ValueError("no camera tokens are kept; set cache.repose_frames, and step at least once")
-        return self._pages.read(name, self._rows(self.frames))
+        return self._pages.read(name, self._pages.locate(self._rows(self.frames)))
 
     def _rows(self, frames: Tensor) -> Tensor:
         """Frame 0 has the first row, the others take turns."""

@@ -44,4 +44,11 @@ RULES: dict[str, Rule] = {"score": by_score, "recent": by_recency, "random": by_
 def choose(rule: str, score: Tensor, budget: int, moment: int = 0) -> Choice:
     """Split tokens by a rule of `RULES`; score [..., T]."""
     order = RULES[rule](score, moment).sort(dim=-1, descending=True, stable=True).indices
-    return Choice(order[..., :budget].sort(-1).values, order[..., budget:].sort(-1).values)
+    kept = torch.zeros_like(order, dtype=torch.bool).scatter_(-1, order[..., :budget], True)
+    return Choice(_true(kept, order[..., :budget]), _true(~kept, order[..., budget:]))
+
+
+def _true(mask: Tensor, like: Tensor) -> Tensor:
+    """Where the mask [..., T] is true, ascending, as often in every row as `like` is wide; shaped like it."""
+    places = torch.nonzero_static(mask.flatten(), size=like.numel())[:, 0]
+    return (places % mask.shape[-1]).view(like.shape)

@@ -20,7 +20,7 @@ def fused_content(
     """
     lanes = rows.lanes
     target = (family[:, None] * lanes + torch.arange(lanes, device=family.device)).flatten()
-    content = rows.read(rows.of_voxels(voxels).flatten())
+    content = rows.read(rows.of_voxels(voxels).flatten()).state
     state = RowState(*(part.new_zeros(families * lanes, *part.shape[1:]) for part in content))
     state = state._replace(buffer_score=torch.full_like(state.buffer_score, -torch.inf))
     _fold_pivots(state, content, target, ordinals(family).repeat_interleave(lanes))

@@ -1,4 +1,7 @@
-"""Keys and values of every layer in preallocated buffers, exact or as codes."""
+"""Keys and values of all layers in preallocated buffers, exact or as codes.
+
+Growing needs spare memory of one field, keys or values; compacting as much as what stays.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from torch import Tensor
 
 from stac_core.cache.quantization import Codec
 from stac_core.cache.saved_state import State
+from stac_core.device import send
 from stac_core.kernels.attend import AnySegment, CodedSegment, Codes, Segment
 
 Fields = tuple[Tensor, ...]  # as stored: the fields of the key, then those of the value
@@ -31,6 +35,13 @@ class KeyScale:
             largest = first_frame.float().abs().amax(1, keepdim=True)
             self.layers[layer] = largest.clamp_min(torch.finfo(torch.float16).tiny)
 
+    def of(self, layer: int) -> Tensor:
+        """[heads, D] of one layer."""
+        scale = self.layers[layer]
+        if scale is None:
+            raise RuntimeError(f"layer {layer} has no key scale: it is fixed by the first frame")
+        return scale[:, 0]
+
     @property
     def bytes(self) -> int:
         """Allocated."""
@@ -49,13 +60,17 @@ class KeyScale:
 
 
 class KeyValues:
-    """Buffers [heads, capacity, …] per layer, allocated at first use."""
+    """Buffers [lanes, capacity, …], one per stored field, allocated at first use.
+
+    A lane is one (layer, head), layer by layer: what happens between passes happens to all lanes at once.
+    """
 
     def __init__(self, layers: int, bits: int = 16, scale: KeyScale | None = None) -> None:
         """scale: needed where the bits are fewer than 16."""
-        self._bits, self._scale = bits, scale
+        self._layers, self._bits, self._scale = layers, bits, scale
         self._codec: Codec | None = None  # known with the first token
-        self._layers: list[Fields | None] = [None] * layers
+        self._fields: list[Tensor] = []  # in the order of `Fields`
+        self._views: list[tuple[Tensor, ...]] = []  # of each field: the part of each layer
 
     @property
     def exact(self) -> bool:
@@ -64,7 +79,7 @@ class KeyValues:
     @property
     def bytes(self) -> int:
         """Allocated."""
-        return sum(field.nbytes for fields in self._layers if fields is not None for field in fields)
+        return sum(field.nbytes for field in self._fields)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -73,123 +88,137 @@ class KeyValues:
             raise RuntimeError("nothing has been stored yet")
         return self._codec.dtype
 
+    @property
+    def device(self) -> torch.device:
+        return self.fields[0].device
+
+    @property
+    def fields(self) -> Fields:
+        """The buffers of all lanes; slot t is the t-th along their second axis."""
+        if not self._fields:
+            raise RuntimeError("nothing has been stored yet")
+        return tuple(self._fields)
+
     def segment(self, layer: int, stop: int) -> AnySegment:
         """The first `stop` tokens of one layer, as they are stored."""
-        fields = tuple(field[:, :stop] for field in self.fields(layer))
-        return Segment(*fields) if self.exact else CodedSegment(*self._codes(layer, fields))
+        return self._segment(layer, tuple(view[layer][:, :stop] for view in self._views))
 
-    def fields(self, layer: int) -> Fields:
-        fields = self._layers[layer]
-        if fields is None:
-            raise RuntimeError(f"layer {layer} has never been written")
-        return fields
+    def segments(self, stop: int, bias: Tensor | None = None) -> list[AnySegment]:
+        """The same of every layer; bias [layers, heads, stop]."""
+        by_field = (field[:, :stop].chunk(self._layers) for field in self.fields)
+        biases = [None] * self._layers if bias is None else bias.unbind()
+        by_layer = zip(zip(*by_field, strict=True), biases, strict=True)
+        return [self._segment(layer, fields, own) for layer, (fields, own) in enumerate(by_layer)]
 
     def write(self, layer: int, start: int, keys: Tensor, values: Tensor, capacity: int, valid: int) -> None:
-        """Store [heads, n, D] from slot `start` on; the first `valid` slots survive a change of capacity."""
-        self.put(layer, start, self.encode(layer, keys, values), capacity, valid)
+        """Store [heads, n, D] in one layer from slot `start` on.
 
-    def put(self, layer: int, start: int, new: Fields, capacity: int, valid: int) -> None:
-        """The same for tokens that are stored fields already."""
-        fields = self._layers[layer]
-        if fields is None or fields[0].shape[1] < capacity:
-            fields = _allocate(new, capacity, fields, valid)
-            self._layers[layer] = fields
-        for buffer, part in zip(fields, new, strict=True):
+        The first `valid` slots of every layer survive a change of capacity.
+        """
+        new = self.encode(keys, values, layer)
+        self._reserve(new, self._layers * len(keys), capacity, valid)
+        for view, part in zip(self._views, new, strict=True):
+            view[layer][:, start : start + part.shape[1]] = part
+
+    def put(self, start: int, new: Fields, capacity: int, valid: int) -> None:
+        """The same for stored fields [lanes, n, …] of all layers."""
+        self._reserve(new, len(new[0]), capacity, valid)
+        for buffer, part in zip(self._fields, new, strict=True):
             buffer[:, start : start + part.shape[1]] = part
 
-    def compact(self, layer: int, slots: Tensor) -> None:
-        """Move the tokens of `slots` [n], on the host and ascending, to the front of one layer."""
-        fields = self._layers[layer]
-        if fields is None:
-            return
-        first, count = int(slots[0]) if len(slots) else 0, len(slots)
-        in_one_piece = not count or int(slots[-1]) - first + 1 == count
-        where = slice(first, first + count) if in_one_piece else slots.to(fields[0].device)
-        moved = [buffer[:, where].clone() for buffer in fields]  # all copies before the first change
-        for buffer, part in zip(fields, moved, strict=True):
+    def hold(self, fields: Fields) -> None:
+        """Have these fields [lanes, n, …] of all layers as buffers, without a copy."""
+        for i, field in enumerate(fields):
+            self._set(i, field)
+
+    def compact(self, slots: slice | Tensor, count: int) -> None:
+        """Move the tokens of so many slots, ascending, to the front."""
+        moved = [buffer[:, slots].clone() for buffer in self._fields]  # all copies before the first change
+        for buffer, part in zip(self._fields, moved, strict=True):
             buffer[:, :count] = part
 
     def emptied(self) -> KeyValues:
         """Another memory of the same kind, with nothing in it."""
-        other = KeyValues(len(self._layers), self._bits, self._scale)
+        other = KeyValues(self._layers, self._bits, self._scale)
         other._codec = self._codec
         return other
 
-    def take(self, other: KeyValues, slots: Tensor, start: int, capacity: int) -> None:
-        """Copy the tokens in `slots` of another memory to slot `start` and on."""
-        for layer, fields in enumerate(other._layers):
-            if fields is not None:
-                on_device = slots.to(fields[0].device)
-                moved = self.convert(other, layer, tuple(field[:, on_device] for field in fields))
-                self.put(layer, start, moved, capacity, start)
+    def convert(self, other: KeyValues, fields: Fields) -> Fields:
+        """Stored fields of all lanes of another memory as those of this one; codes are never coded again."""
+        if self._codec is None and other._codec is not None:
+            self._codec = Codec(self._bits, other._codec.dim, other._codec.dtype)
+        return fields if self._bits == other._bits else self.encode(*other.decode(fields))
 
-    def convert(self, other: KeyValues, layer: int, fields: Fields) -> Fields:
-        """Stored fields of another memory as those of this one; codes are copied, not coded again."""
-        self.adopt(other)
-        return fields if self._bits == other._bits else self.encode(layer, *other.decode(layer, fields))
-
-    def encode(self, layer: int, keys: Tensor, values: Tensor) -> Fields:
+    def encode(self, keys: Tensor, values: Tensor, layer: int | None = None) -> Fields:
+        """Keys and values of one layer [heads, T, D], or of all lanes [lanes, T, D] → their stored fields."""
         if self._codec is None:
             self._codec = Codec(self._bits, keys.shape[-1], keys.dtype)
         if not self.exact:
-            keys = keys / self._scale_of(layer)
+            keys = keys / self._factor(layer)[:, None]
         return *self._codec.encode(keys), *self._codec.encode(values)
 
-    def decode(self, layer: int, fields: Fields) -> tuple[Tensor, Tensor]:
-        """Stored fields → keys and values."""
+    def decode(self, fields: Fields) -> tuple[Tensor, Tensor]:
+        """Stored fields of all lanes → keys and values."""
         if self.exact:
             return fields[0], fields[1]
-        keys, values = self._codes(layer, fields)
+        keys, values = self._codes(fields, self._factor(None))
         return keys.decode(self.dtype), values.decode(self.dtype)
 
-    def _codes(self, layer: int, fields: Fields) -> tuple[Codes, Codes]:
-        """Stored fields of codes → keys and values as kernels read them."""
-        if self._codec is None:
-            raise RuntimeError("nothing has been stored yet")
-        bits, dim = self._bits, self._codec.dim
-        factor = self._scale_of(layer)[:, 0]
-        return Codes(fields[0], fields[1], bits, dim, factor), Codes(fields[2], fields[3], bits, dim)
-
-    def adopt(self, other: KeyValues) -> None:
-        """Be ready to decode what another memory of the same stream has encoded."""
-        if self._codec is None and other._codec is not None:
-            self._codec = Codec(self._bits, other._codec.dim, other._codec.dtype)
-
     def state(self, length: int) -> State:
-        """The first `length` tokens of every layer, as they are stored."""
+        """The first `length` tokens of every lane, as they are stored."""
         if self._codec is None:
             return {}
-        layers = {
-            f"{layer}.{i}": field[:, :length]
-            for layer, fields in enumerate(self._layers)
-            if fields is not None
-            for i, field in enumerate(fields)
-        }
-        return {"like": torch.empty(0, self._codec.dim, dtype=self._codec.dtype), **layers}
+        fields = {str(i): field[:, :length] for i, field in enumerate(self._fields)}
+        return {"like": torch.empty(0, self._codec.dim, dtype=self._codec.dtype), **fields}
 
     def restore(self, state: State) -> None:
         if not state:
             return
         self._codec = Codec(self._bits, state["like"].shape[-1], state["like"].dtype)
-        count = 2 * len(self._codec.columns)
-        for layer in range(len(self._layers)):
-            if f"{layer}.0" in state:
-                self._layers[layer] = tuple(state[f"{layer}.{i}"] for i in range(count))
+        if "0" in state:
+            self.hold(tuple(state[str(i)] for i in range(2 * len(self._codec.columns))))
 
-    def _scale_of(self, layer: int) -> Tensor:
-        scale = None if self._scale is None else self._scale.layers[layer]
-        if scale is None:
-            raise RuntimeError(f"layer {layer} has no key scale: it is fixed by the first frame")
-        return scale
+    def _segment(self, layer: int, fields: Fields, bias: Tensor | None = None) -> AnySegment:
+        if self.exact:
+            return Segment(fields[0], fields[1], bias)
+        return CodedSegment(*self._codes(fields, self._factor(layer)), bias)
+
+    def _codes(self, fields: Fields, factor: Tensor) -> tuple[Codes, Codes]:
+        """Stored fields of codes → keys and values as kernels read them; factor: see `Codes`."""
+        if self._codec is None:
+            raise RuntimeError("nothing has been stored yet")
+        bits, dim = self._bits, self._codec.dim
+        return Codes(fields[0], fields[1], bits, dim, factor), Codes(fields[2], fields[3], bits, dim)
+
+    def _factor(self, layer: int | None) -> Tensor:
+        """What keys are divided by, of one layer [heads, D] or of all lanes [lanes, D]."""
+        if self._scale is None:
+            raise RuntimeError("codes need a key scale")
+        return self._scale.lanes if layer is None else self._scale.of(layer)
+
+    def _reserve(self, like: Fields, lanes: int, capacity: int, valid: int) -> None:
+        """Have buffers of at least this capacity, one field after the other."""
+        for i, part in enumerate(like):
+            if i < len(self._fields) and self._fields[i].shape[1] >= capacity:
+                continue
+            with torch.inference_mode(False):  # the buffer outlives the mode of this pass
+                shape = lanes, capacity, part.shape[2]
+                buffer = torch.empty(shape, dtype=part.dtype, device=part.device)
+            if i < len(self._fields):
+                buffer[:, :valid] = self._fields[i][:, :valid]
+            self._set(i, buffer)
+
+    def _set(self, i: int, buffer: Tensor) -> None:
+        self._fields[i : i + 1] = [buffer]
+        self._views[i : i + 1] = [buffer.chunk(self._layers)]
 
 
-def _allocate(like: Fields, capacity: int, old: Fields | None, valid: int) -> Fields:
-    with torch.inference_mode(False):  # the store outlives the mode of this pass
-        fields = tuple(
-            torch.empty(part.shape[0], capacity, part.shape[2], dtype=part.dtype, device=part.device)
-            for part in like
-        )
-    if old is not None:
-        for new, part in zip(fields, old, strict=True):
-            new[:, :valid] = part[:, :valid]
-    return fields
+def as_index(slots: Tensor, device: torch.device) -> slice | Tensor:
+    """Slots [n], on the host and ascending, as an index of what lies on the device.
+
+    A slice where they lie in one piece, so that nothing is sent there.
+    """
+    first, count = int(slots[0]) if len(slots) else 0, len(slots)
+    if not count or int(slots[-1]) - first + 1 == count:
+        return slice(first, first + count)
+    return send(slots, device)

@@ -41,7 +41,10 @@ class LiveCache:
         self._pinned = TokenStore(layers, KeyValues(layers, config.pinned_bits, scale))
         self._special = TokenStore(layers, KeyValues(layers, config.window_bits, scale))
         self._anchors: AnchorStore | None = None
-        self._contributions: list[Tensor | None] = [None] * layers  # [heads, live tokens] of this pass
+        self._past: list[
+            list[AnySegment]
+        ] = []  # of this pass: all that a layer sees but the window, by layer
+        self._contributions: list[list[Tensor]] = [[]] * layers  # [heads, n] of this pass, segment by segment
         self._frames = self._tokens_per_frame = 0  # of this pass
 
     @property
@@ -77,11 +80,13 @@ class LiveCache:
         if self._rules.bounded:
             most = (window_frames(self._config) + self._config.chunk_size) * tokens_per_frame
         self.window.begin(frames * tokens_per_frame, most)
+        stores = [store.segments() for store in self._stores if store is not self.window and store.length]
+        self._past = [list(segments) for segments in zip(*stores, strict=True)]
 
     def stage(self, layer: int, keys: Tensor, values: Tensor) -> list[AnySegment]:
         """Take in new tokens [heads, n, D] of one layer; → all that it sees, the new ones last."""
-        past = [store.segment(layer) for store in self._stores if store is not self.window]
-        return [s for s in past if s is not None] + self.window.stage(layer, keys, values)
+        past = self._past[layer] if self._past else []
+        return past + self.window.stage(layer, keys, values)
 
     def credit(self, layer: int, q: Tensor, live: list[AnySegment], mass: list[Tensor] | None) -> None:
         """Note what queries [heads, M, D] make of the live tokens of a layer, and what these received."""
@@ -92,6 +97,7 @@ class LiveCache:
         """The staged tokens become part of the stream, with their scores. RuntimeError where some lack."""
         frames = torch.arange(first_frame, first_frame + self._frames)
         self.window.commit(frames.repeat_interleave(self._tokens_per_frame), moment)
+        self._past = []
         if self._rules.anchors:
             self._score()
 
@@ -117,9 +123,10 @@ class LiveCache:
         → who went, where `wanted`.
         """
         frame = self.window.frame
-        pinned = torch.isin(frame, torch.tensor(sorted(pins), dtype=torch.int64))
-        slots = pinned.nonzero()[:, 0]
-        if len(slots):
+        here = [pin for pin in pins if int(frame[0]) <= pin <= int(frame[-1])]
+        pinned = torch.isin(frame, torch.tensor(here)) if here else torch.zeros(len(frame), dtype=torch.bool)
+        if here:
+            slots = pinned.nonzero()[:, 0]
             self._pinned.take(self.window, slots, len(pins) * self._tokens_per_frame)
         recent = frame >= oldest
         leaving = (~recent & ~pinned).nonzero()[:, 0]
@@ -133,15 +140,16 @@ class LiveCache:
     def tokens(self) -> LiveTokens:
         """All of them, decoded, each store in temporal order."""
         stores = [store for store in self._stores if store.length]
-        keys, values = [], []
-        for layer in range(self._network.layers):
-            stored = [s for s in (store.segment(layer) for store in stores) if s is not None]
+        layers = []
+        for stored in zip(*(store.segments() for store in stores), strict=True):
             segments = decode_segments(stored, self.window.memory.dtype)
-            keys.append(torch.cat([s.keys for s in segments], 1))
-            values.append(torch.cat([s.values for s in segments], 1))
+            layers.append(
+                [torch.cat(parts, 1) for parts in zip(*((s.keys, s.values) for s in segments), strict=True)]
+            )
+        keys, values = (torch.stack(parts) for parts in zip(*layers, strict=True))
         notes = [store.notes(self._network.layers, self._network.heads) for store in stores]
         score, voxel = (torch.cat(parts, -1) for parts in zip(*notes, strict=True))
-        return LiveTokens(torch.stack(keys), torch.stack(values), score, voxel)
+        return LiveTokens(keys, values, score, voxel)
 
     def state(self) -> State:
         parts: dict[str, Any] = {"pinned": self._pinned, "special": self._special, "window": self.window}
@@ -162,27 +170,31 @@ class LiveCache:
         stores = (self._pinned, self._special, self._anchors, self.window)
         return [store for store in stores if store is not None]
 
-    def _contribution(self, q: Tensor, live: list[AnySegment], mass: list[Tensor] | None) -> Tensor:
-        """What this pass adds to the scores of the live tokens of one layer [heads, T]."""
+    def _contribution(self, q: Tensor, live: list[AnySegment], mass: list[Tensor] | None) -> list[Tensor]:
+        """What this pass adds to the scores of the live tokens of one layer [heads, n], in parts."""
         if mass is not None:
-            return scores.received(torch.cat(mass[: len(live)], -1), q.shape[1])
+            return mass[: len(live)]
         keys = torch.cat([decode_keys(segment, q.dtype) for segment in live], 1)
         newest, special = q[:, -self._tokens_per_frame :], self._network.special_tokens
         if self._config.importance == "pooled":
-            return scores.importance_pooled(newest, keys, special)
-        return scores.importance_per_head(newest, keys, special)
+            return [scores.importance_pooled(newest, keys, special)]
+        return [scores.importance_per_head(newest, keys, special)]
 
     def _score(self) -> None:
         """Fold the pass's contributions into the scores, each in the place of its token."""
         config = self._config
         decay = scores.decay_of_pass(config.temperature, config.decay_unit, self._frames)
         decay = 0.0 if self._rules.pruned else decay
-        new = torch.stack([c for c in self._contributions if c is not None])  # [layers, heads, T]
-        parts = new.split([store.length for store in self._stores], -1)
-        for store, part in zip(self._stores, parts, strict=True):
-            known = part[..., :0] if store.score is None else store.score
-            store.score = scores.update(known, part, decay)
-        self._contributions = [None] * len(self._contributions)
+        new = torch.cat([part for parts in self._contributions for part in parts], -1)
+        new = new.unflatten(-1, (len(self._contributions), -1)).transpose(0, 1)  # [layers, heads, T]
+        if self.by_mass:
+            new = scores.received(new, self._frames * self._tokens_per_frame)
+        known = [store.score for store in self._stores if store.score is not None]  # new tokens come last
+        score = scores.update(torch.cat(known, -1), new, decay) if known else new
+        lengths = [store.length for store in self._stores]
+        for store, part in zip(self._stores, score.split(lengths, -1), strict=True):
+            store.score = part
+        self._contributions = [[]] * len(self._contributions)
 
     def _keep_special(self, leaving: Tensor) -> Tensor:
         """Camera and register tokens of leaving frames go to their ring; → the slots that are left."""
@@ -201,10 +213,11 @@ class LiveCache:
         if self._anchors is None:
             return None
         config = self._config
-        score, born = self._anchors.candidates(self.window, leaving)
+        candidates = self._anchors.candidates(self.window, leaving)
+        score = candidates.score
         if config.score == "mean":
             decay = scores.decay_of_pass(config.temperature, config.decay_unit, config.chunk_size)
-            score = score / scores.exposure(moment - born, decay)
+            score = score / scores.exposure(moment - candidates.born, decay)
         room = anchor_tokens(config, self._tokens_per_frame)
         choice = choose(config.eviction, score, room, moment)
-        return self._anchors.renew(self.window, leaving, choice, room, wanted)
+        return self._anchors.renew(self.window, leaving, candidates, choice, wanted)

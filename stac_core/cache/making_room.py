@@ -16,7 +16,7 @@ from stac_core.cache.saved_state import State, tally, untally
 from stac_core.cache.slots import SlotPool
 from stac_core.cache.spilled import SpilledVoxels
 from stac_core.cache.voxel_grid import VoxelGrid
-from stac_core.cache.voxel_keys import parents, unpack
+from stac_core.cache.voxel_keys import NOWHERE, parents, unpack
 from stac_core.cache.voxel_rows import VoxelRows
 from stac_core.config import CacheConfig
 from stac_core.kernels.voxel_merge import MergeRules, RowState, VoxelMerge
@@ -67,19 +67,22 @@ class RoomMaker:
         """A new pass: what is visited from here on is safe until the next. camera_cell [3] finest cells."""
         self._moment, self._camera_cell, self._limit = moment, camera_cell, limit
 
-    def enter(self, keys: Tensor) -> None:
-        """Have a voxel for each of these different finest-level keys, as far as there is room."""
+    def enter(self, keys: Tensor) -> Tensor:
+        """Have a voxel for each finest-level key, as far as there is room → their voxels, −1 = none."""
         found = self._grid.find(keys)
-        # Before anything is spilled to make room for others.
-        self._grid.visit(found[found >= 0], self._moment)
-        away = torch.zeros_like(found, dtype=torch.bool)  # spilled, and without room to come back
+        self._grid.visit(found.flatten(), self._moment)  # before anything is spilled to make room for others
+        missing = (found < 0) & (keys != NOWHERE)
         if self.host.records:
             self.recall(self.host.grid.find(keys.to("cpu")))
-            found, away = self._grid.find(keys), (self.host.grid.find(keys.to("cpu")) >= 0).to(keys.device)
-        missing = keys[(found < 0) & ~away]
-        added = missing[: self._voxels_for(len(missing))]
+            found, away = self._grid.find(keys), self.host.grid.find(keys.to("cpu")).to(keys.device) >= 0
+            missing &= (found < 0) & ~away  # spilled, and without room to come back
+        if not bool(missing.any()):
+            return found
+        new = keys[missing].unique()
+        added = new[: self._voxels_for(len(new))]
         self._grid.add(added, 0, self._moment)
-        self.counts.refused += len(missing) - len(added)
+        self.counts.refused += len(new) - len(added)
+        return self._grid.find(keys)
 
     def recall(self, numbers: Tensor) -> None:
         """Bring spilled voxels back, by their numbers in the host's grid (−1 = none), while there is room."""
@@ -111,10 +114,10 @@ class RoomMaker:
 
     def _voxels_for(self, wanted: int) -> int:
         """Free voxel numbers, at most `wanted`, after growing or making room."""
-        while (short := wanted - len(self._grid.free)) > 0:
+        while (short := wanted - self._grid.spare) > 0:
             if not self._grow_voxels(short) and not self._make_room():
                 break
-        return min(wanted, len(self._grid.free))
+        return min(wanted, self._grid.spare)
 
     def _grow_voxels(self, short: int) -> bool:
         voxels = max(short, self._grid.capacity // 4, self._config.voxel_num)
@@ -148,7 +151,7 @@ class RoomMaker:
         return voxels[self._grid.visited[voxels].sort(stable=True).indices]
 
     def _batch(self) -> int:
-        return max(1, len(self._grid.voxels) // SHARE)
+        return max(1, self._grid.count // SHARE)
 
     def _forget(self) -> bool:
         voxels = self._unvisited()[: self._batch()]
@@ -237,7 +240,8 @@ class RoomMaker:
         wide = self._grid.add(keys, level, moments)
         self._grid.see(wide, places, frames)
         # Every slot is fresh; under `stale_after`, pivots that nobody joins just now are stale from here on.
-        self._rows.write(self._rows.of_voxels(wide).flatten(), state, fused, self._moment)
+        fresh = self._rows.fresh(self._rows.of_voxels(wide).flatten(), state)
+        self._rows.write(self._rows.update(fresh, fused, self._moment))
         return True
 
     def _fits(self, source: Tensor, state: RowState) -> bool:

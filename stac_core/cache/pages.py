@@ -5,19 +5,23 @@ Small pages are joined, which copies little and spares every later access a look
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from stac_core.cache.saved_state import State
+from stac_core.device import send
 
 GROWTH = 1 / 16  # a new page is this share of what is there: so much may be waste
-SMALL = 1 << 22  # bytes of a page that may be copied to join it with the next
+SMALL = 1 << 26  # bytes of a page that may in any case be copied to join it with the next
+JOINED = 1 / 2  # most of the table that may be copied for that
 
 
 class Pages:
-    """Named columns of equal length. Reading and writing go by row numbers, in any order."""
+    """Named columns of equal length. Reading and writing go by row numbers, in any order, once located."""
 
     def __init__(self, columns: Mapping[str, tuple[int, torch.dtype]], device: torch.device) -> None:
         """columns: name → trailing width and dtype. Fresh rows hold zeros."""
@@ -52,27 +56,49 @@ class Pages:
             for name, (width, dtype) in self._columns.items()
         }
         joined = (self.length - self._starts[-1] + rows) * self.row_bytes if self._pages else 0
-        if self._pages and joined <= max(SMALL, GROWTH * self.bytes):
+        if self._pages and joined <= max(SMALL, JOINED * self.bytes):
             self._pages[-1] = {name: torch.cat([self._pages[-1][name], new]) for name, new in fresh.items()}
         else:
             self._starts.append(self.length)
             self._pages.append(fresh)
         self.length += rows
 
-    def read(self, name: str, rows: Tensor) -> Tensor:
-        """[n] row numbers → [n, width]."""
+    def locate(self, rows: Tensor) -> Places:
+        """Where rows [n] lie, for all columns, until the table grows; nowhere in a table without rows."""
+        if not self._pages:
+            return Places(len(rows), [])
+        if len(self._pages) == 1:
+            return Places(len(rows), [Place(0, None, rows)])
+        starts = send(torch.tensor(self._starts), rows.device)
+        page_of = torch.bucketize(rows, starts, right=True).short() - 1  # few bits are sorted sooner
+        page_of, order = page_of.sort(stable=True)
+        numbers = torch.arange(len(self._pages), dtype=page_of.dtype, device=rows.device)
+        borders = torch.searchsorted(page_of, numbers).tolist()
+        spans = enumerate(pairwise([*borders, len(rows)]))
+        places = [
+            Place(page, order[first:last], rows[order[first:last]] - self._starts[page])
+            for page, (first, last) in spans
+            if last > first
+        ]
+        return Places(len(rows), places)
+
+    def read(self, name: str, places: Places) -> Tensor:
+        """The n rows located [n, width]."""
+        if places.in_one:
+            return self._pages[0][name].index_select(0, places.parts[0].local)
         width, dtype = self._columns[name]
-        found = torch.empty(len(rows), width, dtype=dtype, device=self.device)
-        for page, here, local in self._split(rows):
-            found[here] = page[name][local]
+        found = torch.zeros(places.total, width, dtype=dtype, device=self.device)
+        for page, here, local in places.parts:
+            found[here] = self._pages[page][name][local]
         return found
 
-    def write(self, name: str, rows: Tensor, values: Tensor | float) -> None:
-        """Set [n] different rows to [n, width] values, or all of them to one number."""
-        for page, here, local in self._split(rows):
+    def write(self, name: str, places: Places, values: Tensor | float) -> None:
+        """Set the n rows located, all different, to [n, width] values, or all of them to one number."""
+        for page, here, local in places.parts:
+            column = self._pages[page][name]
             if self._overwritten is not None:
-                self._overwritten.append((page[name], local, page[name][local]))
-            page[name][local] = values[here] if isinstance(values, Tensor) else values
+                self._overwritten.append((column, local, column[local]))
+            column[local] = values if here is None or not isinstance(values, Tensor) else values[here]
 
     def watch(self) -> None:
         """From here on, remember what is overwritten."""
@@ -99,15 +125,21 @@ class Pages:
             self._starts, self._pages = [0], [{name: state[name] for name in self._columns}]
             self.length = len(next(iter(self._pages[0].values())))
 
-    def _split(self, rows: Tensor) -> Iterator[tuple[dict[str, Tensor], Tensor | slice, Tensor]]:
-        """Per page: the page, which of `rows` lie in it, and their numbers within it."""
-        if len(self._pages) == 1:
-            yield self._pages[0], slice(None), rows
-            return
-        starts = torch.tensor(self._starts, device=rows.device)
-        number = torch.searchsorted(starts, rows, right=True) - 1
-        order = number.sort(stable=True).indices
-        counts = torch.bincount(number, minlength=len(self._pages)).tolist()
-        for page, start, here in zip(self._pages, self._starts, order.split(counts), strict=True):
-            if len(here):
-                yield page, here, rows[here] - start
+
+class Place(NamedTuple):
+    """Rows that lie in one page."""
+
+    page: int
+    here: Tensor | None  # which of those that were asked for; None = all
+    local: Tensor  # their numbers within the page
+
+
+class Places(NamedTuple):
+    """Rows of a table, found once."""
+
+    total: int
+    parts: list[Place]
+
+    @property
+    def in_one(self) -> bool:
+        return len(self.parts) == 1 and self.parts[0].here is None

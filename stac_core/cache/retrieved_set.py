@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 
 from stac_core.cache.key_values import KeyScale, KeyValues
@@ -26,11 +24,11 @@ class RetrievedSet:
 
     def fill(self, found: Retrieved) -> None:
         """Take over what was found, once."""
-        width, layers = int(found.length.max()), len(self._bias)
-        self._bias = found.bias[:, :width].unflatten(0, (layers, -1)).contiguous()
-        keys, values = (part[:, :width].unflatten(0, (layers, -1)) for part in (found.keys, found.values))
-        for layer in range(layers if width else 0):
-            self._memory.write(layer, 0, keys[layer], values[layer], width, 0)
+        width = int(found.length.max())
+        self._bias = found.bias[:, :width].unflatten(0, (len(self._bias), -1)).contiguous()
+        if width:
+            fields = self._memory.encode(found.keys[:, :width], found.values[:, :width])
+            self._memory.put(0, fields, width, 0)
 
     def state(self) -> State:
         return {"bias": self._bias, "memory": self._memory.state(self.width)}
@@ -49,8 +47,6 @@ class RetrievedSet:
         """Over all lanes, without padding."""
         return int((self._bias > -torch.inf).sum())
 
-    def segment(self, layer: int) -> AnySegment | None:
-        """The set of one layer, with its bias; None where it is empty."""
-        if not self.width:
-            return None
-        return replace(self._memory.segment(layer, self.width), bias=self._bias[layer])
+    def segments(self) -> list[AnySegment]:
+        """The set of every layer, with its bias; empty where it is."""
+        return self._memory.segments(self.width, self._bias) if self.width else []

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stac_core.cache.pages import GROWTH, Pages
+from stac_core.cache.pages import GROWTH, Pages, Places
 from stac_core.cache.quantization import Codec
 from stac_core.cache.saved_state import State
 from stac_core.kernels.gather import Page
@@ -64,10 +64,10 @@ class SlotPool:
         self._free = torch.cat([fresh.flip(0), self._free])
 
     def take(self, blocks: int) -> Tensor:
-        """Numbers of the slots of so many free blocks [blocks, block]."""
+        """First slots of so many free blocks [blocks] int32."""
         left = len(self._free) - blocks
-        taken, self._free = self._free[left:].flip(0).long(), self._free[:left].clone()
-        return taken[:, None] * self.block + torch.arange(self.block, device=taken.device)
+        taken, self._free = self._free[left:].flip(0), self._free[:left].clone()
+        return taken * self.block
 
     def give_back(self, first_slots: Tensor) -> None:
         """Free the blocks that begin at these slots [n]."""
@@ -82,37 +82,41 @@ class SlotPool:
     def bits(self) -> int:
         return self._codec.bits
 
-    def read(self, slots: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Keys and values [n, D]; scale [n, D] is what `write` had divided the keys by."""
+    def locate(self, slots: Tensor) -> Places:
+        """Where slots [n] lie; until the pool grows."""
+        return self._pages.locate(slots)
+
+    def read(self, places: Places) -> tuple[Tensor, Tensor]:
+        """Keys, as `write` had divided them, and values [n, D]."""
         keys, values = (
-            self._codec.decode(tuple(self._pages.read(name, slots) for name in names))
+            self._codec.decode(tuple(self._pages.read(name, places) for name in names))
             for names in self._names
         )
-        return keys if scale is None else keys * scale.to(keys.dtype), values
+        return keys, values
 
     def write(
-        self, slots: Tensor, keys: Tensor, values: Tensor, scale: Tensor | None,
+        self, places: Places, keys: Tensor, values: Tensor, scale: Tensor | None,
         chance: torch.Generator | None = None,
     ) -> None:  # fmt: skip
-        """Store keys and values [n, D] in different slots; chance: see `Codec.encode`."""
+        """Store keys and values [n, D] in different slots; scale [n, D] divides keys; chance: see `Codec`."""
         keys = keys if scale is None else keys / scale
         for names, part in zip(self._names, (keys, values), strict=True):
             for name, field in zip(names, self._codec.encode(part, chance), strict=True):
-                self._pages.write(name, slots, field)
+                self._pages.write(name, places, field)
 
-    def read_figures(self, slots: Tensor) -> Tensor:
-        return self._pages.read("figures", slots)
+    def read_figures(self, places: Places) -> Tensor:
+        return self._pages.read("figures", places)
 
-    def write_figures(self, slots: Tensor, figures: Tensor | float) -> None:
-        self._pages.write("figures", slots, figures)
+    def write_figures(self, places: Places, figures: Tensor | float) -> None:
+        self._pages.write("figures", places, figures)
 
-    def read_raw(self, slots: Tensor) -> dict[str, Tensor]:
+    def read_raw(self, places: Places) -> dict[str, Tensor]:
         """Every field as it is stored, for moving slots elsewhere without decoding them."""
-        return {name: self._pages.read(name, slots) for name in self._pages.names}
+        return {name: self._pages.read(name, places) for name in self._pages.names}
 
-    def write_raw(self, slots: Tensor, fields: dict[str, Tensor]) -> None:
+    def write_raw(self, places: Places, fields: dict[str, Tensor]) -> None:
         for name, field in fields.items():
-            self._pages.write(name, slots, field)
+            self._pages.write(name, places, field)
 
     def state(self) -> State:
         return {"pages": self._pages.state(), "free": self._free}

@@ -60,7 +60,7 @@ class SpatialMemory:
         if not self.edge:
             scale = 1.0
             if self._config.voxel_unit == "scene":
-                scale = float(positions.median_depth) * positions.coarseness
+                scale = positions.median_depth() * positions.coarseness
             self.edge = self._config.voxel_size * scale if math.isfinite(scale) and scale > 0 else 0.0
         frames, tokens = positions.valid.shape
         if self.edge:
@@ -153,7 +153,7 @@ class SpatialMemory:
             "retrieved_bytes": self.retrieved.bytes if self.retrieved else 0,
             "voxel_bytes": voxels.bytes,
             "host_bytes": room.host.bytes,
-            "voxels": len(voxels.grid.voxels),
+            "voxels": voxels.grid.count,
             "pivot_slots": voxels.pivots,
             "buffer_slots": voxels.buffered,
             "voxel_edge": self.edge,

@@ -78,13 +78,15 @@ class SpilledVoxels:
             slots, figures = self._rows.figures(kind, rows)
             held = figures[..., -1] > 0
             occupied[name] = held.to(HOST)
-            fields[name] = {k: v.to(HOST) for k, v in kind.pool.read_raw(slots[held]).items()}
-            blocks[name] = kind.blocks(held)
+            fields[name] = {
+                k: v.to(HOST) for k, v in kind.pool.read_raw(kind.pool.locate(slots[held])).items()
+            }
+            blocks[name] = int(kind.used(held).sum())
         return SpilledVoxel(occupied, fields, blocks)
 
     def keep(self, records: list[SpilledVoxel], grid: VoxelGrid, voxels: Tensor) -> None:
         """Hold the records of voxels [n] of another grid, found by the same places here."""
-        if len(self.grid.free) < len(records):
+        if self.grid.spare < len(records):
             self.grid.grow(max(16, len(records), self.grid.capacity // 2))
         numbers = self.grid.copy(grid, voxels, moment=0).tolist()
         self.records |= dict(zip(numbers, records, strict=True))
@@ -103,10 +105,10 @@ class SpilledVoxels:
         rows = self._rows.of_voxels(voxel).flatten()
         for name, kind in self._rows.kinds.items():
             held = record.occupied[name].to(rows.device)
-            kind.fit(rows, held)
-            slots = kind.slots(rows)
-            kind.pool.write_figures(slots[(slots >= 0) & ~held], 0.0)
-            kind.pool.write_raw(slots[held], {k: v.to(rows.device) for k, v in record.fields[name].items()})
+            slots = kind.fit(rows, held)
+            pool, fields = kind.pool, {k: v.to(rows.device) for k, v in record.fields[name].items()}
+            pool.write_figures(pool.locate(slots[(slots >= 0) & ~held]), 0.0)
+            pool.write_raw(pool.locate(slots[held]), fields)
 
 
 def _on_host(state: State) -> State:

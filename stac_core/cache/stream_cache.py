@@ -55,6 +55,7 @@ class StreamCache:
         self._spatial: SpatialMemory | None = None
         self._camera = CameraMemory(config, self._network)
         self.camera_tokens = CameraTokens(config.repose_frames)
+        self._attached: list[AnySegment] = []  # retrieved tokens that this pass sees, by layer
         self._queries: list[Tensor | None] = [None] * layers  # [heads, D] mean queries of this pass
         self._looked_at: list[Tensor | None] = [None] * layers  # [heads, retrieved] attention of this pass
 
@@ -66,6 +67,7 @@ class StreamCache:
         self._frames, self._tokens_per_frame = frames, tokens_per_frame
         self._looked_at = [None] * self._network.layers
         self._live.begin(frames, tokens_per_frame)
+        self._attached = self.retrieved.segments() if self.retrieved else []
         self._camera.begin(frames)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -75,8 +77,7 @@ class StreamCache:
         if not self.frames_seen:
             self._open(layer, k[0])
         live = self._live.stage(layer, k[0], v[0])
-        retrieved = self._spatial.retrieved if self._spatial else None
-        attached = retrieved.segment(layer) if retrieved else None
+        attached = self._attached[layer] if self._attached else None
         segments = live if attached is None else [*live, attached]
         out, mass = self._attend(q[0], segments)
         self._live.credit(layer, q[0], live, mass)
@@ -175,7 +176,7 @@ class StreamCache:
         self._scale.restore(state.get("scale", {}))
         if "spatial" in state:
             like = state["live"]["window"]["memory"]
-            self._spatial = self._new_spatial(like["like"].dtype, like["0.0"].device)
+            self._spatial = self._new_spatial(like["like"].dtype, like["0"].device)
         for name, part in self._parts().items():
             part.restore(state.get(name, {}))
         self._pins = set(state["pins"].tolist())
@@ -235,6 +236,7 @@ class StreamCache:
         """The staged tokens become part of the stream."""
         self._camera.check(self._frames)
         self._live.commit(self.frames_seen, self._moment)
+        self._attached = []
         frames = torch.arange(self.frames_seen, self.frames_seen + self._frames)
         self._moment += 1
         self.frames_seen += self._frames

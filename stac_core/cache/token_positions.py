@@ -29,10 +29,14 @@ class TokenPositions:
     points: Tensor  # [S, P, 3]; anything where not valid
     valid: Tensor  # [S, P] bool
     camera: Tensor  # [3] the newest camera centre
-    median_depth: float | Tensor  # of confident pixels; NaN where there are none
+    depth: float | Tensor  # of any number of pixels, whose median counts; NaN where not confident
     view: View | None = None  # of the newest camera, where known
     lost: bool = False  # the poses are not to be trusted, hence no token is valid
     coarseness: float = 1.0  # how much wider a patch is than in the published image size
+
+    def median_depth(self) -> float:
+        """Of confident pixels; NaN where there are none."""
+        return self.depth if isinstance(self.depth, float) else float(self.depth.nanmedian())
 
     @classmethod
     def nowhere(cls, frames: int, tokens: int, device: torch.device) -> TokenPositions:
@@ -75,7 +79,7 @@ def token_positions(
         torch.cat([nowhere, centre.flatten(1, 2)], 1),
         torch.cat([nowhere[..., 0].bool(), valid.flatten(1)], 1),
         camera,
-        depth.masked_fill(~(confidence > least_confidence), math.nan).nanmedian(),
+        depth.masked_fill(~(confidence > least_confidence), math.nan),
         view,
         lost,
         coarseness,

@@ -1,14 +1,11 @@
-"""Keys and values of whole frames in buffers allocated once; new tokens are staged, then committed.
-
-Buffers are one set of tensors per layer, so that growing or compacting needs spare memory of one layer.
-"""
+"""Keys and values of whole frames in buffers allocated once; new tokens are staged, then committed."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from stac_core.cache.key_values import Fields, KeyValues
+from stac_core.cache.key_values import Fields, KeyValues, as_index
 from stac_core.cache.saved_state import State
 from stac_core.cache.voxel_keys import NOWHERE
 from stac_core.kernels.attend import AnySegment, Segment
@@ -31,7 +28,7 @@ class TokenStore:
         self.voxel: Tensor | None = None  # [length] voxel key, where tokens are placed in space
         self.score: Tensor | None = None  # [layers, heads, length], where tokens are scored
         self._staged = [0] * layers
-        self._staying: list[Tensor | None] = [None] * layers  # slots to be moved together when next used
+        self._staying: Tensor | None = None  # [length] slots to be moved to the front when next used
 
     @property
     def length(self) -> int:
@@ -52,6 +49,7 @@ class TokenStore:
 
     def begin(self, tokens: int, limit: int | None) -> None:
         """Make room for at most `tokens` more; `limit` = final size of the buffers, None = they may grow."""
+        self._close_gaps()
         self._staged = [0] * len(self._staged)
         wanted = self.length + tokens
         if wanted > self.capacity:
@@ -63,7 +61,6 @@ class TokenStore:
         stop = start + keys.shape[1]
         if stop > self.capacity:
             raise ValueError(f"layer {layer}: {stop} tokens exceed the {self.capacity} announced to begin()")
-        self._close_gaps(layer)
         self.memory.write(layer, start, keys, values, self.capacity, self.length)
         self._staged[layer] += keys.shape[1]
         if self.memory.exact:
@@ -71,17 +68,18 @@ class TokenStore:
         past = [self.memory.segment(layer, start)] if start else []
         return [*past, Segment(keys, values)]
 
-    def segment(self, layer: int) -> AnySegment | None:
-        """The committed tokens of one layer; None where there are none."""
+    def segments(self) -> list[AnySegment]:
+        """The committed tokens of every layer; empty where there are none."""
         if not self.length:
-            return None
-        self._close_gaps(layer)
-        return self.memory.segment(layer, self.length)
+            return []
+        self._close_gaps()
+        return self.memory.segments(self.length)
 
-    def fields(self, layer: int) -> Fields:
-        """The buffers of one layer; slot t is the t-th along their second axis."""
-        self._close_gaps(layer)
-        return self.memory.fields(layer)
+    @property
+    def fields(self) -> Fields:
+        """The buffers of all lanes; slot t is the t-th along their second axis."""
+        self._close_gaps()
+        return self.memory.fields
 
     @property
     def staged(self) -> int:
@@ -106,13 +104,13 @@ class TokenStore:
     def keep(self, kept: Tensor) -> None:
         """Keep the slots where `kept` [length] is true, in their order.
 
-        The buffers stay as they are until a layer is next used, so that a step that fails can go back.
+        The buffers stay as they are until they are next used, so that a step that fails can go back.
         """
-        if bool(kept.all()):
-            return
         slots = kept.nonzero()[:, 0]
-        self._staying = [slots if old is None else old[slots] for old in self._staying]
-        self.frame, self.born = self.frame[kept], self.born[kept]
+        if len(slots) == len(kept):
+            return
+        self._staying = slots if self._staying is None else self._staying[slots]
+        self.frame, self.born = self.frame[slots], self.born[slots]
         self.voxel = None if self.voxel is None else _pick(self.voxel, slots)
         self.score = None if self.score is None else _pick(self.score, slots)
 
@@ -120,7 +118,7 @@ class TokenStore:
         """All committed tokens."""
         notes = {"frame": self.frame, "born": self.born, "voxel": self.voxel, "score": self.score}
         present = {name: note for name, note in notes.items() if note is not None}
-        self._close_all_gaps()
+        self._close_gaps()
         return {**present, "memory": self.memory.state(self.length)}
 
     def restore(self, state: State) -> None:
@@ -130,29 +128,24 @@ class TokenStore:
 
     def take(self, other: TokenStore, slots: Tensor, limit: int) -> None:
         """Append copies of the tokens in `slots` of another store; `limit` = final size of the buffers."""
-        self._close_all_gaps()
-        other._close_all_gaps()
         self.begin(len(slots), limit)
-        self.memory.take(other.memory, slots, self.length, self.capacity)
+        where = as_index(slots, other.memory.device)
+        moved = self.memory.convert(other.memory, tuple(field[:, where] for field in other.fields))
+        self.memory.put(self.length, moved, self.capacity, self.length)
         self.frame = torch.cat([self.frame, other.frame[slots]])
         self.born = torch.cat([self.born, other.born[slots]])
         self.voxel = _extend(self.voxel, other.voxel, slots)
         self.score = _extend(self.score, other.score, slots)
 
-    def _close_gaps(self, layer: int) -> None:
-        """Move what stays to the front of one layer, all of it or nothing."""
-        slots = self._staying[layer]
-        if slots is not None:
-            self.memory.compact(layer, slots)
-            self._staying[layer] = None
-
-    def _close_all_gaps(self) -> None:
-        for layer in range(len(self._staying)):
-            self._close_gaps(layer)
+    def _close_gaps(self) -> None:
+        """Move what stays to the front, all of it or nothing."""
+        if self._staying is not None:
+            self.memory.compact(as_index(self._staying, self.memory.device), len(self._staying))
+            self._staying = None
 
 
 def _pick(note: Tensor, slots: Tensor) -> Tensor:
-    return note[..., slots.to(note.device)]
+    return note[..., as_index(slots, note.device)]
 
 
 def _extend(own: Tensor | None, other: Tensor | None, slots: Tensor) -> Tensor | None:

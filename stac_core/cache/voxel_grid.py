@@ -41,6 +41,7 @@ class VoxelGrid:
         self.visited = torch.empty(0, dtype=torch.int64, device=device)  # pass that last touched it
         self.place = torch.empty(0, 3, device=device)  # mean of the points of the pass that last saw it
         self.frame = torch.empty(0, dtype=torch.int64, device=device)  # its newest frame; −1 = not known
+        self._held: dict[int, int] = {}  # level → how many voxels it has, known to the host
         self._index: dict[int, tuple[Tensor, Tensor]] = {}  # level → sorted keys, their voxel numbers
 
     @property
@@ -48,13 +49,19 @@ class VoxelGrid:
         return len(self.key)
 
     @property
-    def voxels(self) -> Tensor:
-        """Numbers in use, ascending."""
-        return (self.key != NOWHERE).nonzero()[:, 0]
+    def count(self) -> int:
+        """Voxels in use."""
+        return sum(self._held.values())
 
     @property
-    def free(self) -> Tensor:
-        return (self.key == NOWHERE).nonzero()[:, 0]
+    def spare(self) -> int:
+        """Numbers that are free."""
+        return self.capacity - self.count
+
+    @property
+    def voxels(self) -> Tensor:
+        """Numbers in use, ascending."""
+        return torch.nonzero_static(self.key != NOWHERE, size=self.count)[:, 0]
 
     @property
     def bytes(self) -> int:
@@ -72,11 +79,12 @@ class VoxelGrid:
 
     def add(self, keys: Tensor, level: Tensor | int, moment: Tensor | int) -> Tensor:
         """Enter new keys [n], for which there must be room; → their numbers."""
-        voxels = self.free[: len(keys)]
+        voxels = torch.nonzero_static(self.key == NOWHERE, size=len(keys))[:, 0]
         self.key = _changed(self.key, voxels, keys)
         self.level = _changed(self.level, voxels, level)
         self.frame = _changed(self.frame, voxels, -1)
-        self.visit(voxels, moment)
+        self.visited = _changed(self.visited, voxels, moment)
+        self._count(self.level[voxels] if isinstance(level, Tensor) else level, voxels, 1)
         self._rebuild()
         return voxels
 
@@ -100,39 +108,43 @@ class VoxelGrid:
         self.key = _changed(self.key, voxels, keys)
         self._rebuild()
 
-    def visit(self, voxels: Tensor, moment: Tensor | int) -> None:
-        """Note the pass that touched them."""
-        self.visited = _changed(self.visited, voxels, moment)
+    def visit(self, voxels: Tensor, moment: int) -> None:
+        """Note the newest pass that touched them; −1 = none."""
+        if not self.count:
+            return
+        moments = (voxels >= 0) * moment
+        self.visited = self.visited.scatter_reduce(0, voxels.clamp_min(0), moments, "amax")
 
     def remove(self, voxels: Tensor) -> None:
+        self._count(self.level[voxels], voxels, -1)
         self.key = _changed(self.key, voxels, NOWHERE)
         self._rebuild()
 
     def find(self, keys: Tensor) -> Tensor:
-        """Finest-level keys [n] → numbers of the voxels that hold those places [n]; −1 = none."""
-        found = torch.full_like(keys, -1)
+        """Finest-level keys → numbers of the voxels that hold those places, alike in shape; −1 = none."""
+        found = None
         for level in sorted(self._index, reverse=True):
             hit = self.find_at(parents(keys, level) if level else keys, level)
-            found = torch.where(found < 0, hit, found)
-        return found.masked_fill_(keys == NOWHERE, -1)
+            hit = hit.masked_fill(keys == NOWHERE, -1) if level else hit
+            found = hit if found is None else torch.where(found < 0, hit, found)
+        return torch.full_like(keys, -1) if found is None else found
 
     def find_at(self, keys: Tensor, level: int) -> Tensor:
         """Keys of one level [n] → numbers [n]; −1 = none."""
         if level not in self._index:
             return torch.full_like(keys, -1)
         known, numbers = self._index[level]
-        position = torch.searchsorted(known, keys).clamp_max(len(known) - 1)
-        return torch.where(known[position] == keys, numbers[position], -1)
+        position = torch.searchsorted(known, keys.contiguous()).clamp_max(len(known) - 1)
+        return numbers[position].masked_fill_(known[position] != keys, -1)
 
     def near(self, keys: Tensor, radius: int) -> Tensor:
         """Voxels within ±radius finest cells of the given finest-level keys; ascending numbers."""
-        found = [keys.new_empty(0)]
+        near = torch.zeros(self.capacity + 1, dtype=torch.bool, device=self._device)  # the last: of none
         for level in self._index:
             reach = max(1, -(-radius >> level)) if level else radius
-            around = neighbourhood(parents(keys, level).unique(), reach)
-            hits = self.find_at(around, level)
-            found.append(hits[hits >= 0])
-        return torch.cat(found).unique()
+            around = neighbourhood(parents(keys, level).unique() if level else keys, reach)
+            near[self.find_at(around, level)] = True
+        return near[:-1].nonzero()[:, 0]
 
     def inside(self, frustum: Frustum, edge: float) -> Tensor:
         """Finest-level keys of the middles of all voxels inside; edge: of the finest cells."""
@@ -149,15 +161,28 @@ class VoxelGrid:
     def restore(self, state: State) -> None:
         self.key, self.level, self.visited = state["key"], state["level"], state["visited"]
         self.place, self.frame = state["place"], state["frame"]
+        self._held = {}
+        used = (self.key != NOWHERE).nonzero()[:, 0]
+        self._count(self.level[used], used, 1)
         self._rebuild()
+
+    def _count(self, level: Tensor | int, voxels: Tensor, sign: int) -> None:
+        """Account for voxels that come (1) or go (−1)."""
+        levels = (
+            {level: len(voxels)}
+            if isinstance(level, int)
+            else dict(enumerate(torch.bincount(level).tolist()))
+        )
+        for number, voxels_there in levels.items():
+            self._held[number] = self._held.get(number, 0) + sign * voxels_there
 
     def _rebuild(self) -> None:
         self._index = {}
-        voxels = self.voxels
-        for level in self.level[voxels].unique().tolist():
-            numbers = voxels[self.level[voxels] == level]
-            keys, order = self.key[numbers].sort()
-            self._index[level] = keys, numbers[order]
+        for level, count in self._held.items():
+            if count:
+                keys = self.key.masked_fill(self.level != level, NOWHERE)
+                numbers = keys.argsort()[self.capacity - count :].clone()  # NOWHERE comes first
+                self._index[level] = keys[numbers], numbers
 
 
 def _changed(column: Tensor, voxels: Tensor, values: Tensor | int) -> Tensor:

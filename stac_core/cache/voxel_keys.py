@@ -14,8 +14,8 @@ MASK = (1 << BITS) - 1
 def keys_from_points(points: Tensor, valid: Tensor, edge: float) -> Tensor:
     """points [..., 3], valid [...] bool → int64 keys [...]; NOWHERE where not valid or out of range."""
     cell = (points / edge).floor()
-    inside = valid & (cell.abs() < HALF).all(-1)  # also false for NaN
-    return torch.where(inside, pack(torch.where(inside[..., None], cell, 0).long()), NOWHERE)
+    outside = ~(valid & (cell.abs() < HALF).all(-1))  # also true for NaN
+    return pack(cell.masked_fill(outside[..., None], 0).long()).masked_fill_(outside, NOWHERE)
 
 
 def pack(cell: Tensor) -> Tensor:
@@ -34,9 +34,13 @@ def parents(keys: Tensor, levels: int | Tensor) -> Tensor:
     return pack(unpack(keys) >> levels)
 
 
+def places(keys: Tensor) -> Tensor:
+    """The different ones among the keys [n], ascending, without NOWHERE, which is below all others."""
+    return torch.cat([keys.new_full((1,), NOWHERE), keys]).unique()[1:]
+
+
 def neighbourhood(keys: Tensor, radius: int) -> Tensor:
-    """All keys within ±radius cells of the given ones, each once."""
+    """Keys within ±radius cells of the given ones [n] → [n, (2·radius + 1)³]; NOWHERE where out of range."""
     span = torch.arange(-radius, radius + 1, device=keys.device)
     cells = unpack(keys)[:, None] + torch.cartesian_prod(span, span, span)
-    inside = (cells.abs() < HALF).all(-1)
-    return pack(cells[inside]).unique()
+    return pack(cells).masked_fill_((cells.abs() >= HALF).any(-1), NOWHERE)

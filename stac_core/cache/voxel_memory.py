@@ -19,14 +19,14 @@ from stac_core.cache.moving import VoxelMover
 from stac_core.cache.saved_state import State, tally, untally
 from stac_core.cache.stale_pivots import merge_guarded
 from stac_core.cache.voxel_grid import Frustum, VoxelGrid
-from stac_core.cache.voxel_keys import NOWHERE, unpack
-from stac_core.cache.voxel_rows import VoxelRows
+from stac_core.cache.voxel_keys import NOWHERE, places, unpack
+from stac_core.cache.voxel_rows import Content, VoxelRows
 from stac_core.config import CacheConfig
 from stac_core.kernels.gather import Gathered, Wanted
 from stac_core.kernels.select import Kernels
 from stac_core.kernels.voxel_merge import MergeCounts, MergeRules, RowState, RowTokens
 
-ROWS_AT_ONCE = 1 << 15  # bounds the dense working state of one merge
+ROWS_AT_ONCE = 1 << 17  # bounds the dense working state of one merge
 REACH = 2  # retrieval looks this many voxel edges around what is in view
 
 
@@ -108,34 +108,36 @@ class VoxelMemory:
         self.moment += 1
         self.rows.begin(self.moment)
         self.room.begin(self.moment, camera_cell, limit)
-        self.room.enter(keys[keys != NOWHERE].unique())
+        self.room.enter(keys)
 
     def insert(self, evicted: Evicted) -> None:
         """Merge tokens into their voxels; those without a place are not for this memory."""
-        lane, token = (evicted.voxel != NOWHERE).nonzero().unbind(-1)
-        keys = evicted.voxel[lane, token]
-        self.room.enter(keys.unique())
-        voxel = self.grid.find(keys)
-        placed = voxel >= 0
-        self.counts.inserted += len(keys)
-        self.counts.forgotten += int((~placed).sum())
-        lane, token = lane[placed], token[placed]
-        rows, index = (voxel[placed] * self.rows.lanes + lane).unique(return_inverse=True)
-        order = index.sort(stable=True).indices
-        borders = torch.arange(0, len(rows) + ROWS_AT_ONCE, ROWS_AT_ONCE, device=index.device)
-        cuts = torch.searchsorted(index[order], borders).tolist()
-        for block, (start, stop) in zip(rows.split(ROWS_AT_ONCE), pairwise(cuts), strict=False):
-            here = order[start:stop]
-            at = lane[here], token[here]
-            keys, values = evicted.keys[at].float(), evicted.values[at].float()
+        voxel = self.room.enter(evicted.voxel)
+        lanes, nowhere = self.rows.lanes, self.grid.capacity * self.rows.lanes
+        lane = torch.arange(lanes, device=voxel.device)[:, None]
+        row = (voxel * lanes + lane).masked_fill_(voxel < 0, nowhere)
+        row, order = row.flatten().sort(stable=True)
+        rows, index, size = row.unique_consecutive(return_inverse=True, return_counts=True)
+        stops = size.cumsum(0)[ROWS_AT_ONCE - 1 :: ROWS_AT_ONCE]
+        counts = torch.stack([(evicted.voxel != NOWHERE).sum(), (voxel >= 0).sum()])
+        inserted, placed, *cuts = torch.cat([counts, stops]).tolist()
+        self.counts.inserted += inserted
+        self.counts.forgotten += inserted - placed
+        if not placed:
+            return
+        rows = rows[: len(rows) - (placed < len(row))]
+        borders = [0, *(cut for cut in cuts if cut < placed), placed]
+        for number, (start, stop) in enumerate(pairwise(borders)):
+            first, here = number * ROWS_AT_ONCE, order[start:stop]
+            keys, values, score = (part.flatten(0, 1)[here].float() for part in evicted[:3])
             if self._config.norm_keep:
                 keys, values = key_length.widen(keys, values)
-            row = index[here] - index[here[0]]
-            self._insert_rows(block, RowTokens(row, keys, values, evicted.score[at].float()))
+            tokens = RowTokens(index[start:stop] - first, keys, values, score)
+            self._insert_rows(rows[first : first + ROWS_AT_ONCE], tokens)
 
     def near(self, keys: Tensor) -> Tensor:
         """Voxels around the places in view, spilled ones brought back."""
-        keys = keys[keys != NOWHERE].unique()
+        keys = places(keys)
         voxels = self.grid.near(keys, REACH)
         self.grid.visit(voxels, self.moment)  # before anything is spilled to make room for others
         if not self.room.host.records:
@@ -177,15 +179,16 @@ class VoxelMemory:
         if with_buffer:
             buffers = self._candidates("buffers", rows)
             chosen.append(_best(buffers, buffers.figures[..., 0], budget))
-        pivots_chosen = torch.where(chosen[0].figures[..., -1] > 0, chosen[0].slots, -1)
-        return Retrieved(*self._gather(chosen, budget), pivots_chosen)
+        found = chosen[0].slots.masked_fill(chosen[0].figures[..., -1] == 0, -1)
+        return Retrieved(*self._gather(chosen, budget), found)
 
     def add_weight(self, slots: Tensor, weight: Tensor) -> None:
         """Make pivots heavier; slots, −1 = none, and weight alike in shape."""
         pool, here = self.rows.kinds["pivots"].pool, slots >= 0
-        figures = pool.read_figures(slots[here])
+        places = pool.locate(slots[here])
+        figures = pool.read_figures(places)
         figures[:, 0] += weight[here]
-        pool.write_figures(slots[here], figures)
+        pool.write_figures(places, figures)
 
     def histogram(self) -> dict[int, int]:
         """How many pivots stand for how many tokens, in powers of two: {lower bound: pivots}."""
@@ -219,20 +222,20 @@ class VoxelMemory:
 
     def _insert_rows(self, rows: Tensor, tokens: RowTokens) -> None:
         before = self.rows.read(rows)
-        after, counts = self._merged(rows, before, tokens)
-        if not self.room.reserve(self.rows.needed(rows, after)):
+        after, counts = self._merged(before, tokens)
+        update = self.rows.update(before, after, self.moment)
+        if not self.room.reserve(update.needed):
             self.counts.forgotten += len(tokens.row)
             return
-        self.rows.write(rows, before, after, self.moment)
+        self.rows.write(update)
         for name, n in counts._asdict().items():
             setattr(self.counts, name, getattr(self.counts, name) + n)
 
-    def _merged(self, rows: Tensor, state: RowState, tokens: RowTokens) -> tuple[RowState, MergeCounts]:
-        config = self._config
-        if not config.stale_after:
-            return self._kernels.voxel_merge(state, tokens, self._rules)
-        stale = self.moment - self.rows.touched(rows) > config.stale_after
-        merge = self._kernels.voxel_merge
+    def _merged(self, before: Content, tokens: RowTokens) -> tuple[RowState, MergeCounts]:
+        config, merge, state = self._config, self._kernels.voxel_merge, before.state
+        if before.touched is None:
+            return merge(state, tokens, self._rules)
+        stale = self.moment - before.touched > config.stale_after
         return merge_guarded(merge, state, tokens, self._rules, stale, config.stale_threshold)
 
     def _candidates(self, kind: str, rows: Tensor) -> Candidates:
@@ -253,7 +256,7 @@ class VoxelMemory:
     def _by_distance(self, pivots: Candidates, voxels: Tensor, seeds: Tensor) -> Tensor:
         """Nearest voxel to any seed first, heavier pivots first among equals."""
         centres = (unpack(self.grid.key[voxels]) + 0.5) * 2.0 ** self.grid.level[voxels][:, None]
-        distance = torch.cdist(centres.float(), unpack(seeds[seeds != NOWHERE].unique()) + 0.5).amin(-1)
+        distance = torch.cdist(centres.float(), unpack(places(seeds)) + 0.5).amin(-1)
         weight = pivots.figures[..., 0]
         per_voxel = pivots.slots.shape[1] // len(voxels)
         return weight / (1 + weight) - distance.repeat_interleave(per_voxel)

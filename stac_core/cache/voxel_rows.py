@@ -6,11 +6,13 @@ kernel works on and written back as the slots that changed.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from stac_core.cache import key_length
-from stac_core.cache.pages import Pages
+from stac_core.cache.pages import Pages, Places
 from stac_core.cache.quantization import Codec
 from stac_core.cache.saved_state import State
 from stac_core.cache.slots import SlotPool, block_size
@@ -27,41 +29,82 @@ class Kind:
         self.blocks_per_row = -(-slots_per_row // self.block)
         self.pool = SlotPool(codec, figures, self.block, first, device)
         self.slots_per_row = slots_per_row
+        self._offsets = torch.arange(self.block, device=device) - 1
         # First slot of each block plus one; 0 = the row has no such block yet.
         self.table = Pages({"first": (self.blocks_per_row, torch.int32)}, device)
 
-    def slots(self, rows: Tensor) -> Tensor:
-        """Rows [n] → their slots [n, slots_per_row]; −1 = none."""
-        first = self.table.read("first", rows).long()[..., None]
-        offsets = torch.arange(self.block, device=rows.device)
-        return torch.where(first > 0, first - 1 + offsets, -1).flatten(1)[:, : self.slots_per_row]
-
-    def fit(self, rows: Tensor, occupied: Tensor) -> None:
-        """Give the rows [n] the blocks that `occupied` [n, slots_per_row] needs, take back the others."""
-        first, used = self.table.read("first", rows), self._used(occupied)
-        wanted, unwanted = used & (first == 0), ~used & (first > 0)
-        self.pool.give_back(first[unwanted].long() - 1)
-        first[unwanted] = 0
-        first[wanted] = self.pool.take(int(wanted.sum()))[:, 0].int() + 1
-        self.table.write("first", rows, first)
-
-    def blocks(self, occupied: Tensor) -> int:
-        """Blocks that rows with these slots occupied hold."""
-        return int(self._used(occupied).sum())
+    def blocks(self, rows: Tensor) -> Tensor:
+        """The table's entries [n, blocks_per_row] of rows [n]."""
+        return self.table.read("first", self.table.locate(rows))
 
     def held(self, rows: Tensor) -> int:
         """Blocks that the rows [n] have."""
-        return int((self.table.read("first", rows) > 0).sum())
+        return int((self.blocks(rows) > 0).sum())
 
-    def needed(self, rows: Tensor, occupied: Tensor) -> int:
-        """Blocks that `fit` would take from the pool, beyond those that it gives back before."""
-        held, used = self.table.read("first", rows) > 0, self._used(occupied)
-        return max(0, int((used & ~held).sum()) - int((~used & held).sum()))
+    def slots(self, blocks: Tensor) -> Tensor:
+        """Entries of the table → slots [n, slots_per_row]; −1 = none."""
+        first = blocks[..., None]
+        slots = (first + self._offsets).masked_fill_(first == 0, -1)
+        return slots.flatten(1)[:, : self.slots_per_row]
 
-    def _used(self, occupied: Tensor) -> Tensor:
+    def figures(self, slots: Tensor, places: Places) -> Tensor:
+        """[n, slots_per_row, f] of slots [n, slots_per_row], located; 0 where there is none."""
+        return self.pool.read_figures(places).unflatten(0, slots.shape).masked_fill(slots[..., None] < 0, 0)
+
+    def used(self, occupied: Tensor) -> Tensor:
+        """Which blocks [n, blocks_per_row] hold one of the slots that are occupied [n, slots_per_row]."""
         missing = self.blocks_per_row * self.block - self.slots_per_row
-        padded = torch.nn.functional.pad(occupied, (0, missing))
+        padded = torch.nn.functional.pad(occupied, (0, missing)) if missing else occupied
         return padded.unflatten(-1, (self.blocks_per_row, self.block)).any(-1)
+
+    def within(self, used: Tensor) -> Tensor:
+        """The slots [n, slots_per_row] of used blocks [n, blocks_per_row]."""
+        return used[..., None].expand(-1, -1, self.block).flatten(1)[:, : self.slots_per_row]
+
+    def fit(self, rows: Tensor, occupied: Tensor) -> Tensor:
+        """Give the rows [n] the blocks that `occupied` needs, take back the others; → their slots."""
+        blocks = self.blocks(rows)
+        won, lost = _exchanged(blocks, self.used(occupied))
+        return self.exchange(rows, blocks, won, lost, *torch.stack([won.sum(), lost.sum()]).tolist())
+
+    def exchange(
+        self, rows: Tensor, blocks: Tensor, won: Tensor, lost: Tensor, taken: int, given_back: int
+    ) -> Tensor:
+        """Change so many blocks of the rows [n] → their slots."""
+        entries, gone = blocks.flatten(), _places(lost, given_back)
+        self.pool.give_back(entries[gone] - 1)
+        entries = entries.index_fill(0, gone, 0)
+        entries = entries.index_copy_(0, _places(won, taken), self.pool.take(taken) + 1).view_as(blocks)
+        self.table.write("first", self.table.locate(rows), entries)
+        return self.slots(entries)
+
+
+class Content(NamedTuple):
+    """What rows hold, and where."""
+
+    rows: Tensor  # [n]
+    state: RowState  # of n rows, in float32
+    blocks: dict[str, Tensor]  # by kind: entries of the table [n, blocks_per_row]
+    slots: dict[str, Tensor]  # by kind [n, slots_per_row], −1 = none
+    touched: Tensor | None  # [n, pivots] when each pivot was last changed, in passes, where that is noted
+
+
+class Update(NamedTuple):
+    """New content of rows, and what it takes to store it."""
+
+    before: Content
+    after: RowState
+    touched: Tensor | None  # as in `Content`
+    won: dict[str, Tensor]  # by kind: blocks [n, blocks_per_row] that are taken
+    lost: dict[str, Tensor]  # blocks that are given back
+    had: dict[str, Tensor]  # slots [n, slots_per_row] that there will be
+    coded: dict[str, Tensor]  # slots [n, slots_per_row] whose key and value have to be written
+    counts: dict[str, list[int]]  # how many there are of each of these
+
+    @property
+    def needed(self) -> dict[str, int]:
+        """Blocks of each kind that are taken from the pool beyond those given back before."""
+        return {name: max(0, taken - given_back) for name, (taken, given_back, *_) in self.counts.items()}
 
 
 class VoxelRows:
@@ -111,41 +154,62 @@ class VoxelRows:
         """Row numbers [n, lanes] of voxels [n]."""
         return voxels[:, None] * self.lanes + torch.arange(self.lanes, device=voxels.device)
 
-    def read(self, rows: Tensor) -> RowState:
-        """The content of rows [n] in float32."""
-        pivot_keys, pivot_values, pivot_figures = self._read(self.kinds["pivots"], rows)
-        buffer_keys, buffer_values, buffer_figures = self._read(self.kinds["buffers"], rows)
+    def read(self, rows: Tensor) -> Content:
+        """The content of rows [n]."""
+        blocks, slots = self._find(rows)
+        pivot_keys, pivot_values, pivots = self._read(self.kinds["pivots"], rows, slots["pivots"])
+        buffer_keys, buffer_values, buffers = self._read(self.kinds["buffers"], rows, slots["buffers"])
         if self._shrink:
-            pivot_keys, pivot_values = key_length.relax(pivot_keys, pivot_values, pivot_figures[..., 2])
+            pivot_keys, pivot_values = key_length.relax(pivot_keys, pivot_values, pivots[..., 2])
             buffer_keys, buffer_values = key_length.widen(buffer_keys, buffer_values)
-        score = buffer_figures[..., 0]
-        return RowState(
-            pivot_keys, pivot_values, pivot_figures[..., 0], pivot_figures[..., 1], pivot_figures[..., -1],
-            buffer_keys, buffer_values, torch.where(score > 0, score, -torch.inf),
-        )  # fmt: skip
+        weight, score_sum, members, score = pivots[..., 0], pivots[..., 1], pivots[..., -1], buffers[..., 0]
+        buffer_score = score.masked_fill(score <= 0, -torch.inf)
+        state = RowState(
+            pivot_keys, pivot_values, weight, score_sum, members, buffer_keys, buffer_values, buffer_score
+        )
+        return Content(rows, state, blocks, slots, pivots[..., -2] if self._touched else None)
 
-    def needed(self, rows: Tensor, state: RowState) -> dict[str, int]:
-        """Blocks of each kind that `write` would take."""
-        return {name: kind.needed(rows, _occupied(state)[name]) for name, kind in self.kinds.items()}
+    def fresh(self, rows: Tensor, state: RowState) -> Content:
+        """Rows [n] without any slot as if they held `state`."""
+        touched = torch.zeros_like(state.members) if self._touched else None
+        return Content(rows, state, *self._find(rows), touched)
 
     def blocks(self, name: str, state: RowState) -> int:
         """Blocks of one kind that rows with this content hold."""
-        return self.kinds[name].blocks(_occupied(state)[name])
+        return int(self.kinds[name].used(_occupied(state)[name]).sum())
 
-    def write(self, rows: Tensor, before: RowState, after: RowState, moment: int) -> None:
-        """Replace the content of rows [n], whose slots are reserved; what is as before is not coded again."""
-        self._write_pivots(rows, before, after, moment)
-        moved = _moved(before.buffer_keys, after.buffer_keys, before.buffer_values, after.buffer_values)
-        moved |= ~_occupied(before)["buffers"]
-        keys, values = after.buffer_keys, after.buffer_values
-        if self._shrink:
-            keys, values = keys[..., :-1], values[..., :-1]
-        figures = after.buffer_score.clamp_min(0)[..., None]
-        self._write("buffers", rows, _occupied(after)["buffers"], moved, figures, keys, values)
+    def update(self, before: Content, after: RowState, moment: int) -> Update:
+        """What replacing the content takes: one look of the host. What is as before is not coded again."""
+        was, occupied, touched = _occupied(before.state), _occupied(after), before.touched
+        won, lost, had, coded = {}, {}, {}, {}
+        for name, kind in self.kinds.items():
+            altered = _altered(name, before.state, after) | ~was[name]
+            if touched is not None and name == "pivots":
+                changed = altered | (after.members != before.state.members)
+                touched = touched.masked_fill(changed, moment)
+            used = kind.used(occupied[name])
+            won[name], lost[name] = _exchanged(before.blocks[name], used)
+            had[name] = kind.within(used)
+            coded[name] = occupied[name] & (altered | (before.slots[name] < 0))
+        masks = [mask[name] for name in self.kinds for mask in (won, lost, had, coded)]
+        found = torch.stack([mask.sum() for mask in masks]).view(len(self.kinds), -1).tolist()
+        counts = dict(zip(self.kinds, found, strict=True))
+        return Update(before, after, touched, won, lost, had, coded, counts)
 
-    def touched(self, rows: Tensor) -> Tensor:
-        """When each pivot of the rows was last changed, in passes [n, pivots]."""
-        return self.figures(self.kinds["pivots"], rows)[1][..., -2]
+    def write(self, update: Update) -> None:
+        """Replace the content of rows, whose slots are reserved."""
+        rows = update.before.rows
+        for name, kind in self.kinds.items():
+            taken, given_back, had, coded = update.counts[name]
+            blocks, won, lost = update.before.blocks[name], update.won[name], update.lost[name]
+            slots = kind.exchange(rows, blocks, won, lost, taken, given_back).flatten()
+            keys, values, figures = (part.flatten(0, 1) for part in self._stored(name, update))
+            here = _places(update.had[name], had)
+            kind.pool.write_figures(kind.pool.locate(slots[here]), figures[here])
+            here = _places(update.coded[name], coded)
+            scale = None if self._key_scale is None else self.scale_of(rows[here // kind.slots_per_row])
+            places, chance = kind.pool.locate(slots[here]), self._chance.get(name)
+            kind.pool.write(places, keys[here], values[here], scale, chance)
 
     def tokens(self, rows: Tensor) -> int:
         """Tokens that the rows [n] stand for: buffered, and merged into pivots."""
@@ -170,8 +234,8 @@ class VoxelRows:
         """RuntimeError where a slot belongs to two rows, or to none without being free."""
         rows = self.of_voxels(voxels).flatten()
         for name, kind in self.kinds.items():
-            slots = kind.table.read("first", rows)
-            held = slots[slots > 0]
+            blocks = kind.blocks(rows)
+            held = blocks[blocks > 0]
             if len(held.unique()) != len(held) or len(held) * kind.block != kind.pool.slots_used:
                 raise RuntimeError(f"{name}: {len(held)} blocks in rows, {kind.pool.slots_used} slots in use")
 
@@ -180,57 +244,60 @@ class VoxelRows:
 
     def figures(self, kind: Kind, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Slots [n, slots_per_row] of the rows and their figures [n, slots_per_row, f], 0 where empty."""
-        slots = kind.slots(rows)
-        here = slots >= 0
-        found = kind.pool.read_figures(slots[here])
-        figures = found.new_zeros(*slots.shape, found.shape[-1])
-        figures[here] = found
-        return slots, figures
+        slots = kind.slots(kind.blocks(rows))
+        return slots, kind.figures(slots, kind.pool.locate(slots.flatten().clamp_min(0)))
 
-    def _read(self, kind: Kind, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        slots, figures = self.figures(kind, rows)
-        occupied = figures[..., -1] > 0
-        row, _ = occupied.nonzero().unbind(-1)
-        keys, values = kind.pool.read(slots[occupied], self.scale_of(rows[row]))
-        dense = figures.new_zeros(2, *slots.shape, keys.shape[-1])
-        dense[0][occupied], dense[1][occupied] = keys.float(), values.float()
-        return dense[0], dense[1], figures
+    def _find(self, rows: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Blocks and slots of rows [n] by kind."""
+        blocks = {name: kind.blocks(rows) for name, kind in self.kinds.items()}
+        return blocks, {name: kind.slots(blocks[name]) for name, kind in self.kinds.items()}
 
-    def _write_pivots(self, rows: Tensor, before: RowState, after: RowState, moment: int) -> None:
-        moved = _moved(before.pivot_keys, after.pivot_keys, before.pivot_values, after.pivot_values)
-        moved |= ~_occupied(before)["pivots"]
+    def _read(self, kind: Kind, rows: Tensor, slots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys, values and figures [n, slots_per_row, …], 0 where empty."""
+        places = kind.pool.locate(slots.flatten().clamp_min(0))
+        figures = kind.figures(slots, places)
+        empty = (figures[..., -1] <= 0)[..., None]
+        keys, values = (part.unflatten(0, slots.shape) for part in kind.pool.read(places))
+        scale = self.scale_of(rows)
+        if scale is not None:
+            keys = keys * scale[:, None].to(keys.dtype)
+        return keys.masked_fill(empty, 0).float(), values.masked_fill(empty, 0).float(), figures
+
+    def _stored(self, name: str, update: Update) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys, values and figures [n, slots_per_row, …] of one kind as they are stored."""
+        after = update.after
+        if name == "buffers":
+            keys, values = after.buffer_keys, after.buffer_values
+            if self._shrink:
+                keys, values = keys[..., :-1], values[..., :-1]
+            return keys, values, after.buffer_score.clamp_min(0)[..., None]
         keys, values = after.pivot_keys, after.pivot_values
         figures = [after.weight, after.score_sum]
         if self._shrink:
             keys, values, shrink = key_length.stretch(keys, values)
             figures.append(shrink)
-        if self._touched:
-            changed = moved | (after.members != before.members)
-            figures.append(self.touched(rows).masked_fill(changed, moment))
-        figures.append(after.members)
-        occupied = _occupied(after)["pivots"]
-        self._write("pivots", rows, occupied, moved, torch.stack(figures, -1), keys, values)
-
-    def _write(
-        self, name: str, rows: Tensor, occupied: Tensor, moved: Tensor, figures: Tensor, keys: Tensor,
-        values: Tensor,
-    ) -> None:  # fmt: skip
-        kind = self.kinds[name]
-        fresh = kind.slots(rows) < 0
-        kind.fit(rows, occupied)
-        slots = kind.slots(rows)
-        here = slots >= 0
-        kind.pool.write_figures(slots[here], figures[here])
-        changed = occupied & (moved | fresh)
-        row, _ = changed.nonzero().unbind(-1)
-        scale, chance = self.scale_of(rows[row]), self._chance.get(name)
-        kind.pool.write(slots[changed], keys[changed], values[changed], scale, chance)
+        if update.touched is not None:
+            figures.append(update.touched)
+        return keys, values, torch.stack([*figures, after.members], -1)
 
 
 def _occupied(state: RowState) -> dict[str, Tensor]:
     return {"pivots": state.members > 0, "buffers": state.buffer_score > -torch.inf}
 
 
-def _moved(old_keys: Tensor, keys: Tensor, old_values: Tensor, values: Tensor) -> Tensor:
-    """Where a key or a value differs."""
-    return (keys != old_keys).any(-1) | (values != old_values).any(-1)
+def _altered(name: str, before: RowState, after: RowState) -> Tensor:
+    """Slots [n, slots_per_row] of one kind whose key or value differs."""
+    keys, values = ("pivot_keys", "pivot_values") if name == "pivots" else ("buffer_keys", "buffer_values")
+    differs = [(getattr(before, part) != getattr(after, part)).any(-1) for part in (keys, values)]
+    return differs[0] | differs[1]
+
+
+def _exchanged(blocks: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
+    """Which blocks have to be taken, and which are given back, by the table's entries and what is used."""
+    held = blocks > 0
+    return used > held, held > used
+
+
+def _places(mask: Tensor, count: int) -> Tensor:
+    """Where the flattened mask is true, which is known to be so often [count]."""
+    return torch.nonzero_static(mask.flatten(), size=count)[:, 0]

@@ -36,8 +36,9 @@ PLACES = [
     *((select.Kernels, operation) for operation in select.OPERATIONS),
     (Pages, "write"), (Pages, "read"), (Pages, "grow"), (SlotPool, "write"), (SlotPool, "take"),
     (VoxelGrid, "add"), (VoxelGrid, "near"), (VoxelGrid, "visit"), (RetrievedSet, "fill"),
-    (KeyValues, "put"), (KeyValues, "convert"), (TokenStore, "take"), (TokenStore, "keep"),
-    (AnchorStore, "renew"), (SpilledVoxels, "keep"), (SpilledVoxels, "restore"), (fusing, "fold_in"),
+    (KeyValues, "write"), (KeyValues, "compact"), (KeyValues, "convert"),
+    (TokenStore, "take"), (TokenStore, "keep"), (AnchorStore, "renew"), (SpilledVoxels, "keep"),
+    (SpilledVoxels, "restore"), (fusing, "fold_in"),
 ]  # fmt: skip
 CALLS = (1, 2, 4, 9, 20)  # which call fails, in turns
 

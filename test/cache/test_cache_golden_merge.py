@@ -35,7 +35,7 @@ def content(memory: VoxelMemory) -> dict[str, dict[tuple[int, int], list]]:
     """Pivots and buffered tokens by (row, voxel key), in slot order."""
     voxels = memory.grid.voxels
     rows = memory.rows.of_voxels(voxels)
-    state = memory.rows.read(rows.flatten())
+    state = memory.rows.read(rows.flatten()).state
     found: dict = {"piv": {}, "buf": {}}
     for i, key in enumerate(memory.grid.key[voxels].tolist()):
         for lane in range(memory.rows.lanes):

@@ -48,10 +48,11 @@ def test_eviction_keeps_what_the_original_keeps(case):
     leaving = (~pinned & ~recent).nonzero()[:, 0]
     anchors = AnchorStore(layers, heads, KeyValues(layers), CPU)
     capacity = case["hh"] * tokens
-    choice = choose("score", anchors.candidates(window, leaving)[0], capacity)
+    candidates = anchors.candidates(window, leaving)
+    choice = choose("score", candidates.score, capacity)
     if "dropped" in part:
         assert torch.equal(leaving[choice.dropped], part["dropped"].long())
-    evicted = anchors.renew(window, leaving, choice, capacity, evict=True)
+    evicted = anchors.renew(window, leaving, candidates, choice, evict=True)
     window.keep(pinned | recent)
     stays = torch.cat([leaving[choice.kept], frame[:0].expand(layers, heads, 0)], -1)
     rest = (pinned | recent).nonzero()[:, 0].expand(layers, heads, -1)
@@ -61,8 +62,8 @@ def test_eviction_keeps_what_the_original_keeps(case):
     voxel = torch.cat([anchors.voxel, window.voxel.expand(layers, heads, -1)], -1).gather(-1, order)
     assert torch.equal(score, part["score_after"])
     assert torch.equal(voxel, part["voxel_after"].long())
-    for layer in range(layers):
-        segments = [s for s in (anchors.segment(layer), window.segment(layer)) if s is not None]
+    stores = [store.segments() for store in (anchors, window) if store.length]
+    for layer, segments in enumerate(zip(*stores, strict=True)):
         for name in ("keys", "values"):
             found = torch.cat([getattr(s, name) for s in segments], 1)
             found = found.gather(1, order[layer, ..., None].expand(-1, -1, found.shape[-1]))

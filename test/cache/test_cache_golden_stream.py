@@ -89,7 +89,7 @@ def test_stream_equals_the_original(name, allocator):
         cache.voxels.check()
         if chunk["retrieved_now"]:
             for layer in range(c["L"]):
-                found = cache.retrieved.segment(layer)
+                found = cache.retrieved.segments()[layer]
                 width = found.length
                 assert_close(found.keys, golden["ret_K"][layer, :, :width], "retrieved keys")
                 assert_close(found.values, golden["ret_V"][layer, :, :width], "retrieved values")

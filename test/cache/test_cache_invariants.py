@@ -108,7 +108,7 @@ def tokens(count: int, seed: int, voxels: int = 3) -> Evicted:
 
 def contents(store: VoxelMemory):
     order = store.grid.voxels[store.grid.key[store.grid.voxels].argsort()]
-    return store.rows.read(store.rows.of_voxels(order).flatten())
+    return store.rows.read(store.rows.of_voxels(order).flatten()).state
 
 
 def assert_same(a, b, tolerance=0.0):
@@ -143,7 +143,7 @@ def test_merged_tokens_lie_between_their_members(seed):
     assert store.counts.aggregated and store.counts.merged and store.counts.remerged
     for voxel in range(3):
         number = store.grid.find(torch.tensor([voxel]))
-        state = store.rows.read(store.rows.of_voxels(number).flatten())
+        state = store.rows.read(store.rows.of_voxels(number).flatten()).state
         for lane in range(3):
             held = state.members[lane] > 0
             for part, pivots in (("keys", state.pivot_keys), ("values", state.pivot_values)):
@@ -200,6 +200,7 @@ def test_the_voxel_edge_follows_the_scene_and_stays():
 def test_where_tokens_lie_in_memory_changes_nothing(change, small, monkeypatch):
     _, expected = run(parity(), WALK, 40)
     monkeypatch.setattr(pages, "SMALL", small)
+    monkeypatch.setattr(pages, "JOINED", 0)
     cache, out = run(parity(**change), WALK, 40)
     assert torch.equal(out, expected)
     cache.voxels.check()
@@ -255,7 +256,7 @@ def test_points_that_are_not_numbers_get_no_place():
         cache.begin(2, WALK.tokens)
         for i in range(2):
             assert cache.attend(i, q[i, None], k[i, None], v[i, None]).isfinite().all()
-        cache.settle(replace(places, camera=places.camera * torch.nan, median_depth=float("nan")))
+        cache.settle(replace(places, camera=places.camera * torch.nan, depth=float("nan")))
     assert cache.stats().unplaced > 50 and cache.stats().inserted > 0
     cache.voxels.check()
 

@@ -47,7 +47,7 @@ def insert(store: VoxelMemory, keys: torch.Tensor, score: float = 1.0) -> None:
 
 
 def content(store: VoxelMemory):
-    return store.rows.read(store.rows.of_voxels(store.grid.voxels).flatten())
+    return store.rows.read(store.rows.of_voxels(store.grid.voxels).flatten()).state
 
 
 @pytest.mark.parametrize("name", SWITCHES)

@@ -15,11 +15,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 PACKAGE = Path(__file__).parents[2]
 LOOKS = (
     "_local_scalar_dense",
+    "item",
+    "is_nonzero",
     "nonzero",
     "masked_select",
     "_unique2",
     "unique_dim",
     "_unique",
+    "unique_consecutive",
+    "bincount",
     "repeat_interleave",
 )
 
