@@ -201,8 +201,8 @@ class KeyValues:
         for i, part in enumerate(like):
             if i < len(self._fields) and self._fields[i].shape[1] >= capacity:
                 continue
+            shape = lanes, capacity, part.shape[2]
             with torch.inference_mode(False):  # the buffer outlives the mode of this pass
-                shape = lanes, capacity, part.shape[2]
                 buffer = torch.empty(shape, dtype=part.dtype, device=part.device)
             if i < len(self._fields):
                 buffer[:, :valid] = self._fields[i][:, :valid]
@@ -210,7 +210,8 @@ class KeyValues:
 
     def _set(self, i: int, buffer: Tensor) -> None:
         self._fields[i : i + 1] = [buffer]
-        self._views[i : i + 1] = [buffer.chunk(self._layers)]
+        with torch.inference_mode(False):
+            self._views[i : i + 1] = [buffer.chunk(self._layers)]
 
 
 def as_index(slots: Tensor, device: torch.device) -> slice | Tensor:

@@ -89,17 +89,23 @@ class Content(NamedTuple):
     touched: Tensor | None  # [n, pivots] when each pivot was last changed, in passes, where that is noted
 
 
+class Change(NamedTuple):
+    """What new content of rows takes in one kind."""
+
+    won: Tensor  # [n, blocks_per_row] blocks that are taken
+    lost: Tensor  # [n, blocks_per_row] blocks that are given back
+    had: Tensor  # [n, slots_per_row] slots that there will be
+    coded: Tensor  # [n, slots_per_row] of these, those whose key and value are written
+
+
 class Update(NamedTuple):
     """New content of rows, and what it takes to store it."""
 
     before: Content
     after: RowState
     touched: Tensor | None  # as in `Content`
-    won: dict[str, Tensor]  # by kind: blocks [n, blocks_per_row] that are taken
-    lost: dict[str, Tensor]  # blocks that are given back
-    had: dict[str, Tensor]  # slots [n, slots_per_row] that there will be
-    coded: dict[str, Tensor]  # slots [n, slots_per_row] whose key and value have to be written
-    counts: dict[str, list[int]]  # how many there are of each of these
+    changes: dict[str, Change]
+    counts: dict[str, list[int]]  # how many there are of each part of a change
 
     @property
     def needed(self) -> dict[str, int]:
@@ -125,6 +131,11 @@ class VoxelRows:
             self._chance["pivots"] = torch.Generator(device)
         first, numbers = config.voxel_num * lanes, 3 + self._shrink + self._touched
         pivots, buffers = Codec(config.pivot_bits, dim, dtype), Codec(config.buffer_bits, dim, dtype)
+        # Kinds compared with what was there, as storing the same again would change it, or is to be noted.
+        self._compared = {
+            "pivots": not pivots.exact or self._shrink or self._touched,
+            "buffers": not buffers.exact,
+        }
         self.kinds = {
             "pivots": Kind(config.voxel_piv_cap, numbers, pivots, config.allocator, first, device),
             "buffers": Kind(config.voxel_buf_cap, 1, buffers, config.allocator, first, device),
@@ -181,35 +192,37 @@ class VoxelRows:
     def update(self, before: Content, after: RowState, moment: int) -> Update:
         """What replacing the content takes: one look of the host. What is as before is not coded again."""
         was, occupied, touched = _occupied(before.state), _occupied(after), before.touched
-        won, lost, had, coded = {}, {}, {}, {}
+        changes: dict[str, Change] = {}
         for name, kind in self.kinds.items():
-            altered = _altered(name, before.state, after) | ~was[name]
-            if touched is not None and name == "pivots":
-                changed = altered | (after.members != before.state.members)
-                touched = touched.masked_fill(changed, moment)
             used = kind.used(occupied[name])
-            won[name], lost[name] = _exchanged(before.blocks[name], used)
-            had[name] = kind.within(used)
-            coded[name] = occupied[name] & (altered | (before.slots[name] < 0))
-        masks = [mask[name] for name in self.kinds for mask in (won, lost, had, coded)]
-        found = torch.stack([mask.sum() for mask in masks]).view(len(self.kinds), -1).tolist()
-        counts = dict(zip(self.kinds, found, strict=True))
-        return Update(before, after, touched, won, lost, had, coded, counts)
+            coded = had = kind.within(used)
+            if self._compared[name]:
+                altered = _altered(name, before.state, after) | ~was[name]
+                coded = occupied[name] & (altered | (before.slots[name] < 0))
+                if touched is not None and name == "pivots":
+                    changed = altered | (after.members != before.state.members)
+                    touched = touched.masked_fill(changed, moment)
+            changes[name] = Change(*_exchanged(before.blocks[name], used), had, coded)
+        found = torch.stack([mask.sum() for change in changes.values() for mask in change])
+        counts = dict(zip(changes, found.view(len(changes), -1).tolist(), strict=True))
+        return Update(before, after, touched, changes, counts)
 
     def write(self, update: Update) -> None:
         """Replace the content of rows, whose slots are reserved."""
         rows = update.before.rows
         for name, kind in self.kinds.items():
-            taken, given_back, had, coded = update.counts[name]
-            blocks, won, lost = update.before.blocks[name], update.won[name], update.lost[name]
-            slots = kind.exchange(rows, blocks, won, lost, taken, given_back).flatten()
+            change, (taken, given_back, had, coded) = update.changes[name], update.counts[name]
+            blocks = update.before.blocks[name]
+            slots = kind.exchange(rows, blocks, change.won, change.lost, taken, given_back).flatten()
             keys, values, figures = (part.flatten(0, 1) for part in self._stored(name, update))
-            here = _places(update.had[name], had)
-            kind.pool.write_figures(kind.pool.locate(slots[here]), figures[here])
-            here = _places(update.coded[name], coded)
+            here = _places(change.had, had)
+            places = kind.pool.locate(slots[here])
+            kind.pool.write_figures(places, figures[here])
+            if change.coded is not change.had:
+                here = _places(change.coded, coded)
+                places = kind.pool.locate(slots[here])
             scale = None if self._key_scale is None else self.scale_of(rows[here // kind.slots_per_row])
-            places, chance = kind.pool.locate(slots[here]), self._chance.get(name)
-            kind.pool.write(places, keys[here], values[here], scale, chance)
+            kind.pool.write(places, keys[here], values[here], scale, self._chance.get(name))
 
     def tokens(self, rows: Tensor) -> int:
         """Tokens that the rows [n] stand for: buffered, and merged into pivots."""
