@@ -193,7 +193,7 @@ class LiveCache:
         score = scores.update(torch.cat(known, -1), new, decay) if known else new
         lengths = [store.length for store in self._stores]
         for store, part in zip(self._stores, score.split(lengths, -1), strict=True):
-            store.score = part
+            store.score = part.clone()  # without the memory of the others
         self._contributions = [[]] * len(self._contributions)
 
     def _keep_special(self, leaving: Tensor) -> Tensor:

@@ -145,7 +145,7 @@ class TokenStore:
 
 
 def _pick(note: Tensor, slots: Tensor) -> Tensor:
-    return note[..., as_index(slots, note.device)]
+    return note[..., as_index(slots, note.device)].clone()  # a part alone, without the memory of the rest
 
 
 def _extend(own: Tensor | None, other: Tensor | None, slots: Tensor) -> Tensor | None:

@@ -10,7 +10,7 @@ from cache.worlds_of_tokens import KERNELS, Walk, feed, parity, run, small_netwo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stac_core.cache import pages
+from stac_core.cache import pages, voxel_memory
 from stac_core.cache.memory_model import live_bytes
 from stac_core.cache.quantization import Codec
 from stac_core.cache.saved_state import read_state, write_state
@@ -202,6 +202,14 @@ def test_where_tokens_lie_in_memory_changes_nothing(change, small, monkeypatch):
     monkeypatch.setattr(pages, "SMALL", small)
     monkeypatch.setattr(pages, "JOINED", 0)
     cache, out = run(parity(**change), WALK, 40)
+    assert torch.equal(out, expected)
+    cache.voxels.check()
+
+
+def test_how_many_rows_merge_at_once_changes_nothing(monkeypatch):
+    _, expected = run(parity(), WALK, 40)
+    monkeypatch.setattr(voxel_memory, "ROWS_AT_ONCE", 7)
+    cache, out = run(parity(), WALK, 40)
     assert torch.equal(out, expected)
     cache.voxels.check()
 
