@@ -138,7 +138,7 @@ def _resize(sequences: Sequences, height: int, width: int) -> Sequences:
 
 
 def draw_dense_frames(config: TrainingConfig, frames: int, random: np.random.Generator) -> Tensor:
-    """Numbers of the frames whose dense maps a step judges, in order."""
+    """Which of all frames of a step have their dense maps judged: numbers [D], in order."""
     count = max(1, round(config.dense_share * frames))
     return torch.from_numpy(np.sort(random.permutation(frames)[:count]))
 

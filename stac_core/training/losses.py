@@ -6,8 +6,6 @@ true depth, so that near and far surfaces of one normalised sequence weigh alike
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -32,25 +30,24 @@ def point_loss(points: Tensor, confidence: Tensor, truth: Tensor, depth: Tensor,
     return _weighted(error.where(valid, 0.0), confidence, valid)
 
 
-def camera_loss(refinements: Sequence[Tensor], truth: Tensor) -> Tensor:
-    """Absolute errors of translation, quaternion and field of view, every refinement counted.
+def camera_loss(refinements: Tensor, truth: Tensor) -> Tensor:
+    """Errors of all refinements [R, B, S, 9], in their order, the earlier counting less; truth [B, S, 9]."""
+    errors = camera_errors(refinements, truth)
+    ages = torch.arange(len(errors) - 1, -1, -1, device=errors.device)
+    return (REFINEMENT_DECAY**ages * errors).sum()
 
-    refinements: pose encodings [B, S, 9], first to last; truth [B, S, 9]. A quaternion and its
-    negative are the same rotation: the nearer of the two is the target.
+
+def camera_errors(encodings: Tensor, truth: Tensor) -> Tensor:
+    """Absolute errors of translation, quaternion and field of view of pose encodings [K, B, S, 9] → [K].
+
+    truth [B, S, 9]. A quaternion and its negative are the same rotation: the nearer of the two is the target.
     """
-    loss = truth.new_zeros(())
-    for age, encoding in enumerate(reversed(refinements)):
-        loss = loss + REFINEMENT_DECAY**age * _camera_error(encoding, truth)
-    return loss
-
-
-def _camera_error(encoding: Tensor, truth: Tensor) -> Tensor:
-    quaternion, target = encoding[..., 3:7], truth[..., 3:7]
+    quaternion, target = encodings[..., 3:7], truth[..., 3:7]
     opposite = (quaternion.detach() * target).sum(-1, keepdim=True) < 0
     target = torch.where(opposite, -target, target)
-    translation = (encoding[..., :3] - truth[..., :3]).abs().mean()
-    rotation = (quaternion - target).abs().mean()
-    view = (encoding[..., 7:] - truth[..., 7:]).abs().mean()
+    translation = (encodings[..., :3] - truth[..., :3]).abs().mean((1, 2, 3))
+    rotation = (quaternion - target).abs().mean((1, 2, 3))
+    view = (encodings[..., 7:] - truth[..., 7:]).abs().mean((1, 2, 3))
     return TRANSLATION_WEIGHT * translation + ROTATION_WEIGHT * rotation + FIELD_OF_VIEW_WEIGHT * view
 
 

@@ -93,25 +93,26 @@ class MatchingHeads(nn.Module):
         late, late_hits = _cross_entropy(self.deep(layers[-1]), scale[1], matches)
         attention = [_attention(look, encoder.shape[2], matches) for look in looks]
         look, look_hits = (torch.stack(values).mean() for values in zip(*attention, strict=True))
-        shifts = [_shift_error(head(x[:, 1:]), matches) for head, x in zip(self.shifts, layers, strict=True)]
+        shifts = torch.stack([head(x[:, 1:]).float() for head, x in zip(self.shifts, layers, strict=True)])
+        shift_errors = _shift_errors(shifts, matches)
         figures = {
             "match_encoder": early_hits,
             "match_attention": look_hits,
             "match": late_hits,
-            "shift": shifts[-1].detach(),
+            "shift": shift_errors[-1].detach(),
         }
-        return early + late + look + SHIFT_WEIGHT * torch.stack(shifts).mean(), figures
+        return early + late + look + SHIFT_WEIGHT * shift_errors.mean(), figures
 
 
 def _head(width: int, out: int) -> nn.Sequential:
     return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, out))
 
 
-def _shift_error(shift: Tensor, matches: PatchMatches) -> Tensor:
-    """Mean distance |x| + |y| in patches, over the patches that have a match."""
+def _shift_errors(shifts: Tensor, matches: PatchMatches) -> Tensor:
+    """Mean distance |x| + |y| in patches of shifts [layers, B, S-1, N, 2], over patches that have a match."""
     known = matches.patch != NOWHERE
-    error = (shift.float() - matches.shift).abs().sum(-1)
-    return (error * known).sum() / known.sum().clamp(min=1)
+    errors = (shifts - matches.shift).abs().sum(-1)
+    return (errors * known).sum((1, 2, 3)) / known.sum().clamp(min=1)
 
 
 def _cross_entropy(descriptors: Tensor, scale: Tensor, matches: PatchMatches) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from stac_core.geometry import unproject_depth
-from stac_core.training.losses import camera_loss
+from stac_core.training.losses import camera_errors
 from stac_core.training.sequences import Sequences
 
 STANDING = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0)  # pose encoding of a camera that did not move
@@ -60,14 +60,14 @@ class MotionHeads(nn.Module):
         """
         target, known = motions
         count = known.sum().clamp(min=1)
-        errors, cameras = [], []
-        for tokens, patch_head, camera_head in zip(layers, self.patches, self.cameras, strict=True):
-            error = (patch_head(tokens[:, 1:, specials:].float()).float() - target).abs().sum(-1)
-            errors.append((error * known).sum() / count)
-            cameras.append(camera_loss([camera_head(tokens[:, :, 0].float()).float() + self.standing], poses))
+        heads = list(zip(layers, self.patches, self.cameras, strict=True))
+        moved = torch.stack([head(tokens[:, 1:, specials:].float()).float() for tokens, head, _ in heads])
+        cameras = torch.stack([head(tokens[:, :, 0].float()).float() for tokens, _, head in heads])
+        errors = ((moved - target).abs().sum(-1) * known).sum((1, 2, 3)) / count
         still = (target.abs().sum(-1) * known).sum() / count
         figures = {"motion": errors[-1].detach() / still.clamp(min=1e-6)}
-        return PATCH_WEIGHT * torch.stack(errors).mean() + torch.stack(cameras).mean(), figures
+        loss = PATCH_WEIGHT * errors.mean() + camera_errors(cameras + self.standing, poses).mean()
+        return loss, figures
 
 
 def _silent_head(width: int, out: int) -> nn.Sequential:

@@ -10,8 +10,10 @@ import numpy as np
 from stac_core.config import PATCH_SIZE
 from stac_core.training.config import TrainingConfig
 
-ASPECTS = (0.56, 1.0)  # height over width: 16:9 to square
+ASPECTS = (9 / 16, 3 / 4, 1.0)  # height over width
+COLUMN_STEP = 2  # between the widths that are drawn, in patches
 SHORTEST = 2  # frames; one frame has nothing to match
+DIVISIBLE = 12  # the frames of a step are a multiple of it, so that they divide into many lengths
 
 
 @dataclass(frozen=True)
@@ -35,16 +37,19 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
 def draw_shape(config: TrainingConfig, step: int, random: np.random.Generator) -> Shape:
     """Frames between 2 and a growing limit (short ones more often), widths and aspects spread evenly.
 
-    The number of sequences fills `patches_per_step`, so that every step costs about the same.
+    All frames of a step together fill `patches_per_step`, so that every step costs about the same. Their
+    number depends on their size alone, and there are few sizes: on a GPU the convolutions of every new shape
+    are planned anew, which can take longer than the step.
     """
     grown = _grown(config, step)
     longest = config.first_frames + grown * (config.last_frames - config.first_frames)
-    frames = int(math.exp(random.uniform(math.log(SHORTEST), math.log(longest + 1))))
     first, last = config.first_width // PATCH_SIZE, config.last_width // PATCH_SIZE
-    columns = int(random.integers(first, round(first + grown * (last - first)) + 1))
-    rows = max(4, round(columns * random.uniform(*ASPECTS)))
-    sequences = max(1, round(config.patches_per_step / (frames * rows * columns)))
-    return Shape(sequences, frames, rows * PATCH_SIZE, columns * PATCH_SIZE)
+    columns = int(random.choice(range(first, round(first + grown * (last - first)) + 1, COLUMN_STEP)))
+    rows = max(4, round(columns * random.choice(ASPECTS)))
+    together = DIVISIBLE * max(1, round(config.patches_per_step / (DIVISIBLE * rows * columns)))
+    wanted = math.exp(random.uniform(math.log(SHORTEST), math.log(longest + 1)))
+    frames = max(n for n in range(SHORTEST, int(wanted) + 1) if together % n == 0)
+    return Shape(together // frames, frames, rows * PATCH_SIZE, columns * PATCH_SIZE)
 
 
 def draw_reach(config: TrainingConfig, step: int, random: np.random.Generator) -> float:

@@ -34,6 +34,11 @@ class Sequences:
         """The frames with the given numbers of every sequence."""
         return replace(self, **{f.name: getattr(self, f.name)[:, chosen] for f in fields(self)})
 
+    def single(self, numbers: Tensor) -> Sequences:
+        """Single frames, counted through the batch, as one sequence [1, D]; not of one scene any more."""
+        flat = {f.name: getattr(self, f.name).flatten(0, 1) for f in fields(self)}
+        return Sequences(**{name: value.index_select(0, numbers)[None] for name, value in flat.items()})
+
     def one(self, index: int) -> Sequences:
         """One sequence of the batch, its leading axis kept."""
         return replace(self, **{f.name: getattr(self, f.name)[index : index + 1] for f in fields(self)})

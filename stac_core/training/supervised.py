@@ -58,15 +58,15 @@ class Supervised(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of normalised sequences, to be called under the autocast of the training loop.
 
-        visible: bool [S, S], which frame (row) sees which. dense_frames: numbers [D] of the frames whose
-        depth and points are predicted and judged; the dense heads treat frames alone, and would be most
-        of the work of a step on all of them.
+        visible: bool [S, S], which frame (row) sees which. dense_frames: numbers [D] of the frames,
+        counted through the batch, whose depth and points are predicted and judged; the dense heads treat
+        frames alone, and would be most of the work of a step on all of them.
         """
         network = self.network
         height, width = sequences.depth.shape[-2:]
         context = WatchedPass(visible)
         tokens = network.aggregator(sequences.images, context)
-        layers = [layer[:, dense_frames] for layer in tokens.layers]
+        layers = [layer.flatten(0, 1).index_select(0, dense_frames)[None] for layer in tokens.layers]
         depth = network.depth_head(layers, height, width)
         points = network.point_head(layers, height, width)
         with torch.autocast(sequences.depth.device.type, enabled=False):  # bfloat16 would blunt the truth
@@ -75,8 +75,8 @@ class Supervised(nn.Module):
             matching, matched = self._matching_loss(tokens, context.looks, sequences)
             motion, moved = self._motion_loss(tokens, sequences, poses)
             losses = {
-                **self._dense_losses(depth, points, sequences.frames(dense_frames)),
-                "camera": camera_loss(encodings, poses),
+                **self._dense_losses(depth, points, sequences.single(dense_frames)),
+                "camera": camera_loss(torch.stack(tuple(encodings)), poses),
                 "matching": matching,
                 "motion": motion,
             }

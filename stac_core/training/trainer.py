@@ -93,9 +93,9 @@ class Trainer:
         random = step_random(self.config, self.step, self.processes.rank)
         sequences = normalise(draw_sequences(self.config, self._clips, self.step, random))
         watch.mark()
-        frames = sequences.depth.shape[1]
+        count, frames = sequences.depth.shape[:2]
         visible = draw_visible(frames, random)
-        dense_frames = send(draw_dense_frames(self.config, frames, random), self.device)
+        dense_frames = send(draw_dense_frames(self.config, count * frames, random), self.device)
         for group in self.optimizer.param_groups:
             group["lr"] = group["share"] * learning_rate(self.config, self.step)
         with self._precision():
@@ -108,7 +108,7 @@ class Trainer:
         else:
             log.warning("step %d: gradient is not finite, step skipped", self.step)
         self.step += 1
-        seen = sequences.depth.shape[:2].numel() * self.processes.count
+        seen = count * frames * self.processes.count
         progress.update(self.step, {"loss": loss.detach(), **figures}, seen, watch)
 
     @cached_property

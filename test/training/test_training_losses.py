@@ -65,8 +65,10 @@ def test_camera_loss_accepts_either_sign_of_the_quaternion():
     truth = torch.randn(2, 3, 9)
     opposite = truth.clone()
     opposite[..., 3:7] *= -1
-    assert camera_loss([truth, opposite], truth).item() == 0
-    assert camera_loss([truth, truth + 0.1], truth) > camera_loss([truth + 0.1, truth], truth) > 0
+    wrong = truth + 0.1
+    assert camera_loss(torch.stack([truth, opposite]), truth).item() == 0
+    earlier, later = (camera_loss(torch.stack(pair), truth) for pair in ((wrong, truth), (truth, wrong)))
+    assert later > earlier > 0
 
 
 def test_normalised_world_starts_at_camera_0_with_unit_distance():
