@@ -5,6 +5,9 @@ Everything is drawn from (seed, step, process), so a resumed run goes on as if n
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,6 +22,7 @@ from stac_core.training.sequences import Sequences, choose
 
 TRIES = 8  # to find a clip with a stretch that does not depart too far
 SIDEWAYS = 0.15  # share of steps whose sequences lie on their side
+UNVARIED = 0.3  # share of sequences that keep their own contrast, and so on
 
 
 def step_random(config: TrainingConfig, step: int, rank: int) -> np.random.Generator:
@@ -32,7 +36,7 @@ def draw_sequences(config: TrainingConfig, clips: Clips, step: int, random: np.r
     ready = clips.ready(config.first_clips + int(step * config.clips_per_step))
     reach = draw_reach(config, step, random)
     chosen, frames = draw_stretches(clips, ready, shape, reach, random)
-    return fit(clips.read(chosen, frames), shape, random)
+    return vary_colours(fit(clips.read(chosen, frames), shape, random), random)
 
 
 def draw_stretches(
@@ -87,6 +91,23 @@ def fit(sequences: Sequences, shape: Shape, random: np.random.Generator) -> Sequ
     mirrored = send(torch.from_numpy(random.random(len(fitted.depth)) < 0.5), fitted.depth.device)
     chosen = choose(mirrored, mirror(fitted), fitted)
     return transpose(chosen) if sideways else chosen
+
+
+def vary_colours(sequences: Sequences, random: np.random.Generator) -> Sequences:
+    """Other contrast, brightness, gamma and saturation in each sequence: rendered rooms are duller than real
+    ones, whose black and white differ twice as much."""
+
+    def draw(low: float, high: float) -> Tensor:
+        values = np.exp(random.uniform(math.log(low), math.log(high), len(images)))
+        values[random.random(len(images)) < UNVARIED] = 1.0
+        return send(torch.from_numpy(values).float(), images.device).view(-1, 1, 1, 1, 1)
+
+    images = sequences.images
+    middle = images.mean((1, 2, 3, 4), keepdim=True)
+    varied = (middle + (images - middle) * draw(0.8, 3.0)) * draw(0.7, 1.4)
+    varied = varied.clamp(1e-4, 1) ** draw(0.7, 1.4)
+    grey = varied.mean(2, keepdim=True)
+    return replace(sequences, images=(grey + (varied - grey) * draw(0.5, 2.0)).clamp_(0, 1))
 
 
 def mirror(sequences: Sequences) -> Sequences:

@@ -1,5 +1,6 @@
 """Augmented sequences stay true: depth, poses and lenses still explain the images."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,12 @@ from stac_core.training.batches import (
     fit,
     mirror,
     transpose,
+    vary_colours,
 )
 from stac_core.training.clips import held_out_seed, open_clips, training_seed
 from stac_core.training.config import TrainingConfig
 from stac_core.training.schedule import Shape
-from stac_core.training.sequences import Sequences
+from stac_core.training.sequences import Sequences, join
 from stac_core.worlds import World, WorldConfig
 
 
@@ -77,6 +79,17 @@ def test_fitted_sequences_have_the_shape_and_stay_true(sequences, shape):
         assert torch.allclose(centre, torch.tensor([shape.width / 2, shape.height / 2]))
         error, colour = disagreement(fitted)
         assert error < 0.03 and colour < 0.08
+
+
+def test_varied_colours_stay_colours_and_differ_between_sequences_only(sequences):
+    twice = join([sequences] * 8)
+    varied = vary_colours(twice, np.random.default_rng(0))
+    assert varied.images.min() >= 0 and varied.images.max() <= 1
+    assert torch.equal(varied.depth, twice.depth)
+    assert len({float(images.std()) for images in varied.images}) > 5
+    equal_frames = replace(sequences, images=sequences.images[:, :1].expand(-1, 3, -1, -1, -1))
+    frames = vary_colours(equal_frames, np.random.default_rng(1)).images[0]
+    assert torch.equal(frames[0], frames[1])
 
 
 def test_drawn_frames_lie_within_a_clip_and_within_reach():
