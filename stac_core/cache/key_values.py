@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stac_core.cache.quantization import Codec
 from stac_core.cache.saved_state import State
 from stac_core.device import send
 from stac_core.kernels.attend import AnySegment, CodedSegment, Codes, Segment
+from stac_core.kernels.quantization import Codec
 
 Fields = tuple[Tensor, ...]  # as stored: the fields of the key, then those of the value
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from stac_core.cache.quantization import Codec
 from stac_core.config import CacheConfig, NetworkConfig
+from stac_core.kernels.quantization import Codec
 
 FRAME_NOTES = 3 * 8  # frame, pass and voxel key of a slot in a store of whole frames
 ANCHOR_NOTES = 4 + 8 + 4  # score, voxel key and pass of a slot, per layer and head

@@ -29,7 +29,7 @@ class Pages:
         self._starts: list[int] = []
         self._pages: list[dict[str, Tensor]] = []
         self.length = 0
-        self._overwritten: list[tuple[Tensor, Tensor, Tensor]] | None = None  # column, rows, what was there
+        self._overwritten: list[_Overwritten] | None = None  # where all that is written is to be remembered
 
     @property
     def names(self) -> list[str]:
@@ -97,8 +97,18 @@ class Pages:
         for page, here, local in places.parts:
             column = self._pages[page][name]
             if self._overwritten is not None:
-                self._overwritten.append((column, local, column[local]))
+                self._overwritten.append(_Overwritten([{name: column}], local, {name: column[local]}))
             column[local] = values if here is None or not isinstance(values, Tensor) else values[here]
+
+    @property
+    def watched(self) -> bool:
+        """Whether somebody who writes into `parts` has to say so to `remember` first."""
+        return self._overwritten is not None
+
+    def remember(self, rows: Tensor, old: dict[str, Tensor]) -> None:
+        """Rows [n], all different, are about to be overwritten; what they hold now [n, width] by column."""
+        if self._overwritten is not None:
+            self._overwritten.append(_Overwritten(self.parts, rows, old))
 
     def watch(self) -> None:
         """From here on, remember what is overwritten."""
@@ -106,8 +116,8 @@ class Pages:
 
     def undo(self) -> None:
         """Write back what has been overwritten since `watch`."""
-        for column, rows, old in reversed(self._overwritten or []):
-            column[rows] = old
+        for written in reversed(self._overwritten or []):
+            written.put_back()
         self.unwatch()
 
     def unwatch(self) -> None:
@@ -124,6 +134,23 @@ class Pages:
         if state:
             self._starts, self._pages = [0], [{name: state[name] for name in self._columns}]
             self.length = len(next(iter(self._pages[0].values())))
+
+
+class _Overwritten(NamedTuple):
+    """What was in rows before they were written."""
+
+    pages: list[dict[str, Tensor]]  # at that time
+    rows: Tensor  # [n] counted through these pages
+    old: dict[str, Tensor]  # [n, width] by column
+
+    def put_back(self) -> None:
+        first = 0
+        for page in self.pages:
+            length = len(next(iter(page.values())))
+            here = ((self.rows >= first) & (self.rows < first + length)).nonzero()[:, 0]
+            for name, old in self.old.items():
+                page[name][self.rows[here] - first] = old[here]
+            first += length
 
 
 class Place(NamedTuple):

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from stac_core.cache.pages import GROWTH, Pages, Places
-from stac_core.cache.quantization import Codec
 from stac_core.cache.saved_state import State
 from stac_core.kernels.gather import Page
+from stac_core.kernels.quantization import Codec
+from stac_core.kernels.slots import Factor, RowSlots, SlotKernels, SlotPage, Store
 
 SLAB = 4
 
@@ -21,10 +22,12 @@ class SlotPool:
     """Slots of one kind: a key, a value and a few float32 figures each."""
 
     def __init__(
-        self, codec: Codec, figures: int, block: int, first_slots: int, device: torch.device
-    ) -> None:
+        self, codec: Codec, figures: int, block: int, first_slots: int, device: torch.device,
+        kernels: SlotKernels,
+    ) -> None:  # fmt: skip
         """figures: float32 numbers beside each token; block: slots handed out together."""
         self.block = block
+        self._figures, self._kernels = figures, kernels
         self._codec, self._first_blocks = codec, max(1, first_slots // block)
         fields = {f"{part}{i}": (c.width, c.dtype) for part in "kv" for i, c in enumerate(codec.columns)}
         self._pages = Pages(fields | {"figures": (figures, torch.float32)}, device)
@@ -86,23 +89,25 @@ class SlotPool:
         """Where slots [n] lie; until the pool grows."""
         return self._pages.locate(slots)
 
-    def read(self, places: Places) -> tuple[Tensor, Tensor]:
-        """Keys, as `write` had divided them, and values [n, D]."""
-        keys, values = (
-            self._codec.decode(tuple(self._pages.read(name, places) for name in names))
-            for names in self._names
-        )
-        return keys, values
+    def read(self, slots: Tensor, factor: Factor | None) -> RowSlots:
+        """What is in slots [n, S], −1 = nothing."""
+        return self._kernels.read_slots(self._store, slots, factor)
+
+    def figures(self, slots: Tensor) -> Tensor:
+        """Of this the figures [n, S, f] alone."""
+        return self._kernels.read_figures(self._store, slots)
 
     def write(
-        self, places: Places, keys: Tensor, values: Tensor, scale: Tensor | None,
-        chance: torch.Generator | None = None,
+        self, slots: Tensor, content: RowSlots, held: Tensor, count: int, coded: Tensor,
+        factor: Factor | None, chance: torch.Generator | None = None,
     ) -> None:  # fmt: skip
-        """Store keys and values [n, D] in different slots; scale [n, D] divides keys; chance: see `Codec`."""
-        keys = keys if scale is None else keys / scale
-        for names, part in zip(self._names, (keys, values), strict=True):
-            for name, field in zip(names, self._codec.encode(part, chance), strict=True):
-                self._pages.write(name, places, field)
+        """Fill the slots [n, S] that are `held`, so many, but keys and values only where `coded`."""
+        if self._pages.watched:
+            written = slots.flatten()[torch.nonzero_static(held.flatten(), size=count)[:, 0]]
+            (keys, values, key_grid, value_grid), figures = self._kernels.save_slots(self._store, written)
+            old = {"k0": keys, "v0": values, "k1": key_grid, "v1": value_grid, "figures": figures}
+            self._pages.remember(written, {name: field for name, field in old.items() if field is not None})
+        self._kernels.write_slots(self._store, slots, content, held, coded, factor, chance)
 
     def read_figures(self, places: Places) -> Tensor:
         return self._pages.read("figures", places)
@@ -126,9 +131,9 @@ class SlotPool:
         self._free = state["free"]
 
     @property
-    def _names(self) -> tuple[list[str], list[str]]:
-        fields = range(len(self._codec.columns))
-        return [f"k{i}" for i in fields], [f"v{i}" for i in fields]
+    def _store(self) -> Store:
+        pages = zip(self.pages, self._pages.parts, strict=True)
+        return Store([SlotPage(page, part["figures"]) for page, part in pages], self._codec, self._figures)
 
 
 def block_size(allocator: str, capacity: int) -> int:

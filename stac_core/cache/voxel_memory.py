@@ -78,7 +78,7 @@ class VoxelMemory:
         """key_scale [lanes, D]: factor per channel taken out of keys before they are coded."""
         self.counts = VoxelCounts()
         self.grid = VoxelGrid(device)
-        self.rows = VoxelRows(config, lanes, dim, dtype, device, key_scale)
+        self.rows = VoxelRows(config, lanes, dim, dtype, device, kernels.slots, key_scale)
         self.room = RoomMaker(config, self.grid, self.rows, kernels.voxel_merge)
         self.mover = VoxelMover(self.grid, self.room)
         self._config, self._kernels, self._dtype, self._dim = config, kernels, dtype, dim

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from stac_core.cache import key_length
-from stac_core.cache.pages import Pages, Places
-from stac_core.cache.quantization import Codec
+from stac_core.cache.pages import Pages
 from stac_core.cache.saved_state import State
 from stac_core.cache.slots import SlotPool, block_size
 from stac_core.config import CacheConfig
+from stac_core.kernels.quantization import Codec
+from stac_core.kernels.slots import Factor, RowSlots, SlotKernels
 from stac_core.kernels.voxel_merge import RowState
 
 
@@ -24,10 +25,10 @@ class Kind:
     """One kind of slots, buffered tokens or pivots, and the table from rows to them."""
 
     def __init__(self, slots_per_row: int, figures: int, codec: Codec, allocator: str, first: int,
-                 device: torch.device) -> None:  # fmt: skip
+                 device: torch.device, kernels: SlotKernels) -> None:  # fmt: skip
         self.block = block_size(allocator, slots_per_row)
         self.blocks_per_row = -(-slots_per_row // self.block)
-        self.pool = SlotPool(codec, figures, self.block, first, device)
+        self.pool = SlotPool(codec, figures, self.block, first, device, kernels)
         self.slots_per_row = slots_per_row
         self._offsets = torch.arange(self.block, device=device) - 1
         # First slot of each block plus one; 0 = the row has no such block yet.
@@ -46,10 +47,6 @@ class Kind:
         first = blocks[..., None]
         slots = (first + self._offsets).masked_fill_(first == 0, -1)
         return slots.flatten(1)[:, : self.slots_per_row]
-
-    def figures(self, slots: Tensor, places: Places) -> Tensor:
-        """[n, slots_per_row, f] of slots [n, slots_per_row], located; 0 where there is none."""
-        return self.pool.read_figures(places).unflatten(0, slots.shape).masked_fill(slots[..., None] < 0, 0)
 
     def used(self, occupied: Tensor) -> Tensor:
         """Which blocks [n, blocks_per_row] hold one of the slots that are occupied [n, slots_per_row]."""
@@ -105,7 +102,7 @@ class Update(NamedTuple):
     after: RowState
     touched: Tensor | None  # as in `Content`
     changes: dict[str, Change]
-    counts: dict[str, list[int]]  # how many there are of each part of a change
+    counts: dict[str, list[int]]  # how many there are of each part of a change but the last
 
     @property
     def needed(self) -> dict[str, int]:
@@ -121,7 +118,7 @@ class VoxelRows:
 
     def __init__(
         self, config: CacheConfig, lanes: int, dim: int, dtype: torch.dtype, device: torch.device,
-        key_scale: Tensor | None,
+        kernels: SlotKernels, key_scale: Tensor | None,
     ) -> None:  # fmt: skip
         """key_scale [lanes, D]: divides keys before they are coded; None = no coding."""
         self.lanes, self._key_scale = lanes, key_scale
@@ -137,8 +134,8 @@ class VoxelRows:
             "buffers": not buffers.exact,
         }
         self.kinds = {
-            "pivots": Kind(config.voxel_piv_cap, numbers, pivots, config.allocator, first, device),
-            "buffers": Kind(config.voxel_buf_cap, 1, buffers, config.allocator, first, device),
+            "pivots": Kind(config.voxel_piv_cap, numbers, pivots, config.allocator, first, device, kernels),
+            "buffers": Kind(config.voxel_buf_cap, 1, buffers, config.allocator, first, device, kernels),
         }
 
     @property
@@ -168,8 +165,9 @@ class VoxelRows:
     def read(self, rows: Tensor) -> Content:
         """The content of rows [n]."""
         blocks, slots = self._find(rows)
-        pivot_keys, pivot_values, pivots = self._read(self.kinds["pivots"], rows, slots["pivots"])
-        buffer_keys, buffer_values, buffers = self._read(self.kinds["buffers"], rows, slots["buffers"])
+        factor = self._factor(rows)
+        pivot_keys, pivot_values, pivots = self.kinds["pivots"].pool.read(slots["pivots"], factor)
+        buffer_keys, buffer_values, buffers = self.kinds["buffers"].pool.read(slots["buffers"], factor)
         if self._shrink:
             pivot_keys, pivot_values = key_length.relax(pivot_keys, pivot_values, pivots[..., 2])
             buffer_keys, buffer_values = key_length.widen(buffer_keys, buffer_values)
@@ -203,26 +201,20 @@ class VoxelRows:
                     changed = altered | (after.members != before.state.members)
                     touched = touched.masked_fill(changed, moment)
             changes[name] = Change(*_exchanged(before.blocks[name], used), had, coded)
-        found = torch.stack([mask.sum() for change in changes.values() for mask in change])
+        found = torch.stack([mask.sum() for change in changes.values() for mask in change[:3]])
         counts = dict(zip(changes, found.view(len(changes), -1).tolist(), strict=True))
         return Update(before, after, touched, changes, counts)
 
     def write(self, update: Update) -> None:
         """Replace the content of rows, whose slots are reserved."""
         rows = update.before.rows
+        factor = self._factor(rows)
         for name, kind in self.kinds.items():
-            change, (taken, given_back, had, coded) = update.changes[name], update.counts[name]
+            change, (taken, given_back, had) = update.changes[name], update.counts[name]
             blocks = update.before.blocks[name]
-            slots = kind.exchange(rows, blocks, change.won, change.lost, taken, given_back).flatten()
-            keys, values, figures = (part.flatten(0, 1) for part in self._stored(name, update))
-            here = _places(change.had, had)
-            places = kind.pool.locate(slots[here])
-            kind.pool.write_figures(places, figures[here])
-            if change.coded is not change.had:
-                here = _places(change.coded, coded)
-                places = kind.pool.locate(slots[here])
-            scale = None if self._key_scale is None else self.scale_of(rows[here // kind.slots_per_row])
-            kind.pool.write(places, keys[here], values[here], scale, self._chance.get(name))
+            slots = kind.exchange(rows, blocks, change.won, change.lost, taken, given_back)
+            content, chance = self._stored(name, update), self._chance.get(name)
+            kind.pool.write(slots, content, change.had, had, change.coded, factor, chance)
 
     def tokens(self, rows: Tensor) -> int:
         """Tokens that the rows [n] stand for: buffered, and merged into pivots."""
@@ -258,32 +250,24 @@ class VoxelRows:
     def figures(self, kind: Kind, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Slots [n, slots_per_row] of the rows and their figures [n, slots_per_row, f], 0 where empty."""
         slots = kind.slots(kind.blocks(rows))
-        return slots, kind.figures(slots, kind.pool.locate(slots.flatten().clamp_min(0)))
+        return slots, kind.pool.figures(slots)
 
     def _find(self, rows: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Blocks and slots of rows [n] by kind."""
         blocks = {name: kind.blocks(rows) for name, kind in self.kinds.items()}
         return blocks, {name: kind.slots(blocks[name]) for name, kind in self.kinds.items()}
 
-    def _read(self, kind: Kind, rows: Tensor, slots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys, values and figures [n, slots_per_row, …], 0 where empty."""
-        places = kind.pool.locate(slots.flatten().clamp_min(0))
-        figures = kind.figures(slots, places)
-        empty = (figures[..., -1] <= 0)[..., None]
-        keys, values = (part.unflatten(0, slots.shape) for part in kind.pool.read(places))
-        scale = self.scale_of(rows)
-        if scale is not None:
-            keys = keys * scale[:, None].to(keys.dtype)
-        return keys.masked_fill(empty, 0).float(), values.masked_fill(empty, 0).float(), figures
+    def _factor(self, rows: Tensor) -> Factor | None:
+        return None if self._key_scale is None else Factor(self._key_scale, rows % self.lanes)
 
-    def _stored(self, name: str, update: Update) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys, values and figures [n, slots_per_row, …] of one kind as they are stored."""
+    def _stored(self, name: str, update: Update) -> RowSlots:
+        """What of one kind is stored."""
         after = update.after
         if name == "buffers":
             keys, values = after.buffer_keys, after.buffer_values
             if self._shrink:
                 keys, values = keys[..., :-1], values[..., :-1]
-            return keys, values, after.buffer_score.clamp_min(0)[..., None]
+            return RowSlots(keys, values, after.buffer_score.clamp_min(0)[..., None])
         keys, values = after.pivot_keys, after.pivot_values
         figures = [after.weight, after.score_sum]
         if self._shrink:
@@ -291,7 +275,7 @@ class VoxelRows:
             figures.append(shrink)
         if update.touched is not None:
             figures.append(update.touched)
-        return keys, values, torch.stack([*figures, after.members], -1)
+        return RowSlots(keys, values, torch.stack([*figures, after.members], -1))
 
 
 def _occupied(state: RowState) -> dict[str, Tensor]:

@@ -104,12 +104,12 @@ def check_gather(
         if kind.bits not in (16, 8, 4):
             raise ValueError(f"kinds[{i}].bits = {kind.bits}: expected 16, 8 or 4")
         for j, page in enumerate(kind.pages):
-            _check_page(f"kinds[{i}].pages[{j}]", page, kind.bits, dim, dtype, device)
+            check_page(f"kinds[{i}].pages[{j}]", page, kind.bits, dim, dtype, device)
     if factor is not None:
         check_tensor("factor", factor, [lanes, dim], torch.float32, device, LIKE)
 
 
-def _check_page(name: str, page: Page, bits: int, dim: int, dtype: torch.dtype, device: torch.device) -> None:
+def check_page(name: str, page: Page, bits: int, dim: int, dtype: torch.dtype, device: torch.device) -> None:
     stored = (dim, dtype) if bits == 16 else (dim * bits // 8, torch.uint8)
     grid = 2 * -(-dim // CODE_GROUP)
     for part, x, (width, kind) in (

@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from stac_core.kernels import slots_torch
 from stac_core.kernels.attend import Attend
 from stac_core.kernels.gather import Gather
+from stac_core.kernels.slots import SlotKernels
 from stac_core.kernels.voxel_merge import VoxelMerge
 
 log = logging.getLogger(__name__)
@@ -32,6 +34,7 @@ class Kernels:
     attend: Attend
     voxel_merge: VoxelMerge
     gather: Gather
+    slots: SlotKernels = slots_torch  # of PyTorch also where a backend has none of its own
 
 
 def select_kernels(backend: str, device: torch.device | str) -> Kernels:
@@ -76,4 +79,7 @@ def _load(backend: str, device_type: str, reason: str) -> Kernels:
     modules = {op: importlib.import_module(f"stac_core.kernels.{op}_{backend}") for op in OPERATIONS}
     if backend != "torch":
         modules["attend"].require(device_type)
-    return Kernels(backend, reason, **{op: getattr(module, op) for op, module in modules.items()})
+    kernels = Kernels(backend, reason, **{op: getattr(module, op) for op, module in modules.items()})
+    if backend != "triton":
+        return kernels
+    return replace(kernels, slots=importlib.import_module("stac_core.kernels.slots_triton"))

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from stac_core.cache import pages, voxel_memory
 from stac_core.cache.memory_model import live_bytes
-from stac_core.cache.quantization import Codec
 from stac_core.cache.saved_state import read_state, write_state
 from stac_core.cache.stream_cache import StreamCache
 from stac_core.cache.voxel_keys import pack
@@ -20,6 +19,7 @@ from stac_core.cache.voxel_memory import Evicted, VoxelMemory
 from stac_core.config import CacheConfig
 from stac_core.kernels.attend import Segment
 from stac_core.kernels.attend_torch import attend_reference
+from stac_core.kernels.quantization import Codec
 
 CPU = torch.device("cpu")
 WALK = Walk(small_network(), length=3.0)

@@ -8,7 +8,7 @@ from cache.worlds_of_tokens import Walk, parity, run, small_network
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stac_core.cache.quantization import Codec
+from stac_core.kernels.quantization import Codec
 
 
 @settings(max_examples=60, deadline=None)

@@ -6,8 +6,8 @@ import math
 
 import torch
 
-from stac_core.cache.quantization import Codec
 from stac_core.kernels.attend import CodedSegment, Codes, Segment
+from stac_core.kernels.quantization import Codec
 
 
 def coded(x: torch.Tensor, bits: int, factor: torch.Tensor | None = None) -> Codes:

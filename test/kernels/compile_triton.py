@@ -18,9 +18,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from stac_core.kernels import attend_triton, gather_triton, voxel_merge_triton
+from stac_core.kernels import attend_triton, gather_triton, slots_triton, voxel_merge_triton
 from stac_core.kernels.attend import AnySegment, CodedSegment, Codes, Segment
 from stac_core.kernels.gather import Page
+from stac_core.kernels.quantization import Codec
+from stac_core.kernels.slots import SlotPage, Store
 
 
 @dataclass(frozen=True)
@@ -169,8 +171,34 @@ def gather_variants(capability: int):
         yield compile_kernel(gather_triton._gather_kernel, arguments, tile, capability) | about
 
 
+def slots_variants(capability: int):
+    """Rows from and to one page of numbers, and many of codes."""
+    for bits, count in ((16, 1), (8, 4), (4, 9)):
+        codec = Codec(bits, 64, torch.bfloat16)
+        fields = [torch.zeros(2, c.width, dtype=c.dtype) for c in codec.columns for _ in range(2)]
+        store = Store([SlotPage(Page(*fields), torch.zeros(2, 3))] * count, codec, 3)
+        (pages, _), *_ = slots_triton._groups(store)
+        pages = tuple((*types_of(page[:4]), "odd", "*fp32") for page in pages)
+        factor = Constant(None) if bits == 16 else "*fp32"
+        types = {
+            "slots": "*i64", "pages": pages, "stop": "odd", "count": "odd", "factor": factor,
+            "lane": Constant(None) if bits == 16 else "*i64", "held": "*i1", "coded": "*i1",
+            "fields": tuple(types_of(field) for field in slots_triton._arranged(store.pages[0].fields)),
+            "FIRST": Constant(True), "FIGURES_ONLY": Constant(False),
+        }  # fmt: skip
+        types |= dict.fromkeys(("keys", "values", "figures"), "*fp32")
+        types |= dict.fromkeys(("keys_out", "values_out", "figures_out"), "*fp32")
+        widths = slots_triton._widths(store.pages[0].fields)
+        constants = slots_triton._constants(store, torch.zeros(2, 8)) | widths
+        types |= {name: Constant(value) for name, value in constants.items()}
+        for kernel in (slots_triton._read_kernel, slots_triton._write_kernel, slots_triton._save_kernel):
+            arguments = {name: types[name] for name in kernel.arg_names}
+            tile = attend_triton.Tile(0, 0, slots_triton.WARPS, 3)
+            yield compile_kernel(kernel, arguments, tile, capability) | {"dtype": "*fp32", "bits": bits}
+
+
 if __name__ == "__main__":
     for argument in sys.argv[1:]:
-        for variants in (attend_variants, merge_variants, gather_variants):
+        for variants in (attend_variants, merge_variants, gather_variants, slots_variants):
             for variant in variants(int(argument)):
                 print(json.dumps(variant), flush=True)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from kernels.coded import coded, random_segments
 
-from stac_core.cache.quantization import Codec
 from stac_core.kernels import attend_cuda, attend_torch, attend_triton
 from stac_core.kernels.attend import CodedSegment, Codes
 from stac_core.kernels.judge import judge_attend
+from stac_core.kernels.quantization import Codec
 
 BACKENDS = {"torch": attend_torch.attend, "triton": attend_triton.attend}
 CHECKING = BACKENDS | {"cuda": attend_cuda.attend}

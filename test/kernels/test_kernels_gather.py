@@ -8,11 +8,11 @@ import pytest
 import torch
 from kernels.emulated import EmulatedGather, build, can_build, stand_in
 
-from stac_core.cache.quantization import Codec
 from stac_core.evaluation.gpu.measure import poison_new_memory, stop_poisoning
 from stac_core.kernels import gather_cuda, gather_triton
 from stac_core.kernels.gather import Page, Wanted
 from stac_core.kernels.gather_torch import gather as reference
+from stac_core.kernels.quantization import Codec
 
 
 @pytest.fixture(scope="module")

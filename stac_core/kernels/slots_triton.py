@@ -1,0 +1,282 @@
+"""Moving tokens between slots and rows in Triton: every slot is read or written once, all fields together.
+
+The pages of a store reach the kernels as in `gather_triton`. Rounding by chance is left to PyTorch, whose
+random numbers it takes.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+# (Triton gives the arguments of a kernel their types when it compiles it)
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from stac_core.kernels import slots_torch
+from stac_core.kernels.attend import CODE_GROUP
+from stac_core.kernels.attend_triton import _even, _odd, require
+from stac_core.kernels.gather import Page
+from stac_core.kernels.gather_triton import _find_page, _read, page_groups
+from stac_core.kernels.quantization import SMALLEST_SCALE
+from stac_core.kernels.slots import Factor, RowSlots, SlotPage, Store, check_slots
+
+__all__ = ["read_figures", "read_slots", "require", "save_slots", "write_slots"]
+
+GROUP = tl.constexpr(CODE_GROUP)
+SMALLEST = tl.constexpr(SMALLEST_SCALE)
+ROUNDING = tl.constexpr(12582912.0)  # 1.5 · 2²³: adding it leaves no fraction, and rounds halves to even
+FIGURES_AT = tl.constexpr(5)  # in the tuple of a page
+TOKENS, WARPS = 32, 4  # of one program
+
+
+def read_slots(store: Store, slots: Tensor, factor: Factor | None) -> RowSlots:
+    """The contract of `slots.py`."""
+    check_slots(store, slots, factor)
+    content = RowSlots(*(_new(slots, width) for width in (store.codec.dim, store.codec.dim, store.figures)))
+    _launch_read(store, slots, factor, content)
+    return content
+
+
+def read_figures(store: Store, slots: Tensor) -> Tensor:
+    """The contract of `slots.py`."""
+    check_slots(store, slots)
+    figures = _new(slots, store.figures)
+    _launch_read(store, slots, None, RowSlots(figures, figures, figures), FIGURES_ONLY=True)
+    return figures
+
+
+def save_slots(store: Store, slots: Tensor) -> SlotPage:
+    """The contract of `slots.py`."""
+    check_slots(store, slots)
+    if not store.pages:
+        return slots_torch.save_slots(store, slots)
+    fields = tuple(x.new_empty(len(slots), x.shape[1]) for x in store.pages[0].fields)
+    if len(slots):
+        with torch.cuda.device_of(slots):  # Triton launches on the current device
+            for pages, stop in _groups(store):
+                _save_kernel[(triton.cdiv(len(slots), TOKENS),)](
+                    slots, pages, stop, _arranged(fields), len(slots), TOKENS=TOKENS, **_widths(fields),
+                    num_warps=WARPS,
+                )  # fmt: skip
+    *tokens, figures = fields
+    return SlotPage(Page(*tokens), figures)
+
+
+def write_slots(
+    store: Store,
+    slots: Tensor,
+    content: RowSlots,
+    held: Tensor,
+    coded: Tensor,
+    factor: Factor | None,
+    chance: torch.Generator | None = None,
+) -> None:
+    """The contract of `slots.py`."""
+    if chance is not None:
+        return slots_torch.write_slots(store, slots, content, held, coded, factor, chance)
+    check_slots(store, slots, factor, content, held, coded)
+    if not slots.numel():
+        return
+    slots, held, coded = (x.contiguous() for x in (slots, held, coded))
+    content = RowSlots(*(x.contiguous() for x in content))
+    with torch.cuda.device_of(slots):  # Triton launches on the current device
+        for pages, stop in _groups(store):
+            _write_kernel[(triton.cdiv(slots.numel(), TOKENS),)](
+                slots, held, coded, pages, stop, *_factors(factor), *content, slots.numel(),
+                **_constants(store, slots), num_warps=WARPS,
+            )  # fmt: skip
+
+
+def _launch_read(
+    store: Store, slots: Tensor, factor: Factor | None, content: RowSlots, FIGURES_ONLY: bool = False
+) -> None:
+    if not store.pages or not slots.numel():
+        for part in content:
+            part.zero_()
+        return
+    slots = slots.contiguous()
+    with torch.cuda.device_of(slots):  # Triton launches on the current device
+        for pages, stop in _groups(store):
+            _read_kernel[(triton.cdiv(slots.numel(), TOKENS),)](
+                slots, pages, stop, *_factors(factor), *content, slots.numel(),
+                FIRST=pages[0][4] == _odd(0), FIGURES_ONLY=FIGURES_ONLY, **_constants(store, slots),
+                num_warps=WARPS,
+            )  # fmt: skip
+
+
+def _groups(store: Store) -> Iterator[tuple[tuple[tuple[Any, ...], ...], int]]:
+    """Arguments of launches, as `page_groups` has them, with the figures of each page last."""
+    number = 0
+    for group, stop in page_groups([page.tokens for page in store.pages]):
+        figures = [page.figures for page in store.pages[number : number + len(group)]]
+        number += len(figures)
+        figures += figures[:1] * (len(group) - len(figures))
+        yield tuple((*page, own) for page, own in zip(group, figures, strict=True)), stop
+
+
+def _arranged(fields: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Of the fields of a `SlotPage` the order of `page_groups`, and the figures last."""
+    return fields if len(fields) == 3 else (fields[0], fields[2], fields[1], fields[3], fields[4])
+
+
+def _widths(fields: tuple[Tensor, ...]) -> dict[str, tuple[int, ...]]:
+    widths = tuple(field.shape[1] for field in _arranged(fields))
+    return {"WIDTHS": widths, "ROUND_WIDTHS": tuple(triton.next_power_of_2(width) for width in widths)}
+
+
+def _factors(factor: Factor | None) -> tuple[Tensor | None, Tensor | None]:
+    return (None, None) if factor is None else (factor.of_lane.contiguous(), factor.lane.contiguous())
+
+
+def _constants(store: Store, slots: Tensor) -> dict[str, Any]:
+    dim, figures = store.codec.dim, store.figures
+    numbers = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+    return {
+        "PER_ROW": slots.shape[1], "DIM": dim, "WIDTH": triton.next_power_of_2(dim), "BITS": store.codec.bits,
+        "FIGURES": figures, "FIGURES_WIDTH": triton.next_power_of_2(figures),
+        "NUMBER": numbers[store.codec.dtype], "TOKENS": TOKENS,
+    }  # fmt: skip
+
+
+def _new(slots: Tensor, width: int) -> Tensor:
+    return torch.empty(*slots.shape, width, device=slots.device)
+
+
+@triton.jit
+def _figures_at(pages, slot, local, inside, FIGURES: tl.constexpr, FIGURES_WIDTH: tl.constexpr):
+    """Addresses of the figures of slots, and which of them there are."""
+    number = tl.arange(0, FIGURES_WIDTH)
+    first = _find_page(pages, slot, FIGURES_AT)
+    return (first + local * FIGURES)[:, None] + number[None], inside[:, None] & (number < FIGURES)[None]
+
+
+@triton.jit(do_not_specialize=["stop", "count"])
+def _read_kernel(
+    slots, pages, stop, factor, lane, keys_out, values_out, figures_out, count,
+    FIRST: tl.constexpr, FIGURES_ONLY: tl.constexpr, PER_ROW: tl.constexpr,
+    DIM: tl.constexpr, WIDTH: tl.constexpr, BITS: tl.constexpr,
+    FIGURES: tl.constexpr, FIGURES_WIDTH: tl.constexpr, NUMBER: tl.constexpr, TOKENS: tl.constexpr,
+):  # fmt: skip
+    """Slots that lie in `pages`, and those that lie nowhere with the FIRST ones."""
+    at = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
+    real = at < count
+    slot = tl.load(slots + at, mask=real, other=-1)
+    inside = (slot >= _even(pages[0][4])) & (slot < stop)
+    mine = real & (inside | (slot < 0)) if FIRST else inside
+    local = slot - _even(_find_page(pages, slot, 4))
+    number = tl.arange(0, FIGURES_WIDTH)
+    source, there = _figures_at(pages, slot, local, inside, FIGURES, FIGURES_WIDTH)
+    figures = tl.load(source, mask=there, other=0.0)
+    mask = mine[:, None] & (number < FIGURES)[None]
+    tl.store(figures_out + (at * FIGURES)[:, None] + number[None], figures, mask=mask)
+    if not FIGURES_ONLY:
+        last = tl.sum(tl.where((number == FIGURES - 1)[None], figures, 0.0), 1)
+        full = inside & (last > 0)
+        channel = tl.arange(0, WIDTH)
+        target = (at * DIM)[:, None] + channel[None]
+        mask = mine[:, None] & (channel < DIM)[None]
+        k = _read(pages, slot, local, full, DIM, WIDTH, BITS, 0)
+        if factor is not None:
+            of_lane = tl.load(lane + at // PER_ROW, mask=full, other=0)
+            of_lane = (factor + of_lane * DIM)[:, None] + channel[None]
+            scale = tl.load(of_lane, mask=full[:, None] & (channel < DIM)[None], other=0.0)
+            k = (k.to(NUMBER).to(tl.float32) * scale.to(NUMBER).to(tl.float32)).to(NUMBER).to(tl.float32)
+        k = tl.where(full[:, None], k, 0.0)
+        tl.store(keys_out + target, k.to(NUMBER).to(tl.float32), mask=mask)
+        v = tl.where(full[:, None], _read(pages, slot, local, full, DIM, WIDTH, BITS, 2), 0.0)
+        tl.store(values_out + target, v.to(NUMBER).to(tl.float32), mask=mask)
+
+
+@triton.jit(do_not_specialize=["stop", "count"])
+def _save_kernel(
+    slots, pages, stop, fields, count, WIDTHS: tl.constexpr, ROUND_WIDTHS: tl.constexpr, TOKENS: tl.constexpr
+):
+    """Every field of the slots that lie in `pages`."""
+    at = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
+    slot = tl.load(slots + at, mask=at < count, other=-1)
+    inside = (slot >= _even(pages[0][4])) & (slot < stop)
+    local = slot - _even(_find_page(pages, slot, 4))
+    for i in tl.static_range(len(fields)):
+        # Of numbers, which have no grids, a page has keys, values and figures at 0, 2 and 5.
+        FIELD: tl.constexpr = i + (i > 3) if len(fields) == 5 else 2 * i + (i > 1)
+        channel = tl.arange(0, ROUND_WIDTHS[i])
+        mask = inside[:, None] & (channel < WIDTHS[i])[None]
+        source = (_find_page(pages, slot, FIELD) + local * WIDTHS[i])[:, None] + channel[None]
+        tl.store(fields[i] + (at * WIDTHS[i])[:, None] + channel[None], tl.load(source, mask=mask), mask=mask)
+
+
+@triton.jit
+def _write(
+    pages, slot, local, inside, numbers,
+    DIM: tl.constexpr, WIDTH: tl.constexpr, BITS: tl.constexpr, TOKENS: tl.constexpr, FIELD: tl.constexpr,
+):  # fmt: skip
+    """Store [TOKENS, WIDTH] keys (field 0) or values (field 2), where inside."""
+    first = _find_page(pages, slot, FIELD)
+    channel = tl.arange(0, WIDTH)
+    if BITS == 16:
+        mask = inside[:, None] & (channel < DIM)[None]
+        target = (first + local * DIM)[:, None] + channel[None]
+        tl.store(target, numbers.to(target.dtype.element_ty), mask=mask)
+    else:
+        LEVELS: tl.constexpr = 2**BITS - 1
+        INNER: tl.constexpr = min(WIDTH, GROUP)
+        OUTER: tl.constexpr = WIDTH // INNER
+        GROUPS: tl.constexpr = (DIM + GROUP - 1) // GROUP
+        real = (channel < DIM)[None]
+        lowest = tl.reshape(tl.where(real, numbers, float("inf")), [TOKENS, OUTER, INNER])
+        highest = tl.reshape(tl.where(real, numbers, float("-inf")), [TOKENS, OUTER, INNER])
+        offset = tl.min(lowest, 2).to(tl.float16)
+        scale = tl.div_rn(tl.max(highest, 2) - offset.to(tl.float32), LEVELS * 1.0)
+        scale = tl.maximum(scale, SMALLEST).to(tl.float16)
+        group = tl.arange(0, OUTER)
+        grid = (_find_page(pages, slot, FIELD + 1) + local * (2 * GROUPS))[:, None] + (2 * group)[None]
+        mask = inside[:, None] & (group < GROUPS)[None]
+        tl.store(grid, scale, mask=mask)
+        tl.store(grid + 1, offset, mask=mask)
+        steps = tl.reshape(numbers, [TOKENS, OUTER, INNER]) - offset.to(tl.float32)[:, :, None]
+        steps = tl.div_rn(steps, tl.broadcast_to(scale.to(tl.float32)[:, :, None], [TOKENS, OUTER, INNER]))
+        codes = tl.minimum(tl.maximum((steps + ROUNDING) - ROUNDING, 0.0), LEVELS * 1.0)
+        codes = tl.reshape(codes, [TOKENS, WIDTH]).to(tl.int32).to(tl.uint8)
+        PER_BYTE: tl.constexpr = 8 // BITS
+        byte = tl.arange(0, WIDTH // PER_BYTE)
+        if BITS == 4:
+            low, high = tl.split(tl.reshape(codes, [TOKENS, WIDTH // 2, 2]))
+            codes = low | (high << 4)
+        mask = inside[:, None] & (byte < DIM // PER_BYTE)[None]
+        tl.store((first + local * (DIM // PER_BYTE))[:, None] + byte[None], codes, mask=mask)
+
+
+@triton.jit(do_not_specialize=["stop", "count"])
+def _write_kernel(
+    slots, held, coded, pages, stop, factor, lane, keys, values, figures, count,
+    PER_ROW: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, BITS: tl.constexpr,
+    FIGURES: tl.constexpr, FIGURES_WIDTH: tl.constexpr, NUMBER: tl.constexpr, TOKENS: tl.constexpr,
+):  # fmt: skip
+    """Slots that lie in `pages`."""
+    at = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
+    real = at < count
+    slot = tl.load(slots + at, mask=real, other=-1)
+    inside = (slot >= _even(pages[0][4])) & (slot < stop)
+    local = slot - _even(_find_page(pages, slot, 4))
+    holds = inside & (tl.load(held + at, mask=real, other=0) != 0)
+    target, mask = _figures_at(pages, slot, local, holds, FIGURES, FIGURES_WIDTH)
+    number = tl.arange(0, FIGURES_WIDTH)
+    tl.store(
+        target, tl.load(figures + (at * FIGURES)[:, None] + number[None], mask=mask, other=0.0), mask=mask
+    )
+    changes = inside & (tl.load(coded + at, mask=real, other=0) != 0)
+    channel = tl.arange(0, WIDTH)
+    source = (at * DIM)[:, None] + channel[None]
+    mask = changes[:, None] & (channel < DIM)[None]
+    k = tl.load(keys + source, mask=mask, other=0.0)
+    if factor is not None:
+        of_lane = tl.load(lane + at // PER_ROW, mask=changes, other=0)
+        k = tl.div_rn(k, tl.load((factor + of_lane * DIM)[:, None] + channel[None], mask=mask, other=1.0))
+    _write(pages, slot, local, changes, k, DIM, WIDTH, BITS, TOKENS, 0)
+    v = tl.load(values + source, mask=mask, other=0.0)
+    _write(pages, slot, local, changes, v, DIM, WIDTH, BITS, TOKENS, 2)
