@@ -31,9 +31,7 @@ from stac_core.cache.token_positions import TokenPositions
 from stac_core.config import NETWORKS, CacheConfig, NetworkConfig
 from stac_core.evaluation.cache_benchmark_loop import Loop
 from stac_core.kernels.attend import Attended, CodedSegment, Segment
-from stac_core.kernels.gather_torch import gather
 from stac_core.kernels.select import Kernels, select_kernels
-from stac_core.kernels.voxel_merge_torch import voxel_merge
 
 CODED: dict[str, Any] = {f"{kind}_bits": 8 for kind in ("pinned", "window", "anchor")}
 CODED |= {"buffer_bits": 4, "pivot_bits": 4, "retrieved_bits": 4}  # what comes from the store has no more
@@ -129,9 +127,9 @@ def measure(
         return Run([Cost(n, _constant_bytes(config, shape, n), float("nan")) for n in stops], [])
     whole = timed or whole
     network = shape.network if whole else _one_lane(shape.network)
-    attention = _Attention(select_kernels("auto", device) if timed else None, device)
-    kernels = Kernels("benchmark", "", attention, attention.merge, attention.gather)
-    cache = StreamCache(config, network, kernels)
+    kernels = select_kernels("auto" if timed else "torch", device)
+    attention = _Attention(kernels if timed else None, device)
+    cache = StreamCache(config, network, replace(kernels, attend=attention))
     loop = Loop(shape.rows, shape.columns, network, shape.dtype, device)
     costs: list[Cost] = []
     steps: list[tuple[int, float]] = []
@@ -160,8 +158,6 @@ class _Attention:
     def __init__(self, kernels: Kernels | None, device: torch.device) -> None:
         self._kernels, self.on = kernels, False
         self._random = torch.Generator(device).manual_seed(0)
-        self.merge = kernels.voxel_merge if kernels else voxel_merge
-        self.gather = kernels.gather if kernels else gather
 
     def __call__(
         self,

@@ -31,7 +31,7 @@ GROUP = tl.constexpr(CODE_GROUP)
 SMALLEST = tl.constexpr(SMALLEST_SCALE)
 ROUNDING = tl.constexpr(12582912.0)  # 1.5 · 2²³: adding it leaves no fraction, and rounds halves to even
 FIGURES_AT = tl.constexpr(5)  # in the tuple of a page
-TOKENS, WARPS = 32, 4  # of one program
+TOKENS, WARPS = 32, 4  # of one program; of codes, which take more registers, half as many tokens
 
 
 def read_slots(store: Store, slots: Tensor, factor: Factor | None) -> RowSlots:
@@ -60,7 +60,7 @@ def save_slots(store: Store, slots: Tensor) -> SlotPage:
         with torch.cuda.device_of(slots):  # Triton launches on the current device
             for pages, stop in _groups(store):
                 _save_kernel[(triton.cdiv(len(slots), TOKENS),)](
-                    slots, pages, stop, _arranged(fields), len(slots), TOKENS=TOKENS, **_widths(fields),
+                    slots, pages, stop, fields, len(slots), TOKENS=TOKENS, **_fields(fields),
                     num_warps=WARPS,
                 )  # fmt: skip
     *tokens, figures = fields
@@ -86,7 +86,7 @@ def write_slots(
     content = RowSlots(*(x.contiguous() for x in content))
     with torch.cuda.device_of(slots):  # Triton launches on the current device
         for pages, stop in _groups(store):
-            _write_kernel[(triton.cdiv(slots.numel(), TOKENS),)](
+            _write_kernel[(triton.cdiv(slots.numel(), _tokens(store)),)](
                 slots, held, coded, pages, stop, *_factors(factor), *content, slots.numel(),
                 **_constants(store, slots), num_warps=WARPS,
             )  # fmt: skip
@@ -102,7 +102,7 @@ def _launch_read(
     slots = slots.contiguous()
     with torch.cuda.device_of(slots):  # Triton launches on the current device
         for pages, stop in _groups(store):
-            _read_kernel[(triton.cdiv(slots.numel(), TOKENS),)](
+            _read_kernel[(triton.cdiv(slots.numel(), _tokens(store)),)](
                 slots, pages, stop, *_factors(factor), *content, slots.numel(),
                 FIRST=pages[0][4] == _odd(0), FIGURES_ONLY=FIGURES_ONLY, **_constants(store, slots),
                 num_warps=WARPS,
@@ -119,18 +119,20 @@ def _groups(store: Store) -> Iterator[tuple[tuple[tuple[Any, ...], ...], int]]:
         yield tuple((*page, own) for page, own in zip(group, figures, strict=True)), stop
 
 
-def _arranged(fields: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Of the fields of a `SlotPage` the order of `page_groups`, and the figures last."""
-    return fields if len(fields) == 3 else (fields[0], fields[2], fields[1], fields[3], fields[4])
-
-
-def _widths(fields: tuple[Tensor, ...]) -> dict[str, tuple[int, ...]]:
-    widths = tuple(field.shape[1] for field in _arranged(fields))
-    return {"WIDTHS": widths, "ROUND_WIDTHS": tuple(triton.next_power_of_2(width) for width in widths)}
+def _fields(fields: tuple[Tensor, ...]) -> dict[str, tuple[int, ...]]:
+    """Where a page of `_groups` has the fields of a `SlotPage`, and how wide these are."""
+    widths = tuple(field.shape[1] for field in fields)
+    at = (0, 2, FIGURES_AT.value) if len(fields) == 3 else (0, 2, 1, 3, FIGURES_AT.value)
+    round_widths = tuple(triton.next_power_of_2(width) for width in widths)
+    return {"FIELDS": at, "WIDTHS": widths, "ROUND_WIDTHS": round_widths}
 
 
 def _factors(factor: Factor | None) -> tuple[Tensor | None, Tensor | None]:
     return (None, None) if factor is None else (factor.of_lane.contiguous(), factor.lane.contiguous())
+
+
+def _tokens(store: Store) -> int:
+    return TOKENS if store.codec.exact else TOKENS // 2
 
 
 def _constants(store: Store, slots: Tensor) -> dict[str, Any]:
@@ -139,7 +141,7 @@ def _constants(store: Store, slots: Tensor) -> dict[str, Any]:
     return {
         "PER_ROW": slots.shape[1], "DIM": dim, "WIDTH": triton.next_power_of_2(dim), "BITS": store.codec.bits,
         "FIGURES": figures, "FIGURES_WIDTH": triton.next_power_of_2(figures),
-        "NUMBER": numbers[store.codec.dtype], "TOKENS": TOKENS,
+        "NUMBER": numbers[store.codec.dtype], "TOKENS": _tokens(store),
     }  # fmt: skip
 
 
@@ -194,19 +196,18 @@ def _read_kernel(
 
 @triton.jit(do_not_specialize=["stop", "count"])
 def _save_kernel(
-    slots, pages, stop, fields, count, WIDTHS: tl.constexpr, ROUND_WIDTHS: tl.constexpr, TOKENS: tl.constexpr
-):
+    slots, pages, stop, fields, count,
+    FIELDS: tl.constexpr, WIDTHS: tl.constexpr, ROUND_WIDTHS: tl.constexpr, TOKENS: tl.constexpr,
+):  # fmt: skip
     """Every field of the slots that lie in `pages`."""
     at = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
     slot = tl.load(slots + at, mask=at < count, other=-1)
     inside = (slot >= _even(pages[0][4])) & (slot < stop)
     local = slot - _even(_find_page(pages, slot, 4))
     for i in tl.static_range(len(fields)):
-        # Of numbers, which have no grids, a page has keys, values and figures at 0, 2 and 5.
-        FIELD: tl.constexpr = i + (i > 3) if len(fields) == 5 else 2 * i + (i > 1)
         channel = tl.arange(0, ROUND_WIDTHS[i])
         mask = inside[:, None] & (channel < WIDTHS[i])[None]
-        source = (_find_page(pages, slot, FIELD) + local * WIDTHS[i])[:, None] + channel[None]
+        source = (_find_page(pages, slot, FIELDS[i]) + local * WIDTHS[i])[:, None] + channel[None]
         tl.store(fields[i] + (at * WIDTHS[i])[:, None] + channel[None], tl.load(source, mask=mask), mask=mask)
 
 

@@ -19,7 +19,7 @@ from stac_core.cache.spilled import SpilledVoxels
 from stac_core.cache.stream_cache import StreamCache
 from stac_core.cache.token_store import TokenStore
 from stac_core.cache.voxel_grid import VoxelGrid
-from stac_core.kernels import select
+from stac_core.kernels import select, slots_torch
 
 WALK = Walk(small_network(layers=2, heads=1, dim=8), patches=6)
 LOOP = replace(WALK, length=6.0, pace=1.0)  # comes back to what has been spilled
@@ -36,6 +36,7 @@ PLACES = [
     *((select.Kernels, operation) for operation in select.OPERATIONS),
     (Pages, "write"), (Pages, "read"), (Pages, "grow"), (SlotPool, "write"), (SlotPool, "take"),
     (VoxelGrid, "add"), (VoxelGrid, "near"), (VoxelGrid, "visit"), (RetrievedSet, "fill"),
+    (slots_torch, "read_slots"), (slots_torch, "save_slots"), (slots_torch, "write_slots"),
     (KeyValues, "write"), (KeyValues, "compact"), (KeyValues, "convert"),
     (TokenStore, "take"), (TokenStore, "keep"), (AnchorStore, "renew"), (SpilledVoxels, "keep"),
     (SpilledVoxels, "restore"), (fusing, "fold_in"),

@@ -183,13 +183,13 @@ def slots_variants(capability: int):
         types = {
             "slots": "*i64", "pages": pages, "stop": "odd", "count": "odd", "factor": factor,
             "lane": Constant(None) if bits == 16 else "*i64", "held": "*i1", "coded": "*i1",
-            "fields": tuple(types_of(field) for field in slots_triton._arranged(store.pages[0].fields)),
+            "fields": types_of(store.pages[0].fields),
             "FIRST": Constant(True), "FIGURES_ONLY": Constant(False),
         }  # fmt: skip
         types |= dict.fromkeys(("keys", "values", "figures"), "*fp32")
         types |= dict.fromkeys(("keys_out", "values_out", "figures_out"), "*fp32")
-        widths = slots_triton._widths(store.pages[0].fields)
-        constants = slots_triton._constants(store, torch.zeros(2, 8)) | widths
+        fields = slots_triton._fields(store.pages[0].fields)
+        constants = slots_triton._constants(store, torch.zeros(2, 8)) | fields
         types |= {name: Constant(value) for name, value in constants.items()}
         for kernel in (slots_triton._read_kernel, slots_triton._write_kernel, slots_triton._save_kernel):
             arguments = {name: types[name] for name in kernel.arg_names}
