@@ -1,6 +1,6 @@
 """Keys and values of all layers in preallocated buffers, exact or as codes.
 
-Growing needs spare memory of one field, keys or values; compacting as much as what stays.
+Growing needs spare memory of one field, keys or values; compacting at most as much as what stays.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from stac_core.device import send
 from stac_core.kernels.attend import AnySegment, CodedSegment, Codes, Segment
 from stac_core.kernels.quantization import Codec
 
+MOST_MOVES = 8  # pieces in which tokens are moved without a second copy of them
 Fields = tuple[Tensor, ...]  # as stored: the fields of the key, then those of the value
 
 
@@ -133,6 +134,13 @@ class KeyValues:
 
     def compact(self, slots: slice | Tensor, count: int) -> None:
         """Move the tokens of so many slots, ascending, to the front."""
+        step = slots.start if isinstance(slots, slice) else 0
+        if 0 < count <= MOST_MOVES * step:  # each piece to where nothing lies that is still to be moved
+            for buffer in self._fields:
+                for first in range(0, count, step):
+                    stop = min(first + step, count)
+                    buffer[:, first:stop] = buffer[:, step + first : step + stop]
+            return
         moved = [buffer[:, slots].clone() for buffer in self._fields]  # all copies before the first change
         for buffer, part in zip(self._fields, moved, strict=True):
             buffer[:, :count] = part

@@ -26,7 +26,7 @@ from stac_core.kernels.gather import Gathered, Wanted
 from stac_core.kernels.select import Kernels
 from stac_core.kernels.voxel_merge import MergeCounts, MergeRules, RowState, RowTokens
 
-ROWS_AT_ONCE = 1 << 17  # bounds the dense working state of one merge
+ROWS_AT_ONCE = 3 << 17  # bounds the dense working state of one merge, 12 KiB per row before and after
 REACH = 2  # retrieval looks this many voxel edges around what is in view
 
 
