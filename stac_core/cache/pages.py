@@ -23,9 +23,11 @@ JOINED = 1 / 2  # most of the table that may be copied for that
 class Pages:
     """Named columns of equal length. Reading and writing go by row numbers, in any order, once located."""
 
-    def __init__(self, columns: Mapping[str, tuple[int, torch.dtype]], device: torch.device) -> None:
-        """columns: name → trailing width and dtype. Fresh rows hold zeros."""
-        self._columns, self.device = columns, device
+    def __init__(
+        self, columns: Mapping[str, tuple[int, torch.dtype]], device: torch.device, fresh: int = 0
+    ) -> None:
+        """columns: name → trailing width and dtype; fresh: what new rows hold."""
+        self._columns, self.device, self._fresh = columns, device, fresh
         self._starts: list[int] = []
         self._pages: list[dict[str, Tensor]] = []
         self.length = 0
@@ -52,7 +54,7 @@ class Pages:
     def grow(self, rows: int) -> None:
         """Append one page, or as many rows to the last one while it is small."""
         fresh = {
-            name: torch.zeros(rows, width, dtype=dtype, device=self.device)
+            name: torch.full((rows, width), self._fresh, dtype=dtype, device=self.device)
             for name, (width, dtype) in self._columns.items()
         }
         joined = (self.length - self._starts[-1] + rows) * self.row_bytes if self._pages else 0

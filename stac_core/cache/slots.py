@@ -31,7 +31,9 @@ class SlotPool:
         self._codec, self._first_blocks = codec, max(1, first_slots // block)
         fields = {f"{part}{i}": (c.width, c.dtype) for part in "kv" for i, c in enumerate(codec.columns)}
         self._pages = Pages(fields | {"figures": (figures, torch.float32)}, device)
-        self._free = torch.empty(0, dtype=torch.int32, device=device)  # a stack of block numbers
+        self._free = torch.empty(
+            0, dtype=torch.int32, device=device
+        )  # a stack of blocks by their first slots
 
     @property
     def bytes(self) -> int:
@@ -63,18 +65,19 @@ class SlotPool:
         wanted = max(blocks, int(GROWTH * held) if held else self._first_blocks)
         wanted = wanted if most is None else min(wanted, most)
         self._pages.grow(wanted * self.block)
-        fresh = torch.arange(held, held + wanted, dtype=self._free.dtype, device=self._free.device)
+        start, stop, like = held * self.block, (held + wanted) * self.block, self._free
+        fresh = torch.arange(start, stop, self.block, dtype=like.dtype, device=like.device)
         self._free = torch.cat([fresh.flip(0), self._free])
 
     def take(self, blocks: int) -> Tensor:
         """First slots of so many free blocks [blocks] int32."""
         left = len(self._free) - blocks
-        taken, self._free = self._free[left:].flip(0), self._free[:left].clone()
-        return taken * self.block
+        taken, self._free = self._free[left:].flip(0), self._free[:left]
+        return taken
 
     def give_back(self, first_slots: Tensor) -> None:
-        """Free the blocks that begin at these slots [n]."""
-        self._free = torch.cat([self._free, (first_slots // self.block).to(self._free.dtype)])
+        """Free the blocks that begin at these slots [n] int32."""
+        self._free = torch.cat([self._free, first_slots])
 
     @property
     def pages(self) -> list[Page]:
@@ -90,7 +93,7 @@ class SlotPool:
         return self._pages.locate(slots)
 
     def read(self, slots: Tensor, factor: Factor | None) -> RowSlots:
-        """What is in slots [n, S], −1 = nothing."""
+        """What is in slots [n, S], negative = nothing."""
         return self._kernels.read_slots(self._store, slots, factor)
 
     def figures(self, slots: Tensor) -> Tensor:

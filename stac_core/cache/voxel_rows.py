@@ -20,6 +20,8 @@ from stac_core.kernels.quantization import Codec
 from stac_core.kernels.slots import Factor, RowSlots, SlotKernels
 from stac_core.kernels.voxel_merge import RowState
 
+NO_BLOCK = -(1 << 24)  # so far below 0 that no slot of such a block reaches it
+
 
 class Kind:
     """One kind of slots, buffered tokens or pivots, and the table from rows to them."""
@@ -30,9 +32,9 @@ class Kind:
         self.blocks_per_row = -(-slots_per_row // self.block)
         self.pool = SlotPool(codec, figures, self.block, first, device, kernels)
         self.slots_per_row = slots_per_row
-        self._offsets = torch.arange(self.block, device=device) - 1
-        # First slot of each block plus one; 0 = the row has no such block yet.
-        self.table = Pages({"first": (self.blocks_per_row, torch.int32)}, device)
+        self._offsets = torch.arange(self.block, device=device)
+        # First slot of each block; NO_BLOCK = the row has no such block yet.
+        self.table = Pages({"first": (self.blocks_per_row, torch.int32)}, device, NO_BLOCK)
 
     def blocks(self, rows: Tensor) -> Tensor:
         """The table's entries [n, blocks_per_row] of rows [n]."""
@@ -40,13 +42,11 @@ class Kind:
 
     def held(self, rows: Tensor) -> int:
         """Blocks that the rows [n] have."""
-        return int((self.blocks(rows) > 0).sum())
+        return int((self.blocks(rows) >= 0).sum())
 
     def slots(self, blocks: Tensor) -> Tensor:
-        """Entries of the table → slots [n, slots_per_row]; −1 = none."""
-        first = blocks[..., None]
-        slots = (first + self._offsets).masked_fill_(first == 0, -1)
-        return slots.flatten(1)[:, : self.slots_per_row]
+        """Entries of the table → slots [n, slots_per_row]; negative = none."""
+        return (blocks[..., None] + self._offsets).flatten(1)[:, : self.slots_per_row]
 
     def used(self, occupied: Tensor) -> Tensor:
         """Which blocks [n, blocks_per_row] hold one of the slots that are occupied [n, slots_per_row]."""
@@ -69,9 +69,9 @@ class Kind:
     ) -> Tensor:
         """Change so many blocks of the rows [n] → their slots."""
         entries, gone = blocks.flatten(), _places(lost, given_back)
-        self.pool.give_back(entries[gone] - 1)
-        entries = entries.index_fill(0, gone, 0)
-        entries = entries.index_copy_(0, _places(won, taken), self.pool.take(taken) + 1).view_as(blocks)
+        self.pool.give_back(entries[gone])
+        entries = entries.index_fill(0, gone, NO_BLOCK)
+        entries = entries.index_copy_(0, _places(won, taken), self.pool.take(taken)).view_as(blocks)
         self.table.write("first", self.table.locate(rows), entries)
         return self.slots(entries)
 
@@ -82,7 +82,7 @@ class Content(NamedTuple):
     rows: Tensor  # [n]
     state: RowState  # of n rows, in float32
     blocks: dict[str, Tensor]  # by kind: entries of the table [n, blocks_per_row]
-    slots: dict[str, Tensor]  # by kind [n, slots_per_row], −1 = none
+    slots: dict[str, Tensor]  # by kind [n, slots_per_row], negative = none
     touched: Tensor | None  # [n, pivots] when each pivot was last changed, in passes, where that is noted
 
 
@@ -189,13 +189,13 @@ class VoxelRows:
 
     def update(self, before: Content, after: RowState, moment: int) -> Update:
         """What replacing the content takes: one look of the host. What is as before is not coded again."""
-        was, occupied, touched = _occupied(before.state), _occupied(after), before.touched
+        occupied, touched = _occupied(after), before.touched
         changes: dict[str, Change] = {}
         for name, kind in self.kinds.items():
             used = kind.used(occupied[name])
             coded = had = kind.within(used)
             if self._compared[name]:
-                altered = _altered(name, before.state, after) | ~was[name]
+                altered = _altered(name, before.state, after) | ~_occupied(before.state)[name]
                 coded = occupied[name] & (altered | (before.slots[name] < 0))
                 if touched is not None and name == "pivots":
                     changed = altered | (after.members != before.state.members)
@@ -240,7 +240,7 @@ class VoxelRows:
         rows = self.of_voxels(voxels).flatten()
         for name, kind in self.kinds.items():
             blocks = kind.blocks(rows)
-            held = blocks[blocks > 0]
+            held = blocks[blocks >= 0]
             if len(held.unique()) != len(held) or len(held) * kind.block != kind.pool.slots_used:
                 raise RuntimeError(f"{name}: {len(held)} blocks in rows, {kind.pool.slots_used} slots in use")
 
@@ -291,7 +291,7 @@ def _altered(name: str, before: RowState, after: RowState) -> Tensor:
 
 def _exchanged(blocks: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
     """Which blocks have to be taken, and which are given back, by the table's entries and what is used."""
-    held = blocks > 0
+    held = blocks >= 0
     return used > held, held > used
 
 

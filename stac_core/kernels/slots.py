@@ -1,7 +1,8 @@
 """Contract of moving tokens between the slots of a store and rows of numbers that merging works on.
 
-A row has S slots, each somewhere in the pages of the store or nowhere (−1). Beside key and value a slot
-holds figures; the last one is 0 where it is empty. `slots_torch` is the specification in code.
+A row has S slots, each somewhere in the pages of the store, or nowhere where its number is negative. Beside
+key and value a slot holds figures; the last one is 0 where it is empty. `slots_torch` is the specification
+in code.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class RowSlots(NamedTuple):
 
 
 class SlotKernels(Protocol):
-    """One implementation of the contract: a module. slots: [n, S] int64, −1 = none, otherwise different.
+    """One implementation of the contract: a module. slots: [n, S] int64, all different but the negative ones.
 
     ValueError naming the argument that does not fit.
     """
@@ -70,7 +71,7 @@ class SlotKernels(Protocol):
         """The figures [n, S, f] alone."""
 
     def save_slots(self, store: Store, slots: Tensor) -> SlotPage:
-        """A copy of slots [m], none of them −1, as they are stored."""
+        """A copy of slots [m], none of them negative, as they are stored."""
 
     def write_slots(
         self,

@@ -79,7 +79,7 @@ def _figures(store: Store, slots: Tensor) -> Tensor:
 
 
 def _read(store: Store, slots: Tensor) -> SlotPage:
-    """Slots [m] as they are stored; whatever there is for −1."""
+    """Slots [m] as they are stored; whatever there is for negative ones."""
     if not store.pages:
         wide = [slots.new_zeros(len(slots), c.width, dtype=c.dtype) for c in store.codec.columns]
         figures = slots.new_zeros(len(slots), store.figures, dtype=torch.float32)

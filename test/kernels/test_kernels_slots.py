@@ -34,9 +34,9 @@ def random_store(sizes, bits, dim, dtype, figures, generator) -> Store:
 
 
 def random_slots(sizes, rows, width, generator) -> torch.Tensor:
-    """[rows, width], about half of them −1, the others different."""
+    """[rows, width], about half of them nowhere, the others different."""
     total = sum(sizes)
-    slots = torch.full((rows * width,), -1)
+    slots = torch.randint(-9, 0, (rows * width,), generator=generator)
     count = min(total, -(-rows * width // 2))
     where = torch.randperm(rows * width, generator=generator)[:count]
     slots[where] = torch.randperm(total, generator=generator)[:count]
