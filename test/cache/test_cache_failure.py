@@ -36,7 +36,7 @@ PLACES = [
     *((select.Kernels, operation) for operation in select.OPERATIONS),
     (Pages, "write"), (Pages, "read"), (Pages, "grow"), (SlotPool, "write"), (SlotPool, "take"),
     (VoxelGrid, "add"), (VoxelGrid, "near"), (VoxelGrid, "visit"), (RetrievedSet, "fill"),
-    (slots_torch, "read_slots"), (slots_torch, "save_slots"), (slots_torch, "write_slots"),
+    (slots_torch, "read_slots"), (slots_torch, "write_slots"),
     (KeyValues, "write"), (KeyValues, "compact"), (KeyValues, "convert"),
     (TokenStore, "take"), (TokenStore, "keep"), (AnchorStore, "renew"), (SpilledVoxels, "keep"),
     (SpilledVoxels, "restore"), (fusing, "fold_in"),

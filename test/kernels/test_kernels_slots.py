@@ -7,6 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from stac_core.cache import pages
+from stac_core.cache.all_or_nothing import all_or_nothing
+from stac_core.cache.slots import SlotPool
 from stac_core.evaluation.gpu.measure import poison_new_memory, stop_poisoning
 from stac_core.kernels import slots_torch, slots_triton
 from stac_core.kernels.gather import Page
@@ -147,6 +150,35 @@ def test_rounding_by_chance_is_that_of_the_reference(backend):
         chance = torch.Generator().manual_seed(1)
         kernels.write_slots(target, slots, content, slots >= 0, slots >= 0, None, chance)
     assert torch.equal(written.pages[0].tokens.keys, expected.pages[0].tokens.keys)
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_what_was_overwritten_can_be_put_back(backend, bits, monkeypatch):
+    monkeypatch.setattr(pages, "SMALL", 0)
+    monkeypatch.setattr(pages, "JOINED", 0.0)
+    pool = SlotPool(Codec(bits, 20, torch.float32), 3, 4, 8, torch.device("cpu"), backend)
+    for _ in range(3):
+        pool.grow(3, None)
+    assert len(pool.pages) == 3
+    g = torch.Generator().manual_seed(bits)
+
+    def fill() -> None:
+        slots, held = random_slots((9, 27), 8, 6, g), torch.rand(8, 6, generator=g) < 0.8
+        held &= slots >= 0
+        content = RowSlots(*torch.randn(2, 8, 6, 20, generator=g), torch.rand(8, 6, 3, generator=g))
+        pool.write(slots, content, held, int(held.sum()), held, random_factor(8, 20, g))
+
+    fill()
+    before = {name: column.clone() for name, column in pool.state()["pages"].items()}
+    with pytest.raises(MemoryError), all_or_nothing(pool):
+        fill()
+        pool.grow(2, None)
+        fill()
+        raise MemoryError
+    after = pool.state()["pages"]
+    assert all(torch.equal(after[name], column) for name, column in before.items())
+    fill()  # and remembers nothing that it need not
+    assert any(not torch.equal(pool.state()["pages"][name], column) for name, column in before.items())
 
 
 def small() -> dict:
