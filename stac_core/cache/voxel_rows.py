@@ -68,12 +68,16 @@ class Kind:
         self, rows: Tensor, blocks: Tensor, won: Tensor, lost: Tensor, taken: int, given_back: int
     ) -> Tensor:
         """Change so many blocks of the rows [n] → their slots."""
-        entries, gone = blocks.flatten(), _places(lost, given_back)
-        self.pool.give_back(entries[gone])
-        entries = entries.index_fill(0, gone, NO_BLOCK)
-        entries = entries.index_copy_(0, _places(won, taken), self.pool.take(taken)).view_as(blocks)
-        self.table.write("first", self.table.locate(rows), entries)
-        return self.slots(entries)
+        entries = blocks.flatten()
+        if given_back:
+            gone = _places(lost, given_back)
+            self.pool.give_back(entries[gone])
+            entries = entries.index_fill(0, gone, NO_BLOCK)
+        if taken:
+            entries = entries.index_copy(0, _places(won, taken), self.pool.take(taken))
+        if given_back or taken:
+            self.table.write("first", self.table.locate(rows), entries.view_as(blocks))
+        return self.slots(entries.view_as(blocks))
 
 
 class Content(NamedTuple):

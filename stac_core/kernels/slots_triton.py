@@ -37,7 +37,8 @@ TOKENS, WARPS = 32, 4  # of one program; of codes, which take more registers, ha
 def read_slots(store: Store, slots: Tensor, factor: Factor | None) -> RowSlots:
     """The contract of `slots.py`."""
     check_slots(store, slots, factor)
-    content = RowSlots(*(_new(slots, width) for width in (store.codec.dim, store.codec.dim, store.figures)))
+    keys, values = (torch.empty(*slots.shape, store.codec.dim, device=slots.device) for _ in range(2))
+    content = RowSlots(keys, values, _new_figures(store, slots))
     _launch_read(store, slots, factor, content)
     return content
 
@@ -45,7 +46,7 @@ def read_slots(store: Store, slots: Tensor, factor: Factor | None) -> RowSlots:
 def read_figures(store: Store, slots: Tensor) -> Tensor:
     """The contract of `slots.py`."""
     check_slots(store, slots)
-    figures = _new(slots, store.figures)
+    figures = _new_figures(store, slots)
     _launch_read(store, slots, None, RowSlots(figures, figures, figures), FIGURES_ONLY=True)
     return figures
 
@@ -145,8 +146,9 @@ def _constants(store: Store, slots: Tensor) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _new(slots: Tensor, width: int) -> Tensor:
-    return torch.empty(*slots.shape, width, device=slots.device)
+def _new_figures(store: Store, slots: Tensor) -> Tensor:
+    """[n, S, f] whose n · S figures of one kind lie together: whoever takes one kind needs no copy."""
+    return torch.empty(store.figures, *slots.shape, device=slots.device).movedim(0, -1)
 
 
 @triton.jit
@@ -175,7 +177,7 @@ def _read_kernel(
     source, there = _figures_at(pages, slot, local, inside, FIGURES, FIGURES_WIDTH)
     figures = tl.load(source, mask=there, other=0.0)
     mask = mine[:, None] & (number < FIGURES)[None]
-    tl.store(figures_out + (at * FIGURES)[:, None] + number[None], figures, mask=mask)
+    tl.store(figures_out + at[:, None] + (number.to(tl.int64) * count)[None], figures, mask=mask)
     if not FIGURES_ONLY:
         last = tl.sum(tl.where((number == FIGURES - 1)[None], figures, 0.0), 1)
         full = inside & (last > 0)
