@@ -35,8 +35,8 @@ STREAMS = {
 PLACES = [
     *((select.Kernels, operation) for operation in select.OPERATIONS),
     (Pages, "write"), (Pages, "read"), (Pages, "grow"), (SlotPool, "write"), (SlotPool, "take"),
+    (slots_torch, "read_slots"), (slots_torch, "save_slots"), (slots_torch, "write_slots"),
     (VoxelGrid, "add"), (VoxelGrid, "near"), (VoxelGrid, "visit"), (RetrievedSet, "fill"),
-    (slots_torch, "read_slots"), (slots_torch, "write_slots"),
     (KeyValues, "write"), (KeyValues, "compact"), (KeyValues, "convert"),
     (TokenStore, "take"), (TokenStore, "keep"), (AnchorStore, "renew"), (SpilledVoxels, "keep"),
     (SpilledVoxels, "restore"), (fusing, "fold_in"),
@@ -97,8 +97,9 @@ def run(name: str, passes: int, breakers, failing: bool):
     )
     out = []
     for number in range(passes):
-        breaker = breakers[number % len(breakers)]
-        breaker.left = CALLS[number // len(breakers) % len(CALLS)] if failing else 0
+        turn = number // len(breakers)
+        breaker = breakers[(number + turn) % len(breakers)]  # in every turn at another pass of a period
+        breaker.left = CALLS[turn % len(CALLS)] if failing else 0
         try:
             out.append(feed(cache, walk, 2 * number, 2))
         except Broken:
@@ -131,4 +132,7 @@ def test_many_passes_that_fail(name, breakers):
     assert_undisturbed(name, 10 * len(PLACES), breakers)
     unused = [place for place, b in zip(PLACES, breakers, strict=True) if not b.broken]
     if name == "spilling":
-        assert not unused or unused == [(fusing, "fold_in")]
+        # Seldom called where there is little room; `write_slots` breaks in the other streams.
+        assert set(unused) <= {(fusing, "fold_in"), (slots_torch, "write_slots")}
+    else:
+        assert (slots_torch, "write_slots") not in unused or name == "xstream"
