@@ -31,7 +31,7 @@ GROUP = tl.constexpr(CODE_GROUP)
 SMALLEST = tl.constexpr(SMALLEST_SCALE)
 ROUNDING = tl.constexpr(12582912.0)  # 1.5 · 2²³: adding it leaves no fraction, and rounds halves to even
 FIGURES_AT = tl.constexpr(5)  # in the tuple of a page
-TOKENS, WARPS = 32, 4  # of one program; of codes, which take more registers, half as many tokens
+TOKENS, WARPS = 32, 4  # of one program; of codes, which take more registers, a quarter
 
 
 def read_slots(store: Store, slots: Tensor, factor: Factor | None) -> RowSlots:
@@ -133,7 +133,7 @@ def _factors(factor: Factor | None) -> tuple[Tensor | None, Tensor | None]:
 
 
 def _tokens(store: Store) -> int:
-    return TOKENS if store.codec.exact else TOKENS // 2
+    return TOKENS if store.codec.exact else TOKENS // 4
 
 
 def _constants(store: Store, slots: Tensor) -> dict[str, Any]:
