@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from stac_core.evaluation.gpu.report import Report, Rows
 
 CUDA_EXT = Path(__file__).resolve().parents[2] / "cuda_ext"
-PARTS = ("kernels", "network", "sanitizer")
+PARTS = ("kernels", "coded", "network", "sanitizer")
 SANITIZER_SECONDS = 300  # for one tool; both load PyTorch under supervision, which is slow
 WANTED = {  # figure → limit, and whether it is a most or a least
     "attend with bias and mass, against PyTorch flash": (1.6, "at most"),
@@ -78,6 +78,11 @@ def run(arguments: argparse.Namespace, device: Any, report: Report) -> None:
     ceilings = type(UNKNOWN)(**rows[0]) if rows else UNKNOWN
     if "kernels" in arguments.parts:
         run_kernels(arguments, device, ceilings, report)
+    if "coded" in arguments.parts:
+        from stac_core.evaluation.gpu import attention, coded
+
+        work = partial(coded.sweep, 3 if arguments.rehearse else attention.FRAME)
+        report.part("coded", "Attention of one frame of a coded stream, by tile of the forward pass", work)
     if "network" in arguments.parts:
         run_network(arguments, device, ceilings, report)
     if arguments.sweep:
@@ -88,8 +93,11 @@ def run(arguments: argparse.Namespace, device: Any, report: Report) -> None:
         sweep.run(report, ceilings, device, size, 6 if small else arguments.merge_rows)
     if "sanitizer" in arguments.parts:
         skipped = [{"tool": "all", "passed": None, "report": "skipped"}]
-        work = (lambda: skipped) if arguments.rehearse else sanitize
-        report.part("sanitizer", "compute-sanitizer, small case", work)
+        report.part(
+            "sanitizer",
+            "compute-sanitizer, small case",
+            (lambda: skipped) if arguments.rehearse else sanitize,
+        )
 
 
 def run_kernels(arguments: argparse.Namespace, device: Any, ceilings: Any, report: Report) -> None:
@@ -118,15 +126,18 @@ def run_kernels(arguments: argparse.Namespace, device: Any, ceilings: Any, repor
     for name, backend in kernels.items():
         work = partial(baseline.time_backend, name, backend.attend)
         report.part(f"attend {name}", f"Attention of {name}, {size}", work, "attend")
-    attends = {name: backend.attend for name, backend in kernels.items()}
-    work = partial(attention.time_frames, attends, ceilings, device, 3 if small else attention.FRAME)
-    report.part("frames", "Attention of one layer in a stream, five segments", work)
     gathers = {name: backend.gather for name, backend in kernels.items()}
     work = partial(gathering.time_all, gathers, ceilings, device, small)
     report.part("gather", "Gather, one retrieval", work)
     merges = {name: backend.voxel_merge for name, backend in kernels.items() if name != "torch"}
     work = partial(merging.time_all, merges, 6 if small else arguments.merge_rows, ceilings, device)
     report.part("merge", "Voxel merge, one chunk", work)
+    attends = {name: backend.attend for name, backend in kernels.items()}
+    frame = 3 if small else attention.FRAME
+    for storage, bits in attention.LIVE:
+        work = partial(attention.time_frames, storage, bits, attends, ceilings, device, frame)
+        title = f"Attention of one layer in a stream, five segments, {storage}"
+        report.part(f"frames, {storage}", title, work, "frames")
 
 
 def run_network(arguments: argparse.Namespace, device: Any, ceilings: Any, report: Report) -> None:

@@ -82,17 +82,23 @@ def attend(q: Tensor, segments: Sequence[AnySegment], mass: bool = False, subsam
     return Attended(out, lse, key_mass)
 
 
-def forward_tile(q: Tensor, coded: bool = False) -> Tile:
+def is_hopper(device: torch.device) -> bool:
+    """Whose matrix instructions read their operands from shared memory."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+
+
+def forward_tile(q: Tensor, coded: bool, hopper: bool) -> Tile:
     """Wide heads and codes need more registers per key and query, so fewer at a time.
 
     With more than 128 registers only one block of 8 warps runs on a multiprocessor; left alone, the compiler
-    takes more as soon as segments are read in two ways.
+    takes more as soon as segments are read in two ways. On other GPUs operands lie in registers too, which
+    would spill.
     """
     if q.dtype == torch.float32:
         return Tile(64, 32, 8, 2)
     if q.shape[-1] > 64:
         return Tile(64 if coded else 128, 32, 8, 3)
-    return Tile(128, 32 if coded else 64, 8, 3, 128)
+    return Tile(128, 32 if coded else 64, 8, 3, 128 if hopper else None)
 
 
 def mass_tile(q: Tensor) -> Tile:
@@ -108,7 +114,7 @@ def _forward(q: Tensor, segments: Sequence[AnySegment], tile: Tile | None = None
     rows, queries, dim = q.shape
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(rows, queries, dtype=torch.float32, device=q.device)
-    tile = tile or forward_tile(q, any(isinstance(s, CodedSegment) for s in segments))
+    tile = tile or forward_tile(q, any(isinstance(s, CodedSegment) for s in segments), is_hopper(q.device))
     groups, kinds = group_segments(segments)
     _forward_kernel[(triton.cdiv(queries, tile.queries), rows)](
         q, *q.stride()[:2], groups, out, lse, queries, 1 / math.sqrt(dim),

@@ -114,7 +114,7 @@ def attend_variants(capability: int):
             "SCALED": Constant(kinds.scaled), "BIASED": Constant(kinds.biased),
         }  # fmt: skip
         for kernel, tile in (
-            (attend_triton._forward_kernel, attend_triton.forward_tile(q, min(bits) < 16)),
+            (attend_triton._forward_kernel, attend_triton.forward_tile(q, min(bits) < 16, capability == 90)),
             (attend_triton._mass_kernel, attend_triton.mass_tile(q)),
         ):
             arguments |= {"QUERIES": Constant(tile.queries), "KEYS": Constant(tile.keys)}
@@ -152,7 +152,8 @@ def merge_variants(capability: int):
     types |= {"order": "*i64", "start": "*i64", "counts": "*i32"}
     types |= {"threshold": "fp32", "gate": "fp32", "heaviest": "fp32"}
     constants = {
-        "DIM": 64, "WIDTH": 64, "PIVOTS": 4, "PIVOT_WIDTH": 4, "BUFFER": 8, "BUFFER_WIDTH": 8, "BLOCK": 32,
+        "DIM": 64, "WIDTH": 64, "PIVOTS": 4, "PIVOT_WIDTH": 4, "BUFFER": 8, "BUFFER_WIDTH": 8,
+        "BLOCK": voxel_merge_triton.BLOCK, "TOKENS": voxel_merge_triton.TOKENS,
     }  # fmt: skip
     types |= {name: Constant(value) for name, value in constants.items()}
     tile = attend_triton.Tile(0, 0, voxel_merge_triton.WARPS, 3, voxel_merge_triton.REGISTERS)

@@ -44,7 +44,8 @@ def undefined_registers(text: str) -> list[str]:
 def _read(operation: str, operand: str, operands: list[str]) -> list[int]:
     """Numbers of the uniform registers in one operand."""
     numbers = [int(number) for number in re.findall(r"\bUR(\d+)\b", operand)]
-    if "gdesc[" in operand:  # two descriptors; the first is unused where the operand lies in registers
+    if "gdesc[" in operand and operation.startswith("HGMMA"):
+        # two descriptors; the first is unused where the operand lies in registers
         unused = 2 if re.fullmatch(r"\s*R\d+(\.\w+)*", operands[1]) else 0
         return _span(numbers[0] + unused, 4 - unused)
     pairs = "desc[" in operand or (operation.startswith("U") and ".64" in operation)

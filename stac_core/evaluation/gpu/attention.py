@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -144,8 +144,22 @@ class Baseline:
         return rows
 
 
+def live_inputs(
+    chunk: int, bits: tuple[int, ...], device: torch.device, frame: int = FRAME
+) -> tuple[Tensor, list[AnySegment]]:
+    """Queries and segments of a step of so many frames; as in a stream, only retrieved tokens have a bias."""
+    keys = tuple((n * frame, b) for n, b in zip((1, 2, 4, chunk, 2), bits, strict=True))
+    q, segments = random_inputs(16, chunk * frame, keys, 64, torch.bfloat16, device)
+    return q, [*(replace(segment, bias=None) for segment in segments[:-1]), segments[-1]]
+
+
 def time_frames(
-    backends: dict[str, Attend], ceilings: Ceilings, device: torch.device, frame: int = FRAME
+    storage: str,
+    bits: tuple[int, ...],
+    backends: dict[str, Attend],
+    ceilings: Ceilings,
+    device: torch.device,
+    frame: int = FRAME,
 ) -> list[dict[str, object]]:
     """One layer of one step as a stream asks for it: five segments, the mass of a quarter of the queries.
 
@@ -153,20 +167,16 @@ def time_frames(
     """
     rows = []
     for chunk in (1, 4):
-        frames = (1, 2, 4, chunk, 2)
-        whole, queries = sum(frames) * frame, chunk * frame
-        q, (joined,) = random_inputs(16, queries, ((whole, 16),), 64, torch.bfloat16, device)
+        q, segments = live_inputs(chunk, bits, device, frame)
+        whole = sum(segment.length for segment in segments)
+        _, (joined,) = random_inputs(16, 1, ((whole, 16),), 64, torch.bfloat16, device)
         if not isinstance(joined, Segment):
             raise TypeError("random_inputs gives plain numbers for 16 bits")
         baseline = median_ms(_bound_flash(q, joined), device)
-        flop = Size(16, queries, whole, 64).flop(0.25)
-        for storage, bits in LIVE:
-            keys = tuple((n * frame, b) for n, b in zip(frames, bits, strict=True))
-            q, segments = random_inputs(16, queries, keys, 64, torch.bfloat16, device)
-            for name, attend in backends.items():
-                ms = median_ms(_bound(attend, q, segments, True, 0.25), device)
-                variant = f"chunk of {chunk}, {storage}"
-                rows.append(_row(name, variant, ms, baseline, flop, ceilings))
+        flop = Size(16, q.shape[1], whole, 64).flop(0.25)
+        for name, attend in backends.items():
+            ms = median_ms(_bound(attend, q, segments, True, 0.25), device)
+            rows.append(_row(name, f"chunk of {chunk}, {storage}", ms, baseline, flop, ceilings))
     return rows
 
 

@@ -45,7 +45,7 @@ MASS = list(
         ),
     )
 )  # fmt: skip
-MERGE = [*itertools.product((32,), (1, 2, 4), (96, 128, 168)), (8, 1, 128)]  # block, warps, registers
+MERGE = [*itertools.product((4, 8, 16), (1,), (96, 112, 128, 168, 224)), (8, 2, 96), (16, 2, 128)]
 
 
 def run(report: Report, ceilings: Ceilings, device: torch.device, size: Size, merge_rows: int) -> None:
@@ -83,18 +83,18 @@ def _merges(rows: int, ceilings: Ceilings, device: torch.device) -> Rows:
     """The whole call, and the kernel's share of it without sorting the tokens."""
     timed = problem(rows, device)
     results: Rows = []
-    for block, warps, registers in MERGE:
-        parameters = {"BLOCK": block, "WARPS": warps, "REGISTERS": registers}
+    for merged, warps, registers in MERGE:
+        parameters = {"TOKENS": merged, "WARPS": warps, "REGISTERS": registers}
         with mock.patch.multiple(voxel_merge_triton, **parameters):  # type: ignore[call-overload]
             work = partial(voxel_merge_triton.voxel_merge, timed.state, timed.tokens, RULES)
             ms, error = _try(work, device)
         share = timed.bytes / ms * 1e3 / ceilings.copy_bytes_per_s
         results.append(
-            {"block": block, "warps": warps, "registers": registers, "ms": ms, "of_roofline": share,
+            {"tokens": merged, "warps": warps, "registers": registers, "ms": ms, "of_roofline": share,
              "error": error}
         )  # fmt: skip
     grouping = partial(voxel_merge_triton.group_by_row, timed.state, timed.tokens)
-    results.append({"block": None, "ms": median_ms(grouping, device), "error": "sorting the tokens alone"})
+    results.append({"tokens": None, "ms": median_ms(grouping, device), "error": "sorting the tokens alone"})
     return _fastest_first(results)
 
 
