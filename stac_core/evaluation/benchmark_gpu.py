@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 CUDA_EXT = Path(__file__).resolve().parents[2] / "cuda_ext"
 PARTS = ("kernels", "coded", "network", "sanitizer")
+SWEEPS = ("forward", "mass", "merge")
 SANITIZER_SECONDS = 300  # for one tool; both load PyTorch under supervision, which is slow
 WANTED = {  # figure → limit, and whether it is a most or a least
     "attend with bias and mass, against PyTorch flash": (1.6, "at most"),
@@ -90,7 +91,7 @@ def run(arguments: argparse.Namespace, device: Any, report: Report) -> None:
 
         small = arguments.rehearse
         size = attention.Size(2, 130, 256, 16) if small else attention.Size()
-        sweep.run(report, ceilings, device, size, 6 if small else arguments.merge_rows)
+        sweep.run(report, ceilings, device, size, 6 if small else arguments.merge_rows, arguments.sweep)
     if "sanitizer" in arguments.parts:
         skipped = [{"tool": "all", "passed": None, "report": "skipped"}]
         report.part(
@@ -296,17 +297,26 @@ def _parse() -> argparse.Namespace:
         "--parts", type=_parts, default=PARTS, help=f"comma-separated, of {', '.join(PARTS)} (default: all)"
     )
     parser.add_argument(
-        "--sweep", action="store_true", help="also time the Triton kernels' launch parameters"
-    )
+        "--sweep", nargs="?", type=_sweeps, const=SWEEPS, default=(),
+        help=f"also time the Triton kernels' launch parameters, of {', '.join(SWEEPS)} (default: all)",
+    )  # fmt: skip
     parser.add_argument("--merge_rows", type=int, default=150_000, help="rows of the timed merge (6 KB each)")
     return parser.parse_args()
 
 
 def _parts(text: str) -> tuple[str, ...]:
+    return _some_of(PARTS, text)
+
+
+def _sweeps(text: str) -> tuple[str, ...]:
+    return _some_of(SWEEPS, text)
+
+
+def _some_of(known: tuple[str, ...], text: str) -> tuple[str, ...]:
     parts = tuple(text.split(",")) if text else ()
-    unknown = [part for part in parts if part not in PARTS]
+    unknown = [part for part in parts if part not in known]
     if unknown:
-        raise argparse.ArgumentTypeError(f"no part {unknown[0]!r}; there are {', '.join(PARTS)}")
+        raise argparse.ArgumentTypeError(f"no part {unknown[0]!r}; there are {', '.join(known)}")
     return parts
 
 
