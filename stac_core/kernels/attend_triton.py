@@ -97,7 +97,7 @@ def forward_tile(q: Tensor, coded: bool, hopper: bool) -> Tile:
     if q.dtype == torch.float32:
         return Tile(64, 32, 8, 2)
     if q.shape[-1] > 64:
-        return Tile(64 if coded else 128, 32, 8, 3)
+        return Tile(64, 32, 8, 2) if coded else Tile(128, 32, 8, 3)
     return Tile(128, 32 if coded else 64, 8, 3, 128 if hopper else None)
 
 
