@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace, device: Any, report: Report) -> None:
     if "coded" in arguments.parts:
         from stac_core.evaluation.gpu import attention, coded
 
-        work = partial(coded.sweep, 3 if arguments.rehearse else attention.FRAME)
+        work = partial(coded.sweep, *((3, 1) if arguments.rehearse else (attention.FRAME,)))
         report.part("coded", "Attention of one frame of a coded stream, by tile of the forward pass", work)
     if "network" in arguments.parts:
         run_network(arguments, device, ceilings, report)

@@ -31,26 +31,27 @@ TILES = (  # queries, keys, warps, stages, registers
 )
 
 
-def sweep(frame: int = FRAME) -> Rows:
-    """One row per tile, as far as a process got with it."""
+def sweep(frame: int = FRAME, count: int = len(TILES)) -> Rows:
+    """One row for each of the first `count` tiles, as far as a process got with it."""
     rows: Rows = []
-    while len(rows) < len(TILES):
-        command = [sys.executable, "-m", "stac_core.evaluation.gpu.coded", str(len(rows)), str(frame)]
+    while len(rows) < count:
+        command = [sys.executable, "-m", "stac_core.evaluation.gpu.coded"]
+        command += [str(number) for number in (len(rows), count, frame)]
         done = subprocess.run(command, capture_output=True, text=True)
         rows += [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-        if done.returncode and len(rows) < len(TILES):
+        if done.returncode and len(rows) < count:
             said = done.stderr.strip().splitlines()
             error = said[-1][:80] if said else f"exit code {done.returncode}"
             rows.append({**TILES[len(rows)]._asdict(), "passed": False, "ms": float("nan"), "error": error})
     return rows
 
 
-def main(first: int, frame: int) -> None:
-    """Print what each tile from `first` on does to a single frame of a coded stream, as JSON."""
+def main(first: int, stop: int, frame: int) -> None:
+    """Print what each tile from `first` to before `stop` does to one frame of a coded stream, as JSON."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     _, bits = LIVE[-1]
     q, segments = live_inputs(1, bits, device, frame)
-    for tile in TILES[first:]:
+    for tile in TILES[first:stop]:
         with mock.patch.object(attend_triton, "forward_tile", lambda *_, tile=tile: tile):
             got = attend_triton.attend(q, segments, True, SHARE)
             wrong = [verdict.what for verdict in judge_attend(q, segments, SHARE, got) if not verdict.passed]
@@ -61,4 +62,4 @@ def main(first: int, frame: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    main(*map(int, sys.argv[1:4]))
