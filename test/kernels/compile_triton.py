@@ -67,7 +67,9 @@ def compile_kernel(kernel, arguments: dict, tile, capability: int) -> dict:
         "kernel": kernel.__name__,
         "capability": capability,
         "shared": built.metadata.shared,
-        "undefined": undefined_registers(disassemble(built.asm["cubin"], TOOLS / "nvdisasm")),
+        "undefined": undefined_registers(disassemble(built.asm["cubin"], TOOLS / "nvdisasm"))
+        if capability == 90  # whose descriptors are known here
+        else [],
         "tensor_cores": ("wgmma.mma_async" if capability == 90 else "mma") in built.asm["ptx"],
         **resources(built.asm["ptx"], capability),
     }
