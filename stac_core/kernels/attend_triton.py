@@ -91,14 +91,14 @@ def forward_tile(q: Tensor, coded: bool, hopper: bool) -> Tile:
     """Wide heads and codes need more registers per key and query, so fewer at a time.
 
     With more than 128 registers only one block of 8 warps runs on a multiprocessor; left alone, the compiler
-    takes more as soon as segments are read in two ways. On other GPUs operands lie in registers too, which
+    takes more as soon as segments are read in two ways. On other GPUs so few
     would spill.
     """
     if q.dtype == torch.float32:
         return Tile(64, 32, 8, 2)
     if q.shape[-1] > 64:
         return Tile(64, 32, 8, 2) if coded else Tile(128, 32, 8, 3)
-    return Tile(128, 32 if coded else 64, 8, 3, 128 if hopper else None)
+    return Tile(128, 32 if coded else 64, 8, 3, 128 if hopper else 255)
 
 
 def mass_tile(q: Tensor) -> Tile:
