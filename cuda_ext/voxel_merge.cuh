@@ -105,18 +105,32 @@ struct Row {
   __device__ V get(int set, int g) const { return load(place_of(set, g)); }
   __device__ void put(int set, int g, const V& x) const { save(place_of(set, g), x); }
 
+  struct Token {
+    V key, value;
+    float score;
+  };
+  __device__ Token load_token(int64_t i) const {
+    const int64_t token = args.order[i];
+    return {load(args.keys + token * args.dim), load(args.values + token * args.dim), args.score[token]};
+  }
+
   // 1. Join the most similar pivot, all against the pivots as they were.
   __device__ void join() {
     const float old_members = members, old_weight = weight;
+    float pivot_length = 1;  // of the pivot whose number is `lane`
+    for (int g = 0; g < args.pivots; ++g) {
+      const float length = norm(get(0, g));
+      if (lane == g) pivot_length = length;
+    }
+    Token next = first < last ? load_token(first) : Token{};
     for (int64_t i = first; i < last; ++i) {
-      const int64_t token = args.order[i];
-      const V key = load(args.keys + token * args.dim);
-      const float own_score = fmaxf(args.score[token], LEAST_SCORE), length = norm(key);
+      const Token token = next;
+      if (i + 1 < last) next = load_token(i + 1);  // on its way while this one is merged
+      const float own_score = fmaxf(token.score, LEAST_SCORE), length = norm(token.key);
       float best = -INFINITY;
       int nearest = 0;
       for (int g = 0; g < args.pivots; ++g) {
-        const V pivot = get(0, g);
-        const float cosine = dot(pivot, key) / (norm(pivot) * length);
+        const float cosine = dot(get(0, g), token.key) / (shuffle_from(pivot_length, g) * length);
         if (shuffle_from(old_members, g) > 0 && cosine > best) {
           best = cosine;
           nearest = g;
@@ -126,8 +140,8 @@ struct Row {
       if (lane == 0) args.score_left[i] = joins ? -INFINITY : own_score;
       if (!joins) continue;
       const float omega = expf(best);
-      pull(2, nearest, omega, key);
-      pull(3, nearest, omega, load(args.values + token * args.dim));
+      pull(2, nearest, omega, token.key);
+      pull(3, nearest, omega, token.value);
       if (lane == nearest) {
         weight += omega;
         score += own_score;

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from stac_core.evaluation.gpu.report import Report, Rows
 
 CUDA_EXT = Path(__file__).resolve().parents[2] / "cuda_ext"
-PARTS = ("kernels", "network", "sanitizer")
+PARTS = ("kernels", "coded", "network", "sanitizer")
+SWEEPS = ("forward", "mass", "merge")
 SANITIZER_SECONDS = 300  # for one tool; both load PyTorch under supervision, which is slow
 WANTED = {  # figure → limit, and whether it is a most or a least
     "attend with bias and mass, against PyTorch flash": (1.6, "at most"),
@@ -78,6 +79,11 @@ def run(arguments: argparse.Namespace, device: Any, report: Report) -> None:
     ceilings = type(UNKNOWN)(**rows[0]) if rows else UNKNOWN
     if "kernels" in arguments.parts:
         run_kernels(arguments, device, ceilings, report)
+    if "coded" in arguments.parts:
+        from stac_core.evaluation.gpu import attention, coded
+
+        work = partial(coded.sweep, *((3, 1) if arguments.rehearse else (attention.FRAME,)))
+        report.part("coded", "Attention of one frame of a coded stream, by tile of the forward pass", work)
     if "network" in arguments.parts:
         run_network(arguments, device, ceilings, report)
     if arguments.sweep:
@@ -85,11 +91,14 @@ def run(arguments: argparse.Namespace, device: Any, report: Report) -> None:
 
         small = arguments.rehearse
         size = attention.Size(2, 130, 256, 16) if small else attention.Size()
-        sweep.run(report, ceilings, device, size, 6 if small else arguments.merge_rows)
+        sweep.run(report, ceilings, device, size, 6 if small else arguments.merge_rows, arguments.sweep)
     if "sanitizer" in arguments.parts:
         skipped = [{"tool": "all", "passed": None, "report": "skipped"}]
-        work = (lambda: skipped) if arguments.rehearse else sanitize
-        report.part("sanitizer", "compute-sanitizer, small case", work)
+        report.part(
+            "sanitizer",
+            "compute-sanitizer, small case",
+            (lambda: skipped) if arguments.rehearse else sanitize,
+        )
 
 
 def run_kernels(arguments: argparse.Namespace, device: Any, ceilings: Any, report: Report) -> None:
@@ -118,15 +127,18 @@ def run_kernels(arguments: argparse.Namespace, device: Any, ceilings: Any, repor
     for name, backend in kernels.items():
         work = partial(baseline.time_backend, name, backend.attend)
         report.part(f"attend {name}", f"Attention of {name}, {size}", work, "attend")
-    attends = {name: backend.attend for name, backend in kernels.items()}
-    work = partial(attention.time_frames, attends, ceilings, device, 3 if small else attention.FRAME)
-    report.part("frames", "Attention of one layer in a stream, five segments", work)
     gathers = {name: backend.gather for name, backend in kernels.items()}
     work = partial(gathering.time_all, gathers, ceilings, device, small)
     report.part("gather", "Gather, one retrieval", work)
     merges = {name: backend.voxel_merge for name, backend in kernels.items() if name != "torch"}
     work = partial(merging.time_all, merges, 6 if small else arguments.merge_rows, ceilings, device)
     report.part("merge", "Voxel merge, one chunk", work)
+    attends = {name: backend.attend for name, backend in kernels.items()}
+    frame = 3 if small else attention.FRAME
+    for storage, bits in attention.LIVE:
+        work = partial(attention.time_frames, storage, bits, attends, ceilings, device, frame)
+        title = f"Attention of one layer in a stream, five segments, {storage}"
+        report.part(f"frames, {storage}", title, work, "frames")
 
 
 def run_network(arguments: argparse.Namespace, device: Any, ceilings: Any, report: Report) -> None:
@@ -285,17 +297,26 @@ def _parse() -> argparse.Namespace:
         "--parts", type=_parts, default=PARTS, help=f"comma-separated, of {', '.join(PARTS)} (default: all)"
     )
     parser.add_argument(
-        "--sweep", action="store_true", help="also time the Triton kernels' launch parameters"
-    )
+        "--sweep", nargs="?", type=_sweeps, const=SWEEPS, default=(),
+        help=f"also time the Triton kernels' launch parameters, of {', '.join(SWEEPS)} (default: all)",
+    )  # fmt: skip
     parser.add_argument("--merge_rows", type=int, default=150_000, help="rows of the timed merge (6 KB each)")
     return parser.parse_args()
 
 
 def _parts(text: str) -> tuple[str, ...]:
+    return _some_of(PARTS, text)
+
+
+def _sweeps(text: str) -> tuple[str, ...]:
+    return _some_of(SWEEPS, text)
+
+
+def _some_of(known: tuple[str, ...], text: str) -> tuple[str, ...]:
     parts = tuple(text.split(",")) if text else ()
-    unknown = [part for part in parts if part not in PARTS]
+    unknown = [part for part in parts if part not in known]
     if unknown:
-        raise argparse.ArgumentTypeError(f"no part {unknown[0]!r}; there are {', '.join(PARTS)}")
+        raise argparse.ArgumentTypeError(f"no part {unknown[0]!r}; there are {', '.join(known)}")
     return parts
 
 

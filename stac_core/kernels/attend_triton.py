@@ -49,6 +49,7 @@ class Tile(NamedTuple):
     keys: int
     warps: int
     stages: int
+    registers: int | None = None  # of a thread, at most
 
 
 def require(device_type: str) -> None:
@@ -81,30 +82,44 @@ def attend(q: Tensor, segments: Sequence[AnySegment], mass: bool = False, subsam
     return Attended(out, lse, key_mass)
 
 
-def forward_tile(q: Tensor, coded: bool = False) -> Tile:
-    """Wide heads and codes need more registers per key and query, so fewer at a time."""
+def is_hopper(device: torch.device) -> bool:
+    """Whose matrix instructions read their operands from shared memory."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+
+
+def forward_tile(q: Tensor, coded: bool, hopper: bool) -> Tile:
+    """Wide heads and codes need more registers per key and query, so fewer at a time.
+
+    With more than 128 registers only one block of 8 warps runs on a multiprocessor; left alone, the compiler
+    takes more as soon as segments are read in two ways. On other GPUs so few
+    would spill.
+    """
     if q.dtype == torch.float32:
         return Tile(64, 32, 8, 2)
-    wide = q.shape[-1] > 64
-    return Tile(64 if coded and wide else 128, 32 if coded or wide else 64, 8, 3)
+    if q.shape[-1] > 64:
+        return Tile(64, 32, 8, 2) if coded else Tile(128, 32, 8, 3)
+    return Tile(128, 32 if coded else 64, 8, 3, 128 if hopper else 255)
 
 
 def mass_tile(q: Tensor) -> Tile:
+    """Deeper prefetch pays over many queries only."""
     if q.dtype == torch.float32:
         return Tile(32, 64, 8, 2)
-    return Tile(64, 128, 8, 3)
+    if q.shape[-1] > 64:
+        return Tile(64, 128, 8, 3)
+    return Tile(64, 64, 4, 4 if q.shape[1] >= 2048 else 3)
 
 
 def _forward(q: Tensor, segments: Sequence[AnySegment], tile: Tile | None = None) -> tuple[Tensor, Tensor]:
     rows, queries, dim = q.shape
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(rows, queries, dtype=torch.float32, device=q.device)
-    tile = tile or forward_tile(q, any(isinstance(s, CodedSegment) for s in segments))
+    tile = tile or forward_tile(q, any(isinstance(s, CodedSegment) for s in segments), is_hopper(q.device))
     groups, kinds = group_segments(segments)
     _forward_kernel[(triton.cdiv(queries, tile.queries), rows)](
         q, *q.stride()[:2], groups, out, lse, queries, 1 / math.sqrt(dim),
         dim, _width(dim), tile.queries, tile.keys, *kinds,
-        num_warps=tile.warps, num_stages=tile.stages,
+        num_warps=tile.warps, num_stages=tile.stages, maxnreg=tile.registers,
     )  # fmt: skip
     return out, lse
 
@@ -122,7 +137,7 @@ def _mass(
         q, *q.stride()[:2], groups, lse, *lse.stride(), key_mass, columns,
         queries, 1 / math.sqrt(dim), factor,
         dim, _width(dim), tile.queries, tile.keys, *kinds,
-        num_warps=tile.warps, num_stages=tile.stages,
+        num_warps=tile.warps, num_stages=tile.stages, maxnreg=tile.registers,
     )  # fmt: skip
     return key_mass
 
@@ -169,11 +184,20 @@ def _odd(number: int) -> int:
 
 
 def _stored(tokens: Tensor | Codes) -> tuple[Tensor | int, ...]:
-    """What is stored per token, its scales, the factor per channel, each with its strides."""
+    """What is stored per token, its grid, the factor per channel, each with its strides.
+
+    A scale and its offset are one word of the grid, so that a token's come with one load.
+    """
     if not isinstance(tokens, Codes):
         return tokens, *tokens.stride()[:2], 0, 0, 0, 0, 0
+    grid = tokens.grid
+    if grid.storage_offset() % 2 or any(stride % 2 for stride in grid.stride()[:2]):
+        grid = grid.contiguous()
+    words = grid.view(torch.int32)
     factor = (0, 0) if tokens.factor is None else (tokens.factor, tokens.factor.stride(0))
-    return tokens.codes, *tokens.codes.stride()[:2], tokens.grid, *tokens.grid.stride()[:2], *factor
+    return (
+        tokens.codes, *tokens.codes.stride()[:2], words, _odd(words.stride(0)), words.stride(1), *factor
+    )  # fmt: skip
 
 
 @triton.jit
@@ -230,24 +254,27 @@ def _load_codes(
     stored, row, start, length,
     DIM: tl.constexpr, WIDTH: tl.constexpr, COUNT: tl.constexpr, BITS: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
-    """The same for tokens stored as codes, as float32."""
+    """The same for tokens stored as codes, as float32. Channels lie across lanes, as numbers do."""
     pointer, row_stride, token_stride, grid, grid_row, grid_token, factor, factor_row = stored
     token, channel = tl.arange(0, COUNT), tl.arange(0, WIDTH)
     inside = start + token < length
     first = pointer + row * row_stride + tl.cast(start, tl.int64) * token_stride
-    offsets = token[:, None] * token_stride + (channel * BITS // 8)[None]
-    codes = tl.load(first + offsets, mask=inside[:, None] & (channel[None] < DIM), other=0)
-    if BITS == 4:
-        codes = (codes >> (channel % 2 * 4)[None].to(tl.uint8)) & 15
-    first = grid + row * grid_row + tl.cast(start, tl.int64) * grid_token
-    if DIM <= GROUP:  # one scale per token
-        scale = tl.load(first + token * grid_token, mask=inside, other=0.0)[:, None]
-        offset = tl.load(first + token * grid_token + 1, mask=inside, other=0.0)[:, None]
+    if BITS == 8:
+        offsets = token[:, None] * token_stride + channel[None]
+        codes = tl.load(first + offsets, mask=inside[:, None] & (channel[None] < DIM), other=0)
     else:
-        at = token[:, None] * grid_token + (channel // GROUP * 2)[None]
-        in_grid = inside[:, None] & (channel[None] < DIM)
-        scale = tl.load(first + at, mask=in_grid, other=0.0)
-        offset = tl.load(first + at + 1, mask=in_grid, other=0.0)
+        pair = tl.arange(0, WIDTH // 2)
+        offsets = token[:, None] * token_stride + pair[None]
+        pairs = tl.load(first + offsets, mask=inside[:, None] & (pair[None] < DIM // 2), other=0)
+        codes = tl.reshape(tl.join(pairs & 15, pairs >> 4), (COUNT, WIDTH))
+    first = grid + row * _even(grid_row) + tl.cast(start, tl.int64) * grid_token
+    if DIM <= GROUP:  # one word per token
+        words = tl.load(first + token * grid_token, mask=inside, other=0)[:, None]
+    else:
+        at = token[:, None] * grid_token + (channel // GROUP)[None]
+        words = tl.load(first + at, mask=inside[:, None] & (channel[None] < DIM), other=0)
+    scale = (words & 0xFFFF).to(tl.int16).to(tl.float16, bitcast=True)
+    offset = (words >> 16).to(tl.int16).to(tl.float16, bitcast=True)
     numbers = codes.to(tl.float32) * scale.to(tl.float32) + offset.to(tl.float32)
     if SCALED:
         numbers *= tl.load(factor + row * factor_row + channel, mask=channel < DIM, other=0.0)[None]

@@ -25,7 +25,7 @@ def group_by_row(state: RowState, tokens: RowTokens) -> Grouped:
     ValueError naming the argument and its value where a shape, dtype or device does not fit.
     """
     check_merge(state, tokens)
-    row, order = tokens.row.sort(stable=True)
-    start = torch.searchsorted(row, torch.arange(len(state.weight) + 1, device=row.device))
+    row, order = tokens.row.int().sort(stable=True)  # half the passes of int64, and rows are never so many
+    start = torch.searchsorted(row, torch.arange(len(state.weight) + 1, dtype=row.dtype, device=row.device))
     state = RowState(*(part.contiguous() for part in state))
     return Grouped(state, RowTokens(*(part.contiguous() for part in tokens)), order, start)

@@ -1,8 +1,9 @@
 """Merging evicted tokens into voxel rows in Triton: one program per row, one launch per call.
 
-The program keeps the pivots of its row in registers. Waiting tokens are never sorted: each step looks
-for the best score behind the one taken last, which for the few tokens of a row is cheaper, and breaks
-ties like the stable sort of the reference.
+The program keeps the pivots of its row in registers and reads tokens a block at a time, so that it waits for
+memory a few times per row and not once per token. Waiting tokens are never sorted: each step looks for the
+best score behind the one taken last, which for the few tokens of a row is cheaper, and breaks ties like the
+stable sort of the reference.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -23,8 +24,9 @@ __all__ = ["require", "voxel_merge"]
 LEAST = tl.constexpr(LEAST_SCORE)
 SMALLEST_NORM = tl.constexpr(1e-12)  # of torch.nn.functional.normalize
 BLOCK = 32  # scores looked at together
+TOKENS = 8  # merged together
 WARPS = 1  # of one row
-REGISTERS = 128  # of a thread; left alone, the assembler would rather spill than give each so many
+REGISTERS = 120  # of a thread: about the fewest without spilling on any GPU, so that most rows run at once
 
 
 def voxel_merge(state: RowState, tokens: RowTokens, rules: MergeRules) -> tuple[RowState, MergeCounts]:
@@ -42,7 +44,7 @@ def voxel_merge(state: RowState, tokens: RowTokens, rules: MergeRules) -> tuple[
                 rules.threshold, rules.gate, rules.inertia or float("inf"),
                 DIM=dim, WIDTH=triton.next_power_of_2(dim), PIVOTS=pivots,
                 PIVOT_WIDTH=triton.next_power_of_2(pivots), BUFFER=state.buffer_score.shape[1],
-                BUFFER_WIDTH=triton.next_power_of_2(state.buffer_score.shape[1]), BLOCK=BLOCK,
+                BUFFER_WIDTH=triton.next_power_of_2(state.buffer_score.shape[1]), BLOCK=BLOCK, TOKENS=TOKENS,
                 num_warps=WARPS, maxnreg=REGISTERS,
             )  # fmt: skip
     return after, MergeCounts(*counts.sum(0).tolist())
@@ -67,14 +69,13 @@ def _best_after(scores, positions, best, position, last_score, last_position):
 
 @triton.jit
 def _take_next(
-    buffer_score, score_left, row, first, last, lowest, last_score, last_position,
+    old_scores, score_left, first, last, lowest, last_score, last_position,
     BUFFER: tl.constexpr, BUFFER_WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Score and position of the next waiting token; buffered ones come first, then the row's own."""
     slot = tl.arange(0, BUFFER_WIDTH)
-    scores = tl.load(buffer_score + row * BUFFER + slot, mask=slot < BUFFER, other=float("-inf"))
     nothing = tl.full([], float("-inf"), tl.float32)
-    best, position = _best_after(scores, slot, nothing, last_position, last_score, last_position)
+    best, position = _best_after(old_scores, slot, nothing, last_position, last_score, last_position)
     for begin in range(first, last, BLOCK):
         i = begin + tl.arange(0, BLOCK)
         fresh = tl.load(score_left + i, mask=i < last, other=float("-inf"))
@@ -86,17 +87,47 @@ def _take_next(
 
 
 @triton.jit
+def _take_several(
+    count, old_scores, score_left, first, last, lowest, last_score, last_position,
+    BUFFER: tl.constexpr, BUFFER_WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """[BUFFER_WIDTH] scores and positions of the next `count` waiting tokens; the last ones by themselves.
+
+    Beyond `count`: −inf and −1.
+    """
+    slot = tl.arange(0, BUFFER_WIDTH)
+    scores = tl.full([BUFFER_WIDTH], float("-inf"), tl.float32)
+    positions = tl.full([BUFFER_WIDTH], -1, tl.int32)
+    for taken in range(0, count):
+        last_score, last_position = _take_next(
+            old_scores, score_left, first, last, lowest, last_score, last_position,
+            BUFFER, BUFFER_WIDTH, BLOCK,
+        )  # fmt: skip
+        scores = tl.where(slot == taken, last_score, scores)
+        positions = tl.where(slot == taken, last_position, positions)
+    return scores, positions, last_score, last_position
+
+
+@triton.jit
 def _load_waiting(
-    buffered, fresh, order, row, first, position, DIM: tl.constexpr, WIDTH: tl.constexpr, BUFFER: tl.constexpr
+    buffered,
+    fresh,
+    order,
+    row,
+    first,
+    positions,
+    DIM: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BUFFER: tl.constexpr,
 ):
-    """[WIDTH] key or value of the waiting token at `position`."""
+    """[BUFFER_WIDTH, WIDTH] keys or values of waiting tokens; zero where the position is −1."""
     channel = tl.arange(0, WIDTH)
-    place = tl.minimum(position, BUFFER - 1)
-    old = buffered + (row * BUFFER + place) * DIM + channel
-    old = tl.load(old, mask=channel < tl.where(position < BUFFER, DIM, 0), other=0.0)
-    token = tl.load(order + first + position - BUFFER, mask=position >= BUFFER, other=0)
-    new = fresh + token * DIM + channel
-    new = tl.load(new, mask=channel < tl.where(position < BUFFER, 0, DIM), other=0.0)
+    in_buffer, is_fresh = (positions >= 0) & (positions < BUFFER), positions >= BUFFER
+    old = (row * BUFFER + positions)[:, None] * DIM + channel[None]
+    old = tl.load(buffered + old, mask=in_buffer[:, None] & (channel[None] < DIM), other=0.0)
+    token = tl.load(order + first + positions - BUFFER, mask=is_fresh, other=0)
+    new = token[:, None] * DIM + channel[None]
+    new = tl.load(fresh + new, mask=is_fresh[:, None] & (channel[None] < DIM), other=0.0)
     return old + new
 
 
@@ -108,7 +139,7 @@ def _merge_kernel(
     order, start, keys, values, score, score_left, counts,
     threshold, gate, heaviest,
     DIM: tl.constexpr, WIDTH: tl.constexpr, PIVOTS: tl.constexpr, PIVOT_WIDTH: tl.constexpr,
-    BUFFER: tl.constexpr, BUFFER_WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    BUFFER: tl.constexpr, BUFFER_WIDTH: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     first = tl.load(start + row)
@@ -118,41 +149,54 @@ def _merge_kernel(
     real = pivot < PIVOTS
     at = (row * PIVOTS + pivot[:, None]) * DIM + channel[None]
     inside = real[:, None] & (channel[None] < DIM)
-    mean_keys = tl.load(pivot_keys + at, mask=inside, other=0.0)
-    mean_values = tl.load(pivot_values + at, mask=inside, other=0.0)
     weight = tl.load(weight_in + row * PIVOTS + pivot, mask=real, other=0.0)
     scores = tl.load(score_sum + row * PIVOTS + pivot, mask=real, other=0.0)
     members = tl.load(members_in + row * PIVOTS + pivot, mask=real, other=0.0)
 
     # 1. Join the most similar pivot, all against the pivots as they were.
-    unit = _unit(mean_keys)
-    present = members > 0
-    pull_keys = tl.zeros([PIVOT_WIDTH, WIDTH], tl.float32)
-    pull_values = tl.zeros([PIVOT_WIDTH, WIDTH], tl.float32)
+    sum_keys = tl.zeros([PIVOT_WIDTH, WIDTH], tl.float32)
+    sum_values = tl.zeros([PIVOT_WIDTH, WIDTH], tl.float32)
     added = tl.zeros([PIVOT_WIDTH], tl.float32)
     merged = 0
-    for i in range(first, last):
-        token = tl.load(order + i)
-        key = tl.load(keys + token * DIM + channel, mask=channel < DIM, other=0.0)
-        value = tl.load(values + token * DIM + channel, mask=channel < DIM, other=0.0)
-        own_score = tl.maximum(tl.load(score + token), LEAST)
-        cosine = tl.sum(unit * _unit(key)[None], 1)
-        cosine = tl.where(present, cosine, float("-inf"))
-        best = tl.max(cosine, 0)
-        joins = best >= threshold
-        hit = pivot == tl.where(joins, tl.argmax(cosine, 0), -1)
-        omega = tl.where(hit, tl.exp(best), 0.0)
-        pull_keys += omega[:, None] * (key[None] - mean_keys)
-        pull_values += omega[:, None] * (value[None] - mean_values)
-        added += omega
-        scores += tl.where(hit, own_score, 0.0)
-        members += tl.where(hit, 1.0, 0.0)
-        tl.store(score_left + i, tl.where(joins, float("-inf"), own_score))
-        merged += joins.to(tl.int32)
+    for begin in range(first, last, TOKENS):
+        i = begin + tl.arange(0, TOKENS)
+        token = tl.load(order + i, mask=i < last, other=0)
+        at_token = token[:, None] * DIM + channel[None]
+        in_token = (i < last)[:, None] & (channel[None] < DIM)
+        key = tl.load(keys + at_token, mask=in_token, other=0.0)
+        value = tl.load(values + at_token, mask=in_token, other=0.0)
+        own_score = tl.maximum(tl.load(score + token, mask=i < last, other=0.0), LEAST)
+        length = tl.maximum(tl.sqrt(tl.sum(key * key, 1)), SMALLEST_NORM)
+        best = tl.full([TOKENS], float("-inf"), tl.float32)
+        nearest = tl.full([TOKENS], -1, tl.int32)
+        for g in tl.static_range(PIVOTS):
+            old_mean = tl.load(pivot_keys + (row * PIVOTS + g) * DIM + channel, mask=channel < DIM, other=0.0)
+            present = tl.load(members_in + row * PIVOTS + g) > 0
+            cosine = tl.sum(key * _unit(old_mean)[None], 1) / length
+            cosine = tl.where(present, cosine, float("-inf"))
+            closer = cosine > best
+            nearest = tl.where(closer, g, nearest)
+            best = tl.where(closer, cosine, best)
+        joins = (i < last) & (best >= threshold)
+        omega = tl.where(joins, tl.exp(best), 0.0)
+        nearest = tl.where(joins, nearest, -1)
+        for g in tl.static_range(PIVOTS):
+            share = tl.where(nearest == g, omega, 0.0)[:, None]
+            is_g = (pivot == g)[:, None]
+            sum_keys += tl.where(is_g, tl.sum(share * key, 0)[None], 0.0)
+            sum_values += tl.where(is_g, tl.sum(share * value, 0)[None], 0.0)
+        hit = pivot[:, None] == nearest[None]
+        added += tl.sum(tl.where(hit, omega[None], 0.0), 1)
+        scores += tl.sum(tl.where(hit, own_score[None], 0.0), 1)
+        members += tl.sum(hit.to(tl.float32), 1)
+        tl.store(score_left + i, tl.where(joins, float("-inf"), own_score), mask=i < last)
+        merged += tl.sum(joins.to(tl.int32), 0)
     tl.debug_barrier()  # the scores left are read by other threads from here on
     weight += added
-    mean_keys += pull_keys / tl.maximum(weight, LEAST)[:, None]
-    mean_values += pull_values / tl.maximum(weight, LEAST)[:, None]
+    mean_keys = tl.load(pivot_keys + at, mask=inside, other=0.0)
+    mean_values = tl.load(pivot_values + at, mask=inside, other=0.0)
+    mean_keys += (sum_keys - added[:, None] * mean_keys) / tl.maximum(weight, LEAST)[:, None]
+    mean_values += (sum_values - added[:, None] * mean_values) / tl.maximum(weight, LEAST)[:, None]
 
     # 2. Drop what scores too little beside what was merged here.
     total_members = tl.sum(members, 0)
@@ -172,23 +216,19 @@ def _merge_kernel(
     last_position = tl.full([], -1, tl.int32)
     remerged = 0
     for _ in range(0, waiting // BUFFER):
-        sum_keys = tl.zeros([WIDTH], tl.float32)
-        sum_values = tl.zeros([WIDTH], tl.float32)
-        seed = tl.zeros([WIDTH], tl.float32)
-        sum_weight, sum_score = 0.0, 0.0
-        for member in range(0, BUFFER):
-            last_score, last_position = _take_next(
-                buffer_score, score_left, row, first, last, lowest, last_score, last_position,
-                BUFFER, BUFFER_WIDTH, BLOCK,
-            )  # fmt: skip
-            key = _load_waiting(buffer_keys, keys, order, row, first, last_position, DIM, WIDTH, BUFFER)
-            value = _load_waiting(buffer_values, values, order, row, first, last_position, DIM, WIDTH, BUFFER)
-            seed = tl.where(member == 0, _unit(key), seed)
-            omega = tl.exp(tl.sum(seed * _unit(key), 0))
-            sum_keys += omega * key
-            sum_values += omega * value
-            sum_weight += omega
-            sum_score += last_score
+        taken_scores, positions, last_score, last_position = _take_several(
+            BUFFER, old_scores, score_left, first, last, lowest, last_score, last_position,
+            BUFFER, BUFFER_WIDTH, BLOCK,
+        )  # fmt: skip
+        key = _load_waiting(buffer_keys, keys, order, row, first, positions, DIM, WIDTH, BUFFER)
+        value = _load_waiting(buffer_values, values, order, row, first, positions, DIM, WIDTH, BUFFER)
+        direction = _unit(key)
+        seed = tl.sum(tl.where((slot == 0)[:, None], direction, 0.0), 0)
+        omega = tl.where(slot < BUFFER, tl.exp(tl.sum(seed[None] * direction, 1)), 0.0)
+        sum_weight = tl.sum(omega, 0)
+        new_key = tl.sum(omega[:, None] * key, 0) / sum_weight
+        new_value = tl.sum(omega[:, None] * value, 0) / sum_weight
+        sum_score = tl.sum(tl.where(slot < BUFFER, taken_scores, 0.0), 0)
 
         # 4. A full row folds its lightest pivot into that one's nearest neighbour.
         free = real & (members == 0)
@@ -211,8 +251,8 @@ def _merge_kernel(
 
         slot_taken = tl.where(full, victim, tl.argmax(free.to(tl.int32), 0))
         taken = pivot == slot_taken
-        mean_keys = tl.where(taken[:, None], (sum_keys / sum_weight)[None], mean_keys)
-        mean_values = tl.where(taken[:, None], (sum_values / sum_weight)[None], mean_values)
+        mean_keys = tl.where(taken[:, None], new_key[None], mean_keys)
+        mean_values = tl.where(taken[:, None], new_value[None], mean_values)
         weight = tl.where(taken, sum_weight, weight)
         scores = tl.where(taken, sum_score, scores)
         members = tl.where(taken, 1.0 * BUFFER, members)
@@ -224,20 +264,17 @@ def _merge_kernel(
     tl.store(new_members + row * PIVOTS + pivot, members, mask=real)
 
     # What is left waits on; unused slots are cleared.
-    for place in range(0, BUFFER):
-        left_waiting = place < waiting % BUFFER
-        next_score, next_position = _take_next(
-            buffer_score, score_left, row, first, last, lowest, last_score, last_position,
-            BUFFER, BUFFER_WIDTH, BLOCK,
-        )  # fmt: skip
-        last_score = tl.where(left_waiting, next_score, last_score)
-        last_position = tl.where(left_waiting, next_position, last_position)
-        key = _load_waiting(buffer_keys, keys, order, row, first, last_position, DIM, WIDTH, BUFFER)
-        value = _load_waiting(buffer_values, values, order, row, first, last_position, DIM, WIDTH, BUFFER)
-        target = (row * BUFFER + place) * DIM + channel
-        tl.store(new_buffer_keys + target, tl.where(left_waiting, key, 0.0), mask=channel < DIM)
-        tl.store(new_buffer_values + target, tl.where(left_waiting, value, 0.0), mask=channel < DIM)
-        tl.store(new_buffer_score + row * BUFFER + place, tl.where(left_waiting, last_score, float("-inf")))
+    left_scores, positions, last_score, last_position = _take_several(
+        waiting % BUFFER, old_scores, score_left, first, last, lowest, last_score, last_position,
+        BUFFER, BUFFER_WIDTH, BLOCK,
+    )  # fmt: skip
+    key = _load_waiting(buffer_keys, keys, order, row, first, positions, DIM, WIDTH, BUFFER)
+    value = _load_waiting(buffer_values, values, order, row, first, positions, DIM, WIDTH, BUFFER)
+    target = (row * BUFFER + slot)[:, None] * DIM + channel[None]
+    in_buffer = (slot < BUFFER)[:, None] & (channel[None] < DIM)
+    tl.store(new_buffer_keys + target, key, mask=in_buffer)
+    tl.store(new_buffer_values + target, value, mask=in_buffer)
+    tl.store(new_buffer_score + row * BUFFER + slot, left_scores, mask=slot < BUFFER)
 
     tl.store(counts + row * 5, merged)
     tl.store(counts + row * 5 + 1, passed)

@@ -18,6 +18,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from kernels.machine_code import disassemble, undefined_registers
+
 from stac_core.kernels import attend_triton, gather_triton, slots_triton, voxel_merge_triton
 from stac_core.kernels.attend import AnySegment, CodedSegment, Codes, Segment
 from stac_core.kernels.gather import Page
@@ -32,11 +35,14 @@ class Constant:
     value: object
 
 
-POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.uint8: "*u8"}
+POINTERS = {
+    torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.uint8: "*u8",
+    torch.int32: "*i32",
+}  # fmt: skip
 TOOLS = Path(triton.__path__[0]) / "backends/nvidia/bin"
 
 
-def compile_kernel(kernel, arguments: dict, tile, capability: int, registers: int | None = None) -> dict:
+def compile_kernel(kernel, arguments: dict, tile, capability: int) -> dict:
     """arguments: by name, the type of each; `Constant` is compiled in. Tuples nest as at a launch."""
     signature: dict[str, object] = {}
     constexprs: dict[tuple[int, ...], object] = {}
@@ -57,12 +63,15 @@ def compile_kernel(kernel, arguments: dict, tile, capability: int, registers: in
     built = triton.compile(
         ASTSource(kernel, signature, constexprs, attributes),
         target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": tile.warps, "num_stages": tile.stages, "maxnreg": registers},
+        options={"num_warps": tile.warps, "num_stages": tile.stages, "maxnreg": tile.registers},
     )
     return {
         "kernel": kernel.__name__,
         "capability": capability,
         "shared": built.metadata.shared,
+        "undefined": undefined_registers(disassemble(built.asm["cubin"], TOOLS / "nvdisasm"))
+        if capability == 90  # whose descriptors are known here
+        else [],
         "tensor_cores": ("wgmma.mma_async" if capability == 90 else "mma") in built.asm["ptx"],
         **resources(built.asm["ptx"], capability),
     }
@@ -85,17 +94,21 @@ def resources(ptx: str, capability: int) -> dict[str, int]:
 
 def attend_variants(capability: int):
     """Both passes over segments as the cache has them, each with the tile that is used for it."""
-    for dtype, dim, bits, biased in [
-        (torch.bfloat16, 64, (16,), False),
-        (torch.bfloat16, 64, (16,), True),
-        (torch.bfloat16, 64, (16, 16, 16, 16), False),
-        (torch.bfloat16, 64, (8, 8, 16, 8), False),
-        (torch.float16, 64, (4, 4), False),
-        (torch.float16, 128, (16, 8), False),
-        (torch.float32, 64, (16,), True),
+    for dtype, dim, bits, biased in [  # a letter per segment: its bias, or none
+        (torch.bfloat16, 64, (16,), "-"),
+        (torch.bfloat16, 64, (16,), "b"),
+        (torch.bfloat16, 64, (16, 16, 16, 16, 16), "----b"),
+        (torch.bfloat16, 64, (8, 16, 8), "b-b"),
+        (torch.bfloat16, 64, (8, 8, 8, 16, 4), "----b"),
+        (torch.bfloat16, 64, (8, 8, 16, 8), "bbbb"),
+        (torch.float16, 64, (4, 4), "bb"),
+        (torch.float16, 128, (16, 8), "-b"),
+        (torch.float16, 16, (4,), "b"),
+        (torch.float32, 64, (16,), "b"),
     ]:
         q = torch.empty(1, 1, dim, dtype=dtype)
-        groups, kinds = attend_triton.group_segments([example_segment(q, b, biased or b < 16) for b in bits])
+        segments = [example_segment(q, b, has == "b") for b, has in zip(bits, biased, strict=True)]
+        groups, kinds = attend_triton.group_segments(segments)
         arguments = {
             "q_pointer": POINTERS[dtype], "q_row": "i32", "q_token": "i32", "groups": types_of(groups),
             "lse_pointer": "*fp32", "lse_row": "i32", "lse_token": Constant(1),
@@ -105,7 +118,7 @@ def attend_variants(capability: int):
             "SCALED": Constant(kinds.scaled), "BIASED": Constant(kinds.biased),
         }  # fmt: skip
         for kernel, tile in (
-            (attend_triton._forward_kernel, attend_triton.forward_tile(q, min(bits) < 16)),
+            (attend_triton._forward_kernel, attend_triton.forward_tile(q, min(bits) < 16, capability == 90)),
             (attend_triton._mass_kernel, attend_triton.mass_tile(q)),
         ):
             arguments |= {"QUERIES": Constant(tile.queries), "KEYS": Constant(tile.keys)}
@@ -143,12 +156,12 @@ def merge_variants(capability: int):
     types |= {"order": "*i64", "start": "*i64", "counts": "*i32"}
     types |= {"threshold": "fp32", "gate": "fp32", "heaviest": "fp32"}
     constants = {
-        "DIM": 64, "WIDTH": 64, "PIVOTS": 4, "PIVOT_WIDTH": 4, "BUFFER": 8, "BUFFER_WIDTH": 8, "BLOCK": 32,
+        "DIM": 64, "WIDTH": 64, "PIVOTS": 4, "PIVOT_WIDTH": 4, "BUFFER": 8, "BUFFER_WIDTH": 8,
+        "BLOCK": voxel_merge_triton.BLOCK, "TOKENS": voxel_merge_triton.TOKENS,
     }  # fmt: skip
     types |= {name: Constant(value) for name, value in constants.items()}
-    tile = attend_triton.Tile(0, 0, voxel_merge_triton.WARPS, 3)
-    kernel, registers = voxel_merge_triton._merge_kernel, voxel_merge_triton.REGISTERS
-    yield compile_kernel(kernel, types, tile, capability, registers) | {"dtype": "*fp32"}
+    tile = attend_triton.Tile(0, 0, voxel_merge_triton.WARPS, 3, voxel_merge_triton.REGISTERS)
+    yield compile_kernel(voxel_merge_triton._merge_kernel, types, tile, capability) | {"dtype": "*fp32"}
 
 
 def gather_variants(capability: int):

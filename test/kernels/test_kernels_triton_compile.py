@@ -1,4 +1,5 @@
-"""The Triton kernels compile to machine code for real GPUs, fit their shared memory and do not spill."""
+"""The Triton kernels compile to machine code for real GPUs, fit their shared memory, do not spill and read no
+register that nothing was written into."""
 
 from __future__ import annotations
 
@@ -31,6 +32,7 @@ def test_kernels_compile(capability, tmp_path):
     assert variants
     for variant in variants:
         assert variant["spilled"] == 0, variant
+        assert not variant["undefined"], variant
         assert variant["shared"] <= SHARED_LIMIT[capability], variant
         assert variant["tensor_cores"] or variant["dtype"] == "*fp32", variant
     kernels = {"_forward_kernel", "_mass_kernel", "_merge_kernel", "_gather_kernel"}

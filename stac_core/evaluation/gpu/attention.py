@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,9 @@ CHECKS = [
     (16, 1025, ((97, 16), (0, 16), (1025, 16)), 64, torch.bfloat16, 0.25),
     (1, 300, ((1025, 16), (33, 16)), 128, torch.float16, 0.5),
     (3, 130, ((97, 16),), 16, torch.bfloat16, 1.0),
+    (16, 300, ((1025, 16), (97, 16), (300, 16)), 64, torch.bfloat16, 1.0),
     (16, 300, ((1025, 8), (97, 16), (1025, 8)), 64, torch.bfloat16, 1.0),
+    (16, 260, ((1041, 8), (2082, 8), (97, 8), (260, 16), (1025, 4)), 64, torch.bfloat16, 0.25),
     (3, 130, ((97, 4), (33, 8)), 128, torch.float16, 0.5),
     (2, 97, ((1025, 4),), 16, torch.float16, 1.0),
 ]
@@ -144,8 +146,22 @@ class Baseline:
         return rows
 
 
+def live_inputs(
+    chunk: int, bits: tuple[int, ...], device: torch.device, frame: int = FRAME
+) -> tuple[Tensor, list[AnySegment]]:
+    """Queries and segments of a step of so many frames; as in a stream, only retrieved tokens have a bias."""
+    keys = tuple((n * frame, b) for n, b in zip((1, 2, 4, chunk, 2), bits, strict=True))
+    q, segments = random_inputs(16, chunk * frame, keys, 64, torch.bfloat16, device)
+    return q, [*(replace(segment, bias=None) for segment in segments[:-1]), segments[-1]]
+
+
 def time_frames(
-    backends: dict[str, Attend], ceilings: Ceilings, device: torch.device, frame: int = FRAME
+    storage: str,
+    bits: tuple[int, ...],
+    backends: dict[str, Attend],
+    ceilings: Ceilings,
+    device: torch.device,
+    frame: int = FRAME,
 ) -> list[dict[str, object]]:
     """One layer of one step as a stream asks for it: five segments, the mass of a quarter of the queries.
 
@@ -153,20 +169,16 @@ def time_frames(
     """
     rows = []
     for chunk in (1, 4):
-        frames = (1, 2, 4, chunk, 2)
-        whole, queries = sum(frames) * frame, chunk * frame
-        q, (joined,) = random_inputs(16, queries, ((whole, 16),), 64, torch.bfloat16, device)
+        q, segments = live_inputs(chunk, bits, device, frame)
+        whole = sum(segment.length for segment in segments)
+        _, (joined,) = random_inputs(16, 1, ((whole, 16),), 64, torch.bfloat16, device)
         if not isinstance(joined, Segment):
             raise TypeError("random_inputs gives plain numbers for 16 bits")
         baseline = median_ms(_bound_flash(q, joined), device)
-        flop = Size(16, queries, whole, 64).flop(0.25)
-        for storage, bits in LIVE:
-            keys = tuple((n * frame, b) for n, b in zip(frames, bits, strict=True))
-            q, segments = random_inputs(16, queries, keys, 64, torch.bfloat16, device)
-            for name, attend in backends.items():
-                ms = median_ms(_bound(attend, q, segments, True, 0.25), device)
-                variant = f"chunk of {chunk}, {storage}"
-                rows.append(_row(name, variant, ms, baseline, flop, ceilings))
+        flop = Size(16, q.shape[1], whole, 64).flop(0.25)
+        for name, attend in backends.items():
+            ms = median_ms(_bound(attend, q, segments, True, 0.25), device)
+            rows.append(_row(name, f"chunk of {chunk}, {storage}", ms, baseline, flop, ceilings))
     return rows
 
 

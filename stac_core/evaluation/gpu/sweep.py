@@ -7,7 +7,7 @@ runs repeat.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from unittest import mock
 
@@ -45,30 +45,43 @@ MASS = list(
         ),
     )
 )  # fmt: skip
-MERGE = [*itertools.product((32,), (1, 2, 4), (96, 128, 168)), (8, 1, 128)]  # block, warps, registers
+MERGE = (  # tokens, warps, registers
+    (4, 1, 80), (4, 1, 96), (8, 1, 96), (8, 1, 112), (8, 1, 120), (8, 1, 168), (16, 1, 168), (16, 1, 224),
+    (8, 2, 96), (16, 2, 128),
+)  # fmt: skip
 
 
-def run(report: Report, ceilings: Ceilings, device: torch.device, size: Size, merge_rows: int) -> None:
-    """Every kernel on the issue's shapes; `ratio` is against PyTorch's flash attention."""
+def run(
+    report: Report,
+    ceilings: Ceilings,
+    device: torch.device,
+    size: Size,
+    merge_rows: int,
+    parts: Sequence[str],
+) -> None:
+    """Every kernel that is asked for, on the issue's shapes; `ratio` is against PyTorch's flash attention."""
     q, (segment,) = random_inputs(
         size.rows, size.queries, ((size.keys, 16),), size.dim, torch.bfloat16, device
     )
     assert isinstance(segment, Segment)
     bare = Segment(segment.keys, segment.values)
     baseline = median_ms(partial(flash, q, bare), device)
-    for name, one in (("with bias", segment), ("without bias", bare)):
-        works: Works = {tile: partial(attend_triton._forward, q, [one], tile) for tile in FORWARD}
-        report.part(f"sweep forward {name}", f"Forward {name}", partial(_tiles, works, baseline, device))
-    _, lse = attend_triton._forward(q, [segment])
-    for share in (1.0, MASS_SHARE):
-        rows, stride, scale = sample_queries(size.queries, share)
-        sampled = slice(0, rows * stride, stride)
-        arguments = q[:, sampled], [segment], lse[:, sampled], scale
-        works = {tile: partial(attend_triton._mass, *arguments, tile) for tile in MASS}
-        report.part(
-            f"sweep mass {share}", f"Mass of {rows} queries", partial(_tiles, works, baseline, device)
-        )
-    report.part("sweep merge", "Voxel merge", partial(_merges, merge_rows, ceilings, device))
+    if "forward" in parts:
+        for name, one in (("with bias", segment), ("without bias", bare)):
+            works: Works = {tile: partial(attend_triton._forward, q, [one], tile) for tile in FORWARD}
+            work = partial(_tiles, works, baseline, device)
+            report.part(f"sweep forward {name}", f"Forward {name}", work)
+    if "mass" in parts:
+        _, lse = attend_triton._forward(q, [segment])
+        for share in (1.0, MASS_SHARE):
+            rows, stride, scale = sample_queries(size.queries, share)
+            sampled = slice(0, rows * stride, stride)
+            arguments = q[:, sampled], [segment], lse[:, sampled], scale
+            works = {tile: partial(attend_triton._mass, *arguments, tile) for tile in MASS}
+            work = partial(_tiles, works, baseline, device)
+            report.part(f"sweep mass {share}", f"Mass of {rows} queries", work)
+    if "merge" in parts:
+        report.part("sweep merge", "Voxel merge", partial(_merges, merge_rows, ceilings, device))
 
 
 def _tiles(works: Works, baseline: float, device: torch.device) -> Rows:
@@ -83,18 +96,18 @@ def _merges(rows: int, ceilings: Ceilings, device: torch.device) -> Rows:
     """The whole call, and the kernel's share of it without sorting the tokens."""
     timed = problem(rows, device)
     results: Rows = []
-    for block, warps, registers in MERGE:
-        parameters = {"BLOCK": block, "WARPS": warps, "REGISTERS": registers}
+    for merged, warps, registers in MERGE:
+        parameters = {"TOKENS": merged, "WARPS": warps, "REGISTERS": registers}
         with mock.patch.multiple(voxel_merge_triton, **parameters):  # type: ignore[call-overload]
             work = partial(voxel_merge_triton.voxel_merge, timed.state, timed.tokens, RULES)
             ms, error = _try(work, device)
         share = timed.bytes / ms * 1e3 / ceilings.copy_bytes_per_s
         results.append(
-            {"block": block, "warps": warps, "registers": registers, "ms": ms, "of_roofline": share,
+            {"tokens": merged, "warps": warps, "registers": registers, "ms": ms, "of_roofline": share,
              "error": error}
         )  # fmt: skip
     grouping = partial(voxel_merge_triton.group_by_row, timed.state, timed.tokens)
-    results.append({"block": None, "ms": median_ms(grouping, device), "error": "sorting the tokens alone"})
+    results.append({"tokens": None, "ms": median_ms(grouping, device), "error": "sorting the tokens alone"})
     return _fastest_first(results)
 
 
