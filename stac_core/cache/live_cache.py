@@ -123,6 +123,8 @@ class LiveCache:
         → who went, where `wanted`.
         """
         frame = self.window.frame
+        if not len(frame):  # a pass of the camera head alone
+            return None
         here = [pin for pin in pins if int(frame[0]) <= pin <= int(frame[-1])]
         pinned = torch.isin(frame, torch.tensor(here)) if here else torch.zeros(len(frame), dtype=torch.bool)
         if here:
