@@ -109,7 +109,7 @@ NETWORKS: dict[str, NetworkConfig] = {
         dense_features=32,
         dense_channels=(24, 32, 48, 64),
         dense_layers=(1, 3, 4, 5),
-        image_size=126,
+        image_size=168,
     ),
 }
 
