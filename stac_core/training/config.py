@@ -60,6 +60,12 @@ class TrainingConfig:
     matching_weight: float = setting(1.0, "weight of the matching losses", minimum=0.0)
     motion_weight: float = setting(1.0, "weight of the motion losses", minimum=0.0)
     device: str = setting("auto", "auto = cuda where there is one, else cpu; or a torch device name")
+    execution: str = setting(
+        "compiled",
+        "compiled = small operations of the blocks fused by torch.compile, which takes minutes at the start "
+        "and pays after some hundred steps; eager = operation by operation",
+        choices=("compiled", "eager"),
+    )
     precision: str = setting("bfloat16", "autocast of the network", choices=("bfloat16", "float32"))
     threads: int = setting(0, "CPU threads; 0 = what PyTorch chooses", minimum=0)
     log_every: int = setting(20, "steps between rows of the training table", minimum=1)

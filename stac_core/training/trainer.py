@@ -14,6 +14,7 @@ from types import FrameType
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
@@ -21,6 +22,7 @@ from stac_core.checkpoint import load_weights
 from stac_core.config import NETWORKS
 from stac_core.device import Stopwatch, send
 from stac_core.network.causal_vggt import CausalVGGT
+from stac_core.network.execution import compile_blocks, undo
 from stac_core.network.initial_weights import initialise
 from stac_core.training.batches import draw_dense_frames, draw_sequences, draw_visible, step_random
 from stac_core.training.clips import Clips, open_clips
@@ -62,6 +64,8 @@ class Trainer:
         self.path = self.folder / "state.safetensors"
         torch.manual_seed(config.seed)
         self.model = Supervised(_first_network(config, weights), config).to(self.device)
+        if config.execution == "compiled":
+            compile_blocks(self.model.network)
         self.optimizer = make_optimizer(self.model, config)
         self.step = 0
         self._resume(resume)
@@ -78,7 +82,7 @@ class Trainer:
         saved = time.monotonic()
         with self._stop_on_signals():
             while self.step < self.config.steps and not self.processes.any(self.stopped):
-                self._train_step(progress)
+                self._train_step_or_eagerly(progress)
                 if self.config.evaluate_every and self.step % self.config.evaluate_every == 0:
                     self._evaluate(progress)
                 if time.monotonic() - saved > 60 * self.config.checkpoint_minutes:
@@ -87,6 +91,16 @@ class Trainer:
         self._save()
         progress.close()
         return self.step >= self.config.steps
+
+    def _train_step_or_eagerly(self, progress: Progress) -> None:
+        try:
+            self._train_step(progress)
+        except TorchDynamoException as error:
+            cause = getattr(error, "inner_exception", error)  # what the compiler itself had said
+            reason = (str(cause) or type(cause).__name__).splitlines()[0][:200]
+            log.warning("blocks cannot be compiled here, the run goes on eagerly, and slower: %s", reason)
+            undo(self.model.network)
+            self._train_step(progress)
 
     def _train_step(self, progress: Progress) -> None:
         watch = Stopwatch(self.device)
@@ -123,11 +137,9 @@ class Trainer:
     def _evaluate(self, progress: Progress) -> None:
         if not self.processes.leads:
             return
-        row = {
-            "step": self.step,
-            "time": int(time.time()),
-            **asdict(measure(self.model.network, self._held_out)),
-        }
+        with torch.compiler.set_stance("force_eager"):  # a few passes do not pay for compilation
+            figures = measure(self.model.network, self._held_out)
+        row = {"step": self.step, "time": int(time.time()), **asdict(figures)}
         append_row(self.folder / "held_out.csv", row)
         plot_curve(self.folder / "held_out.csv", self.folder / "held_out.png")
         progress.note("held out: " + "  ".join(f"{name} {value:.4g}" for name, value in row.items()))

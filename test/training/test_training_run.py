@@ -13,6 +13,8 @@ import torch
 
 from stac_core.checkpoint import BOX, load_network
 from stac_core.config import ModelConfig
+from stac_core.network.execution import compile_blocks
+from stac_core.training import trainer as trainer_module
 from stac_core.training.config import TrainingConfig
 from stac_core.training.processes import Processes
 from stac_core.training.state import read_state
@@ -31,6 +33,7 @@ SMALL = dict(
     evaluate_every=0,
     log_every=1,
     precision="float32",
+    execution="eager",
 )
 
 
@@ -76,6 +79,27 @@ def test_resumed_run_equals_one_that_was_never_interrupted(tmp_path, clips):
         assert torch.equal(a, b)
     assert [row["step"] for row in rows(parts)] == [1, 2, 3, 4]
     assert [row["loss"] for row in rows(parts)] == [row["loss"] for row in rows(whole)]
+
+
+def test_a_run_goes_on_eagerly_where_blocks_cannot_be_compiled(tmp_path, clips, monkeypatch, caplog):
+    def broken(graph, inputs):
+        raise OSError("no compiler here")
+
+    monkeypatch.setattr(trainer_module, "compile_blocks", lambda network: compile_blocks(network, broken))
+    refused, eager = folder(tmp_path / "refused", clips), folder(tmp_path / "eager", clips)
+    trained(refused, steps=3, execution="compiled")
+    trained(eager, steps=3)
+    assert caplog.text.count("no compiler here") == 1
+    assert [row["loss"] for row in rows(refused)] == [row["loss"] for row in rows(eager)]
+
+
+@pytest.mark.slow
+def test_compiled_steps_learn_the_same(tmp_path, clips):
+    compiled, eager = folder(tmp_path / "compiled", clips), folder(tmp_path / "eager", clips)
+    trained(compiled, steps=4, execution="compiled")
+    trained(eager, steps=4)
+    for a, b in zip(rows(compiled), rows(eager), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
 
 
 def test_a_run_may_begin_with_the_weights_of_the_box(tmp_path, clips):
