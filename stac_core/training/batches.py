@@ -30,11 +30,13 @@ def step_random(config: TrainingConfig, step: int, rank: int) -> np.random.Gener
     return np.random.default_rng([config.seed, step, rank])
 
 
-def draw_sequences(config: TrainingConfig, clips: Clips, step: int, random: np.random.Generator) -> Sequences:
+def draw_sequences(
+    config: TrainingConfig, clips: Clips, step: int, part: float, random: np.random.Generator
+) -> Sequences:
     """Sequences of one shape, each from another clip."""
-    shape = draw_shape(config, step, random)
+    shape = draw_shape(config, part, random)
     ready = clips.ready(config.first_clips + int(step * config.clips_per_step))
-    reach = draw_reach(config, step, random)
+    reach = draw_reach(config, part, random)
     chosen, frames = draw_stretches(clips, ready, shape, reach, random)
     return vary_colours(fit(clips.read(chosen, frames), shape, random), random)
 

@@ -18,6 +18,13 @@ class TrainingConfig:
     network: str = setting("embedded", "which network to train", choices=tuple(NETWORKS))
     seed: int = setting(0, "seed of the weights and of all worlds", minimum=0)
     steps: int = setting(12000, "optimiser steps of the whole run", minimum=1)
+    minutes: float = setting(
+        0.0,
+        "length of the run by the clock of this process: sizes and rates follow it, and it ends when time or "
+        "steps are over; 0 = steps alone",
+        minimum=0.0,
+        unit="min",
+    )
     patches_per_step: int = setting(1536, "sequences × frames × patches of one step and process", minimum=16)
     learning_rate: float = setting(8e-4, "peak of the learning rate", minimum=1e-7, maximum=1.0)
     regression_rate: float = setting(

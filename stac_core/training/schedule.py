@@ -1,4 +1,5 @@
-"""What changes during a run: learning rate, image sizes, frame counts. Pure functions of the step."""
+"""What changes during a run: learning rate, image sizes, frame counts. Pure functions of the step and of the
+part of the run that lies behind, 0 to 1."""
 
 from __future__ import annotations
 
@@ -26,22 +27,23 @@ class Shape:
     width: int
 
 
-def learning_rate(config: TrainingConfig, step: int) -> float:
-    """Linear warm-up, then cosine decay to 1 % at the last step."""
+def learning_rate(config: TrainingConfig, step: int, part: float) -> float:
+    """Linear warm-up by steps, then cosine decay to 1 % at the end."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
-    return config.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
+    warm = config.warmup_steps / config.steps
+    decayed = min(1.0, max(0.0, (part - warm) / (1 - warm)))
+    return config.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * decayed)))
 
 
-def draw_shape(config: TrainingConfig, step: int, random: np.random.Generator) -> Shape:
+def draw_shape(config: TrainingConfig, part: float, random: np.random.Generator) -> Shape:
     """Frames between 2 and a growing limit (short ones more often), widths and aspects spread evenly.
 
     All frames of a step together fill `patches_per_step`, so that every step costs about the same. Their
     number depends on their size alone, and there are few sizes: on a GPU the convolutions of every new shape
     are planned anew, which can take longer than the step.
     """
-    grown = _grown(config, step)
+    grown = _grown(config, part)
     longest = config.first_frames + grown * (config.last_frames - config.first_frames)
     first, last = config.first_width // PATCH_SIZE, config.last_width // PATCH_SIZE
     columns = int(random.choice(range(first, round(first + grown * (last - first)) + 1, COLUMN_STEP)))
@@ -52,12 +54,12 @@ def draw_shape(config: TrainingConfig, step: int, random: np.random.Generator) -
     return Shape(together // frames, frames, rows * PATCH_SIZE, columns * PATCH_SIZE)
 
 
-def draw_reach(config: TrainingConfig, step: int, random: np.random.Generator) -> float:
+def draw_reach(config: TrainingConfig, part: float, random: np.random.Generator) -> float:
     """How far a sequence may depart from its first frame, up to a growing limit (see `Clips.departures`)."""
-    limit = config.first_reach + _grown(config, step) * (config.last_reach - config.first_reach)
+    limit = config.first_reach + _grown(config, part) * (config.last_reach - config.first_reach)
     return limit * float(random.uniform(0.4, 1.0))
 
 
-def _grown(config: TrainingConfig, step: int) -> float:
+def _grown(config: TrainingConfig, part: float) -> float:
     """From 0 at the start of the run to 1 where everything has grown."""
-    return 1.0 if config.growth == 0 else min(1.0, step / (config.growth * config.steps))
+    return 1.0 if config.growth == 0 else min(1.0, part / config.growth)

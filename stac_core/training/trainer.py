@@ -73,15 +73,16 @@ class Trainer:
         if processes.count > 1:
             self.parallel = DistributedDataParallel(self.model)
         self.stopped = False
+        self._began = time.monotonic()
 
     def run(self) -> bool:
-        """Train to the last step; False when a signal ended the run early, its state written."""
+        """Train to the end; False when a signal ended the run early, its state written."""
         progress = Progress(
             self.folder, self.step, self.config.steps, self.config.log_every, self.processes.leads
         )
         saved = time.monotonic()
         with self._stop_on_signals():
-            while self.step < self.config.steps and not self.processes.any(self.stopped):
+            while not self.processes.any(self.stopped or self._part >= 1):
                 self._train_step_or_eagerly(progress)
                 if self.config.evaluate_every and self.step % self.config.evaluate_every == 0:
                     self._evaluate(progress)
@@ -90,7 +91,13 @@ class Trainer:
                     saved = time.monotonic()
         self._save()
         progress.close()
-        return self.step >= self.config.steps
+        return self._part >= 1
+
+    @property
+    def _part(self) -> float:
+        """Of the run, what lies behind: by steps or, where the clock counts and is ahead, by the clock."""
+        by_steps, minutes = self.step / self.config.steps, self.config.minutes
+        return max(by_steps, (time.monotonic() - self._began) / (60 * minutes)) if minutes else by_steps
 
     def _train_step_or_eagerly(self, progress: Progress) -> None:
         try:
@@ -103,15 +110,15 @@ class Trainer:
             self._train_step(progress)
 
     def _train_step(self, progress: Progress) -> None:
-        watch = Stopwatch(self.device)
+        watch, part = Stopwatch(self.device), self._part
         random = step_random(self.config, self.step, self.processes.rank)
-        sequences = normalise(draw_sequences(self.config, self._clips, self.step, random))
+        sequences = normalise(draw_sequences(self.config, self._clips, self.step, part, random))
         watch.mark()
         count, frames = sequences.depth.shape[:2]
         visible = draw_visible(frames, random)
         dense_frames = send(draw_dense_frames(self.config, count * frames, random), self.device)
         for group in self.optimizer.param_groups:
-            group["lr"] = group["share"] * learning_rate(self.config, self.step)
+            group["lr"] = group["share"] * learning_rate(self.config, self.step, part)
         with self._precision():
             loss, figures = self.parallel(sequences, visible, dense_frames)
         self.optimizer.zero_grad(set_to_none=True)

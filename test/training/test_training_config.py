@@ -31,7 +31,7 @@ def test_impossible_settings_are_refused_by_name_and_value(name, value):
 
 def test_learning_rate_warms_up_and_decays():
     config = TrainingConfig(steps=1000, warmup_steps=100, learning_rate=1e-3)
-    rates = [learning_rate(config, step) for step in range(1000)]
+    rates = [learning_rate(config, step, step / 1000) for step in range(1000)]
     assert max(rates) == pytest.approx(1e-3)
     assert rates.index(max(rates)) in (99, 100)
     assert rates[0] < 1e-4 and rates[-1] < 2e-5
@@ -41,8 +41,8 @@ def test_learning_rate_warms_up_and_decays():
 def test_shapes_grow_and_keep_to_whole_patches_and_cost():
     config = TrainingConfig(steps=1000, growth=0.5)
     random = np.random.default_rng(0)
-    early = [draw_shape(config, 0, random) for _ in range(300)]
-    late = [draw_shape(config, 900, random) for _ in range(300)]
+    early = [draw_shape(config, 0.0, random) for _ in range(300)]
+    late = [draw_shape(config, 0.9, random) for _ in range(300)]
     for shape in early + late:
         assert shape.height % 14 == 0 and shape.width % 14 == 0
         patches = shape.height * shape.width / 14**2

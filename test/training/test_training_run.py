@@ -102,6 +102,14 @@ def test_compiled_steps_learn_the_same(tmp_path, clips):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
 
 
+def test_a_run_may_end_by_the_clock(tmp_path, clips):
+    run = trained(folder(tmp_path / "run", clips), steps=100_000, minutes=0.05)
+    assert 1 <= run.step < 1000
+    last = rows(str(tmp_path / "run"))[-1]
+    assert last["step"] == run.step
+    assert run.optimizer.param_groups[0]["lr"] < 0.5 * run.config.learning_rate
+
+
 def test_a_run_may_begin_with_the_weights_of_the_box(tmp_path, clips):
     config = TrainingConfig(out=folder(tmp_path / "run", clips), steps=3, **SMALL)
     trainer = Trainer(config, ALONE, weights=BOX)
