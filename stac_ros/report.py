@@ -71,7 +71,7 @@ def _draw_map(axes: Axes, seen: Seen) -> None:
     axes.set_xlim(high[1], low[1])  # y points to the left
     axes.set_ylim(low[0], high[0])
     axes.set_aspect("equal")
-    axes.legend(loc="upper right", frameon=False)
+    axes.legend(loc="upper right", framealpha=0.9, edgecolor="none")
 
 
 def _draw_memory(axes: Axes, samples: list[MemorySample]) -> None:
