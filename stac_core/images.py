@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from stac_core.config import PATCH_SIZE, ImageConfig
+from stac_core.device import send
 
 SQUARE_SIZE = 224  # at this size the evaluation rule makes squares
 Bicubic, Lanczos = Image.Resampling.BICUBIC, Image.Resampling.LANCZOS
@@ -119,9 +120,9 @@ class ResizePlan:
 
 
 def prepare_images(
-    images: Sequence[np.ndarray], config: ImageConfig, trained_size: int
+    images: Sequence[np.ndarray], config: ImageConfig, trained_size: int, device: torch.device
 ) -> tuple[Tensor, ImageGeometry]:
-    """Frames of one camera → pixels [S, 3, H, W] float32 in [0, 1] and the way back.
+    """Frames of one camera → pixels [S, 3, H, W] float32 in [0, 1] on the device, and the way back.
 
     images: uint8 [height, width, 3] RGB, or 4 channels whose transparency shows white; all of one size.
     trained_size: the width in use where config.size is 0. ValueError names what is wrong with which frame.
@@ -129,8 +130,8 @@ def prepare_images(
     height, width = _check_images(images)
     plan, geometry = _prepared_for(height, width, config, trained_size)
     prepared = np.stack([np.asarray(plan.apply(_to_rgb(image))) for image in images])
-    channels_first = torch.from_numpy(prepared).permute(0, 3, 1, 2).contiguous()
-    return channels_first.to(torch.float32).div_(255), geometry
+    channels_first = send(torch.from_numpy(prepared), device).permute(0, 3, 1, 2)  # bytes travel
+    return channels_first.to(torch.float32, memory_format=torch.contiguous_format).div_(255), geometry
 
 
 @lru_cache(maxsize=8)

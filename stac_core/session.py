@@ -19,7 +19,7 @@ from stac_core.cache.saved_state import read_state, write_state
 from stac_core.cache.stats import CacheStats
 from stac_core.cache.token_positions import TokenPositions, View, token_positions
 from stac_core.config import Config
-from stac_core.device import Stopwatch, send
+from stac_core.device import Stopwatch
 from stac_core.geometry import decode_pose, unproject_depth
 from stac_core.images import ImageGeometry, prepare_images
 from stac_core.kernels.select import select_kernels
@@ -63,8 +63,8 @@ class StreamSession:
         first chunk does not reach `cache.first_confidence`.
         """
         watch = Stopwatch(self._device)
-        pixels, geometry = prepare_images(images, self.config.image, self._network.config.image_size)
-        pixels = send(pixels, self._device)
+        trained_size = self._network.config.image_size
+        pixels, geometry = prepare_images(images, self.config.image, trained_size, self._device)
         watch.mark()
         wants_points = self._cache.wants_positions and self.config.cache.positions == "points"
         prediction = self._network(pixels[None], self._cache, points=wants_points)

@@ -25,7 +25,7 @@ MAY_IMPORT = {  # part of stac_core → the parts it may import
     "ply": {"files"},
     "geometry": set(),
     "prediction": set(),
-    "images": {"config", "geometry"},
+    "images": {"config", "geometry", "device"},
     "network": BASICS,
     "kernels": {"config", "settings"},
     "cache": {"kernels", "geometry", "config", "settings", "files", "device"},

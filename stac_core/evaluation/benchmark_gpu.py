@@ -142,7 +142,7 @@ def run_kernels(arguments: argparse.Namespace, device: Any, ceilings: Any, repor
 
 
 def run_network(arguments: argparse.Namespace, device: Any, ceilings: Any, report: Report) -> None:
-    """The whole network plainly, for a figure before anything compiles, then as it is set, then between."""
+    """The whole network as it is set, then with less and less help; checked before it runs plainly."""
     from stac_core.evaluation.gpu import network
 
     small = arguments.rehearse
@@ -158,6 +158,9 @@ def run_network(arguments: argparse.Namespace, device: Any, ceilings: Any, repor
     if not report.part("model", "Network", make):
         return
     for execution in network.executions(arguments.execution, device):
+        if execution == network.EAGER:  # what the check compiles would slow down compiled networks
+            check = partial(network.check, device, arguments.execution)
+            report.part("check network", "Checks of the network", check, "checks")
         prepared = report.part(
             f"prepare {execution}", f"Prepare {execution}", partial(bench[0].prepare, execution), "prepare"
         )
@@ -175,9 +178,6 @@ def run_network(arguments: argparse.Namespace, device: Any, ceilings: Any, repor
         if execution in ("eager", "recorded"):
             title = f"Lines at which the host waits for the device in a step of 4, {execution}"
             report.part(f"waits, {execution}", title, partial(bench[0].waits, 4))
-    bench.clear()  # make room
-    check = partial(network.check, device, arguments.execution)
-    report.part("check network", "Checks of the network", check, "checks")
 
 
 def build(device: Any) -> dict[str, str]:

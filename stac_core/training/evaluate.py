@@ -109,9 +109,9 @@ def read_frames(folder: Path) -> list[Frame]:
 @torch.inference_mode()
 def measure_frames(network: CausalVGGT, frames: list[Frame]) -> Figures:
     """One causal pass over real frames; depth is compared at the camera's own pixels."""
-    pixels, geometry = prepare_images([f.image for f in frames], ImageConfig(), network.config.image_size)
-    device = next(network.parameters()).device
-    prediction = network(pixels[None].to(device), OnePass("causal")).to_host().map(lambda t: t[0])
+    images, device = [f.image for f in frames], next(network.parameters()).device
+    pixels, geometry = prepare_images(images, ImageConfig(), network.config.image_size, device)
+    prediction = network(pixels[None], OnePass("causal")).to_host().map(lambda t: t[0])
     depth = geometry.to_camera(prediction.depth)
     truth = torch.from_numpy(np.stack([f.depth_m for f in frames if f.depth_m is not None]))
     poses = torch.from_numpy(

@@ -13,6 +13,7 @@ from stac_core.config import ImageConfig
 from stac_core.geometry import unproject_depth
 from stac_core.images import plan_resize, prepare_images
 
+CPU = torch.device("cpu")
 SIZES = json.loads((GOLDEN / "preprocessing_sizes.json").read_text())
 
 
@@ -33,7 +34,7 @@ def test_pixels_equal_the_published_loaders(case):
     rule = {"eval": "evaluation"}.get(case.split("_")[0], case.split("_")[0])
     with np.load(GOLDEN / "preprocessing.npz") as data:
         image, expected = data[f"{case}.input"], data[f"{case}.output"]
-    pixels, geometry = prepare_images([image], ImageConfig(rule), 518)
+    pixels, geometry = prepare_images([image], ImageConfig(rule), 518, CPU)
     assert geometry.network_size == expected.shape[:2]
     assert pixels.dtype == torch.float32
     assert_matches(pixels[0].permute(1, 2, 0), torch.from_numpy(expected).float() / 255, 1e-7)
@@ -63,10 +64,10 @@ def test_sizes_equal_the_published_loaders(row):
 
 def test_a_chunk_keeps_its_order_and_its_size():
     frames = synthetic_frames(3)
-    pixels, geometry = prepare_images(frames, ImageConfig(), 84)
+    pixels, geometry = prepare_images(frames, ImageConfig(), 84, CPU)
     assert pixels.shape == (3, 3, 70, 84)
     assert geometry.camera_size == (104, 128)
-    alone, _ = prepare_images(frames[2:], ImageConfig(), 84)
+    alone, _ = prepare_images(frames[2:], ImageConfig(), 84, CPU)
     assert torch.equal(pixels[2], alone[0])
     assert pixels.min() >= 0 and pixels.max() <= 1
 
@@ -121,7 +122,7 @@ def test_a_portrait_image_loses_its_ends():
 
 def test_white_shows_through_and_around():
     clear = np.zeros((30, 60, 4), np.uint8)
-    pixels, geometry = prepare_images([clear], ImageConfig("pad", 56), 518)
+    pixels, geometry = prepare_images([clear], ImageConfig("pad", 56), 518, CPU)
     assert (pixels == 1).all()
     assert geometry.shown.sum() == 28 * 56
 
@@ -144,7 +145,7 @@ FRAME = np.zeros((48, 64, 3), np.uint8)
 )
 def test_bad_images_are_refused(images, words):
     with pytest.raises(ValueError, match=words):
-        prepare_images(images, ImageConfig(), 210)
+        prepare_images(images, ImageConfig(), 210, CPU)
 
 
 def test_bad_sizes_are_refused():

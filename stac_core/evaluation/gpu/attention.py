@@ -40,7 +40,7 @@ LIVE = (("exact", (16, 16, 16, 16, 16)), ("8 bits, retrieved 4", (8, 8, 8, 16, 4
 
 @dataclass(frozen=True)
 class Size:
-    """One timed problem; the issue's own is the default."""
+    """One timed problem; what is wanted is wanted of the default."""
 
     rows: int = 16
     queries: int = 4096

@@ -46,9 +46,9 @@ CATEGORIES = {  # first match wins; names as PyTorch's profiler shows them
 
 
 def executions(setting: str, device: torch.device) -> list[str]:
-    """Plainly first, which needs no compiler; then as it is set; then with less help than that."""
-    chosen = choose_execution(setting, device)
-    return [EAGER, *(name for name in (RECORDED, COMPILED) if chosen == RECORDED or name == chosen)]
+    """As it is set first, which is what users get; then with less and less help, plainly last."""
+    by_help = [RECORDED, COMPILED, EAGER]
+    return by_help[by_help.index(choose_execution(setting, device)) :]
 
 
 def random_network(name: str, device: torch.device) -> CausalVGGT:

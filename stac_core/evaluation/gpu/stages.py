@@ -86,7 +86,6 @@ def _attach(clock: StageClock, session: StreamSession) -> list[Callable[[], None
     assert spatial is not None  # the stream has begun
     places: list[tuple[str, Any, str]] = [
         ("image preparation", stac_core.session, "prepare_images"),
-        ("image preparation", stac_core.session, "send"),
         ("image encoder", aggregator.patch_embed, "forward"),
         *(("frame blocks", block, "forward") for block in aggregator.frame_blocks),
         *(("global blocks", block, "forward") for block in aggregator.global_blocks),
