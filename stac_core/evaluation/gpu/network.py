@@ -32,6 +32,7 @@ from stac_core.network.recorded import RecordedForward
 from stac_core.session import StreamSession
 
 STEPS = 15  # timed, of each stream
+NAME_LENGTH = 110  # of a kernel; PyTorch's own tell apart late
 CATEGORIES = {  # first match wins; names as PyTorch's profiler shows them
     "fused by the compiler": r"^triton_[a-z]+_fused|cpp_fused",
     "attention": r"flash|fmha|attend_forward|_forward_kernel|scaled_dot_product|attention",
@@ -148,24 +149,27 @@ class NetworkBench:
     def kernels(self, chunk: int) -> list[dict[str, Any]]:
         """One step as it runs, by kind of kernel, and what is left of its wall time without any kernel.
 
+        Each kind with the name of the kernel that took longest, and that one's time.
         On a CPU the operations take the place of kernels.
         """
         session, images = self._filled(chunk)
         activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if self._on_gpu else [])
         with profile(activities=activities) as recorded:
             wall_ms = 1e3 * self._step(session, images)
-        spent: dict[str, list[float]] = {}
+        spent: dict[str, list[tuple[float, int, str]]] = {}
         for event in recorded.key_averages():
             ms = (event.self_device_time_total if self._on_gpu else event.self_cpu_time_total) / 1e3
             if ms and (not self._on_gpu or event.device_type != torch.autograd.DeviceType.CPU):
-                spent.setdefault(_category(event.key), []).extend([ms, event.count])
-        rows: list[dict[str, Any]] = [
-            {"kernels": name, "count": int(sum(found[1::2])), "ms": sum(found[::2])}
-            for name, found in sorted(spent.items(), key=lambda item: -sum(item[1][::2]))
-        ]
-        busy_ms = sum(sum(found[::2]) for found in spent.values())
-        rows.append({"kernels": "none: the device waits", "count": None, "ms": max(0.0, wall_ms - busy_ms)})
-        return [{**row, "share": row["ms"] / max(wall_ms, busy_ms)} for row in rows]
+                spent.setdefault(_category(event.key), []).append((ms, event.count, event.key))
+        busy_ms = sum(ms for found in spent.values() for ms, _, _ in found)
+        spent["none: the device waits"] = [(max(0.0, wall_ms - busy_ms), 0, "")]
+        rows = []
+        for kind, found in spent.items():
+            (times, counts, _), (longest_ms, _, longest) = zip(*found, strict=True), max(found)
+            ms, about = sum(times), f"{longest_ms:.2f} ms: {longest[:NAME_LENGTH]}" if longest else ""
+            share = ms / max(wall_ms, busy_ms)
+            rows.append({"kernels": kind, "count": sum(counts), "ms": ms, "share": share, "longest": about})
+        return sorted(rows, key=lambda row: (row["count"] == 0, -row["ms"]))  # waiting last
 
     def waits(self, chunk: int) -> list[dict[str, Any]]:
         """The lines at which the host waits for the device within one step."""
