@@ -36,7 +36,7 @@ def test_pixels_equal_the_published_loaders(case):
         image, expected = data[f"{case}.input"], data[f"{case}.output"]
     pixels, geometry = prepare_images([image], ImageConfig(rule), 518, CPU)
     assert geometry.network_size == expected.shape[:2]
-    assert pixels.dtype == torch.float32
+    assert pixels.dtype == torch.float32 and pixels.is_contiguous()
     assert_matches(pixels[0].permute(1, 2, 0), torch.from_numpy(expected).float() / 255, 1e-7)
 
 
