@@ -66,7 +66,7 @@ def test_awkward_shapes(backend, case):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("case", grid(), ids=str)
+@pytest.mark.parametrize("case", list(grid()), ids=str)
 def test_grid(backend, case):
     check(backend, *case)
 
