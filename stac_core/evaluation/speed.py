@@ -24,7 +24,7 @@ from stac_core.session import StreamSession
 
 WANTED = 5.0  # frames/s with 2 cores, chunks of the default size
 WARM_UP = 4  # steps: the window fills, tokens are merged and retrieved
-SOURCE = "world:91,frames={},height=98,width=126"
+SOURCE = "world:91,frames={},height=126,width=168"
 
 
 @dataclass
