@@ -58,6 +58,7 @@ ROWS: dict[str, Row] = {
     "int8 store": Row("storage", _stac(buffer_bits=8, pivot_bits=8)),
     "int4 pivots": Row("storage", _stac(pivot_bits=4)),
     "int4 store": Row("storage", _stac(buffer_bits=4, pivot_bits=4)),
+    "window_kv, bytes of int4 store": Row("storage", WINDOW, bytes_of="int4 store"),
     "int8 live": Row("storage", _stac(**_bits(8, 16, 16))),
     "int8 live, int4 store": Row("storage", _stac(**_bits(8, 4, 4))),
     "window_kv, bytes of int8 live, int4 store": Row("storage", WINDOW, bytes_of="int8 live, int4 store"),
