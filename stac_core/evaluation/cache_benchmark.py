@@ -212,7 +212,7 @@ def _parts(cache: StreamCache, config: CacheConfig, shape: Shape, whole: bool) -
         return parts
     lanes = 1 if whole else shape.lanes
     for name, kind in voxels.rows.kinds.items():
-        used = kind.pool.slots_used * kind.pool.block_bytes // kind.pool.block
+        used = kind.pool.slots_used * kind.pool.slot_bytes
         parts |= {name: used * lanes, f"{name} spare": (kind.pool.bytes - used) * lanes}
         parts[f"{name} table"] = kind.table.bytes * lanes
     parts["grid"] = voxels.grid.bytes
