@@ -89,6 +89,7 @@ class Cost:
     bytes: int
     step_ms: float  # median over the last tenth; NaN where nothing is timed
     parts: dict[str, int] = field(default_factory=dict)  # bytes by what holds them
+    slots: float = 0.0  # of the voxel memory in use, per voxel, layer and head
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def measure(
                 recent_from = min(0.9 * stop, stop - SAMPLES * config.chunk_size)
                 recent = [ms for frame, ms in steps if frame >= recent_from]
                 step_ms = statistics.median(recent) if recent else float("nan")
-                costs.append(Cost(stop, sum(parts.values()), step_ms, parts))
+                costs.append(Cost(stop, sum(parts.values()), step_ms, parts, _slots(cache)))
     return Run(costs, steps)
 
 
@@ -220,6 +221,14 @@ def _parts(cache: StreamCache, config: CacheConfig, shape: Shape, whole: bool) -
     return parts | {"key scale": rest}
 
 
+def _slots(cache: StreamCache) -> float:
+    """Slots in use per voxel and lane."""
+    if cache.voxels is None:
+        return 0.0
+    rows = cache.voxels.grid.count * cache.voxels.rows.lanes
+    return (cache.voxels.pivots + cache.voxels.buffered) / max(1, rows)
+
+
 def _one_lane(network: NetworkConfig) -> NetworkConfig:
     dim = network.width // network.heads
     return replace(network, layers=1, heads=1, width=dim, encoder_heads=1, camera_heads=1,
@@ -258,7 +267,8 @@ def print_table(name: str, rows: Sequence[str], stops: Sequence[int], timed: boo
             )
         for cost in (cost for cost in run.costs if parts and cost.parts):
             held = ", ".join(f"{part} {size / 2**20:.1f}" for part, size in cost.parts.items())
-            notes.append(f"{row}, N = {cost.frames}, MiB: {held}")
+            slots = f", {cost.slots:.2f} slots per voxel, layer and head" if cost.slots else ""
+            notes.append(f"{row}, N = {cost.frames}{slots}, MiB: {held}")
     print("\n".join(["", *notes]) if notes else "")
 
 
