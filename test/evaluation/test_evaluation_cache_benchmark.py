@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 
+from stac_core.evaluation import cache_benchmark
 from stac_core.evaluation.cache_benchmark import ROWS, SHAPES, Cost, Run, main, measure
 
 SMALL, CPU = SHAPES["small"], torch.device("cpu")
@@ -45,11 +46,18 @@ def test_causal_is_the_measure_of_all_and_its_last_steps_are_timed():
     assert run.costs[-1].step_ms > 0
 
 
-def test_steadiness_compares_the_tail_with_the_early_frames():
-    steps = [(frame, 10.0 if frame < 2700 else 12.0) for frame in range(0, 3000, 4)]
-    early, late = Run([Cost(3000, 1, 10.0)], steps).steadiness() or (0, 0)
+def test_steadiness_compares_the_tail_with_a_young_stream():
+    steps = [(frame, 11.0 if frame < 2700 else 12.0) for frame in range(0, 3000, 4)]
+    early, late = Run([Cost(3000, 1, 10.0)], steps, [10.0] * 75).steadiness() or (0, 0)
     assert (early, late) == (10, 12)
     assert Run([Cost(300, 1, 10.0)], steps[:75]).steadiness() is None
+
+
+def test_the_young_stream_takes_turns_with_the_last_tenth_only(monkeypatch):
+    monkeypatch.setattr(cache_benchmark, "EARLY", (8, 16))
+    run = measure(ROWS["window_kv 1+8"], SMALL, [16, 48], CPU, timed=True)
+    assert len(run.early) == sum(frame >= 0.9 * 48 for frame, _ in run.steps) == 1
+    assert len(run.steps) == 12
 
 
 def test_the_command_prints_a_row_per_mode(capsys):
