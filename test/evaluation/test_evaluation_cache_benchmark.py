@@ -28,7 +28,7 @@ def test_bytes_that_are_not_measured_are_those_a_stream_allocates(row):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)  # 90 seconds of one idle core
+@pytest.mark.timeout(1800)  # 40 seconds of one idle core
 def test_a_coded_room_costs_what_is_wanted_of_it():
     """With the published number of slots after the published number of frames (STAC, arXiv 2603.20284)."""
     full = SHAPES["full"]
