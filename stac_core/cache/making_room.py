@@ -135,10 +135,10 @@ class RoomMaker:
         return GRID_BYTES + self._rows.voxel_bytes
 
     def _room(self) -> int | None:
-        """Bytes that may still be allocated."""
+        """Bytes that may still be allocated so that the limit also holds when all blocks come back."""
         if self._limit is None:
             return None
-        return max(0, self._limit - self._rows.bytes - GRID_BYTES * self._grid.capacity)
+        return max(0, self._limit - self._rows.most_bytes - GRID_BYTES * self._grid.capacity)
 
     def _make_room(self) -> bool:
         """One step of the first means that still helps."""

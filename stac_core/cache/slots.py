@@ -37,14 +37,22 @@ class SlotPool:
 
     @property
     def bytes(self) -> int:
-        """Allocated; a block counts with its entry in the stack even while it is taken, or a limit that
-        holds now would not when blocks come back."""
+        """Allocated."""
+        return self._pages.bytes + self._free.nbytes
+
+    @property
+    def most_bytes(self) -> int:
+        """Allocated once all blocks have come back, for which the stack grows."""
         return self.blocks * self.block_bytes
 
     @property
     def block_bytes(self) -> int:
         """Of one block and its entry in the stack of free ones."""
-        return self._pages.row_bytes * self.block + self._free.itemsize
+        return self.slot_bytes * self.block + self._free.itemsize
+
+    @property
+    def slot_bytes(self) -> int:
+        return self._pages.row_bytes
 
     @property
     def slots_used(self) -> int:
@@ -72,7 +80,8 @@ class SlotPool:
     def take(self, blocks: int) -> Tensor:
         """First slots of so many free blocks [blocks] int32."""
         left = len(self._free) - blocks
-        taken, self._free = self._free[left:].flip(0), self._free[:left]
+        taken = self._free[left:].flip(0)
+        self._free = self._free[:left].clone()  # a view would hold on to the taken entries
         return taken
 
     def give_back(self, first_slots: Tensor) -> None:

@@ -144,8 +144,19 @@ class VoxelRows:
 
     @property
     def bytes(self) -> int:
+        """Allocated."""
+        return self._fixed_bytes + sum(kind.pool.bytes for kind in self.kinds.values())
+
+    @property
+    def most_bytes(self) -> int:
+        """Allocated once all blocks are free."""
+        return self._fixed_bytes + sum(kind.pool.most_bytes for kind in self.kinds.values())
+
+    @property
+    def _fixed_bytes(self) -> int:
+        """Of all but the pools."""
         scale = 0 if self._key_scale is None else self._key_scale.nbytes
-        return scale + sum(kind.pool.bytes + kind.table.bytes for kind in self.kinds.values())
+        return scale + sum(kind.table.bytes for kind in self.kinds.values())
 
     @property
     def voxel_bytes(self) -> int:

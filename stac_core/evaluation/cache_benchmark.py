@@ -8,7 +8,9 @@ lane of the layers × heads is run and its bytes counted as often as there are l
 allocates depends on its own tokens only; attention is left out and scores are random, which decides who is
 evicted but not how many. A step is the attention of all layers and the settlement of one chunk; on a CPU
 it is measured in CPU time, so that other processes disturb it little. The time of `causal` is that of the
-last steps before each mark: the ones before only fill its memory.
+last steps before each mark: the ones before only fill its memory. Whether a step stays as quick as early on
+is asked of a second, young stream that takes turns with the last tenth of the first, so that both meet the
+same machine.
 """
 
 from __future__ import annotations
@@ -89,6 +91,7 @@ class Cost:
     bytes: int
     step_ms: float  # median over the last tenth; NaN where nothing is timed
     parts: dict[str, int] = field(default_factory=dict)  # bytes by what holds them
+    slots: float = 0.0  # of the voxel memory in use, per voxel, layer and head
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ class Run:
 
     costs: list[Cost]
     steps: list[tuple[int, float]]  # first frame and milliseconds of each timed step
+    early: list[float] = field(default_factory=list)  # milliseconds of a young stream's steps, see `EARLY`
 
     def steadiness(self) -> tuple[float, float] | None:
         """95th percentile of the step times over frames 200 … 500 and over the last tenth.
@@ -104,11 +108,10 @@ class Run:
         None where the run is shorter than twice that.
         """
         last = self.costs[-1].frames
-        early = [ms for frame, ms in self.steps if EARLY[0] <= frame < EARLY[1]]
         late = [ms for frame, ms in self.steps if frame >= 0.9 * last]
-        if last < 2 * EARLY[1] or len(early) < 20 or len(late) < 20:
+        if last < 2 * EARLY[1] or len(self.early) < 20 or len(late) < 20:
             return None
-        return tuple(statistics.quantiles(times, n=20)[-1] for times in (early, late))  # type: ignore[return-value]
+        return tuple(statistics.quantiles(times, n=20)[-1] for times in (self.early, late))  # type: ignore[return-value]
 
 
 def measure(
@@ -126,30 +129,64 @@ def measure(
     if not (timed or whole or (config.rules.voxels and config.retrieval_size)):
         return Run([Cost(n, _constant_bytes(config, shape, n), float("nan")) for n in stops], [])
     whole = timed or whole
-    network = shape.network if whole else _one_lane(shape.network)
-    kernels = select_kernels("auto" if timed else "torch", device)
-    attention = _Attention(kernels if timed else None, device)
-    cache = StreamCache(config, network, replace(kernels, attend=attention))
-    loop = Loop(shape.rows, shape.columns, network, shape.dtype, device)
+    stream, young = (_Stream(config, shape, device, timed, whole) for _ in range(2))
+    cache, chunk, bounded = stream.cache, config.chunk_size, config.rules.bounded
     costs: list[Cost] = []
     steps: list[tuple[int, float]] = []
+    early: list[float] = []
     with tqdm(total=stops[-1], unit="frame", leave=False, disable=None) as progress:
         while cache.frames_seen < stops[-1]:
             first = cache.frames_seen
             stop = min(n for n in stops if n > first)
-            count = min(config.chunk_size, stop - first)
-            attention.on = timed and (config.rules.bounded or first >= stop - SAMPLES * config.chunk_size)
-            elapsed = _step(cache, network if whole else None, *loop.chunk(first, count))
-            if attention.on and count == config.chunk_size:
+            count = min(chunk, stop - first)
+            stream.attends = timed and (bounded or first >= stop - SAMPLES * chunk)
+            elapsed = stream.step(count)
+            if stream.attends and count == chunk:
                 steps.append((first, elapsed))
+                if bounded and first >= max(0.9 * stops[-1], EARLY[1]):
+                    early += young.early_step(chunk)
             progress.update(count)
             if cache.frames_seen == stop:
                 parts = _parts(cache, config, shape, whole)
-                recent_from = min(0.9 * stop, stop - SAMPLES * config.chunk_size)
+                recent_from = min(0.9 * stop, stop - SAMPLES * chunk)
                 recent = [ms for frame, ms in steps if frame >= recent_from]
                 step_ms = statistics.median(recent) if recent else float("nan")
-                costs.append(Cost(stop, sum(parts.values()), step_ms, parts))
-    return Run(costs, steps)
+                costs.append(Cost(stop, sum(parts.values()), step_ms, parts, _slots(cache)))
+    return Run(costs, steps, early)
+
+
+class _Stream:
+    """One cache on its way through the loop."""
+
+    def __init__(
+        self, config: CacheConfig, shape: Shape, device: torch.device, timed: bool, whole: bool
+    ) -> None:
+        network = shape.network if whole else _one_lane(shape.network)
+        kernels = select_kernels("auto" if timed else "torch", device)
+        self._attention = _Attention(kernels if timed else None, device)
+        self.cache = StreamCache(config, network, replace(kernels, attend=self._attention))
+        self._loop = Loop(shape.rows, shape.columns, network, shape.dtype, device)
+        self._network = network if whole else None
+
+    @property
+    def attends(self) -> bool:
+        """Whether attention is run, or left out."""
+        return self._attention.on
+
+    @attends.setter
+    def attends(self, on: bool) -> None:
+        self._attention.on = on
+
+    def step(self, frames: int) -> float:
+        """The next frames, at most a chunk → milliseconds."""
+        return _step(self.cache, self._network, *self._loop.chunk(self.cache.frames_seen, frames))
+
+    def early_step(self, frames: int) -> list[float]:
+        """The next of the frames `EARLY`, after all before these → milliseconds, none when they are over."""
+        self.attends = True
+        while self.cache.frames_seen < EARLY[0]:
+            self.step(frames)
+        return [self.step(frames)] if self.cache.frames_seen < EARLY[1] else []
 
 
 class _Attention:
@@ -212,12 +249,20 @@ def _parts(cache: StreamCache, config: CacheConfig, shape: Shape, whole: bool) -
         return parts
     lanes = 1 if whole else shape.lanes
     for name, kind in voxels.rows.kinds.items():
-        used = kind.pool.slots_used * kind.pool.block_bytes // kind.pool.block
+        used = kind.pool.slots_used * kind.pool.slot_bytes
         parts |= {name: used * lanes, f"{name} spare": (kind.pool.bytes - used) * lanes}
         parts[f"{name} table"] = kind.table.bytes * lanes
     parts["grid"] = voxels.grid.bytes
     rest = voxels.rows.bytes * lanes + voxels.grid.bytes - sum(parts.values()) + live
     return parts | {"key scale": rest}
+
+
+def _slots(cache: StreamCache) -> float:
+    """Slots in use per voxel and lane."""
+    if cache.voxels is None:
+        return 0.0
+    rows = cache.voxels.grid.count * cache.voxels.rows.lanes
+    return (cache.voxels.pivots + cache.voxels.buffered) / max(1, rows)
 
 
 def _one_lane(network: NetworkConfig) -> NetworkConfig:
@@ -258,7 +303,8 @@ def print_table(name: str, rows: Sequence[str], stops: Sequence[int], timed: boo
             )
         for cost in (cost for cost in run.costs if parts and cost.parts):
             held = ", ".join(f"{part} {size / 2**20:.1f}" for part, size in cost.parts.items())
-            notes.append(f"{row}, N = {cost.frames}, MiB: {held}")
+            slots = f", {cost.slots:.2f} slots per voxel, layer and head" if cost.slots else ""
+            notes.append(f"{row}, N = {cost.frames}{slots}, MiB: {held}")
     print("\n".join(["", *notes]) if notes else "")
 
 

@@ -11,6 +11,7 @@ from cache.worlds_of_tokens import KERNELS, Walk, feed, parity, run, small_netwo
 from stac_core.cache.memory_model import live_bytes
 from stac_core.cache.stream_cache import StreamCache
 from stac_core.cache.voxel_keys import unpack
+from stac_core.cache.voxel_memory import VoxelMemory
 
 ENDLESS = Walk(small_network(layers=1, dim=8), patches=8)  # a corridor without end
 LOOP = replace(ENDLESS, length=12.0, pace=1.0)
@@ -54,6 +55,20 @@ def test_ten_thousand_frames_never_exceed_the_limit(bits):
     )
     stats = explore(config, 10_000).stats()
     assert stats.frames_seen == 10_000 and stats.spilled_voxels and stats.forgotten
+
+
+def test_the_limit_holds_when_all_blocks_come_back():
+    """Free blocks take bytes of their own, in the stack that finds them."""
+    limit = 20_000
+    memory = VoxelMemory(parity(), 3, 8, torch.float32, torch.device("cpu"), KERNELS)
+    memory.begin(torch.arange(4), limit=limit)
+    pool, taken = memory.rows.kinds["buffers"].pool, []
+    while memory.room.reserve({"buffers": 1}):
+        taken.append(pool.take(1))
+    full = memory.bytes
+    pool.give_back(torch.cat(taken))
+    assert full + 4 * len(taken) == memory.bytes
+    assert limit - pool.block_bytes < memory.bytes <= limit
 
 
 def test_forgetting_alone_when_asked_for():

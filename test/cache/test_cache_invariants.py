@@ -54,8 +54,8 @@ def test_reported_bytes_are_the_bytes_of_the_tensors(bits):
     held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors_of(cache)}
     stats = cache.stats()
     assert stats.voxels and stats.retrieved_tokens
-    # A slice keeps more alive than it shows; a block counts with its place among the free ones.
-    assert 0.95 * stats.bytes <= sum(held.values()) <= 1.02 * stats.bytes
+    # A slice keeps more alive than it shows.
+    assert stats.bytes <= sum(held.values()) <= 1.02 * stats.bytes
 
 
 @settings(max_examples=15, deadline=None)
