@@ -58,6 +58,17 @@ def test_reported_bytes_are_the_bytes_of_the_tensors(bits):
     assert stats.bytes <= sum(held.values()) <= 1.02 * stats.bytes
 
 
+def test_slots_hold_no_more_memory_than_is_counted():
+    """Also where most blocks are taken and the stack of free ones is short."""
+    pool = memory().rows.kinds["buffers"].pool
+    pool.grow(1000, None)
+    taken = pool.take(900)
+    for change in (lambda: pool.give_back(taken[:500]), lambda: pool.take(200)):
+        held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors_of(pool)}
+        assert sum(held.values()) == pool.bytes
+        change()
+
+
 @settings(max_examples=15, deadline=None)
 @given(
     frames=st.integers(1, 24), chunk=st.integers(1, 4), window=st.integers(1, 4), hh=st.integers(0, 2),
