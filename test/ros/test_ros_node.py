@@ -368,9 +368,17 @@ def test_with_odometry_the_node_corrects_it_in_metres(processes):
         )
         again = observer.spin_until(lambda: ours(1e9), "map → odom said again for the present")
         assert {t.child_frame_id for t in ours(0)} == {"odom"}
-        with_stamp = {
-            stamps_s([t])[0]: transform_matrix(t.transform) for t in ours(0) if stamps_s([t])[0] < 1e9
-        }
+
+        def of_images() -> dict[float, np.ndarray]:
+            return {
+                stamps_s([t])[0]: transform_matrix(t.transform) for t in ours(0) if stamps_s([t])[0] < 1e9
+            }
+
+        observer.spin_until(
+            lambda: set(stamps_s(observer.received[topics.POSE])) <= of_images().keys(),
+            "the transform of every pose",  # another topic, which may come later
+        )
+        with_stamp = of_images()
         for pose in observer.received[topics.POSE]:
             seconds = stamps_s([pose])[0]
             map_from_camera = with_stamp[seconds] @ odom_from_camera(seconds)
