@@ -25,6 +25,7 @@ from stac_core.device import choose_device, choose_dtype
 from stac_core.network.causal_vggt import CausalVGGT
 from stac_core.network.execution import choose_execution, prepare
 from stac_core.network.initial_weights import initialise
+from stac_core.settings import in_one_line
 
 BOX = Path(__file__).parent / "weights" / "embedded.safetensors"
 SUFFIXES = (".safetensors", ".pt", ".pth")
@@ -230,13 +231,8 @@ def _describe(path: Path) -> str:
 def _damaged(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
         f"{path} cannot be read: it is truncated or no {path.suffix} file; download it again "
-        f"({_first(error)})"
+        f"({in_one_line(error)})"
     )
-
-
-def _first(error: Exception) -> str:
-    """What an error says, in one line."""
-    return (str(error) or type(error).__name__).splitlines()[0][:200]
 
 
 def _listed(names: Iterable[Any], most: int = 6) -> str:

@@ -26,8 +26,7 @@ def decode_pose(pose_encoding: Tensor, height: int, width: int) -> tuple[Tensor,
     rotation = rotation_from_quaternion(pose_encoding[..., 3:7])
     world_from_camera = invert_pose(pose_matrix(rotation, pose_encoding[..., :3]))
     half = pose_encoding[..., 7:9].clamp(NARROWEST_VIEW, WIDEST_VIEW) / 2
-    # Made on the device: a copy from the host would hold up the stream.
-    half_size = torch.stack([torch.full_like(half[..., 0], side / 2) for side in (height, width)], dim=-1)
+    half_size = _half_size(half, height, width)
     return world_from_camera, intrinsic_matrix((half_size / half.tan()).flip(-1), half_size.flip(-1))
 
 
@@ -36,9 +35,13 @@ def encode_pose(world_from_camera: Tensor, intrinsics: Tensor, height: int, widt
     camera_from_world = invert_pose(world_from_camera)
     quaternion = quaternion_from_rotation(camera_from_world[..., :3, :3])
     focal = torch.stack([intrinsics[..., 1, 1], intrinsics[..., 0, 0]], dim=-1)
-    half_size = torch.stack([torch.full_like(focal[..., 0], side / 2) for side in (height, width)], dim=-1)
-    fields_of_view = 2 * torch.atan(half_size / focal)
+    fields_of_view = 2 * torch.atan(_half_size(focal, height, width) / focal)
     return torch.cat([camera_from_world[..., :3, 3], quaternion, fields_of_view], dim=-1)
+
+
+def _half_size(like: Tensor, height: int, width: int) -> Tensor:
+    """[..., 2]; made on the device of `like` [..., 2]: a copy from the host would hold up the stream."""
+    return torch.stack([torch.full_like(like[..., 0], side / 2) for side in (height, width)], dim=-1)
 
 
 def pose_matrix(rotation: Tensor, translation: Tensor) -> Tensor:

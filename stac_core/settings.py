@@ -60,3 +60,8 @@ def _check_one(section: str, field: dataclasses.Field[Any], value: Any) -> None:
         raise ValueError(f"{where}: below the minimum; nearest value that works: {minimum!r}")
     if maximum is not None and value > maximum:
         raise ValueError(f"{where}: above the maximum; nearest value that works: {maximum!r}")
+
+
+def in_one_line(error: Exception) -> str:
+    """What an error says, short enough for a log or another message."""
+    return (str(error) or type(error).__name__).splitlines()[0][:200]

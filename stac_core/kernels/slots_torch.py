@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from stac_core.kernels.gather import Page
 from stac_core.kernels.slots import Factor, RowSlots, SlotPage, Store, check_slots
+
+Part = TypeVar("Part")
 
 
 def read_slots(store: Store, slots: Tensor, factor: Factor | None) -> RowSlots:
@@ -95,21 +98,24 @@ def _take(columns: Sequence[Tensor], slots: Tensor) -> Tensor:
     if len(columns) == 1:
         return columns[0].index_select(0, slots.clamp_min(0))
     found = columns[0].new_zeros(len(slots), columns[0].shape[1])
-    first = 0
-    for column in columns:
-        here = ((slots >= first) & (slots < first + len(column))).nonzero()[:, 0]
-        found[here] = column[slots[here] - first]
-        first += len(column)
+    for column, local, here in _split(columns, [len(column) for column in columns], slots):
+        found[here] = column[local]
     return found
 
 
 def _by_page(pages: Sequence[SlotPage], slots: Tensor) -> Iterator[tuple[SlotPage, Tensor, Tensor | None]]:
     """Each page, the slots [m] that lie in it by their place there, and which these are; None = all."""
     if len(pages) == 1:
-        yield pages[0], slots, None
-        return
+        return iter([(pages[0], slots, None)])
+    return _split(pages, [len(page.figures) for page in pages], slots)
+
+
+def _split(
+    parts: Sequence[Part], lengths: Sequence[int], slots: Tensor
+) -> Iterator[tuple[Part, Tensor, Tensor]]:
+    """Each of the parts that lie one after the other, the slots in it by their place there, and which."""
     first = 0
-    for page in pages:
-        here = ((slots >= first) & (slots < first + len(page.figures))).nonzero()[:, 0]
-        yield page, slots[here] - first, here
-        first += len(page.figures)
+    for part, length in zip(parts, lengths, strict=True):
+        here = ((slots >= first) & (slots < first + length)).nonzero()[:, 0]
+        yield part, slots[here] - first, here
+        first += length

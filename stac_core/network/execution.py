@@ -22,6 +22,7 @@ from torch import Tensor
 from stac_core.network.blocks import Block
 from stac_core.network.causal_vggt import CausalVGGT
 from stac_core.network.recorded import CudaTape, RecordedForward
+from stac_core.settings import in_one_line
 
 EAGER, COMPILED, RECORDED = "eager", "compiled", "recorded"
 MOST_VARIANTS = 64  # of one piece in one process: widths, precisions, one frame or several, threads
@@ -60,7 +61,7 @@ def prepare(network: CausalVGGT, setting: str) -> str:
         probe(network)
     except Exception as cause:  # compilers fail in any way
         undo(network)
-        text = f"{execution} execution does not work here ({_first(cause)})"
+        text = f"{execution} execution does not work here ({in_one_line(cause)})"
         if setting != "auto":
             raise RuntimeError(f"model.execution = {setting!r}: {text}; use eager") from cause
         logger.warning("%s: the network runs eagerly, and slower", text)
@@ -143,7 +144,3 @@ class WithoutPast:
 
 def _blocks(network: CausalVGGT) -> list[Block]:
     return [module for module in network.modules() if isinstance(module, Block)]
-
-
-def _first(cause: Exception) -> str:
-    return (str(cause) or type(cause).__name__).splitlines()[0][:200]

@@ -43,6 +43,11 @@ def held_out_seed(index: int) -> int:
     return 2 * index
 
 
+def height_of(width: int) -> int:
+    """Of 4:3 images that are so wide, in whole patches."""
+    return round(0.75 * width / PATCH_SIZE) * PATCH_SIZE
+
+
 class Clips(Protocol):
     """Clips of F frames, by number."""
 
@@ -66,10 +71,9 @@ def open_clips(config: TrainingConfig, device: torch.device) -> Clips:
 def render_clips(config: TrainingConfig, clips: range, device: torch.device) -> WorldBatch:
     """Clips of a run, whole."""
     width = config.clip_width
-    height = round(0.75 * width / PATCH_SIZE) * PATCH_SIZE
     seeds = torch.cat([world_seeds(training_seed(config.seed, clip), 1) for clip in clips])
     frames = torch.arange(config.clip_frames, device=device)
-    return build_worlds(WORLDS, seeds.to(device)).render(frames, height, width)
+    return build_worlds(WORLDS, seeds.to(device)).render(frames, height_of(width), width)
 
 
 class ClipsInFolder:

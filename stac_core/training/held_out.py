@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 
 from stac_core.cache.one_pass import OnePass
-from stac_core.config import PATCH_SIZE
 from stac_core.network.causal_vggt import CausalVGGT
-from stac_core.training.clips import held_out_seed
+from stac_core.training.clips import height_of, held_out_seed
 from stac_core.training.figures import Figures, figures_of, mean_figures
 from stac_core.training.sequences import Sequences
 from stac_core.worlds import World, WorldConfig
@@ -15,7 +14,7 @@ from stac_core.worlds import World, WorldConfig
 
 def held_out_worlds(first: int, count: int, frames: int, width: int) -> list[Sequences]:
     """The first frames of held-out worlds first … first + count − 1, 4:3, one sequence each."""
-    height = round(0.75 * width / PATCH_SIZE) * PATCH_SIZE
+    height = height_of(width)
     worlds = (
         World(held_out_seed(first + i), WorldConfig()).render(0, frames, height, width) for i in range(count)
     )

@@ -24,6 +24,7 @@ from stac_core.device import Stopwatch, send
 from stac_core.network.causal_vggt import CausalVGGT
 from stac_core.network.execution import compile_blocks, undo
 from stac_core.network.initial_weights import initialise
+from stac_core.settings import in_one_line
 from stac_core.training.batches import draw_dense_frames, draw_sequences, draw_visible, step_random
 from stac_core.training.clips import Clips, open_clips
 from stac_core.training.config import TrainingConfig
@@ -104,8 +105,9 @@ class Trainer:
             self._train_step(progress)
         except TorchDynamoException as error:
             cause = getattr(error, "inner_exception", error)  # what the compiler itself had said
-            reason = (str(cause) or type(cause).__name__).splitlines()[0][:200]
-            log.warning("blocks cannot be compiled here, the run goes on eagerly, and slower: %s", reason)
+            log.warning(
+                "blocks cannot be compiled here, the run goes on eagerly, and slower: %s", in_one_line(cause)
+            )
             undo(self.model.network)
             self._train_step(progress)
 

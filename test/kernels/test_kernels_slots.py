@@ -51,6 +51,14 @@ def random_factor(rows, dim, generator) -> Factor:
     return Factor(torch.rand(3, dim, generator=generator) + 0.5, lane)
 
 
+def random_problem(case) -> tuple[Store, torch.Tensor, torch.Generator]:
+    """Store and slots of a case, and what draws the rest of it."""
+    sizes, bits, rows, width, dim, dtype, figures, _ = case
+    generator = torch.Generator().manual_seed(rows)
+    store = random_store(sizes, bits, dim, dtype, figures, generator)
+    return store, random_slots(sizes, rows, width, generator), generator
+
+
 def copy(store: Store) -> Store:
     pages = [
         SlotPage(Page(*(x if x is None else x.clone() for x in page.tokens)), page.figures.clone())
@@ -75,12 +83,8 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_rows_are_read_like_the_reference(backend, case):
-    sizes, bits, rows, width, dim, dtype, figures, scaled = case
-    g = torch.Generator().manual_seed(rows)
-    store, slots = (
-        random_store(sizes, bits, dim, dtype, figures, g),
-        random_slots(sizes, rows, width, g),
-    )
+    _, bits, rows, _, dim, dtype, figures, scaled = case
+    store, slots, g = random_problem(case)
     factor = random_factor(rows, dim, g) if scaled else None
     poison_new_memory()
     got, alone = backend.read_slots(store, slots, factor), backend.read_figures(store, slots)
@@ -98,12 +102,8 @@ def test_rows_are_read_like_the_reference(backend, case):
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_rows_are_written_to_the_byte_like_the_reference(backend, case):
-    sizes, bits, rows, width, dim, dtype, figures, scaled = case
-    g = torch.Generator().manual_seed(rows)
-    store, slots = (
-        random_store(sizes, bits, dim, dtype, figures, g),
-        random_slots(sizes, rows, width, g),
-    )
+    _, bits, rows, width, dim, dtype, figures, scaled = case
+    store, slots, g = random_problem(case)
     factor = random_factor(rows, dim, g) if scaled else None
     held = (torch.rand(rows, width, generator=g) < 0.8) & (slots >= 0)
     coded = held & (torch.rand(rows, width, generator=g) < 0.7)
@@ -128,12 +128,7 @@ def test_rows_are_written_to_the_byte_like_the_reference(backend, case):
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_saved_slots_are_copies_of_what_is_stored(backend, case):
-    sizes, bits, rows, width, dim, dtype, figures, _ = case
-    g = torch.Generator().manual_seed(rows)
-    store, slots = (
-        random_store(sizes, bits, dim, dtype, figures, g),
-        random_slots(sizes, rows, width, g),
-    )
+    store, slots, _ = random_problem(case)
     slots = slots[slots >= 0]
     saved = backend.save_slots(store, slots)
     for number, field in enumerate(saved.fields):

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from stac_core.files import write_whole
+
 SHARES, TIMES = ("share", "of_roofline"), ("ms", "step_ms", "gflop", "live_mib", "voxel_mib", "peak_gib")
 Rows = list[dict[str, Any]]
 
@@ -62,7 +64,9 @@ class Report:
             raise DeviceLost(f"the GPU no longer answers this process: {error}") from error
 
     def write(self) -> None:
-        write_json(self._path, self.results)
+        """All there is so far; NaN becomes null."""
+        content = json.dumps(_without_nan(self.results), indent=2, ensure_ascii=False)
+        write_whole(self._path, content + "\n")
 
 
 def print_table(title: str, rows: Rows) -> None:
@@ -94,14 +98,6 @@ def _text(name: str, value: object) -> str:
     if name in TIMES:
         return f"{value:.2f}"
     return f"{value:.4g}"
-
-
-def write_json(path: Path, results: dict[str, Any]) -> None:
-    """To a temporary name first; NaN becomes null."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(_without_nan(results), indent=2, ensure_ascii=False) + "\n")
-    temporary.replace(path)
 
 
 def _without_nan(value: Any) -> Any:
