@@ -41,7 +41,7 @@ from stac_core.files import write_whole
 from stac_core.geometry import unproject_depth
 from stac_core.network.causal_vggt import CausalVGGT
 
-SIZE = (98, 126)  # height and width in pixels that the network in the box was trained at
+SIZE = (126, 168)  # height and width in pixels that the network in the box was trained at
 CLOUD = ReconOptions(voxel_size=0.05, threshold=0.1, icp_distance=0.0)  # pixels correspond: no registration
 PIXEL_STRIDE = 7  # of the pixels whose points are compared
 

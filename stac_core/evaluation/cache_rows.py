@@ -8,7 +8,7 @@ from typing import Any
 from stac_core.config import CacheConfig
 
 DEFAULT = "stac"  # what every switch is judged against
-COARSENESS = 37 / 9  # how much wider a patch is than in the published images
+COARSENESS = 37 / 12  # how much wider a patch is than in the published images
 PLAIN = "window_kv 1+8"  # what a frame costs where nothing else is kept
 
 
@@ -30,10 +30,9 @@ def _switch(**settings: Any) -> Row:
     return Row("switches", _stac(**settings))
 
 
-def _bits(live: int, buffers: int, pivots: int, pinned: int = 0) -> dict[str, Any]:
+def _bits(live: int, pinned: int = 0) -> dict[str, Any]:
     return {
-        "pinned_bits": pinned or live, "window_bits": live, "anchor_bits": live,
-        "retrieved_bits": max(buffers, pivots), "buffer_bits": buffers, "pivot_bits": pivots,
+        "pinned_bits": pinned or live, "window_bits": live, "anchor_bits": live, "retrieved_bits": 4,
     }  # fmt: skip
 
 
@@ -55,15 +54,14 @@ ROWS: dict[str, Row] = {
     "xstream, importance per_head": Row("modes", CacheConfig(mode="xstream", importance="per_head")),
     "xstream, importance mass": Row("modes", CacheConfig(mode="xstream", importance="mass")),
     "xstream, int4": Row("modes", CacheConfig(mode="xstream", anchor_bits=4)),
+    "16-bit store": Row("storage", _stac(buffer_bits=16, pivot_bits=16)),
+    "window_kv, bytes of 16-bit store": Row("storage", WINDOW, bytes_of="16-bit store"),
     "int8 store": Row("storage", _stac(buffer_bits=8, pivot_bits=8)),
-    "int4 pivots": Row("storage", _stac(pivot_bits=4)),
-    "int4 store": Row("storage", _stac(buffer_bits=4, pivot_bits=4)),
-    "window_kv, bytes of int4 store": Row("storage", WINDOW, bytes_of="int4 store"),
-    "int8 live": Row("storage", _stac(**_bits(8, 16, 16))),
-    "int8 live, int4 store": Row("storage", _stac(**_bits(8, 4, 4))),
-    "window_kv, bytes of int8 live, int4 store": Row("storage", WINDOW, bytes_of="int8 live, int4 store"),
-    "int8 live, int4 store, 16-bit pinned": Row("storage", _stac(**_bits(8, 4, 4, pinned=16))),
-    "int4 live, int4 store": Row("storage", _stac(**_bits(4, 4, 4))),
+    "int4 pivots, int8 buffers": Row("storage", _stac(buffer_bits=8)),
+    "int8 live": Row("storage", _stac(**_bits(8))),
+    "window_kv, bytes of int8 live": Row("storage", WINDOW, bytes_of="int8 live"),
+    "int8 live, 16-bit pinned": Row("storage", _stac(**_bits(8, pinned=16))),
+    "int4 live": Row("storage", _stac(**_bits(4))),
     "lengths not widened with the patch": _switch(voxel_size=0.05 / COARSENESS, edge_test=0.1 / COARSENESS),
     "voxel_size 0.025": _switch(voxel_size=0.025),
     "voxel_size 0.1": _switch(voxel_size=0.1),
@@ -72,6 +70,7 @@ ROWS: dict[str, Row] = {
     "voxel_conf 2": _switch(voxel_conf=2.0),
     "positions points": _switch(positions="points"),
     "norm_keep": _switch(norm_keep=True),
+    "norm_keep, score mean": _switch(norm_keep=True, score="mean"),
     "retrieve_by near": _switch(retrieve_by="near"),
     "retrieve_by query": _switch(retrieve_by="query"),
     "retrieve_after_merge": _switch(retrieve_after_merge=True),
@@ -98,6 +97,9 @@ ROWS: dict[str, Row] = {
     "camera_window 300, retrieve_by query": _switch(camera_window=300, retrieve_by="query"),
     "causal, chunk 1": Row("chunk", CacheConfig(mode="causal", chunk_size=1), reference="causal, chunk 1"),
     "stac, chunk 1": Row("chunk", _stac(chunk_size=1), reference="causal, chunk 1"),
+    "stac, chunk 1, score mean": Row(
+        "chunk", _stac(chunk_size=1, score="mean"), reference="causal, chunk 1"
+    ),
     "stac, chunk 1, decay_unit chunk": Row(
         "chunk", _stac(chunk_size=1, decay_unit="chunk"), reference="causal, chunk 1"
     ),
