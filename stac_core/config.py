@@ -422,8 +422,13 @@ class CacheConfig:
     @property
     def coded(self) -> bool:
         """Whether anything is stored as codes."""
-        stores = (self.pinned_bits, self.window_bits, self.anchor_bits, self.retrieved_bits)
-        return min(*stores, self.buffer_bits, self.pivot_bits) < 16
+        live = min(self.pinned_bits, self.window_bits, self.anchor_bits, self.retrieved_bits)
+        return min(live, self.store_bits) < 16
+
+    @property
+    def store_bits(self) -> int:
+        """The least of the voxel memory; 16 where there is none."""
+        return min(self.buffer_bits, self.pivot_bits) if self.rules.voxels and self.retrieval_size else 16
 
     @classmethod
     def parity(cls, **settings: Any) -> CacheConfig:

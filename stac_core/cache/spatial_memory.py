@@ -35,7 +35,7 @@ class SpatialMemory:
         self.retrieved: RetrievedSet | None = None
         self.edge = 0.0  # of the finest voxels, in units of the prediction; 0 = not known yet
         self._config, self._network, self._scale = config, network, scale
-        coded = min(config.buffer_bits, config.pivot_bits) < 16
+        coded = config.store_bits < 16
         lanes, dim = network.layers * network.heads, network.width // network.heads
         self.voxels = VoxelMemory(config, lanes, dim, dtype, device, kernels, scale.lanes if coded else None)
         self._unplaced = torch.zeros((), dtype=torch.int64, device=device)  # patches that had no place

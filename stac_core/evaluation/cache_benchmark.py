@@ -36,7 +36,7 @@ from stac_core.kernels.attend import Attended, CodedSegment, Segment
 from stac_core.kernels.select import Kernels, select_kernels
 
 CODED: dict[str, Any] = {f"{kind}_bits": 8 for kind in ("pinned", "window", "anchor")}
-CODED |= {"buffer_bits": 4, "pivot_bits": 4, "retrieved_bits": 4}  # what comes from the store has no more
+CODED |= {"retrieved_bits": 4}  # what comes from the store, where 4 bits are the default, has no more
 ROWS: dict[str, CacheConfig] = {
     "causal": CacheConfig(mode="causal"),
     "window_kv 1+8": CacheConfig(mode="window_kv", window_size=8),
@@ -44,7 +44,7 @@ ROWS: dict[str, CacheConfig] = {
     "stac": CacheConfig(mode="stac"),
     "stac, parity": CacheConfig.parity(voxel_unit="scene"),
     "stac, voxel 0.10": CacheConfig(mode="stac", voxel_size=0.1),
-    "stac, int4 pivots, int8 buffers": CacheConfig(mode="stac", buffer_bits=8, pivot_bits=4),
+    "stac, 16-bit store": CacheConfig(mode="stac", buffer_bits=16, pivot_bits=16),
     "stac, int8 live, int4 store": CacheConfig(mode="stac", **CODED),
     "xstream": CacheConfig(mode="xstream"),
     "xstream, int4": CacheConfig(mode="xstream", anchor_bits=4),
@@ -79,7 +79,7 @@ class Shape:
 
 SHAPES = {
     "full": Shape(NETWORKS["stream3r"], 28, 37, torch.bfloat16),  # 518×392 pixels
-    "small": Shape(NETWORKS["embedded"], 7, 9, torch.float32),  # 126×98 pixels
+    "small": Shape(NETWORKS["embedded"], 9, 12, torch.float32),  # 168×126 pixels
 }
 
 

@@ -97,9 +97,7 @@ ROWS: dict[str, Row] = {
     "camera_window 300, retrieve_by query": _switch(camera_window=300, retrieve_by="query"),
     "causal, chunk 1": Row("chunk", CacheConfig(mode="causal", chunk_size=1), reference="causal, chunk 1"),
     "stac, chunk 1": Row("chunk", _stac(chunk_size=1), reference="causal, chunk 1"),
-    "stac, chunk 1, score mean": Row(
-        "chunk", _stac(chunk_size=1, score="mean"), reference="causal, chunk 1"
-    ),
+    "stac, chunk 1, score mean": Row("chunk", _stac(chunk_size=1, score="mean"), reference="causal, chunk 1"),
     "stac, chunk 1, decay_unit chunk": Row(
         "chunk", _stac(chunk_size=1, decay_unit="chunk"), reference="causal, chunk 1"
     ),
