@@ -197,7 +197,7 @@ class CacheConfig:
     under which the published method and this one agree; the defaults depart from it where noted.
     """
 
-    mode: str = setting("window_kv", "how the key/value cache is bounded", choices=tuple(MODES))
+    mode: str = setting("stac", "how the key/value cache is bounded", choices=tuple(MODES))
     chunk_size: int = setting(4, "most frames per forward pass", minimum=1, unit="frames")
     window_size: int = setting(4, "recent frames kept whole", minimum=1, unit="frames")
     pinned_frames: int = setting(
@@ -237,7 +237,9 @@ class CacheConfig:
         choices=("chunk", "frames"),
     )
     score: str = setting(
-        "sum", "sum favours tokens scored for long; mean divides by exposure", choices=("sum", "mean")
+        "mean",
+        "mean divides by exposure; sum favours tokens scored for long, as published",
+        choices=("sum", "mean"),
     )
     subsample: float = setting(1.0, "share of queries that count for scores", minimum=0.01, maximum=1.0)
     subsample_phase: str = setting(
@@ -436,6 +438,7 @@ class CacheConfig:
         published = {
             "mode": "stac",
             "decay_unit": "chunk",
+            "score": "sum",
             "retrieve_buf": False,
             "first_retrieval": "frame",
             "positions": "points",

@@ -37,7 +37,7 @@ class Argument:
 ARGUMENTS = (
     Argument("namespace", "", "namespace of all nodes, e.g. robot1"),
     Argument("use_sim_time", "false", "follow /clock instead of the wall clock", SWITCH),
-    Argument("params_file", "", "YAML of node parameters, on top of config/stac.yaml"),
+    Argument("params_file", "", "YAML of node parameters"),
     Argument("image_topic", IMAGE.name, "camera images (raw; /compressed is appended where compressed)"),
     Argument("camera_info_topic", CAMERA_INFO.name, "the camera's calibration"),
     Argument("compressed", "", "subscribe to JPEG or PNG images", SWITCH, "input.compressed"),
@@ -129,13 +129,12 @@ def is_true(text: str) -> bool:
 
 
 def _mapping_node(values: Mapping[str, str]) -> Child:
-    files = [str(share_file("config/stac.yaml")), *filter(None, [values["params_file"]])]
     given = {argument.parameter: values[argument.name] for argument in ARGUMENTS if argument.parameter}
     typed = {name: _typed(name, text) for name, text in given.items() if text}
     return Child(
         "stac_node",
         "stac_ros.mapping_node",
-        parameter_files=files,
+        parameter_files=[values["params_file"]] if values["params_file"] else [],
         parameters=typed | _sim_time(values),
         remappings=_remappings(values),
     )

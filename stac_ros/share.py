@@ -9,7 +9,7 @@ _PACKAGE = "stac_ros"
 
 
 def share_file(relative: str) -> Path:
-    """The path of an installed file such as "config/stac.yaml".
+    """The path of an installed file such as "rviz/stac.rviz".
 
     Looks into the ament index of a sourced ROS workspace, then into the environment's own share
     folder (wheels), then into the source checkout (editable installs). Raises FileNotFoundError

@@ -94,11 +94,11 @@ def test_a_wheel_brings_code_share_files_index_and_executables(tmp_path):
     shown = run(prefix / "lib/stac_ros/stac-replay", "--help", cwd=tmp_path, **where)
     assert "--wait-for-subscribers" in shown
     question = (
-        "import stac_core, stac_ros.share as s; print(stac_core.__file__, s.share_file('config/stac.yaml'))"
+        "import stac_core, stac_ros.share as s; print(stac_core.__file__, s.share_file('config/fastdds.xml'))"
     )
     code, configuration = run(sys.executable, "-c", question, cwd=tmp_path, **where).split()
     assert code.startswith(site)
-    assert configuration == str(prefix / "share/stac_ros/config/stac.yaml")
+    assert configuration == str(prefix / "share/stac_ros/config/fastdds.xml")
     without = {name: value for name, value in where.items() if name != "AMENT_PREFIX_PATH"}
     question = f"import sys; sys.prefix = {str(prefix)!r}; " + question
     assert run(sys.executable, "-c", question, cwd=tmp_path, **without).split() == [code, configuration]

@@ -184,9 +184,7 @@ class LiveCache:
 
     def _score(self) -> None:
         """Fold the pass's contributions into the scores, each in the place of its token."""
-        config = self._config
-        decay = scores.decay_of_pass(config.temperature, config.decay_unit, self._frames)
-        decay = 0.0 if self._rules.pruned else decay
+        decay = self._decay(self._frames)
         new = torch.cat([part for parts in self._contributions for part in parts], -1)
         new = new.unflatten(-1, (len(self._contributions), -1)).transpose(0, 1)  # [layers, heads, T]
         if self.by_mass:
@@ -197,6 +195,12 @@ class LiveCache:
         for store, part in zip(self._stores, score.split(lengths, -1), strict=True):
             store.score = part.clone()  # without the memory of the others
         self._contributions = [[]] * len(self._contributions)
+
+    def _decay(self, frames: int) -> float:
+        """What is left of old scores after a pass over so many frames; pruning judges by the last one."""
+        if self._rules.pruned:
+            return 0.0
+        return scores.decay_of_pass(self._config.temperature, self._config.decay_unit, frames)
 
     def _keep_special(self, leaving: Tensor) -> Tensor:
         """Camera and register tokens of leaving frames go to their ring; → the slots that are left."""
@@ -218,8 +222,7 @@ class LiveCache:
         candidates = self._anchors.candidates(self.window, leaving)
         score = candidates.score
         if config.score == "mean":
-            decay = scores.decay_of_pass(config.temperature, config.decay_unit, config.chunk_size)
-            score = score / scores.exposure(moment - candidates.born, decay)
+            score = score / scores.exposure(moment - candidates.born, self._decay(config.chunk_size))
         room = anchor_tokens(config, self._tokens_per_frame)
         choice = choose(config.eviction, score, room, moment)
         return self._anchors.renew(self.window, leaving, candidates, choice, wanted)

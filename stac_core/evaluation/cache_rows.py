@@ -70,7 +70,6 @@ ROWS: dict[str, Row] = {
     "voxel_conf 2": _switch(voxel_conf=2.0),
     "positions points": _switch(positions="points"),
     "norm_keep": _switch(norm_keep=True),
-    "norm_keep, score mean": _switch(norm_keep=True, score="mean"),
     "retrieve_by near": _switch(retrieve_by="near"),
     "retrieve_by query": _switch(retrieve_by="query"),
     "retrieve_after_merge": _switch(retrieve_after_merge=True),
@@ -83,7 +82,7 @@ ROWS: dict[str, Row] = {
     "stale_after 8": _switch(stale_after=8),
     "keep_special 128": _switch(keep_special=128),
     "decay_unit chunk": _switch(decay_unit="chunk"),  # the same where chunks are of four
-    "score mean": _switch(score="mean"),
+    "score sum": _switch(score="sum"),
     "temperature 0.97": _switch(temperature=0.97),
     "eviction recent": _switch(eviction="recent"),
     "eviction random": _switch(eviction="random"),
@@ -97,7 +96,7 @@ ROWS: dict[str, Row] = {
     "camera_window 300, retrieve_by query": _switch(camera_window=300, retrieve_by="query"),
     "causal, chunk 1": Row("chunk", CacheConfig(mode="causal", chunk_size=1), reference="causal, chunk 1"),
     "stac, chunk 1": Row("chunk", _stac(chunk_size=1), reference="causal, chunk 1"),
-    "stac, chunk 1, score mean": Row("chunk", _stac(chunk_size=1, score="mean"), reference="causal, chunk 1"),
+    "stac, chunk 1, score sum": Row("chunk", _stac(chunk_size=1, score="sum"), reference="causal, chunk 1"),
     "stac, chunk 1, decay_unit chunk": Row(
         "chunk", _stac(chunk_size=1, decay_unit="chunk"), reference="causal, chunk 1"
     ),

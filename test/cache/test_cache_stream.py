@@ -105,7 +105,7 @@ def test_reset_begins_a_new_stream(network):
 
 
 def test_a_window_of_a_thousand_frames_stays_as_small_as_of_ten():
-    cache = cache_for(tiny_network(), window_size=4, chunk_size=4)
+    cache = cache_for(tiny_network(), mode="window_kv", window_size=4, chunk_size=4)
     generator = torch.Generator().manual_seed(0)
     sizes = set()
     for step in range(250):
