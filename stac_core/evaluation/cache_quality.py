@@ -119,12 +119,13 @@ class Study:
         self.table = ResultTable(folder)
         self._folder, self._loaded = folder, loaded
 
-    def run(self, name: str, row: Row, world: LoopWorld) -> None:
+    def run(self, name: str, row: Row, world: LoopWorld) -> Result:
         """Measure one row in one world, unless that is done already. Its reference must have been run."""
         config = self._widened(row, world) if row.bytes_of else row.config
         key = self._key(name, config, world)
-        if self.table.has(key) and (name != row.reference or self._outputs(name, world).exists()):
-            return
+        known = self.table.find(key)
+        if known is not None and (name != row.reference or self._outputs(name, world).exists()):
+            return known
         scratch = self._folder / "scratch"
         started = time.process_time()
         with _tokens(self._loaded.network) as tokens:
@@ -148,8 +149,9 @@ class Study:
             **truth_errors(run, world),
         }
         shutil.rmtree(scratch)
-        if not self.table.has(key):
+        if known is None:
             self.table.add(result)
+        return result
 
     def _widened(self, row: Row, world: LoopWorld) -> CacheConfig:
         """The row's settings with a window, or a budget, that allocates at least the bytes of another row."""
@@ -169,11 +171,10 @@ class Study:
         return self._loaded.config.special_tokens + (height // patch) * (width // patch)
 
     def _bytes(self, name: str, world: LoopWorld) -> int:
-        key = self._key(name, ROWS[name].config, world)
-        for row in self.table.rows:
-            if all(row.get(column) == value for column, value in key.items()):
-                return int(row["cache_bytes"])
-        raise ValueError(f"the row {name!r} must be run first in {world.name}")
+        row = self.table.find(self._key(name, ROWS[name].config, world))
+        if row is None:
+            raise ValueError(f"the row {name!r} must be run first in {world.name}")
+        return int(row["cache_bytes"])
 
     def _key(self, name: str, config: CacheConfig, world: LoopWorld) -> Result:
         settings = " ".join(f"{k}={v}" for k, v in dataclasses.asdict(config).items())
@@ -229,15 +230,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         loaded = load_network(ModelConfig(checkpoint=given.checkpoint))
-        study, names = Study(given.out, loaded), needed_rows(given.rows)
+        study, names, results = Study(given.out, loaded), needed_rows(given.rows), []
         for seed in given.seeds or loop_seeds(given.worlds, given.frames):
             world = LoopWorld(seed, given.frames, *SIZE, given.renders or given.out / "worlds")
             for name in tqdm(names, desc=world.name, unit="row"):
-                study.run(name, ROWS[name], world)
+                results.append(study.run(name, ROWS[name], world))
     except (ValueError, OSError) as error:
         print(f"cache_quality: {error}", file=sys.stderr)
         return 1
-    text = tables(study.table.rows)
+    text = tables(results)
     write_whole(given.out / "tables.md", text)
     print(text)
     return 0

@@ -32,9 +32,13 @@ class ResultTable:
 
     def has(self, key: Row, unknown: str = "") -> bool:
         """Whether a whole row with these KEY columns is there; one of them may not be known yet."""
+        return self.find(key, unknown) is not None
+
+    def find(self, key: Row, unknown: str = "") -> Row | None:
+        """The first whole row with these KEY columns, one of which may not be known yet."""
         names = [name for name in KEY if name != unknown]
         whole = (row for row in self.rows if not row.get("failed"))
-        return any(all(row.get(name) == key.get(name) for name in names) for row in whole)
+        return next((row for row in whole if all(row.get(name) == key.get(name) for name in names)), None)
 
     def add(self, row: Row) -> None:
         """Append one row and write both files. Raises ValueError where a KEY column is missing.
