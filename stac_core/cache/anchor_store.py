@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from stac_core.cache.eviction import Choice
 from stac_core.cache.key_values import Fields, KeyValues, as_index
 from stac_core.cache.saved_state import State
 from stac_core.cache.token_store import TokenStore
@@ -68,23 +67,22 @@ class AnchorStore:
         return Candidates(*(torch.cat([a, b.expand(shape)], -1) for a, b in zip(own, new, strict=True)))
 
     def renew(
-        self, window: TokenStore, leaving: Tensor, candidates: Candidates, choice: Choice, evict: bool
+        self, window: TokenStore, leaving: Tensor, candidates: Candidates, kept: Tensor, evict: bool
     ) -> Evicted | None:
-        """Keep the chosen of the candidates; → the others, where `evict` says that somebody wants them.
+        """Keep some candidates [layers, heads, m]; → who goes, where `evict` says that somebody wants them.
 
-        The chosen are written to fresh buffers, so that a step that fails can go back.
+        The kept ones are written to fresh buffers, so that a step that fails can go back.
         """
         fields = self._joined(window, leaving)
         renewed = self.memory.emptied()
-        renewed.hold(_pick(fields, choice.kept))
+        renewed.hold(_pick(fields, kept))
         evicted = None
         if evict:
-            out = choice.dropped
-            keys, values = self.memory.decode(_pick(fields, out))
-            score, voxel = (note.gather(-1, out).flatten(0, 1) for note in candidates[:2])
-            evicted = Evicted(keys, values, score, voxel)
+            leaving_to = candidates.voxel.scatter(-1, kept, NOWHERE)
+            score, voxel = (note.flatten(0, 1) for note in (candidates.score, leaving_to))
+            evicted = Evicted(*self.memory.decode(fields), score, voxel)
         self.memory = renewed
-        self.score, self.voxel, self.born = (note.gather(-1, choice.kept) for note in candidates)
+        self.score, self.voxel, self.born = (note.gather(-1, kept) for note in candidates)
         return evicted
 
     def _joined(self, window: TokenStore, leaving: Tensor) -> Fields:

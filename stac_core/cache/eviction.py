@@ -7,19 +7,10 @@ stays and every run makes the same choice.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 Rule = Callable[[Tensor, int], Tensor]  # (score [..., T], moment of the stream) → rank [..., T]
-
-
-class Choice(NamedTuple):
-    """Positions, ascending, of the tokens that stay and of those that go."""
-
-    kept: Tensor  # [..., min(budget, T)]
-    dropped: Tensor  # [..., the rest]
 
 
 def by_score(score: Tensor, moment: int) -> Tensor:
@@ -41,14 +32,7 @@ def by_chance(score: Tensor, moment: int) -> Tensor:
 RULES: dict[str, Rule] = {"score": by_score, "recent": by_recency, "random": by_chance}
 
 
-def choose(rule: str, score: Tensor, budget: int, moment: int = 0) -> Choice:
-    """Split tokens by a rule of `RULES`; score [..., T]."""
+def choose(rule: str, score: Tensor, budget: int, moment: int = 0) -> Tensor:
+    """Who stays by a rule of `RULES`, ascending; score [..., T] → positions [..., min(budget, T)]."""
     order = RULES[rule](score, moment).sort(dim=-1, descending=True, stable=True).indices
-    kept = torch.zeros_like(order, dtype=torch.bool).scatter_(-1, order[..., :budget], True)
-    return Choice(_true(kept, order[..., :budget]), _true(~kept, order[..., budget:]))
-
-
-def _true(mask: Tensor, like: Tensor) -> Tensor:
-    """Where the mask [..., T] is true, ascending, as often in every row as `like` is wide; shaped like it."""
-    places = torch.nonzero_static(mask.flatten(), size=like.numel())[:, 0]
-    return (places % mask.shape[-1]).view(like.shape)
+    return order[..., :budget].sort(dim=-1).values

@@ -6,17 +6,18 @@ import torch
 from torch import Tensor
 
 from stac_core.cache.voxel_rows import VoxelRows
-from stac_core.kernels.voxel_merge import MergeRules, RowState, RowTokens, VoxelMerge
+from stac_core.kernels.voxel_merge import MergeRules, RowState, VoxelMerge
+from stac_core.kernels.voxel_merge_rows import group_by_row
 from stac_core.kernels.voxel_merge_torch import fold_in
 
 
 def fused_content(
     rows: VoxelRows, voxels: Tensor, family: Tensor, families: int, merge: VoxelMerge, rules: MergeRules
-) -> tuple[RowState, RowState]:
+) -> tuple[RowState, RowState, Tensor]:
     """Pivots join by the re-merge rule, buffered tokens by an ordinary insertion.
 
     voxels [n]; family [n]: which belong together. → one voxel's rows per family, with pivots only, and then
-    with all.
+    with all, and what this insertion counted.
     """
     lanes = rows.lanes
     target = (family[:, None] * lanes + torch.arange(lanes, device=family.device)).flatten()
@@ -25,11 +26,11 @@ def fused_content(
     state = state._replace(buffer_score=torch.full_like(state.buffer_score, -torch.inf))
     _fold_pivots(state, content, target, ordinals(family).repeat_interleave(lanes))
     row, place = (content.buffer_score > -torch.inf).nonzero().unbind(-1)
-    waiting = RowTokens(
-        target[row], content.buffer_keys[row, place], content.buffer_values[row, place],
+    waiting = group_by_row(
+        target[row], families * lanes, content.buffer_keys[row, place], content.buffer_values[row, place],
         content.buffer_score[row, place],
     )  # fmt: skip
-    return state, merge(state, waiting, rules)[0]
+    return state, *merge(state, waiting, rules)
 
 
 def _fold_pivots(state: RowState, content: RowState, target: Tensor, turn: Tensor) -> None:

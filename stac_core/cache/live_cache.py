@@ -224,5 +224,5 @@ class LiveCache:
         if config.score == "mean":
             score = score / scores.exposure(moment - candidates.born, self._decay(config.chunk_size))
         room = anchor_tokens(config, self._tokens_per_frame)
-        choice = choose(config.eviction, score, room, moment)
-        return self._anchors.renew(self.window, leaving, candidates, choice, wanted)
+        kept = choose(config.eviction, score, room, moment)
+        return self._anchors.renew(self.window, leaving, candidates, kept, wanted)

@@ -16,7 +16,7 @@ from stac_core.cache.saved_state import State, tally, untally
 from stac_core.cache.slots import SlotPool
 from stac_core.cache.spilled import SpilledVoxels
 from stac_core.cache.voxel_grid import VoxelGrid
-from stac_core.cache.voxel_keys import NOWHERE, parents, unpack
+from stac_core.cache.voxel_keys import NOWHERE, parents, places, unpack
 from stac_core.cache.voxel_rows import VoxelRows
 from stac_core.config import CacheConfig
 from stac_core.kernels.voxel_merge import MergeRules, RowState, VoxelMerge
@@ -67,22 +67,19 @@ class RoomMaker:
         """A new pass: what is visited from here on is safe until the next. camera_cell [3] finest cells."""
         self._moment, self._camera_cell, self._limit = moment, camera_cell, limit
 
-    def enter(self, keys: Tensor) -> Tensor:
-        """Have a voxel for each finest-level key, as far as there is room → their voxels, −1 = none."""
+    def enter(self, keys: Tensor) -> None:
+        """Have a voxel for each finest-level key, as far as there is room."""
         found = self._grid.find(keys)
-        self._grid.visit(found.flatten(), self._moment)  # before anything is spilled to make room for others
-        missing = (found < 0) & (keys != NOWHERE)
+        self._grid.visit(found, self._moment)  # before anything is spilled to make room for others
         if self.host.records:
             self.recall(self.host.grid.find(keys.to("cpu")))
-            found, away = self._grid.find(keys), self.host.grid.find(keys.to("cpu")).to(keys.device) >= 0
-            missing &= (found < 0) & ~away  # spilled, and without room to come back
-        if not bool(missing.any()):
-            return found
-        new = keys[missing].unique()
-        added = new[: self._voxels_for(len(new))]
-        self._grid.add(added, 0, self._moment)
-        self.counts.refused += len(new) - len(added)
-        return self._grid.find(keys)
+            away = self.host.grid.find(keys.to("cpu")).to(keys.device)  # spilled, without room to come back
+            found = torch.maximum(self._grid.find(keys), away)
+        new = places(torch.where(found < 0, keys, NOWHERE).flatten())
+        if len(new):
+            added = new[: self._voxels_for(len(new))]
+            self._grid.add(added, 0, self._moment)
+            self.counts.refused += len(new) - len(added)
 
     def recall(self, numbers: Tensor) -> None:
         """Bring spilled voxels back, by their numbers in the host's grid (−1 = none), while there is room."""
@@ -228,7 +225,7 @@ class RoomMaker:
 
         False, and nothing has changed, where pivots made from buffered tokens would find no slots.
         """
-        state, fused = fused_content(self._rows, voxels, family, len(keys), self._merge, self._rules)
+        state, fused, merge = fused_content(self._rows, voxels, family, len(keys), self._merge, self._rules)
         source = self._rows.of_voxels(voxels).flatten()
         if not self._fits(source, fused):
             return False
@@ -241,7 +238,7 @@ class RoomMaker:
         self._grid.see(wide, places, frames)
         # Every slot is fresh; under `stale_after`, pivots that nobody joins just now are stale from here on.
         fresh = self._rows.fresh(self._rows.of_voxels(wide).flatten(), state)
-        self._rows.write(self._rows.update(fresh, fused, self._moment))
+        self._rows.write(self._rows.update(fresh, fused, merge, self._moment))
         return True
 
     def _fits(self, source: Tensor, state: RowState) -> bool:

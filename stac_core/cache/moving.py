@@ -13,7 +13,7 @@ from torch import Tensor
 from stac_core.cache.fusing import ordinals
 from stac_core.cache.making_room import RoomMaker
 from stac_core.cache.voxel_grid import VoxelGrid
-from stac_core.cache.voxel_keys import HALF, pack, unpack
+from stac_core.cache.voxel_keys import FARTHEST, pack, unpack
 
 
 class VoxelMover:
@@ -84,8 +84,8 @@ def moved_cells(grid: VoxelGrid, voxels: Tensor, frames: Tensor, new_from_old: T
     place = (correction[:, :3, :3] @ grid.place[voxels, :, None])[..., 0] + correction[:, :3, 3]
     level = grid.level[voxels]
     cell = (place / (edge * 2.0 ** level[:, None])).floor()
-    known = (seen >= 0) & (cell.abs() < HALF).all(-1)
-    return torch.where(known, pack(cell.nan_to_num().clamp(-HALF, HALF - 1).long()), grid.key[voxels])
+    known = (seen >= 0) & (cell.abs() <= FARTHEST).all(-1)
+    return torch.where(known, pack(cell.nan_to_num().clamp(-FARTHEST, FARTHEST).long()), grid.key[voxels])
 
 
 def within_wider(keys: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,10 +24,14 @@ class Pages:
     """Named columns of equal length. Reading and writing go by row numbers, in any order, once located."""
 
     def __init__(
-        self, columns: Mapping[str, tuple[int, torch.dtype]], device: torch.device, fresh: int = 0
-    ) -> None:
-        """columns: name → trailing width and dtype; fresh: what new rows hold."""
-        self._columns, self.device, self._fresh = columns, device, fresh
+        self, columns: Mapping[str, tuple[int, torch.dtype]], device: torch.device, fresh: int = 0,
+        in_one: bool = False,
+    ) -> None:  # fmt: skip
+        """columns: name → trailing width and dtype; fresh: what new rows hold.
+
+        in_one: one page for all, as suits a table that is small beside everything else.
+        """
+        self._columns, self.device, self._fresh, self._in_one = columns, device, fresh, in_one
         self._starts: list[int] = []
         self._pages: list[dict[str, Tensor]] = []
         self.length = 0
@@ -58,7 +62,7 @@ class Pages:
             for name, (width, dtype) in self._columns.items()
         }
         joined = (self.length - self._starts[-1] + rows) * self.row_bytes if self._pages else 0
-        if self._pages and joined <= max(SMALL, JOINED * self.bytes):
+        if self._pages and (self._in_one or joined <= max(SMALL, JOINED * self.bytes)):
             self._pages[-1] = {name: torch.cat([self._pages[-1][name], new]) for name, new in fresh.items()}
         else:
             self._starts.append(self.length)

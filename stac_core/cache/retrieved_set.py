@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from stac_core.cache.key_values import KeyScale, KeyValues
 from stac_core.cache.saved_state import State
@@ -16,25 +17,29 @@ class RetrievedSet:
     def __init__(self, layers: int, bits: int, scale: KeyScale) -> None:
         self._bias = torch.empty(layers, 0, 0)  # [layers, heads, tokens]
         self._memory = KeyValues(layers, bits, scale)
+        self._width: int | Tensor = 0
 
     @property
     def width(self) -> int:
-        """Tokens of the fullest lane; columns that are padding in every lane are left out."""
-        return self._bias.shape[-1]
+        """Tokens of the fullest lane; columns that are padding in every lane are left out.
+
+        The host looks when it is first asked, so that filling does not wait for the device.
+        """
+        self._width = int(self._width)
+        return self._width
 
     def fill(self, found: Retrieved) -> None:
-        """Take over what was found, once."""
-        width = int(found.length.max())
-        self._bias = found.bias[:, :width].unflatten(0, (len(self._bias), -1)).contiguous()
-        if width:
-            fields = self._memory.encode(found.keys[:, :width], found.values[:, :width])
-            self._memory.put(0, fields, width, 0)
+        """Take over what was found, once, without a copy of what is exact."""
+        self._width = found.length.amax()
+        self._bias = found.bias.unflatten(0, (len(self._bias), -1))
+        self._memory.hold(self._memory.encode(found.keys, found.values))
 
     def state(self) -> State:
-        return {"bias": self._bias, "memory": self._memory.state(self.width)}
+        return {"bias": self._bias[..., : self.width], "memory": self._memory.state(self.width)}
 
     def restore(self, state: State) -> None:
         self._bias = state["bias"]
+        self._width = self._bias.shape[-1]
         self._memory.restore(state.get("memory", {}))
 
     @property
@@ -49,4 +54,5 @@ class RetrievedSet:
 
     def segments(self) -> list[AnySegment]:
         """The set of every layer, with its bias; empty where it is."""
-        return self._memory.segments(self.width, self._bias) if self.width else []
+        width = self.width
+        return self._memory.segments(width, self._bias[..., :width]) if width else []

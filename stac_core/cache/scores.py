@@ -22,7 +22,7 @@ def received(key_mass: Tensor, queries: int) -> Tensor:
 def update(score: Tensor, contribution: Tensor, decay: float) -> Tensor:
     """Scores [..., old] of known tokens and the contributions [..., T ≥ old] → scores [..., T]."""
     new = contribution.clone()
-    new[..., : score.shape[-1]] += decay * score
+    new[..., : score.shape[-1]].add_(decay * score)
     return new
 
 

@@ -75,13 +75,12 @@ class SlotPool:
         self._pages.grow(wanted * self.block)
         start, stop, like = held * self.block, (held + wanted) * self.block, self._free
         fresh = torch.arange(start, stop, self.block, dtype=like.dtype, device=like.device)
-        self._free = torch.cat([fresh.flip(0), self._free])
+        self._free = torch.cat([fresh, self._free])
 
     def take(self, blocks: int) -> Tensor:
         """First slots of so many free blocks [blocks] int32."""
         left = len(self._free) - blocks
-        taken = self._free[left:].flip(0)
-        self._free = self._free[:left].clone()  # a view would hold on to the taken entries
+        taken, self._free = self._free[left:], self._free[:left].clone()  # without the memory of the taken ones
         return taken
 
     def give_back(self, first_slots: Tensor) -> None:

@@ -11,28 +11,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stac_core.kernels.voxel_merge import MergeCounts, MergeRules, RowState, RowTokens, VoxelMerge
+from stac_core.kernels.voxel_merge import MergeRules, RowState, RowTokens, VoxelMerge
+from stac_core.kernels.voxel_merge_rows import in_use, only, rows_of
 
 NEVER = 2.0  # a cosine that no token reaches
 
 
 def merge_guarded(
     merge: VoxelMerge, state: RowState, tokens: RowTokens, rules: MergeRules, stale: Tensor, strict: float
-) -> tuple[RowState, MergeCounts]:
+) -> tuple[RowState, Tensor]:
     """`merge`, but a token less alike than `strict` does not join a stale pivot; it follows the others.
 
     stale: bool [R, G].
     """
+    tokens = in_use(tokens)
     doubtful = _doubtful(state, tokens, stale, strict)
-    state, counts = merge(state, RowTokens(*(part[~doubtful] for part in tokens)), rules)
-    apart = RowTokens(*(part[doubtful] for part in tokens))
-    state, more = merge(state, apart, replace(rules, threshold=NEVER))
-    return state, MergeCounts(*(a + b for a, b in zip(counts, more, strict=True)))
+    state, counts = merge(state, only(tokens, ~doubtful), rules)
+    state, more = merge(state, only(tokens, doubtful), replace(rules, threshold=NEVER))
+    return state, counts + more
 
 
 def _doubtful(state: RowState, tokens: RowTokens, stale: Tensor, strict: float) -> Tensor:
-    """Tokens [N] whose most similar pivot is stale and not similar enough."""
-    unit = F.normalize(state.pivot_keys, dim=-1)[tokens.row]
-    cosine = (unit @ F.normalize(tokens.keys, dim=-1)[..., None])[..., 0]
-    best, pivot = cosine.masked_fill(state.members[tokens.row] == 0, -torch.inf).max(-1)
-    return stale[tokens.row, pivot] & (best < strict)
+    """Tokens [N], by `order`, whose most similar pivot is stale and not similar enough."""
+    row, keys = rows_of(tokens), tokens.keys[tokens.order].float()
+    unit = F.normalize(state.pivot_keys, dim=-1)[row]
+    cosine = (unit @ F.normalize(keys, dim=-1)[..., None])[..., 0]
+    best, pivot = cosine.masked_fill(state.members[row] == 0, -torch.inf).max(-1)
+    return stale[row, pivot] & (best < strict)

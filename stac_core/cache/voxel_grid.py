@@ -16,6 +16,9 @@ from stac_core.cache.saved_state import State
 from stac_core.cache.voxel_keys import NOWHERE, neighbourhood, pack, parents, unpack
 
 
+BEYOND = (1 << 63) - 1  # above all keys
+
+
 class Frustum(NamedTuple):
     """What a camera sees up to some depth."""
 
@@ -38,11 +41,11 @@ class VoxelGrid:
         self._device = device
         self.key = torch.empty(0, dtype=torch.int64, device=device)  # NOWHERE where the number is free
         self.level = torch.empty(0, dtype=torch.int64, device=device)
-        self.visited = torch.empty(0, dtype=torch.int64, device=device)  # pass that last touched it
+        self.visited = torch.zeros(1, dtype=torch.int64, device=device)  # pass that last touched it; of none
         self.place = torch.empty(0, 3, device=device)  # mean of the points of the pass that last saw it
         self.frame = torch.empty(0, dtype=torch.int64, device=device)  # its newest frame; −1 = not known
         self._held: dict[int, int] = {}  # level → how many voxels it has, known to the host
-        self._index: dict[int, tuple[Tensor, Tensor]] = {}  # level → sorted keys, their voxel numbers
+        self._index: dict[int, tuple[Tensor, Tensor]] = {}  # level → sorted keys, their voxel numbers; `_ended`
 
     @property
     def capacity(self) -> int:
@@ -73,7 +76,7 @@ class VoxelGrid:
         """Make room for more voxels; existing numbers stay."""
         self.key = torch.cat([self.key, self.key.new_full((voxels,), NOWHERE)])
         self.level = torch.cat([self.level, self.level.new_zeros(voxels)])
-        self.visited = torch.cat([self.visited, self.visited.new_zeros(voxels)])
+        self.visited = torch.cat([self.visited[:-1], self.visited.new_zeros(voxels + 1)])
         self.place = torch.cat([self.place, self.place.new_zeros(voxels, 3)])
         self.frame = torch.cat([self.frame, self.frame.new_full((voxels,), -1)])
 
@@ -81,9 +84,9 @@ class VoxelGrid:
         """Enter new keys [n], for which there must be room; → their numbers."""
         voxels = torch.nonzero_static(self.key == NOWHERE, size=len(keys))[:, 0]
         self.key = _changed(self.key, voxels, keys)
-        self.level = _changed(self.level, voxels, level)
-        self.frame = _changed(self.frame, voxels, -1)
         self.visited = _changed(self.visited, voxels, moment)
+        if isinstance(level, Tensor) or level:
+            self.level = _changed(self.level, voxels, level)
         self._count(self.level[voxels] if isinstance(level, Tensor) else level, voxels, 1)
         self._rebuild()
         return voxels
@@ -110,14 +113,12 @@ class VoxelGrid:
 
     def visit(self, voxels: Tensor, moment: int) -> None:
         """Note the newest pass that touched them; −1 = none."""
-        if not self.count:
-            return
-        moments = (voxels >= 0) * moment
-        self.visited = self.visited.scatter_reduce(0, voxels.clamp_min(0), moments, "amax")
+        self.visited = self.visited.index_fill(0, voxels.flatten(), moment)
 
     def remove(self, voxels: Tensor) -> None:
         self._count(self.level[voxels], voxels, -1)
         self.key = _changed(self.key, voxels, NOWHERE)
+        self.level, self.frame = _changed(self.level, voxels, 0), _changed(self.frame, voxels, -1)
         self._rebuild()
 
     def find(self, keys: Tensor) -> Tensor:
@@ -134,7 +135,7 @@ class VoxelGrid:
         if level not in self._index:
             return torch.full_like(keys, -1)
         known, numbers = self._index[level]
-        position = torch.searchsorted(known, keys.contiguous()).clamp_max(len(known) - 1)
+        position = torch.searchsorted(known, keys.contiguous())
         return numbers[position].masked_fill_(known[position] != keys, -1)
 
     def near(self, keys: Tensor, radius: int) -> Tensor:
@@ -142,8 +143,8 @@ class VoxelGrid:
         near = torch.zeros(self.capacity + 1, dtype=torch.bool, device=self._device)  # the last: of none
         for level in self._index:
             reach = max(1, -(-radius >> level)) if level else radius
-            around = neighbourhood(parents(keys, level).unique() if level else keys, reach)
-            near[self.find_at(around, level)] = True
+            own = parents(keys, level).masked_fill_(keys == NOWHERE, NOWHERE) if level else keys
+            near.index_fill_(0, self.find_at(neighbourhood(own, reach), level).flatten(), True)
         return near[:-1].nonzero()[:, 0]
 
     def inside(self, frustum: Frustum, edge: float) -> Tensor:
@@ -156,13 +157,14 @@ class VoxelGrid:
 
     def state(self) -> State:
         seen = {"place": self.place, "frame": self.frame}
-        return {"key": self.key, "level": self.level, "visited": self.visited, **seen}
+        return {"key": self.key, "level": self.level, "visited": self.visited[:-1], **seen}
 
     def restore(self, state: State) -> None:
-        self.key, self.level, self.visited = state["key"], state["level"], state["visited"]
-        self.place, self.frame = state["place"], state["frame"]
+        self.key, self.place, free = state["key"], state["place"], state["key"] == NOWHERE
+        self.level, self.frame = state["level"].masked_fill(free, 0), state["frame"].masked_fill(free, -1)
+        self.visited = torch.nn.functional.pad(state["visited"], (0, 1))
         self._held = {}
-        used = (self.key != NOWHERE).nonzero()[:, 0]
+        used = (~free).nonzero()[:, 0]
         self._count(self.level[used], used, 1)
         self._rebuild()
 
@@ -181,8 +183,13 @@ class VoxelGrid:
         for level, count in self._held.items():
             if count:
                 keys = self.key.masked_fill(self.level != level, NOWHERE)
-                numbers = keys.argsort()[self.capacity - count :].clone()  # NOWHERE comes first
-                self._index[level] = keys[numbers], numbers
+                known, numbers = (part[self.capacity - count :] for part in keys.sort())  # NOWHERE comes first
+                self._index[level] = _ended(known, BEYOND), _ended(numbers, -1)
+
+
+def _ended(part: Tensor, last: int) -> Tensor:
+    """A copy with one entry more, found by whoever looks beyond the last one."""
+    return torch.cat([part, part.new_full((1,), last)])
 
 
 def _changed(column: Tensor, voxels: Tensor, values: Tensor | int) -> Tensor:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
+
+from stac_core.device import send
 
 NOWHERE = -1  # key of a token without a place
 BITS = 21
 HALF = 1 << (BITS - 1)
 MASK = (1 << BITS) - 1
+MOST_REACH = 2  # of a neighbourhood
+FARTHEST = HALF - MOST_REACH - 2  # cell along an axis: its neighbours stay within 21 bits, those of NOWHERE out
 
 
 def keys_from_points(points: Tensor, valid: Tensor, edge: float) -> Tensor:
     """points [..., 3], valid [...] bool → int64 keys [...]; NOWHERE where not valid or out of range."""
     cell = (points / edge).floor()
-    outside = ~(valid & (cell.abs() < HALF).all(-1))  # also true for NaN
+    outside = ~(valid & (cell.abs() <= FARTHEST).all(-1))  # also true for NaN
     return pack(cell.masked_fill(outside[..., None], 0).long()).masked_fill_(outside, NOWHERE)
 
 
@@ -40,7 +46,15 @@ def places(keys: Tensor) -> Tensor:
 
 
 def neighbourhood(keys: Tensor, radius: int) -> Tensor:
-    """Keys within ±radius cells of the given ones [n] → [n, (2·radius + 1)³]; NOWHERE where out of range."""
-    span = torch.arange(-radius, radius + 1, device=keys.device)
-    cells = unpack(keys)[:, None] + torch.cartesian_prod(span, span, span)
-    return pack(cells).masked_fill_((cells.abs() >= HALF).any(-1), NOWHERE)
+    """Keys within ±radius cells of the given ones [n] → [n, (2·radius + 1)³]; for NOWHERE, keys of no cell."""
+    return keys[:, None] + _steps(radius, keys.device)
+
+
+@functools.cache
+def _steps(radius: int, device: torch.device) -> Tensor:
+    """What leads from a key to those around it, as long as no axis leaves its bits."""
+    if radius > MOST_REACH:
+        raise ValueError(f"radius = {radius}: at most {MOST_REACH}")
+    span = torch.arange(-radius, radius + 1)
+    i, j, k = torch.cartesian_prod(span, span, span).unbind(-1)
+    return send(i + (j << BITS) + (k << 2 * BITS), device)

@@ -7,7 +7,6 @@ Source: STAC (arXiv 2603.20284), voxel memory. Merging and fetching are kernels 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -24,19 +23,19 @@ from stac_core.cache.voxel_rows import Content, VoxelRows
 from stac_core.config import CacheConfig
 from stac_core.kernels.gather import Gathered, Wanted
 from stac_core.kernels.select import Kernels
-from stac_core.kernels.voxel_merge import MergeCounts, MergeRules, RowState, RowTokens
+from stac_core.kernels.voxel_merge import MergeRules, RowState, RowTokens
 
 ROWS_AT_ONCE = 3 << 17  # bounds the dense working state of one merge, 12 KiB per row before and after
 REACH = 2  # retrieval looks this many voxel edges around what is in view
 
 
 class Evicted(NamedTuple):
-    """Tokens that leave the live cache, per lane = (layer, head)."""
+    """Tokens that leave the live cache, per lane = (layer, head), among others that stay there."""
 
     keys: Tensor  # [lanes, n, D]
     values: Tensor  # [lanes, n, D]
     score: Tensor  # [lanes, n]
-    voxel: Tensor  # [lanes, n] voxel key, NOWHERE = none
+    voxel: Tensor  # [lanes, n] voxel key, NOWHERE = none, or the token stays
 
 
 class Retrieved(NamedTuple):
@@ -112,37 +111,27 @@ class VoxelMemory:
 
     def insert(self, evicted: Evicted) -> None:
         """Merge tokens into their voxels; those without a place are not for this memory."""
-        voxel = self.room.enter(evicted.voxel)
-        lanes, nowhere = self.rows.lanes, self.grid.capacity * self.rows.lanes
-        lane = torch.arange(lanes, device=voxel.device)[:, None]
-        row = (voxel * lanes + lane).masked_fill_(voxel < 0, nowhere)
-        row, order = row.flatten().sort(stable=True)
-        rows, index, size = row.unique_consecutive(return_inverse=True, return_counts=True)
-        stops = size.cumsum(0)[ROWS_AT_ONCE - 1 :: ROWS_AT_ONCE]
-        counts = torch.stack([(evicted.voxel != NOWHERE).sum(), (voxel >= 0).sum()])
-        inserted, placed, *cuts = torch.cat([counts, stops]).tolist()
-        self.counts.inserted += inserted
-        self.counts.forgotten += inserted - placed
-        if not placed:
-            return
-        rows = rows[: len(rows) - (placed < len(row))]
-        borders = [0, *(cut for cut in cuts if cut < placed), placed]
-        for number, (start, stop) in enumerate(pairwise(borders)):
-            first, here = number * ROWS_AT_ONCE, order[start:stop]
-            keys, values, score = (part.flatten(0, 1)[here].float() for part in evicted[:3])
-            if self._config.norm_keep:
-                keys, values = key_length.widen(keys, values)
-            tokens = RowTokens(index[start:stop] - first, keys, values, score)
-            self._insert_rows(rows[first : first + ROWS_AT_ONCE], tokens)
+        by_row = self._by_row(evicted.voxel)
+        if by_row.placed < by_row.inserted:  # some voxels have made room for others since
+            self.room.enter(evicted.voxel)
+            by_row = self._by_row(evicted.voxel)
+        self.counts.inserted += by_row.inserted
+        self.counts.forgotten += by_row.inserted - by_row.placed
+        keys, values, score = (part.flatten(0, 1) for part in evicted[:3])
+        if self._config.norm_keep:
+            keys, values = key_length.widen(keys.float(), values.float())
+        for first in range(0, len(by_row.rows), ROWS_AT_ONCE):
+            rows, start = by_row.rows[first:], by_row.start[first : first + ROWS_AT_ONCE + 1]
+            tokens = RowTokens(start, by_row.order, keys, values, score)
+            self._insert_rows(rows[:ROWS_AT_ONCE], tokens)
 
     def near(self, keys: Tensor) -> Tensor:
         """Voxels around the places in view, spilled ones brought back."""
-        keys = places(keys)
         voxels = self.grid.near(keys, REACH)
         self.grid.visit(voxels, self.moment)  # before anything is spilled to make room for others
         if not self.room.host.records:
             return voxels
-        self.room.recall(self.room.host.grid.near(keys.to("cpu"), REACH))
+        self.room.recall(self.room.host.grid.near(places(keys.to("cpu")), REACH))
         return self.grid.near(keys, REACH)
 
     def inside(self, frustum: Frustum, edge: float) -> Tensor:
@@ -166,20 +155,21 @@ class VoxelMemory:
         Lanes with fewer are padded up to the budget; −1 = no limit. query [lanes, D] orders pivots by
         similarity, seeds (keys of the places in view) by distance; otherwise by weight.
         """
-        rows = self.rows.of_voxels(voxels).T  # [lanes, n]
-        pivots = self._candidates("pivots", rows)
+        rows = self.rows.by_lane(voxels)
+        pivots, order = self._candidates("pivots", rows)
         if query is not None:
-            pivots = _best(pivots, pivots.figures[..., 0], -1)
+            pivots = _best(pivots, order, -1)
             order = self._by_query(pivots, query)
         elif seeds is not None:
-            order = self._by_distance(pivots, voxels, seeds)
-        else:
-            order = pivots.figures[..., 0]
+            order = self._by_distance(pivots, order, voxels, seeds)
         chosen = [_best(pivots, order, budget)]
         if with_buffer:
-            buffers = self._candidates("buffers", rows)
-            chosen.append(_best(buffers, buffers.figures[..., 0], budget))
-        found = chosen[0].slots.masked_fill(chosen[0].figures[..., -1] == 0, -1)
+            chosen.append(_best(*self._candidates("buffers", rows), budget))
+        if budget < 0:
+            budget = int(sum((kind.members > 0).sum(-1) for kind in chosen).max())
+        found = None
+        if self._config.feedback:
+            found = chosen[0].slots.masked_fill(chosen[0].members == 0, -1)
         return Retrieved(*self._gather(chosen, budget), found)
 
     def add_weight(self, slots: Tensor, weight: Tensor) -> None:
@@ -220,29 +210,42 @@ class VoxelMemory:
             raise RuntimeError(f"{held} tokens held and {spilled} spilled, {counts}, {self.room.counts}")
         self.rows.check(self.grid.voxels)
 
+    def _by_row(self, keys: Tensor) -> ByRow:
+        """Tokens with finest-level voxel keys [lanes, n] by the rows of the voxels that there are."""
+        voxel = self.grid.find(keys)
+        self.grid.visit(voxel, self.moment)  # before anything makes room for others
+        row = self.rows.by_lane(voxel).clamp_min_(-1)  # −1 = none
+        row, order = row.int().flatten().sort(stable=True)  # half the passes, and rows are never so many
+        begins = torch.ones(len(row) + 1, dtype=torch.bool, device=keys.device)
+        torch.ne(row[1:], row[:-1], out=begins[1:-1])
+        sizes = torch.stack([(keys != NOWHERE).sum(), (row >= 0).sum(), begins.sum()])
+        inserted, placed, borders = sizes.tolist()
+        start = torch.nonzero_static(begins, size=borders)[int(placed < len(row)) :, 0]
+        return ByRow(row[start[:-1]].long(), start, order, inserted, placed)
+
     def _insert_rows(self, rows: Tensor, tokens: RowTokens) -> None:
         before = self.rows.read(rows)
         after, counts = self._merged(before, tokens)
-        update = self.rows.update(before, after, self.moment)
+        update = self.rows.update(before, after, counts, self.moment)
         if not self.room.reserve(update.needed):
-            self.counts.forgotten += len(tokens.row)
+            self.counts.forgotten += update.merge.tokens
             return
         self.rows.write(update)
-        for name, n in counts._asdict().items():
+        for name, n in update.merge._asdict().items():
             setattr(self.counts, name, getattr(self.counts, name) + n)
 
-    def _merged(self, before: Content, tokens: RowTokens) -> tuple[RowState, MergeCounts]:
+    def _merged(self, before: Content, tokens: RowTokens) -> tuple[RowState, Tensor]:
         config, merge, state = self._config, self._kernels.voxel_merge, before.state
         if before.touched is None:
             return merge(state, tokens, self._rules)
         stale = self.moment - before.touched > config.stale_after
         return merge_guarded(merge, state, tokens, self._rules, stale, config.stale_threshold)
 
-    def _candidates(self, kind: str, rows: Tensor) -> Candidates:
-        """Everything of one kind in rows [lanes, n]."""
+    def _candidates(self, kind: str, rows: Tensor) -> tuple[Candidates, Tensor]:
+        """Everything of one kind in rows [lanes, n]; and its weight or score, 0 only where nothing is."""
         slots, figures = self.rows.figures(self.rows.kinds[kind], rows.flatten())
-        shape = (rows.shape[0], -1)
-        return Candidates(kind, slots.view(shape), figures.view(*shape, figures.shape[-1]))
+        slots, members, weight = (x.view(len(rows), -1) for x in (slots, figures[..., -1], figures[..., 0]))
+        return Candidates(kind, slots, members), weight
 
     def _by_query(self, pivots: Candidates, query: Tensor) -> Tensor:
         """Scaled product of the lane's query with each pivot, plus the logarithm of its members.
@@ -253,40 +256,48 @@ class VoxelMemory:
         logits = (found.keys.float() @ query.float()[..., None])[..., 0] / self._dim**0.5
         return logits + found.bias
 
-    def _by_distance(self, pivots: Candidates, voxels: Tensor, seeds: Tensor) -> Tensor:
+    def _by_distance(self, pivots: Candidates, weight: Tensor, voxels: Tensor, seeds: Tensor) -> Tensor:
         """Nearest voxel to any seed first, heavier pivots first among equals."""
         centres = (unpack(self.grid.key[voxels]) + 0.5) * 2.0 ** self.grid.level[voxels][:, None]
         distance = torch.cdist(centres.float(), unpack(places(seeds)) + 0.5).amin(-1)
-        weight = pivots.figures[..., 0]
         per_voxel = pivots.slots.shape[1] // len(voxels)
-        return weight / (1 + weight) - distance.repeat_interleave(per_voxel)
+        order = weight / (1 + weight) - distance.repeat_interleave(per_voxel)
+        return order.masked_fill(pivots.members == 0, -torch.inf)
 
     def _gather(self, chosen: list[Candidates], budget: int) -> Gathered:
         """The candidates of all kinds one after the other, without gaps."""
         kinds = []
         for candidates in chosen:
-            members = candidates.figures[..., -1]
+            members = candidates.members
             if candidates.kind == "buffers":
                 members = (members > 0).float()
             pool = self.rows.kinds[candidates.kind].pool
             kinds.append(Wanted(pool.pages, pool.bits, candidates.slots, members))
         width = budget if budget >= 0 else sum(kind.slots.shape[1] for kind in kinds)
-        lanes = torch.arange(self.rows.lanes, device=kinds[0].slots.device)
-        return self._kernels.gather(kinds, width, self._dim, self._dtype, self.rows.scale_of(lanes))
+        return self._kernels.gather(kinds, width, self._dim, self._dtype, self.rows.key_scale)
+
+
+class ByRow(NamedTuple):
+    """Tokens by the rows that take them: `order[start[r]]` and on go to `rows[r]`."""
+
+    rows: Tensor  # [R]
+    start: Tensor  # [R + 1]
+    order: Tensor  # [all tokens]
+    inserted: int  # tokens that have a place
+    placed: int  # tokens that have a row
 
 
 class Candidates(NamedTuple):
     """Slots of one kind that could be retrieved."""
 
     kind: str
-    slots: Tensor  # [lanes, n]; −1 = none
-    figures: Tensor  # [lanes, n, f]; the last is 0 where nothing is
+    slots: Tensor  # [lanes, n]; negative = none
+    members: Tensor  # [lanes, n] tokens merged, or the score of a single one; 0 where nothing is
 
 
 def _best(candidates: Candidates, order: Tensor, budget: int) -> Candidates:
-    """The `budget` highest in each lane, highest first; −1 = all."""
-    order = order.masked_fill(candidates.figures[..., -1] == 0, -torch.inf)
+    """The `budget` highest in each lane, highest first, −1 = all; where nothing is, the order is lowest."""
     chosen = order.sort(dim=-1, descending=True, stable=True).indices
     chosen = chosen if budget < 0 else chosen[:, :budget]
-    figures = candidates.figures.gather(1, chosen[..., None].expand(-1, -1, candidates.figures.shape[-1]))
-    return Candidates(candidates.kind, candidates.slots.gather(1, chosen), figures)
+    kind, slots, members = candidates
+    return Candidates(kind, slots.gather(1, chosen), members.gather(1, chosen))

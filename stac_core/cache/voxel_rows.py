@@ -6,6 +6,7 @@ kernel works on and written back as the slots that changed.
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from stac_core.cache.slots import SlotPool, block_size
 from stac_core.config import CacheConfig
 from stac_core.kernels.quantization import Codec
 from stac_core.kernels.slots import Factor, RowSlots, SlotKernels
-from stac_core.kernels.voxel_merge import RowState
+from stac_core.kernels.voxel_merge import MergeCounts, RowState
 
 NO_BLOCK = -(1 << 24)  # so far below 0 that no slot of such a block reaches it
 
@@ -34,7 +35,7 @@ class Kind:
         self.slots_per_row = slots_per_row
         self._offsets = torch.arange(self.block, device=device)
         # First slot of each block; NO_BLOCK = the row has no such block yet.
-        self.table = Pages({"first": (self.blocks_per_row, torch.int32)}, device, NO_BLOCK)
+        self.table = Pages({"first": (self.blocks_per_row, torch.int32)}, device, NO_BLOCK, in_one=True)
 
     def blocks(self, rows: Tensor) -> Tensor:
         """The table's entries [n, blocks_per_row] of rows [n]."""
@@ -68,16 +69,16 @@ class Kind:
         self, rows: Tensor, blocks: Tensor, won: Tensor, lost: Tensor, taken: int, given_back: int
     ) -> Tensor:
         """Change so many blocks of the rows [n] → their slots."""
-        entries = blocks.flatten()
+        entries = blocks
         if given_back:
-            gone = _places(lost, given_back)
-            self.pool.give_back(entries[gone])
-            entries = entries.index_fill(0, gone, NO_BLOCK)
+            gone = torch.nonzero_static(lost.flatten(), size=given_back)[:, 0]
+            self.pool.give_back(blocks.flatten()[gone])
+            entries = entries.masked_fill(lost, NO_BLOCK)
         if taken:
-            entries = entries.index_copy(0, _places(won, taken), self.pool.take(taken))
-        if given_back or taken:
-            self.table.write("first", self.table.locate(rows), entries.view_as(blocks))
-        return self.slots(entries.view_as(blocks))
+            entries = entries.masked_scatter(won, self.pool.take(taken))
+        if entries is not blocks:
+            self.table.write("first", self.table.locate(rows), entries)
+        return self.slots(entries)
 
 
 class Content(NamedTuple):
@@ -107,6 +108,7 @@ class Update(NamedTuple):
     touched: Tensor | None  # as in `Content`
     changes: dict[str, Change]
     counts: dict[str, list[int]]  # how many there are of each part of a change but the last
+    merge: MergeCounts  # what led to it
 
     @property
     def needed(self) -> dict[str, int]:
@@ -125,7 +127,7 @@ class VoxelRows:
         kernels: SlotKernels, key_scale: Tensor | None,
     ) -> None:  # fmt: skip
         """key_scale [lanes, D]: divides keys before they are coded; None = no coding."""
-        self.lanes, self._key_scale = lanes, key_scale
+        self.lanes, self.key_scale = lanes, key_scale
         self._shrink, self._touched = config.norm_keep, config.stale_after > 0
         self._chance: dict[str, torch.Generator] = {}  # kinds that are rounded by chance
         if config.pivot_rounding == "stochastic":
@@ -155,7 +157,7 @@ class VoxelRows:
     @property
     def _fixed_bytes(self) -> int:
         """Of all but the pools."""
-        scale = 0 if self._key_scale is None else self._key_scale.nbytes
+        scale = 0 if self.key_scale is None else self.key_scale.nbytes
         return scale + sum(kind.table.bytes for kind in self.kinds.values())
 
     @property
@@ -175,7 +177,14 @@ class VoxelRows:
 
     def of_voxels(self, voxels: Tensor) -> Tensor:
         """Row numbers [n, lanes] of voxels [n]."""
-        return voxels[:, None] * self.lanes + torch.arange(self.lanes, device=voxels.device)
+        return self._rows(torch.arange(self.lanes, device=voxels.device), voxels[:, None])
+
+    def by_lane(self, voxels: Tensor) -> Tensor:
+        """The same [lanes, n]; for voxels [lanes, n] one each. Negative for those below 0."""
+        return self._rows(torch.arange(self.lanes, device=voxels.device)[:, None], voxels)
+
+    def _rows(self, lanes: Tensor, voxels: Tensor) -> Tensor:
+        return torch.add(lanes, voxels, alpha=self.lanes)
 
     def read(self, rows: Tensor) -> Content:
         """The content of rows [n]."""
@@ -202,8 +211,11 @@ class VoxelRows:
         """Blocks of one kind that rows with this content hold."""
         return int(self.kinds[name].used(_occupied(state)[name]).sum())
 
-    def update(self, before: Content, after: RowState, moment: int) -> Update:
-        """What replacing the content takes: one look of the host. What is as before is not coded again."""
+    def update(self, before: Content, after: RowState, merge: Tensor, moment: int) -> Update:
+        """What replacing the content takes: one look of the host. What is as before is not coded again.
+
+        merge: numbers of `MergeCounts`.
+        """
         occupied, touched = _occupied(after), before.touched
         changes: dict[str, Change] = {}
         for name, kind in self.kinds.items():
@@ -216,9 +228,13 @@ class VoxelRows:
                     changed = altered | (after.members != before.state.members)
                     touched = touched.masked_fill(changed, moment)
             changes[name] = Change(*_exchanged(before.blocks[name], used), had, coded)
-        found = torch.stack([mask.sum() for change in changes.values() for mask in change[:3]])
-        counts = dict(zip(changes, found.view(len(changes), -1).tolist(), strict=True))
-        return Update(before, after, touched, changes, counts)
+        masks = [mask for change in changes.values() for mask in change[:3]]
+        found = iter(torch.cat([torch.cat(masks, 1).sum(0), merge]).tolist())
+        counts = {
+            name: [sum(islice(found, mask.shape[1])) for mask in change[:3]]
+            for name, change in changes.items()
+        }
+        return Update(before, after, touched, changes, counts, MergeCounts(*found))
 
     def write(self, update: Update) -> None:
         """Replace the content of rows, whose slots are reserved."""
@@ -259,9 +275,6 @@ class VoxelRows:
             if len(held.unique()) != len(held) or len(held) * kind.block != kind.pool.slots_used:
                 raise RuntimeError(f"{name}: {len(held)} blocks in rows, {kind.pool.slots_used} slots in use")
 
-    def scale_of(self, rows: Tensor) -> Tensor | None:
-        return None if self._key_scale is None else self._key_scale[rows % self.lanes]
-
     def figures(self, kind: Kind, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Slots [n, slots_per_row] of the rows and their figures [n, slots_per_row, f], 0 where empty."""
         slots = kind.slots(kind.blocks(rows))
@@ -273,7 +286,7 @@ class VoxelRows:
         return blocks, {name: kind.slots(blocks[name]) for name, kind in self.kinds.items()}
 
     def _factor(self, rows: Tensor) -> Factor | None:
-        return None if self._key_scale is None else Factor(self._key_scale, rows % self.lanes)
+        return None if self.key_scale is None else Factor(self.key_scale, rows % self.lanes)
 
     def _stored(self, name: str, update: Update) -> RowSlots:
         """What of one kind is stored."""
@@ -308,8 +321,3 @@ def _exchanged(blocks: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
     """Which blocks have to be taken, and which are given back, by the table's entries and what is used."""
     held = blocks >= 0
     return used > held, held > used
-
-
-def _places(mask: Tensor, count: int) -> Tensor:
-    """Where the flattened mask is true, which is known to be so often [count]."""
-    return torch.nonzero_static(mask.flatten(), size=count)[:, 0]

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from stac_core.kernels.voxel_merge import MergeRules, RowState, RowTokens
+from stac_core.kernels.voxel_merge_rows import group_by_row, only, rows_of
 
 RULES = MergeRules(threshold=0.8, gate=0.2)
 MARGIN = 1e-3  # of a cosine to the threshold, or between two cosines
@@ -30,16 +31,22 @@ def random_tokens(rows: int, count: int, dim: int, seed: int) -> RowTokens:
     noise = torch.randn(count, dim, generator=g) * torch.rand(count, 1, generator=g)
     keys = (directions[row, pick] + noise) * (0.5 + torch.rand(count, 1, generator=g))
     score = torch.rand(count, generator=g) ** 2
-    return RowTokens(row, keys, torch.randn(count, dim, generator=g), score)
+    return group_by_row(row, rows, keys, torch.randn(count, dim, generator=g), score)
+
+
+def in_16_bits(tokens: RowTokens) -> RowTokens:
+    """As a stream of bfloat16 hands them over."""
+    return tokens._replace(keys=tokens.keys.bfloat16(), values=tokens.values.bfloat16())
 
 
 def decisive(state: RowState, tokens: RowTokens, rules: MergeRules = RULES) -> RowTokens:
     """Without the tokens whose pivot another rounding might choose differently."""
-    unit = F.normalize(state.pivot_keys, dim=-1)[tokens.row]
-    cosine = (unit @ F.normalize(tokens.keys, dim=-1)[..., None])[..., 0]
-    cosine = cosine.masked_fill(state.members[tokens.row] == 0, -2)
+    row, keys = rows_of(tokens), tokens.keys[tokens.order].float()
+    unit = F.normalize(state.pivot_keys, dim=-1)[row]
+    cosine = (unit @ F.normalize(keys, dim=-1)[..., None])[..., 0]
+    cosine = cosine.masked_fill(state.members[row] == 0, -2)
     two = cosine.topk(2).values
     clear = ((two[:, 0] - rules.threshold).abs() > MARGIN) & (
         (two[:, 0] - two[:, 1] > MARGIN) | (two[:, 0] < 0)
     )
-    return RowTokens(*(part[clear] for part in tokens))
+    return only(tokens, clear)

@@ -23,9 +23,11 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from stac_core.kernels.attend import DTYPES
 from stac_core.kernels.checks import check_tensor
 
 LEAST_SCORE = 1e-6
+LIKE = "tokens.order"  # whose device all arguments share
 
 
 class RowState(NamedTuple):
@@ -42,12 +44,13 @@ class RowState(NamedTuple):
 
 
 class RowTokens(NamedTuple):
-    """N evicted tokens; `row` says to which of the R rows each belongs."""
+    """Evicted tokens by row: those of row r are numbered `order[start[r]]` … `order[start[r + 1] − 1]`."""
 
-    row: Tensor  # [N] int64
-    keys: Tensor  # [N, D] float32
-    values: Tensor  # [N, D] float32
-    score: Tensor  # [N] float32
+    start: Tensor  # [R + 1] int64, places in `order`
+    order: Tensor  # [N] int64, numbers of tokens, each less than M; of equal scores the first is the older
+    keys: Tensor  # [M, D] float32 or of 16 bits
+    values: Tensor  # [M, D] like the keys
+    score: Tensor  # [M] float32
 
 
 @dataclass(frozen=True)
@@ -68,12 +71,17 @@ class MergeCounts(NamedTuple):
     aggregated: int
     remerged: int
 
+    @property
+    def tokens(self) -> int:
+        """All that there were."""
+        return self.merged + self.buffered + self.gated
+
 
 class VoxelMerge(Protocol):
     """One implementation of the contract."""
 
-    def __call__(self, state: RowState, tokens: RowTokens, rules: MergeRules) -> tuple[RowState, MergeCounts]:
-        """The state after the call; the given one is left as it was."""
+    def __call__(self, state: RowState, tokens: RowTokens, rules: MergeRules) -> tuple[RowState, Tensor]:
+        """The state after the call, and the numbers of `MergeCounts` [5] int64; the given state stays."""
 
 
 def check_merge(state: RowState, tokens: RowTokens) -> None:
@@ -82,14 +90,21 @@ def check_merge(state: RowState, tokens: RowTokens) -> None:
         shapes = f"{list(state.pivot_keys.shape)} and {list(state.buffer_score.shape)}"
         raise ValueError(f"state: expected pivot_keys [R, G, D] and buffer_score [R, B], got {shapes}")
     rows, pivots, dim = state.pivot_keys.shape
-    buffer, count = state.buffer_score.shape[-1], len(tokens.row)
+    buffer, count, device = state.buffer_score.shape[-1], len(tokens.score), tokens.order.device
     expected = [[rows, pivots, dim]] * 2 + [[rows, pivots]] * 3 + [[rows, buffer, dim]] * 2 + [[rows, buffer]]
     for name, part, shape in zip(state._fields, state, expected, strict=True):
-        check_tensor(f"state.{name}", part, shape, torch.float32, tokens.row.device, "tokens.row")
-    expected = [[count], [count, dim], [count, dim], [count]]
-    for name, part, shape in zip(tokens._fields, tokens, expected, strict=True):
-        dtype = torch.int64 if name == "row" else torch.float32
-        check_tensor(f"tokens.{name}", part, shape, dtype, tokens.row.device, "tokens.row")
+        check_tensor(f"state.{name}", part, shape, torch.float32, device, LIKE)
+    if tokens.keys.dtype not in DTYPES:
+        raise ValueError(f"tokens.keys: expected float32, bfloat16 or float16, got {tokens.keys.dtype}")
+    dtype = tokens.keys.dtype
+    for name, part, shape, kind in (
+        ("start", tokens.start, [rows + 1], torch.int64),
+        ("order", tokens.order, [len(tokens.order)], torch.int64),
+        ("keys", tokens.keys, [count, dim], dtype),
+        ("values", tokens.values, [count, dim], dtype),
+        ("score", tokens.score, [count], torch.float32),
+    ):
+        check_tensor(f"tokens.{name}", part, shape, kind, device, LIKE)
     if pivots < 2 or buffer < 2:
         raise ValueError(
             f"state: a row needs at least 2 pivots and 2 buffered tokens, got {pivots} and {buffer}"

@@ -1,31 +1,37 @@
-"""What the compiled backends of `voxel_merge` share: the tokens of each row together."""
+"""Tokens by row, as the contract of `voxel_merge` wants them, from rows by token, and back."""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from stac_core.kernels.voxel_merge import RowState, RowTokens, check_merge
+from stac_core.kernels.voxel_merge import RowTokens
 
 
-class Grouped(NamedTuple):
-    """A merge as the kernels take it: without gaps in memory, tokens by row."""
-
-    state: RowState
-    tokens: RowTokens
-    order: Tensor  # [N] int64, token numbers by row, in their old order within it
-    start: Tensor  # [R + 1] int64, first place of each row in `order`
+def group_by_row(row: Tensor, rows: int, keys: Tensor, values: Tensor, score: Tensor) -> RowTokens:
+    """Tokens [N, …] of which `row` [N] says to which of so many rows each belongs."""
+    row, order = row.sort(stable=True)
+    return RowTokens(_starts(row, rows), order, keys, values, score)
 
 
-def group_by_row(state: RowState, tokens: RowTokens) -> Grouped:
-    """Check the arguments, close gaps, sort the tokens by row, stably.
+def rows_of(tokens: RowTokens) -> Tensor:
+    """The row of each token [N], by `order`; all of `order` must be in use."""
+    rows = torch.arange(len(tokens.start) - 1, device=tokens.start.device)
+    return rows.repeat_interleave(tokens.start.diff(), output_size=len(tokens.order))
 
-    ValueError naming the argument and its value where a shape, dtype or device does not fit.
-    """
-    check_merge(state, tokens)
-    row, order = tokens.row.int().sort(stable=True)  # half the passes of int64, and rows are never so many
-    start = torch.searchsorted(row, torch.arange(len(state.weight) + 1, dtype=row.dtype, device=row.device))
-    state = RowState(*(part.contiguous() for part in state))
-    return Grouped(state, RowTokens(*(part.contiguous() for part in tokens)), order, start)
+
+def only(tokens: RowTokens, which: Tensor) -> RowTokens:
+    """Those of the tokens where `which` [N], by `order`, is true."""
+    start = _starts(rows_of(tokens)[which], len(tokens.start) - 1)
+    return tokens._replace(start=start, order=tokens.order[which])
+
+
+def in_use(tokens: RowTokens) -> RowTokens:
+    """The same with an `order` in which every place belongs to a row."""
+    first, last = torch.stack([tokens.start[0], tokens.start[-1]]).tolist()
+    return tokens._replace(start=tokens.start - first, order=tokens.order[first:last])
+
+
+def _starts(row: Tensor, rows: int) -> Tensor:
+    """Where each row begins among ascending ones [N], and the end [rows + 1]."""
+    return torch.searchsorted(row, torch.arange(rows + 1, dtype=row.dtype, device=row.device))

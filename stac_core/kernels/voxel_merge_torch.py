@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stac_core.kernels.voxel_merge import (
-    LEAST_SCORE,
-    MergeCounts,
-    MergeRules,
-    RowState,
-    RowTokens,
-    check_merge,
-)
+from stac_core.kernels.voxel_merge import LEAST_SCORE, MergeRules, RowState, RowTokens, check_merge
+from stac_core.kernels.voxel_merge_rows import in_use, rows_of
 
 
-def voxel_merge(state: RowState, tokens: RowTokens, rules: MergeRules) -> tuple[RowState, MergeCounts]:
+class Tokens(NamedTuple):
+    """N tokens, one by one."""
+
+    row: Tensor  # [N] int64
+    keys: Tensor  # [N, D] float32
+    values: Tensor  # [N, D] float32
+    score: Tensor  # [N] float32
+
+
+def voxel_merge(state: RowState, grouped: RowTokens, rules: MergeRules) -> tuple[RowState, Tensor]:
     """The contract of `voxel_merge.py`."""
-    check_merge(state, tokens)
+    check_merge(state, grouped)
     state = RowState(*(part.clone() for part in state))
-    tokens = tokens._replace(score=tokens.score.clamp_min(LEAST_SCORE))
+    tokens = laid_out(grouped)
     joined = _join_pivots(state, tokens, rules)
     passed = ~joined & _pass_gate(state, tokens, rules.gate)
     waiting = _waiting(state, _select(tokens, passed))
@@ -31,7 +36,15 @@ def voxel_merge(state: RowState, tokens: RowTokens, rules: MergeRules) -> tuple[
         state.weight.clamp_(max=rules.inertia)
     merged, buffered = int(joined.sum()), int(passed.sum())
     gated = len(joined) - merged - buffered
-    return state, MergeCounts(merged, buffered, gated, len(pivots[0]), remerged)
+    counts = [merged, buffered, gated, len(pivots[0]), remerged]
+    return state, torch.tensor(counts, device=joined.device)
+
+
+def laid_out(grouped: RowTokens) -> Tokens:
+    """The tokens in the order of their rows."""
+    grouped = in_use(grouped)
+    keys, values, score = (part[grouped.order].float() for part in grouped[2:])
+    return Tokens(rows_of(grouped), keys, values, score.clamp_min(LEAST_SCORE))
 
 
 def fold_in(state: RowState, rows: Tensor, pivot: RowState) -> int:
@@ -48,7 +61,7 @@ def fold_in(state: RowState, rows: Tensor, pivot: RowState) -> int:
     return int(full.sum())
 
 
-def _join_pivots(state: RowState, tokens: RowTokens, rules: MergeRules) -> Tensor:
+def _join_pivots(state: RowState, tokens: Tokens, rules: MergeRules) -> Tensor:
     """Step 1, in place; → which tokens have joined a pivot [N]."""
     unit = F.normalize(state.pivot_keys, dim=-1)[tokens.row]
     cosine = (unit @ F.normalize(tokens.keys, dim=-1)[..., None])[..., 0]  # [N, G]
@@ -68,24 +81,24 @@ def _join_pivots(state: RowState, tokens: RowTokens, rules: MergeRules) -> Tenso
     return joined
 
 
-def _pass_gate(state: RowState, tokens: RowTokens, gate: float) -> Tensor:
+def _pass_gate(state: RowState, tokens: Tokens, gate: float) -> Tensor:
     """Step 2: tokens [N] that score enough, or whose row has no pivot yet."""
     mean_score = state.score_sum.sum(-1) / state.members.sum(-1)  # NaN without pivots: nothing is below it
     return ~(tokens.score <= gate * mean_score[tokens.row])
 
 
-def _waiting(state: RowState, tokens: RowTokens) -> RowTokens:
+def _waiting(state: RowState, tokens: Tokens) -> Tokens:
     """Buffered tokens and new ones together, by row and by falling score, older first among equals."""
     row, slot = (state.buffer_score > -torch.inf).nonzero().unbind(-1)
-    buffered = RowTokens(
+    buffered = Tokens(
         row, state.buffer_keys[row, slot], state.buffer_values[row, slot], state.buffer_score[row, slot]
     )
-    both = RowTokens(*(torch.cat(parts) for parts in zip(buffered, tokens, strict=True)))
+    both = Tokens(*(torch.cat(parts) for parts in zip(buffered, tokens, strict=True)))
     by_score = both.score.sort(descending=True, stable=True).indices
     return _select(both, by_score[both.row[by_score].sort(stable=True).indices])
 
 
-def _ranks(waiting: RowTokens) -> tuple[Tensor, Tensor]:
+def _ranks(waiting: Tokens) -> tuple[Tensor, Tensor]:
     """Place of each token within its row [N], and how many its row has [N]."""
     row = waiting.row
     _, index, length = row.unique_consecutive(return_inverse=True, return_counts=True)
@@ -94,7 +107,7 @@ def _ranks(waiting: RowTokens) -> tuple[Tensor, Tensor]:
 
 
 def _fill_buffers(
-    state: RowState, waiting: RowTokens, rank: Tensor, fill: Tensor
+    state: RowState, waiting: Tokens, rank: Tensor, fill: Tensor
 ) -> tuple[RowState, tuple[Tensor, Tensor, RowState]]:
     """Step 3 → the state with new buffers; and row, ordinal in the row and content of the new pivots."""
     capacity = state.buffer_score.shape[1]
@@ -105,11 +118,11 @@ def _fill_buffers(
     for buffer, part in zip(buffers, rest[1:], strict=True):
         buffer[rest.row, slot] = part
     state = state._replace(buffer_keys=buffers[0], buffer_values=buffers[1], buffer_score=buffers[2])
-    groups = RowTokens(*(part[full].unflatten(0, (-1, capacity)) for part in waiting))
+    groups = Tokens(*(part[full].unflatten(0, (-1, capacity)) for part in waiting))
     return state, (groups.row[:, 0], rank[full][::capacity] // capacity, _aggregate(groups))
 
 
-def _aggregate(groups: RowTokens) -> RowState:
+def _aggregate(groups: Tokens) -> RowState:
     """Groups of B tokens [n, B, …], best first → one pivot each."""
     unit = F.normalize(groups.keys, dim=-1)
     omega = (unit @ unit[:, 0, :, None])[..., 0].exp()  # [n, B]
@@ -164,5 +177,5 @@ def _fold_lightest(state: RowState, rows: Tensor) -> Tensor:
     return victim
 
 
-def _select(tokens: RowTokens, index: Tensor) -> RowTokens:
-    return RowTokens(*(part[index] for part in tokens))
+def _select(tokens: Tokens, index: Tensor) -> Tokens:
+    return Tokens(*(part[index] for part in tokens))

@@ -14,10 +14,10 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from stac_core.kernels.attend_triton import check_reachable, require
-from stac_core.kernels.voxel_merge import LEAST_SCORE, MergeCounts, MergeRules, RowState, RowTokens
-from stac_core.kernels.voxel_merge_rows import group_by_row
+from stac_core.kernels.voxel_merge import LEAST_SCORE, LIKE, MergeRules, RowState, RowTokens, check_merge
 
 __all__ = ["require", "voxel_merge"]
 
@@ -29,25 +29,27 @@ WARPS = 1  # of one row
 REGISTERS = 120  # of a thread: about the fewest without spilling on any GPU, so that most rows run at once
 
 
-def voxel_merge(state: RowState, tokens: RowTokens, rules: MergeRules) -> tuple[RowState, MergeCounts]:
+def voxel_merge(state: RowState, tokens: RowTokens, rules: MergeRules) -> tuple[RowState, Tensor]:
     """The contract of `voxel_merge.py`."""
-    state, tokens, order, start = group_by_row(state, tokens)
-    check_reachable("tokens.row", tokens.row)
+    check_merge(state, tokens)
+    check_reachable(LIKE, tokens.order)
+    state = RowState(*(part.contiguous() for part in state))
+    start, order, keys, values, score = (part.contiguous() for part in tokens)
     after = RowState(*(torch.empty_like(part) for part in state))
     rows, pivots, dim = state.pivot_keys.shape
-    score_left = torch.empty_like(tokens.score)
+    score_left = torch.empty_like(order, dtype=score.dtype)
     counts = torch.empty(rows, 5, dtype=torch.int32, device=order.device)
     if rows:
         with torch.cuda.device_of(order):  # Triton launches on the current device
             _merge_kernel[(rows,)](
-                *state, *after, order, start, tokens.keys, tokens.values, tokens.score, score_left, counts,
+                *state, *after, order, start, keys, values, score, score_left, counts,
                 rules.threshold, rules.gate, rules.inertia or float("inf"),
                 DIM=dim, WIDTH=triton.next_power_of_2(dim), PIVOTS=pivots,
                 PIVOT_WIDTH=triton.next_power_of_2(pivots), BUFFER=state.buffer_score.shape[1],
                 BUFFER_WIDTH=triton.next_power_of_2(state.buffer_score.shape[1]), BLOCK=BLOCK, TOKENS=TOKENS,
                 num_warps=WARPS, maxnreg=REGISTERS,
             )  # fmt: skip
-    return after, MergeCounts(*counts.sum(0).tolist())
+    return after, counts.sum(0)
 
 
 @triton.jit
@@ -128,7 +130,7 @@ def _load_waiting(
     token = tl.load(order + first + positions - BUFFER, mask=is_fresh, other=0)
     new = token[:, None] * DIM + channel[None]
     new = tl.load(fresh + new, mask=is_fresh[:, None] & (channel[None] < DIM), other=0.0)
-    return old + new
+    return old + new.to(tl.float32)
 
 
 @triton.jit
@@ -163,8 +165,8 @@ def _merge_kernel(
         token = tl.load(order + i, mask=i < last, other=0)
         at_token = token[:, None] * DIM + channel[None]
         in_token = (i < last)[:, None] & (channel[None] < DIM)
-        key = tl.load(keys + at_token, mask=in_token, other=0.0)
-        value = tl.load(values + at_token, mask=in_token, other=0.0)
+        key = tl.load(keys + at_token, mask=in_token, other=0.0).to(tl.float32)
+        value = tl.load(values + at_token, mask=in_token, other=0.0).to(tl.float32)
         own_score = tl.maximum(tl.load(score + token, mask=i < last, other=0.0), LEAST)
         length = tl.maximum(tl.sqrt(tl.sum(key * key, 1)), SMALLEST_NORM)
         best = tl.full([TOKENS], float("-inf"), tl.float32)

@@ -49,12 +49,14 @@ def test_eviction_keeps_what_the_original_keeps(case):
     anchors = AnchorStore(layers, heads, KeyValues(layers), CPU)
     capacity = case["hh"] * tokens
     candidates = anchors.candidates(window, leaving)
-    choice = choose("score", candidates.score, capacity)
+    kept = choose("score", candidates.score, capacity)
+    goes = torch.ones_like(candidates.score, dtype=torch.bool).scatter_(-1, kept, False)
     if "dropped" in part:
-        assert torch.equal(leaving[choice.dropped], part["dropped"].long())
-    evicted = anchors.renew(window, leaving, candidates, choice, evict=True)
+        assert torch.equal(leaving.expand_as(goes)[goes], part["dropped"].long().flatten())
+    evicted = anchors.renew(window, leaving, candidates, kept, evict=True)
+    assert torch.equal(evicted.voxel.view_as(goes), candidates.voxel.masked_fill(~goes, NOWHERE))
     window.keep(pinned | recent)
-    stays = torch.cat([leaving[choice.kept], frame[:0].expand(layers, heads, 0)], -1)
+    stays = torch.cat([leaving[kept], frame[:0].expand(layers, heads, 0)], -1)
     rest = (pinned | recent).nonzero()[:, 0].expand(layers, heads, -1)
     everything, order = torch.cat([stays, rest], -1).sort(-1)
     assert torch.equal(everything, part["keep"].long())
@@ -68,7 +70,7 @@ def test_eviction_keeps_what_the_original_keeps(case):
             found = torch.cat([getattr(s, name) for s in segments], 1)
             found = found.gather(1, order[layer, ..., None].expand(-1, -1, found.shape[-1]))
             assert torch.equal(found, part["K_after" if name == "keys" else "V_after"][layer])
-    assert evicted.keys.shape[:2] == (layers * heads, len(leaving) - choice.kept.shape[-1])
+    assert evicted.keys.shape[:2] == (layers * heads, len(leaving))
 
 
 def test_among_many_ties_as_much_score_stays_as_in_the_original():
@@ -76,10 +78,10 @@ def test_among_many_ties_as_much_score_stays_as_in_the_original():
     figures, settings = golden_cache("evict_quirk")
     case, score, tokens = settings["cases"][0], figures["ties.score"], settings["P"]
     old = slice(tokens, (case["live_frames"] - case["win"]) * tokens)  # beyond pinned frame and window
-    choice = choose("score", score[..., old], case["hh"] * tokens)
+    kept = choose("score", score[..., old], case["hh"] * tokens)
     theirs = figures["ties.keep"].long()
     theirs = theirs[(theirs >= old.start) & (theirs < old.stop)].view(*score.shape[:2], -1)
-    ours = choice.kept + old.start
+    ours = kept + old.start
     values = [score.gather(-1, kept).sort(-1).values for kept in (ours, theirs)]
     assert torch.equal(*values)
     assert not torch.equal(ours, theirs) and (ours <= theirs).all()
@@ -108,9 +110,8 @@ def test_a_pinned_frame_stays_whole_where_the_original_loses_it():
 
 
 def test_among_equal_scores_the_older_token_stays():
-    choice = choose("score", torch.tensor([[1.0, 2, 1, 1, 2]]), 3)
-    assert choice.kept.tolist() == [[0, 1, 4]]
-    assert choice.dropped.tolist() == [[2, 3]]
+    kept = choose("score", torch.tensor([[1.0, 2, 1, 1, 2]]), 3)
+    assert kept.tolist() == [[0, 1, 4]]
 
 
 @pytest.mark.parametrize("case", golden_cache("voxel")[1]["cases"], ids=lambda case: case["case"])

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stac_core.kernels.voxel_merge import MergeRules, RowState, RowTokens
+from stac_core.kernels.voxel_merge import MergeCounts, MergeRules, RowState
+from stac_core.kernels.voxel_merge_rows import group_by_row
 from stac_core.kernels.voxel_merge_torch import voxel_merge
 
 
@@ -85,21 +86,20 @@ def test_merging_equals_merging_token_by_token(rows, count, calls, seed, slots, 
         row = torch.randint(rows, (count,), generator=generator)
         which = torch.randint(3, (count,), generator=generator)
         noise = torch.randn(2, count, dim, generator=generator)
-        tokens = RowTokens(
-            row, centres[which] + 0.5 * noise[0], noise[1], torch.rand(count, generator=generator) + 0.01
-        )
+        keys, score = centres[which] + 0.5 * noise[0], torch.rand(count, generator=generator) + 0.01
+        tokens = group_by_row(row, rows, keys, noise[1], score)
         before = state
         kept = RowState(*(part.clone() for part in before))
         state, counts = voxel_merge(before, tokens, rules)
         assert all(torch.equal(a, b) for a, b in zip(before, kept, strict=True)), "the input was changed"
-        total = dict.fromkeys(counts._fields, 0)
+        total = dict.fromkeys(MergeCounts._fields, 0)
         for r, (pivots, buffer) in enumerate(plain):
             mine = [
                 (tokens.keys[i], tokens.values[i], float(tokens.score[i])) for i in (row == r).nonzero()[:, 0]
             ]
             for name, n in merge_row(pivots, buffer, mine, rules, (slots, waiting)).items():
                 total[name] += n
-        assert counts._asdict() == total
+        assert MergeCounts(*counts.tolist())._asdict() == total
         for r, (pivots, buffer) in enumerate(plain):
             held = state.members[r] > 0
             assert int(held.sum()) == len(pivots)

@@ -150,7 +150,7 @@ def types_of(argument: object) -> object:
 
 
 def merge_variants(capability: int):
-    """The merge at the default capacities; floats everywhere but in the order and the counts."""
+    """The merge at the default capacities, of tokens in 32 and 16 bits."""
     names = voxel_merge_triton._merge_kernel.arg_names
     types: dict[str, object] = dict.fromkeys(names, "*fp32")
     types |= {"order": "*i64", "start": "*i64", "counts": "*i32"}
@@ -161,7 +161,9 @@ def merge_variants(capability: int):
     }  # fmt: skip
     types |= {name: Constant(value) for name, value in constants.items()}
     tile = attend_triton.Tile(0, 0, voxel_merge_triton.WARPS, 3, voxel_merge_triton.REGISTERS)
-    yield compile_kernel(voxel_merge_triton._merge_kernel, types, tile, capability) | {"dtype": "*fp32"}
+    for dtype in ("*fp32", "*bf16"):
+        types |= {"keys": dtype, "values": dtype}
+        yield compile_kernel(voxel_merge_triton._merge_kernel, types, tile, capability) | {"dtype": dtype}
 
 
 def gather_variants(capability: int):

@@ -71,7 +71,6 @@ from stac_core.kernels import attend_torch, cuda_library, gather_torch
 from stac_core.kernels.attend import CodedSegment, Codes, Segment
 from stac_core.kernels.gather import Page, Wanted, shares
 from stac_core.kernels.voxel_merge import MergeRules, RowState, RowTokens
-from stac_core.kernels.voxel_merge_rows import group_by_row
 from stac_core.kernels.voxel_merge_torch import voxel_merge
 from stac_core.kernels.random_merges import empty_state, random_tokens
 from kernels.coded import random_segments
@@ -97,10 +96,8 @@ def mass(q, keys, key_grids, factors, biases, bits, lse, factor):
     return torch.cat(attend_torch.attend(q, parts, True).key_mass, 1) * factor
 
 def merge(state, order, start, keys, values, score, threshold, gate, heaviest):
-    row = torch.empty_like(order)
-    row[order] = torch.arange(len(start) - 1).repeat_interleave(start.diff())
     rules = MergeRules(threshold, gate, 0.0)
-    after, _ = voxel_merge(RowState(*state), RowTokens(row, keys, values, score), rules)
+    after, _ = voxel_merge(RowState(*state), RowTokens(start, order, keys, values, score), rules)
     return [*after, torch.zeros(len(start) - 1, 5, dtype=torch.int32)]
 
 def gather(keys, values, bias, page_keys, key_grids, page_values, value_grids, first, bits, slots, members,
@@ -126,10 +123,8 @@ torch.library.opcheck(ops.attend_forward, (q, *only))
 torch.library.opcheck(ops.attend_mass, (q, *lists, *others, lse, 1.0))
 torch.library.opcheck(ops.attend_mass, (q[:, ::2], *lists, *others, lse[:, ::2], 2.5))
 state, tokens = empty_state(6, 4, 8, 16), random_tokens(6, 70, 16, seed=1)
-state, tokens, order, start = group_by_row(state, tokens)
-torch.library.opcheck(
-    ops.voxel_merge, (list(state), order, start, *tokens[1:], 0.8, 0.2, float("inf"))
-)
+start, order, *rest = tokens
+torch.library.opcheck(ops.voxel_merge, (list(state), order, start, *rest, 0.8, 0.2, float("inf")))
 kind, dim = small()["kinds"][0], 16
 page, (share,), total = kind.pages[0], *shares([kind])
 outputs = torch.zeros(2, 3, dim), torch.zeros(2, 3, dim), torch.zeros(2, 3)

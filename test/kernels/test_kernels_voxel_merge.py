@@ -7,8 +7,9 @@ import torch
 from kernels.emulated import EmulatedMerge, build, can_build, stand_in
 
 from stac_core.kernels import voxel_merge_cuda, voxel_merge_triton
-from stac_core.kernels.random_merges import RULES, decisive, empty_state, random_tokens
-from stac_core.kernels.voxel_merge import MergeRules, RowTokens
+from stac_core.kernels.random_merges import RULES, decisive, empty_state, in_16_bits, random_tokens
+from stac_core.kernels.voxel_merge import MergeRules
+from stac_core.kernels.voxel_merge_rows import group_by_row
 from stac_core.kernels.voxel_merge_torch import voxel_merge as reference
 
 
@@ -53,14 +54,15 @@ def test_a_series_of_calls_agrees_with_the_reference(backend, pivots, buffer, di
     seen = torch.zeros(5, dtype=torch.int64)
     for call in range(calls):
         tokens = decisive(state, random_tokens(6, count, dim, seed=call), rules)
+        tokens = decisive(state, in_16_bits(tokens), rules) if call else tokens
         before = [part.clone() for part in state]
         got, got_counts = backend(state, tokens, rules)
         expected, counts = reference(state, tokens, rules)
-        assert got_counts == counts
+        assert torch.equal(got_counts, counts)
         assert_same(got, expected)
         assert all(torch.equal(a, b) for a, b in zip(before, state, strict=True))
         state = expected
-        seen += torch.tensor(counts)
+        seen += counts
     assert (seen[[0, 1, 3, 4]] > 0).all() and (seen[2] > 0 or rules.gate == 0)  # everything happened
 
 
@@ -68,7 +70,7 @@ def test_equal_scores_keep_the_older_token_first(backend):
     state = empty_state(1, 4, 8, 16)
     g = torch.Generator().manual_seed(3)
     keys, values = torch.randn(2, 11, 16, generator=g)
-    tokens = RowTokens(torch.zeros(11, dtype=torch.int64), keys, values, torch.ones(11))
+    tokens = group_by_row(torch.zeros(11, dtype=torch.int64), 1, keys, values, torch.ones(11))
     state, _ = backend(state, tokens, RULES)
     assert torch.equal(state.buffer_keys[0, :3], keys[8:])
     torch.testing.assert_close(state.members[0], torch.tensor([8.0, 0, 0, 0]))
@@ -83,15 +85,25 @@ def test_strided_views_are_read_like_copies(backend):
         backend(strided, tokens, RULES),
         backend(state, tokens, RULES),
     )
-    assert counts == expected_counts
+    assert torch.equal(counts, expected_counts)
     assert_same(got, expected)
+
+
+def test_rows_take_their_tokens_from_anywhere_in_a_longer_order(backend):
+    """As the rows of one of several merges do."""
+    state, tokens = empty_state(6, 4, 8, 16), random_tokens(6, 90, 16, seed=1)
+    late = type(state)(*(part[3:] for part in state))
+    got, counts = backend(late, tokens._replace(start=tokens.start[3:]), RULES)
+    expected, _ = backend(state, tokens, RULES)
+    assert_same(got, type(state)(*(part[3:] for part in expected)))
+    assert int(counts[:3].sum()) == int(tokens.start[-1] - tokens.start[3]) < 90
 
 
 def test_nothing_to_merge_changes_nothing(backend):
     state, _ = reference(empty_state(6, 4, 8, 16), random_tokens(6, 200, 16, seed=1), RULES)
     none = random_tokens(6, 0, 16, seed=1)
     after, counts = backend(state, none, RULES)
-    assert tuple(counts) == (0, 0, 0, 0, 0)
+    assert counts.tolist() == [0, 0, 0, 0, 0]
     assert_same(after, state)
 
 
@@ -106,7 +118,10 @@ CHECKING = {
     [
         ("keys", torch.zeros(7, 17), r"tokens.keys: expected shape \[7, 16\], got \[7, 17\]"),
         ("score", torch.zeros(7).double(), "tokens.score: expected torch.float32, got torch.float64"),
-        ("row", torch.zeros(7), "tokens.row: expected torch.int64, got torch.float32"),
+        ("keys", torch.zeros(7, 16).double(), "tokens.keys: expected float32, bfloat16 or float16, got"),
+        ("values", torch.zeros(7, 16).half(), "tokens.values: expected torch.float32, got torch.float16"),
+        ("order", torch.zeros(7), "tokens.order: expected torch.int64, got torch.float32"),
+        ("start", torch.zeros(6, dtype=torch.int64), r"tokens.start: expected shape \[7\], got \[6\]"),
         ("score", torch.zeros(7, device="meta"), "tokens.score: is on meta"),
     ],
 )
@@ -136,5 +151,5 @@ def test_cuda_refuses_what_it_has_no_kernel_for():
     merge, tokens = voxel_merge_cuda.voxel_merge, random_tokens(6, 7, 16, seed=1)
     with pytest.raises(ValueError, match=r"state.pivot_keys: 33 pivots of 16 channels.* at most 32 and 128"):
         merge(empty_state(6, 33, 8, 16), tokens, RULES)
-    with pytest.raises(ValueError, match=r"tokens.row: is on cpu, the cuda backend computes on CUDA devices"):
+    with pytest.raises(ValueError, match=r"tokens.order: is on cpu, the cuda backend computes on CUDA devices"):
         merge(empty_state(6, 4, 8, 16), tokens, RULES)

@@ -93,7 +93,7 @@ def _tiles(works: Works, baseline: float, device: torch.device) -> Rows:
 
 
 def _merges(rows: int, ceilings: Ceilings, device: torch.device) -> Rows:
-    """The whole call, and the kernel's share of it without sorting the tokens."""
+    """The whole call; the tokens come sorted by row."""
     timed = problem(rows, device)
     results: Rows = []
     for merged, warps, registers in MERGE:
@@ -106,8 +106,6 @@ def _merges(rows: int, ceilings: Ceilings, device: torch.device) -> Rows:
             {"tokens": merged, "warps": warps, "registers": registers, "ms": ms, "of_roofline": share,
              "error": error}
         )  # fmt: skip
-    grouping = partial(voxel_merge_triton.group_by_row, timed.state, timed.tokens)
-    results.append({"tokens": None, "ms": median_ms(grouping, device), "error": "sorting the tokens alone"})
     return _fastest_first(results)
 
 
