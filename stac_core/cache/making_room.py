@@ -75,7 +75,7 @@ class RoomMaker:
             self.recall(self.host.grid.find(keys.to("cpu")))
             away = self.host.grid.find(keys.to("cpu")).to(keys.device)  # spilled, without room to come back
             found = torch.maximum(self._grid.find(keys), away)
-        new = places(torch.where(found < 0, keys, NOWHERE).flatten())
+        new = places(keys.masked_fill(found >= 0, NOWHERE).flatten())
         if len(new):
             added = new[: self._voxels_for(len(new))]
             self._grid.add(added, 0, self._moment)
@@ -132,10 +132,10 @@ class RoomMaker:
         return GRID_BYTES + self._rows.voxel_bytes
 
     def _room(self) -> int | None:
-        """Bytes that may still be allocated so that the limit also holds when all blocks come back."""
+        """Bytes that may still be allocated, so that the limit also holds when all blocks come back."""
         if self._limit is None:
             return None
-        return max(0, self._limit - self._rows.most_bytes - GRID_BYTES * self._grid.capacity)
+        return max(0, self._limit - self._rows.most_bytes - self._grid.most_bytes)
 
     def _make_room(self) -> bool:
         """One step of the first means that still helps."""

@@ -98,13 +98,19 @@ class Pages:
             found[here] = self._pages[page][name][local]
         return found
 
-    def write(self, name: str, places: Places, values: Tensor | float) -> None:
-        """Set the n rows located, all different, to [n, width] values, or all of them to one number."""
+    def write(
+        self, name: str, places: Places, values: Tensor | float, before: Tensor | None = None
+    ) -> None:
+        """Set the n rows located, all different, to [n, width] values, or all of them to one number.
+
+        before: what they hold now [n, width], from whoever knows.
+        """
         for page, here, local in places.parts:
             column = self._pages[page][name]
             if self._overwritten is not None:
-                self._overwritten.append(_Overwritten([{name: column}], local, {name: column[local]}))
-            column[local] = values if here is None or not isinstance(values, Tensor) else values[here]
+                old = column[local] if before is None else _those(before, here)
+                self._overwritten.append(_Overwritten([{name: column}], local, {name: old}))
+            column[local] = _those(values, here) if isinstance(values, Tensor) else values
 
     @property
     def watched(self) -> bool:
@@ -140,6 +146,10 @@ class Pages:
         if state:
             self._starts, self._pages = [0], [{name: state[name] for name in self._columns}]
             self.length = len(next(iter(self._pages[0].values())))
+
+
+def _those(values: Tensor, here: Tensor | None) -> Tensor:
+    return values if here is None else values[here]
 
 
 class _Overwritten(NamedTuple):

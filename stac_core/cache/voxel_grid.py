@@ -16,7 +16,7 @@ from stac_core.cache.saved_state import State
 from stac_core.cache.voxel_keys import NOWHERE, neighbourhood, pack, parents, unpack
 
 
-BEYOND = (1 << 63) - 1  # above all keys
+BEYOND = (1 << 63) - 1  # above all keys of cells
 
 
 class Frustum(NamedTuple):
@@ -45,7 +45,8 @@ class VoxelGrid:
         self.place = torch.empty(0, 3, device=device)  # mean of the points of the pass that last saw it
         self.frame = torch.empty(0, dtype=torch.int64, device=device)  # its newest frame; −1 = not known
         self._held: dict[int, int] = {}  # level → how many voxels it has, known to the host
-        self._index: dict[int, tuple[Tensor, Tensor]] = {}  # level → sorted keys, their voxel numbers; `_ended`
+        self._index: dict[int, tuple[Tensor, Tensor]] = {}  # level → sorted keys, their voxel numbers
+        self._beyond = torch.tensor([BEYOND], device=device)  # the last of these, so that every search ends
 
     @property
     def capacity(self) -> int:
@@ -69,8 +70,14 @@ class VoxelGrid:
     @property
     def bytes(self) -> int:
         index = sum(t.nbytes for pair in self._index.values() for t in pair)
-        columns = (self.key, self.level, self.visited, self.place, self.frame)
+        columns = (self.key, self.level, self.visited, self.place, self.frame, self._beyond)
         return sum(column.nbytes for column in columns) + index
+
+    @property
+    def most_bytes(self) -> int:
+        """Allocated once all numbers are in use."""
+        entries = self.spare if self._index else self.spare + 1
+        return self.bytes + 2 * self.key.itemsize * entries
 
     def grow(self, voxels: int) -> None:
         """Make room for more voxels; existing numbers stay."""
@@ -180,16 +187,12 @@ class VoxelGrid:
 
     def _rebuild(self) -> None:
         self._index = {}
-        for level, count in self._held.items():
-            if count:
-                keys = self.key.masked_fill(self.level != level, NOWHERE)
-                known, numbers = (part[self.capacity - count :] for part in keys.sort())  # NOWHERE comes first
-                self._index[level] = _ended(known, BEYOND), _ended(numbers, -1)
-
-
-def _ended(part: Tensor, last: int) -> Tensor:
-    """A copy with one entry more, found by whoever looks beyond the last one."""
-    return torch.cat([part, part.new_full((1,), last)])
+        levels = [level for level, count in self._held.items() if count]
+        for level in levels:
+            keys = self.key if len(levels) == 1 else self.key.masked_fill(self.level != level, NOWHERE)
+            sorted_keys, numbers = torch.cat([keys, self._beyond]).sort()
+            first = self.capacity - self._held[level]  # NOWHERE comes before
+            self._index[level] = sorted_keys[first:].clone(), numbers[first:].clone()
 
 
 def _changed(column: Tensor, voxels: Tensor, values: Tensor | int) -> Tensor:

@@ -270,7 +270,7 @@ class VoxelMemory:
         for candidates in chosen:
             members = candidates.members
             if candidates.kind == "buffers":
-                members = (members > 0).float()
+                members = members.sign()
             pool = self.rows.kinds[candidates.kind].pool
             kinds.append(Wanted(pool.pages, pool.bits, candidates.slots, members))
         width = budget if budget >= 0 else sum(kind.slots.shape[1] for kind in kinds)

@@ -10,6 +10,7 @@ from itertools import islice
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from stac_core.cache import key_length
@@ -51,8 +52,10 @@ class Kind:
 
     def used(self, occupied: Tensor) -> Tensor:
         """Which blocks [n, blocks_per_row] hold one of the slots that are occupied [n, slots_per_row]."""
+        if self.block == 1:
+            return occupied
         missing = self.blocks_per_row * self.block - self.slots_per_row
-        padded = torch.nn.functional.pad(occupied, (0, missing)) if missing else occupied
+        padded = F.pad(occupied, (0, missing)) if missing else occupied
         return padded.unflatten(-1, (self.blocks_per_row, self.block)).any(-1)
 
     def within(self, used: Tensor) -> Tensor:
@@ -77,7 +80,7 @@ class Kind:
         if taken:
             entries = entries.masked_scatter(won, self.pool.take(taken))
         if entries is not blocks:
-            self.table.write("first", self.table.locate(rows), entries)
+            self.table.write("first", self.table.locate(rows), entries, blocks)
         return self.slots(entries)
 
 
@@ -196,7 +199,7 @@ class VoxelRows:
             pivot_keys, pivot_values = key_length.relax(pivot_keys, pivot_values, pivots[..., 2])
             buffer_keys, buffer_values = key_length.widen(buffer_keys, buffer_values)
         weight, score_sum, members, score = pivots[..., 0], pivots[..., 1], pivots[..., -1], buffers[..., 0]
-        buffer_score = score.masked_fill(score <= 0, -torch.inf)
+        buffer_score = F.threshold(score, 0.0, -torch.inf)  # 0 where there is nothing
         state = RowState(
             pivot_keys, pivot_values, weight, score_sum, members, buffer_keys, buffer_values, buffer_score
         )
