@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from stac_core.cache.key_values import KeyScale, KeyValues
 from stac_core.cache.saved_state import State
 from stac_core.cache.voxel_memory import Retrieved
+from stac_core.device import Later
 from stac_core.kernels.attend import AnySegment
 
 
@@ -17,20 +17,16 @@ class RetrievedSet:
     def __init__(self, layers: int, bits: int, scale: KeyScale) -> None:
         self._bias = torch.empty(layers, 0, 0)  # [layers, heads, tokens]
         self._memory = KeyValues(layers, bits, scale)
-        self._width: int | Tensor = 0
+        self._width: int | Later = 0
 
     @property
     def width(self) -> int:
-        """Tokens of the fullest lane; columns that are padding in every lane are left out.
-
-        The host looks when it is first asked, so that filling does not wait for the device.
-        """
-        self._width = int(self._width)
-        return self._width
+        """Tokens of the fullest lane; columns that are padding in every lane are left out."""
+        return int(self._width)
 
     def fill(self, found: Retrieved) -> None:
         """Take over what was found, once, without a copy of what is exact."""
-        self._width = found.length.amax()
+        self._width = Later(found.length.amax())
         self._bias = found.bias.unflatten(0, (len(self._bias), -1))
         self._memory.hold(self._memory.encode(found.keys, found.values))
 

@@ -55,18 +55,20 @@ class SpatialMemory:
         places = sum(note.nbytes for note in notes if note is not None)
         return places + (self.retrieved.bytes if self.retrieved is not None else 0)
 
-    def place(self, positions: TokenPositions, first_frame: int, limit: int | None) -> Tensor:
-        """Voxel keys [S · P] of new tokens; freezes the voxel edge with the first chunk that shows depth."""
+    def place(self, positions: TokenPositions) -> Tensor:
+        """Voxel keys [S, P] of new tokens; freezes the voxel edge with the first chunk that shows depth."""
         if not self.edge:
             scale = 1.0
             if self._config.voxel_unit == "scene":
                 scale = positions.median_depth() * positions.coarseness
             self.edge = self._config.voxel_size * scale if math.isfinite(scale) and scale > 0 else 0.0
-        frames, tokens = positions.valid.shape
-        if self.edge:
-            keys = keys_from_points(positions.points, positions.valid, self.edge)
-        else:
-            keys = torch.full((frames, tokens), NOWHERE, device=positions.valid.device)
+        if not self.edge:
+            return torch.full(positions.valid.shape, NOWHERE, device=positions.valid.device)
+        return keys_from_points(positions.points, positions.valid, self.edge)
+
+    def enter(self, positions: TokenPositions, keys: Tensor, first_frame: int, limit: int | None) -> None:
+        """Begin a pass with new tokens and their voxel keys [S, P]: every place seen gets a voxel."""
+        frames, tokens = keys.shape
         self._unplaced = self._unplaced + (keys[:, self._network.special_tokens :] == NOWHERE).sum()
         if not positions.lost:
             self._recent = torch.cat([self._recent, keys.flatten()])[-self._config.window_size * tokens :]
@@ -78,7 +80,6 @@ class SpatialMemory:
             )
         if self._config.prefetch:
             self._look_ahead(positions)
-        return keys.flatten()
 
     def move(self, frames: Tensor, new_from_old: Tensor, keys: list[Tensor]) -> list[Tensor]:
         """Move all places with the frames that saw them; keys of tokens → the same after the move."""

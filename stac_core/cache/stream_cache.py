@@ -115,10 +115,13 @@ class StreamCache:
         looked_at = [mass for mass in self._looked_at if mass is not None]
         if looked_at:
             spatial.feed_back(torch.cat(looked_at))
-        self._place(spatial, positions)
+        if positions is None:
+            positions = TokenPositions.nowhere(self._frames, self._tokens_per_frame, spatial.device)
+        keys = self._place(spatial, positions)
+        evicted = self._forget()  # before the host first waits, while the device is still at the pass
+        self._enter(spatial, positions, keys)
         if not self._config.retrieve_after_merge:
             self._retrieve(spatial, first_frame)
-        evicted = self._forget()
         if evicted is not None:
             spatial.insert(evicted)
         if self._config.retrieve_after_merge:
@@ -242,15 +245,18 @@ class StreamCache:
         self.frames_seen += self._frames
         self._camera.settle(frames, self._moment, self._oldest(camera_frames(self._config)), self._pins)
 
-    def _place(self, spatial: SpatialMemory, positions: TokenPositions | None) -> None:
-        """Give the new tokens their voxel keys."""
-        if positions is None:
-            positions = TokenPositions.nowhere(self._frames, self._tokens_per_frame, spatial.device)
+    def _place(self, spatial: SpatialMemory, positions: TokenPositions) -> Tensor:
+        """Give the new tokens their voxel keys [S, P]."""
+        keys = spatial.place(positions)
+        self._live.place(keys.flatten())
+        return keys
+
+    def _enter(self, spatial: SpatialMemory, positions: TokenPositions, keys: Tensor) -> None:
+        """Have voxels for them."""
         limit = None
         if self._config.memory_budget:
             limit = self._config.memory_budget - self._most_live_bytes
-        first_frame = self.frames_seen - self._frames
-        self._live.place(spatial.place(positions, first_frame, limit))
+        spatial.enter(positions, keys, self.frames_seen - self._frames, limit)
 
     def _retrieve(self, spatial: SpatialMemory, first_frame: int) -> None:
         queries = [q for q in self._queries if q is not None]

@@ -244,7 +244,7 @@ class VoxelMemory:
     def _candidates(self, kind: str, rows: Tensor) -> tuple[Candidates, Tensor]:
         """Everything of one kind in rows [lanes, n]; and its weight or score, 0 only where nothing is."""
         slots, figures = self.rows.figures(self.rows.kinds[kind], rows.flatten())
-        slots, members, weight = (x.view(len(rows), -1) for x in (slots, figures[..., -1], figures[..., 0]))
+        slots, members, weight = (x.reshape(len(rows), -1) for x in (slots, figures[..., -1], figures[..., 0]))
         return Candidates(kind, slots, members), weight
 
     def _by_query(self, pivots: Candidates, query: Tensor) -> Tensor:
