@@ -56,7 +56,7 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 class Later:
-    """A number [] of the device that the host will ask for: then it waits for this one, not for what follows."""
+    """A number [] of the device that the host will ask for, then waiting for it but not for what follows."""
 
     def __init__(self, number: Tensor) -> None:
         self._number, self._there = number, None

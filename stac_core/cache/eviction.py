@@ -7,6 +7,7 @@ stays and every run makes the same choice.
 from __future__ import annotations
 
 from collections.abc import Callable
+
 import torch
 from torch import Tensor
 

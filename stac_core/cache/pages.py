@@ -98,9 +98,7 @@ class Pages:
             found[here] = self._pages[page][name][local]
         return found
 
-    def write(
-        self, name: str, places: Places, values: Tensor | float, before: Tensor | None = None
-    ) -> None:
+    def write(self, name: str, places: Places, values: Tensor | float, before: Tensor | None = None) -> None:
         """Set the n rows located, all different, to [n, width] values, or all of them to one number.
 
         before: what they hold now [n, width], from whoever knows.

@@ -80,7 +80,8 @@ class SlotPool:
     def take(self, blocks: int) -> Tensor:
         """First slots of so many free blocks [blocks] int32."""
         left = len(self._free) - blocks
-        taken, self._free = self._free[left:], self._free[:left].clone()  # without the memory of the taken ones
+        taken = self._free[left:]
+        self._free = self._free[:left].clone()  # a view would hold on to the taken entries
         return taken
 
     def give_back(self, first_slots: Tensor) -> None:

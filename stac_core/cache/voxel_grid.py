@@ -15,7 +15,6 @@ from torch import Tensor
 from stac_core.cache.saved_state import State
 from stac_core.cache.voxel_keys import NOWHERE, neighbourhood, pack, parents, unpack
 
-
 BEYOND = (1 << 63) - 1  # above all keys of cells
 
 

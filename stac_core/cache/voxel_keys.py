@@ -14,7 +14,9 @@ BITS = 21
 HALF = 1 << (BITS - 1)
 MASK = (1 << BITS) - 1
 MOST_REACH = 2  # of a neighbourhood
-FARTHEST = HALF - MOST_REACH - 2  # cell along an axis: its neighbours stay within 21 bits, those of NOWHERE out
+FARTHEST = (
+    HALF - MOST_REACH - 2
+)  # along an axis: cells around it keep to its bits, and none is around NOWHERE
 
 
 def keys_from_points(points: Tensor, valid: Tensor, edge: float) -> Tensor:
@@ -46,7 +48,7 @@ def places(keys: Tensor) -> Tensor:
 
 
 def neighbourhood(keys: Tensor, radius: int) -> Tensor:
-    """Keys within ±radius cells of the given ones [n] → [n, (2·radius + 1)³]; for NOWHERE, keys of no cell."""
+    """Keys within ±radius cells of the given ones [n] → [n, (2·radius + 1)³]; around NOWHERE, of no cell."""
     return keys[:, None] + _steps(radius, keys.device)
 
 

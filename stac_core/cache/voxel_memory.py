@@ -166,7 +166,7 @@ class VoxelMemory:
         if with_buffer:
             chosen.append(_best(*self._candidates("buffers", rows), budget))
         if budget < 0:
-            budget = int(sum((kind.members > 0).sum(-1) for kind in chosen).max())
+            budget = int(torch.cat([kind.members for kind in chosen], 1).count_nonzero(1).amax())
         found = None
         if self._config.feedback:
             found = chosen[0].slots.masked_fill(chosen[0].members == 0, -1)
@@ -244,7 +244,8 @@ class VoxelMemory:
     def _candidates(self, kind: str, rows: Tensor) -> tuple[Candidates, Tensor]:
         """Everything of one kind in rows [lanes, n]; and its weight or score, 0 only where nothing is."""
         slots, figures = self.rows.figures(self.rows.kinds[kind], rows.flatten())
-        slots, members, weight = (x.reshape(len(rows), -1) for x in (slots, figures[..., -1], figures[..., 0]))
+        by_lane = (x.reshape(len(rows), -1) for x in (slots, figures[..., -1], figures[..., 0]))
+        slots, members, weight = by_lane
         return Candidates(kind, slots, members), weight
 
     def _by_query(self, pivots: Candidates, query: Tensor) -> Tensor:

@@ -151,5 +151,7 @@ def test_cuda_refuses_what_it_has_no_kernel_for():
     merge, tokens = voxel_merge_cuda.voxel_merge, random_tokens(6, 7, 16, seed=1)
     with pytest.raises(ValueError, match=r"state.pivot_keys: 33 pivots of 16 channels.* at most 32 and 128"):
         merge(empty_state(6, 33, 8, 16), tokens, RULES)
-    with pytest.raises(ValueError, match=r"tokens.order: is on cpu, the cuda backend computes on CUDA devices"):
+    with pytest.raises(
+        ValueError, match=r"tokens.order: is on cpu, the cuda backend computes on CUDA devices"
+    ):
         merge(empty_state(6, 4, 8, 16), tokens, RULES)
