@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from stac_core.cache.key_values import KeyScale, KeyValues
+from stac_core.cache.later import Later
 from stac_core.cache.saved_state import State
 from stac_core.cache.voxel_memory import Retrieved
-from stac_core.device import Later
 from stac_core.kernels.attend import AnySegment
 
 

@@ -14,9 +14,7 @@ BITS = 21
 HALF = 1 << (BITS - 1)
 MASK = (1 << BITS) - 1
 MOST_REACH = 2  # of a neighbourhood
-FARTHEST = (
-    HALF - MOST_REACH - 2
-)  # along an axis: cells around it keep to its bits, and none is around NOWHERE
+FARTHEST = HALF - MOST_REACH - 2  # along an axis: what is around keeps to its bits, and out of what is at −1
 
 
 def keys_from_points(points: Tensor, valid: Tensor, edge: float) -> Tensor:

@@ -163,7 +163,8 @@ def merge_variants(capability: int):
     tile = attend_triton.Tile(0, 0, voxel_merge_triton.WARPS, 3, voxel_merge_triton.REGISTERS)
     for dtype in ("*fp32", "*bf16"):
         types |= {"keys": dtype, "values": dtype}
-        yield compile_kernel(voxel_merge_triton._merge_kernel, types, tile, capability) | {"dtype": dtype}
+        merge = compile_kernel(voxel_merge_triton._merge_kernel, types, tile, capability)
+        yield merge | {"dtype": "*fp32", "tokens": dtype}  # computes in float32 either way
 
 
 def gather_variants(capability: int):
