@@ -131,6 +131,7 @@ class VoxelRows:
     ) -> None:  # fmt: skip
         """key_scale [lanes, D]: divides keys before they are coded; None = no coding."""
         self.lanes, self.key_scale = lanes, key_scale
+        self._numbers = torch.arange(lanes, device=device)  # of the lanes
         self._shrink, self._touched = config.norm_keep, config.stale_after > 0
         self._chance: dict[str, torch.Generator] = {}  # kinds that are rounded by chance
         if config.pivot_rounding == "stochastic":
@@ -180,14 +181,11 @@ class VoxelRows:
 
     def of_voxels(self, voxels: Tensor) -> Tensor:
         """Row numbers [n, lanes] of voxels [n]."""
-        return self._rows(torch.arange(self.lanes, device=voxels.device), voxels[:, None])
+        return torch.add(self._numbers, voxels[:, None], alpha=self.lanes)
 
     def by_lane(self, voxels: Tensor) -> Tensor:
-        """The same [lanes, n]; for voxels [lanes, n] one each. Negative for those below 0."""
-        return self._rows(torch.arange(self.lanes, device=voxels.device)[:, None], voxels)
-
-    def _rows(self, lanes: Tensor, voxels: Tensor) -> Tensor:
-        return torch.add(lanes, voxels, alpha=self.lanes)
+        """The same [lanes, n]; of voxels [lanes, n] one each. Below 0 where the voxel is."""
+        return torch.add(self._numbers[:, None], voxels, alpha=self.lanes)
 
     def read(self, rows: Tensor) -> Content:
         """The content of rows [n]."""

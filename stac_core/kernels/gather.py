@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple, Protocol
 
 import torch
@@ -72,13 +73,9 @@ class Share(NamedTuple):
 
 def shares(kinds: Sequence[Wanted]) -> tuple[list[Share], Tensor]:
     """The share of each kind, and how many tokens all of them want [lanes]."""
-    total = torch.zeros(kinds[0].slots.shape[0], dtype=torch.int64, device=kinds[0].slots.device)
-    found = []
-    for kind in kinds:
-        wanted = (kind.members > 0).sum(-1)
-        found.append(Share(total, wanted))
-        total = total + wanted
-    return found, total
+    wanted = [(kind.members > 0).sum(-1) for kind in kinds]
+    before = [torch.zeros_like(wanted[0]), *accumulate(wanted)]
+    return [Share(*share) for share in zip(before, wanted, strict=False)], before[-1]
 
 
 def check_gather(

@@ -204,12 +204,18 @@ def test_the_voxel_edge_follows_the_scene_and_stays():
 
 @pytest.mark.parametrize(
     "change",
-    [{"allocator": "static"}, {"allocator": "slab"}, {"voxel_num": 1}, {"voxel_num": 500}],
-    ids=lambda change: "-".join(map(str, *change.items())),
+    [
+        {"allocator": "static"},
+        {"allocator": "slab"},
+        {"voxel_num": 1},
+        {"voxel_num": 500},
+        {"allocator": "slab", "voxel_buf_cap": 6, "voxel_piv_cap": 3},
+    ],
+    ids=lambda change: " ".join(f"{name} {value}" for name, value in change.items()),
 )
 @pytest.mark.parametrize("small", [0, 1 << 20], ids=["many pages", "one page"])
 def test_where_tokens_lie_in_memory_changes_nothing(change, small, monkeypatch):
-    _, expected = run(parity(), WALK, 40)
+    _, expected = run(parity(**{k: n for k, n in change.items() if k.endswith("cap")}), WALK, 40)
     monkeypatch.setattr(pages, "SMALL", small)
     monkeypatch.setattr(pages, "JOINED", 0)
     cache, out = run(parity(**change), WALK, 40)
