@@ -22,6 +22,7 @@ from stac_core.kernels.quantization import Codec
 from stac_core.kernels.slots import Factor, RowSlots, SlotKernels
 from stac_core.kernels.voxel_merge import MergeCounts, RowState
 
+TELLING = 16  # channels by which keys are told apart
 NO_BLOCK = -(1 << 24)  # so far below 0 that no slot of such a block reaches it
 
 
@@ -91,6 +92,7 @@ class Content(NamedTuple):
     state: RowState  # of n rows, in float32
     blocks: dict[str, Tensor]  # by kind: entries of the table [n, blocks_per_row]
     slots: dict[str, Tensor]  # by kind [n, slots_per_row], negative = none
+    factor: Factor | None  # that keys are divided by where they are coded
     touched: Tensor | None  # [n, pivots] when each pivot was last changed, in passes, where that is noted
 
 
@@ -201,12 +203,12 @@ class VoxelRows:
         state = RowState(
             pivot_keys, pivot_values, weight, score_sum, members, buffer_keys, buffer_values, buffer_score
         )
-        return Content(rows, state, blocks, slots, pivots[..., -2] if self._touched else None)
+        return Content(rows, state, blocks, slots, factor, pivots[..., -2] if self._touched else None)
 
     def fresh(self, rows: Tensor, state: RowState) -> Content:
         """Rows [n] without any slot as if they held `state`."""
         touched = torch.zeros_like(state.members) if self._touched else None
-        return Content(rows, state, *self._find(rows), touched)
+        return Content(rows, state, *self._find(rows), self._factor(rows), touched)
 
     def blocks(self, name: str, state: RowState) -> int:
         """Blocks of one kind that rows with this content hold."""
@@ -223,11 +225,10 @@ class VoxelRows:
             used = kind.used(occupied[name])
             coded = had = kind.within(used)
             if self._compared[name]:
-                altered = _altered(name, before.state, after) | ~_occupied(before.state)[name]
+                altered = _altered(name, before.state, after)
                 coded = occupied[name] & (altered | (before.slots[name] < 0))
                 if touched is not None and name == "pivots":
-                    changed = altered | (after.members != before.state.members)
-                    touched = touched.masked_fill(changed, moment)
+                    touched = touched.masked_fill(altered, moment)
             changes[name] = Change(*_exchanged(before.blocks[name], used), had, coded)
         masks = [mask for change in changes.values() for mask in change[:3]]
         found = iter(torch.cat([torch.cat(masks, 1).sum(0), merge]).tolist())
@@ -239,8 +240,7 @@ class VoxelRows:
 
     def write(self, update: Update) -> None:
         """Replace the content of rows, whose slots are reserved."""
-        rows = update.before.rows
-        factor = self._factor(rows)
+        rows, factor = update.before.rows, update.before.factor
         for name, kind in self.kinds.items():
             change, (taken, given_back, had) = update.changes[name], update.counts[name]
             blocks = update.before.blocks[name]
@@ -312,10 +312,13 @@ def _occupied(state: RowState) -> dict[str, Tensor]:
 
 
 def _altered(name: str, before: RowState, after: RowState) -> Tensor:
-    """Slots [n, slots_per_row] of one kind whose key or value differs."""
-    keys, values = ("pivot_keys", "pivot_values") if name == "pivots" else ("buffer_keys", "buffer_values")
-    differs = [(getattr(before, part) != getattr(after, part)).any(-1) for part in (keys, values)]
-    return differs[0] | differs[1]
+    """Slots [n, slots_per_row] of one kind that hold something else than before.
+
+    Whoever joins a pivot is counted; any other pivot, and any other token, has another key.
+    """
+    number, keys = ("members", "pivot_keys") if name == "pivots" else ("buffer_score", "buffer_keys")
+    old, new = (getattr(state, keys)[..., :TELLING] for state in (before, after))
+    return (getattr(before, number) != getattr(after, number)) | (old != new).any(-1)
 
 
 def _exchanged(blocks: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
