@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from stac_core.cache.saved_state import State
-from stac_core.cache.voxel_keys import NOWHERE, neighbourhood, pack, parents, unpack
+from stac_core.cache.voxel_keys import NOWHERE, pack, parents, runs_around, unpack
 
 BEYOND = (1 << 63) - 1  # above all keys of cells
 
@@ -147,10 +147,13 @@ class VoxelGrid:
     def near(self, keys: Tensor, radius: int) -> Tensor:
         """Voxels within ±radius finest cells of the given finest-level keys; ascending numbers."""
         near = torch.zeros(self.capacity + 1, dtype=torch.bool, device=self._device)  # the last: of none
-        for level in self._index:
+        for level, (known, numbers) in self._index.items():
             reach = max(1, -(-radius >> level)) if level else radius
             own = parents(keys, level).masked_fill_(keys == NOWHERE, NOWHERE) if level else keys
-            near.index_fill_(0, self.find_at(neighbourhood(own, reach), level).flatten(), True)
+            first, behind = torch.searchsorted(known, runs_around(own, reach)).flatten(1)
+            one = torch.ones_like(first)
+            begun = torch.zeros_like(known).index_add_(0, first, one).index_add_(0, behind, one, alpha=-1)
+            near.index_copy_(0, numbers, begun.cumsum(0) > 0)
         return near[:-1].nonzero()[:, 0]
 
     def inside(self, frustum: Frustum, edge: float) -> Tensor:

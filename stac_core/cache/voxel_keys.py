@@ -45,16 +45,20 @@ def places(keys: Tensor) -> Tensor:
     return torch.cat([keys.new_full((1,), NOWHERE), keys]).unique()[1:]
 
 
-def neighbourhood(keys: Tensor, radius: int) -> Tensor:
-    """Keys within ±radius cells of the given ones [n] → [n, (2·radius + 1)³]; around NOWHERE, of no cell."""
+def runs_around(keys: Tensor, radius: int) -> Tensor:
+    """Cells within ±radius of the given ones [n], as runs of consecutive keys.
+
+    → the first key of each run, and the one behind it [2, n, (2·radius + 1)²]. Around NOWHERE lies no cell.
+    """
     return keys[:, None] + _steps(radius, keys.device)
 
 
 @functools.cache
 def _steps(radius: int, device: torch.device) -> Tensor:
-    """What leads from a key to those around it, as long as no axis leaves its bits."""
+    """What leads from a key to the ends of the runs, as long as no axis leaves its bits."""
     if radius > MOST_REACH:
         raise ValueError(f"radius = {radius}: at most {MOST_REACH}")
     span = torch.arange(-radius, radius + 1)
-    i, j, k = torch.cartesian_prod(span, span, span).unbind(-1)
-    return send(i + (j << BITS) + (k << 2 * BITS), device)
+    j, k = torch.cartesian_prod(span, span).unbind(-1)
+    row = (j << BITS) + (k << 2 * BITS)
+    return send(torch.stack([row - radius, row + radius + 1])[:, None], device)

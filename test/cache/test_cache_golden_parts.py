@@ -15,7 +15,7 @@ from stac_core.cache.stream_cache import StreamCache
 from stac_core.cache.token_positions import token_positions
 from stac_core.cache.token_store import TokenStore
 from stac_core.cache.voxel_grid import VoxelGrid
-from stac_core.cache.voxel_keys import NOWHERE, keys_from_points, unpack
+from stac_core.cache.voxel_keys import FARTHEST, NOWHERE, keys_from_points, pack, unpack
 from stac_core.config import CacheConfig
 
 CPU = torch.device("cpu")
@@ -147,3 +147,15 @@ def test_places_and_neighbourhoods_equal_the_original(case):
         seeds = seeds[seeds != NOWHERE].unique()
         assert sorted(seeds.tolist()) == sorted(golden["seed_key"].tolist())
         assert sorted(grid.key[grid.near(seeds, 2)].tolist()) == sorted(golden["neighbour_key"].tolist())
+
+
+@pytest.mark.parametrize("middle", [0, FARTHEST - 3, 3 - FARTHEST])
+def test_neighbours_are_those_within_reach_at_the_ends_of_space_too(middle):
+    generator = torch.Generator().manual_seed(1)
+    cells = (middle + torch.randint(-5, 6, (80, 3), generator=generator)).clamp(-FARTHEST, FARTHEST)
+    grid, keys = VoxelGrid(CPU), pack(cells).unique()
+    grid.grow(100)
+    known, seeds = keys[::2], torch.cat([keys[:9], torch.full((2,), NOWHERE)])
+    numbers = grid.add(known, 0, 1)
+    apart = (unpack(known)[:, None] - unpack(keys[:9])).abs().amax(-1).amin(-1)
+    assert torch.equal(grid.near(seeds, 2), numbers[apart <= 2].sort().values)
