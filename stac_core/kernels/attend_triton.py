@@ -1,12 +1,8 @@
 """Attention with key mass in Triton: two passes, no atomics, one launch each over all key segments.
 
-Forward: a block of queries sweeps the keys of one segment after the other with one running softmax.
-Mass: a block of keys of one segment sweeps the sampled queries. Segments that are read alike (bits, factor,
-bias) share the code that reads them: a group of segments is a tuple of arguments, of which a loop picks
-one at a time. Coded tokens become numbers only in registers.
-
-Triton compiles anew for every divisibility by 16 of every number in such a tuple. Numbers that change while
-a stream runs therefore travel as odd ones, see `_odd`; what a segment does not have travels as 0.
+Forward: a block of queries sweeps the keys of one segment after the other with one running softmax. Where
+such blocks are too few for the device, the keys are split among several programs: `attend_split_triton.py`.
+Mass: a block of keys of one segment sweeps the sampled queries. How segments are read: `segments_triton.py`.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -16,30 +12,44 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from stac_core.kernels.attend import (
-    CODE_GROUP,
-    AnySegment,
-    Attended,
-    CodedSegment,
-    Codes,
-    check_attend,
-    sample_queries,
+from stac_core.kernels.attend import AnySegment, Attended, CodedSegment, check_attend, sample_queries
+from stac_core.kernels.attend_split_triton import (
+    choose_parts,
+    combine,
+    count_blocks,
+    multiprocessors,
+    new_parts,
+    stretch,
+)
+from stac_core.kernels.segments_triton import (
+    COLUMN_AT,
+    KEYS_AT,
+    LENGTH_AT,
+    LOG2_E,
+    VALUES_AT,
+    even,
+    from_token,
+    group_segments,
+    load_bias,
+    load_numbers,
+    load_tokens,
+    pick,
+    pick_bias,
+    pick_tokens,
 )
 
-LOG2_E = tl.constexpr(1.4426950408889634)  # the GPU has 2ˣ in hardware, so logits are kept in base 2
-GROUP = tl.constexpr(CODE_GROUP)
 MAX_DIM = 128
-# Places in the arguments of a segment, see `group_segments`.
-KEYS_AT, VALUES_AT, BIAS_AT, LENGTH_AT, COLUMN_AT = (tl.constexpr(i) for i in (0, 8, 16, 18, 19))
+REGISTERS, MOST_REGISTERS = 65536, 255  # of a multiprocessor; of a thread
 # Triton's interpreter multiplies the bit patterns of bfloat16; widening is exact, so nothing else changes
 WIDEN = tl.constexpr(bool(triton.knobs.runtime.interpret))
+_SPLIT_COMPILED: set[tuple] = set()
 
 
 class Tile(NamedTuple):
@@ -50,6 +60,11 @@ class Tile(NamedTuple):
     warps: int
     stages: int
     registers: int | None = None  # of a thread, at most
+
+    @property
+    def at_once(self) -> int:
+        """Blocks of threads that a multiprocessor runs together, as far as its registers go."""
+        return REGISTERS // (32 * self.warps * (self.registers or MOST_REGISTERS))
 
 
 def require(device_type: str) -> None:
@@ -110,18 +125,40 @@ def mass_tile(q: Tensor) -> Tile:
     return Tile(64, 64, 4, 4 if q.shape[1] >= 2048 else 3)
 
 
-def _forward(q: Tensor, segments: Sequence[AnySegment], tile: Tile | None = None) -> tuple[Tensor, Tensor]:
+def _forward(
+    q: Tensor, segments: Sequence[AnySegment], tile: Tile | None = None, parts: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """parts: among how many programs the keys are split."""
     rows, queries, dim = q.shape
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    lse = torch.empty(rows, queries, dtype=torch.float32, device=q.device)
     tile = tile or forward_tile(q, any(isinstance(s, CodedSegment) for s in segments), is_hopper(q.device))
     groups, kinds = group_segments(segments)
-    _forward_kernel[(triton.cdiv(queries, tile.queries), rows)](
-        q, *q.stride()[:2], groups, out, lse, queries, 1 / math.sqrt(dim),
-        dim, _width(dim), tile.queries, tile.keys, *kinds,
+    blocks = triton.cdiv(queries, tile.queries)
+    if parts is None:
+        key_blocks = sum(triton.cdiv(s.length, tile.keys) for s in segments)
+        parts = choose_parts(blocks * rows, key_blocks, multiprocessors(q.device) * tile.at_once)
+        if parts == 1 and not triton.knobs.runtime.interpret:
+            _compile_split(q, segments, tile, (q.device, q.dtype, dim, tile, kinds, *map(len, groups)))
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    lse = torch.empty(rows, queries, dtype=torch.float32, device=q.device)
+    results = new_parts(parts, q) if parts > 1 else (out, lse)
+    _forward_kernel[(blocks, rows, parts)](
+        q, *q.stride()[:2], groups, *results, queries, 1 / math.sqrt(dim),
+        dim, _width(dim), tile.queries, tile.keys, *kinds, parts > 1,
         num_warps=tile.warps, num_stages=tile.stages, maxnreg=tile.registers,
     )  # fmt: skip
+    if parts > 1:
+        combine(*results, out, lse)
     return out, lse
+
+
+def _compile_split(q: Tensor, segments: Sequence[AnySegment], tile: Tile, compiled_for: tuple) -> None:
+    """Run the kernels for split keys once over segments of each kind, so that Triton compiles them now.
+
+    A shorter chunk, or one that sees more, would otherwise have them compiled in the midst of a stream.
+    """
+    if compiled_for not in _SPLIT_COMPILED:
+        _SPLIT_COMPILED.add(compiled_for)
+        _forward(q[:, :1], segments, tile, parts=2)
 
 
 def _mass(
@@ -147,170 +184,6 @@ def _width(dim: int) -> int:
     return max(16, triton.next_power_of_2(dim))
 
 
-class Kinds(NamedTuple):
-    """How the segments of each group are read; part of the compiled kernel."""
-
-    bits: tuple[int, ...]
-    scaled: tuple[bool, ...]  # keys have a factor per channel
-    biased: tuple[bool, ...]
-
-
-def group_segments(segments: Sequence[AnySegment]) -> tuple[tuple[tuple[Any, ...], ...], Kinds]:
-    """Arguments of the kernels: groups of segments that are read alike, and how each is read.
-
-    A segment: keys and values as `_stored` has them, bias and its row stride, length, first column of mass.
-    """
-    groups: dict[tuple[int, bool, bool], list[tuple[Any, ...]]] = {}
-    column = 0
-    for segment in segments:
-        bits, scaled = 16, False
-        if isinstance(segment, CodedSegment):
-            bits, scaled = segment.keys.bits, segment.keys.factor is not None
-        bias = (
-            segment.bias if segment.bias is None or segment.bias.stride(1) == 1 else segment.bias.contiguous()
-        )
-        shift = (0, _odd(0)) if bias is None else (bias, _odd(bias.stride(0)))
-        argument = (
-            *_stored(segment.keys), *_stored(segment.values), *shift, _odd(segment.length), _odd(column)
-        )  # fmt: skip
-        groups.setdefault((bits, scaled, bias is not None), []).append(argument)
-        column += segment.length
-    return tuple(tuple(group) for group in groups.values()), Kinds(*zip(*groups, strict=True))
-
-
-def _odd(number: int) -> int:
-    """Neither 1 nor divisible by 16; `_even` in a kernel takes it back."""
-    return 2 * number + 3
-
-
-def _stored(tokens: Tensor | Codes) -> tuple[Tensor | int, ...]:
-    """What is stored per token, its grid, the factor per channel, each with its strides.
-
-    A scale and its offset are one word of the grid, so that a token's come with one load.
-    """
-    if not isinstance(tokens, Codes):
-        return tokens, *tokens.stride()[:2], 0, 0, 0, 0, 0
-    grid = tokens.grid
-    if grid.storage_offset() % 2 or any(stride % 2 for stride in grid.stride()[:2]):
-        grid = grid.contiguous()
-    words = grid.view(torch.int32)
-    factor = (0, 0) if tokens.factor is None else (tokens.factor, tokens.factor.stride(0))
-    return (
-        tokens.codes, *tokens.codes.stride()[:2], words, _odd(words.stride(0)), words.stride(1), *factor
-    )  # fmt: skip
-
-
-@triton.jit
-def _even(odd):
-    return (odd - 3) >> 1
-
-
-@triton.jit
-def _pick(group, i, FIELD: tl.constexpr):
-    """One field of the i-th segment of a group, by a number known only at run time."""
-    picked = group[0][FIELD]
-    for j in tl.static_range(1, len(group)):
-        picked = tl.where(i == j, group[j][FIELD], picked)
-    return picked
-
-
-@triton.jit
-def _pick_tokens(group, i, FIRST: tl.constexpr):
-    """The eight fields of `_stored`."""
-    return (
-        _pick(group, i, FIRST), _pick(group, i, FIRST + 1), _pick(group, i, FIRST + 2),
-        _pick(group, i, FIRST + 3), _pick(group, i, FIRST + 4), _pick(group, i, FIRST + 5),
-        _pick(group, i, FIRST + 6), _pick(group, i, FIRST + 7),
-    )  # fmt: skip
-
-
-@triton.jit
-def _pick_bias(group, i):
-    """Where it begins, its row stride."""
-    return _pick(group, i, BIAS_AT), _even(_pick(group, i, BIAS_AT + 1))
-
-
-@triton.jit
-def _load_numbers(
-    pointer, row, row_stride, token_stride, start, length,
-    DIM: tl.constexpr, WIDTH: tl.constexpr, COUNT: tl.constexpr, WHOLE: tl.constexpr = False,
-):  # fmt: skip
-    """[COUNT, WIDTH] tokens from `start` on; zero beyond the head width and, unless WHOLE, the last token."""
-    token, channel = tl.arange(0, COUNT), tl.arange(0, WIDTH)
-    first = pointer + row * row_stride + tl.cast(start, tl.int64) * token_stride
-    at = first + (token[:, None] * token_stride + channel[None])
-    if WHOLE and DIM == WIDTH:
-        numbers = tl.load(at)
-    else:
-        inside = start + token[:, None] < length
-        if DIM != WIDTH:
-            inside = inside & (channel[None] < DIM)
-        numbers = tl.load(at, mask=inside, other=0.0)
-    return numbers
-
-
-@triton.jit
-def _load_codes(
-    stored, row, start, length,
-    DIM: tl.constexpr, WIDTH: tl.constexpr, COUNT: tl.constexpr, BITS: tl.constexpr, SCALED: tl.constexpr,
-):  # fmt: skip
-    """The same for tokens stored as codes, as float32. Channels lie across lanes, as numbers do."""
-    pointer, row_stride, token_stride, grid, grid_row, grid_token, factor, factor_row = stored
-    token, channel = tl.arange(0, COUNT), tl.arange(0, WIDTH)
-    inside = start + token < length
-    first = pointer + row * row_stride + tl.cast(start, tl.int64) * token_stride
-    if BITS == 8:
-        offsets = token[:, None] * token_stride + channel[None]
-        codes = tl.load(first + offsets, mask=inside[:, None] & (channel[None] < DIM), other=0)
-    else:
-        pair = tl.arange(0, WIDTH // 2)
-        offsets = token[:, None] * token_stride + pair[None]
-        pairs = tl.load(first + offsets, mask=inside[:, None] & (pair[None] < DIM // 2), other=0)
-        codes = tl.reshape(tl.join(pairs & 15, pairs >> 4), (COUNT, WIDTH))
-    first = grid + row * _even(grid_row) + tl.cast(start, tl.int64) * grid_token
-    if DIM <= GROUP:  # one word per token
-        words = tl.load(first + token * grid_token, mask=inside, other=0)[:, None]
-    else:
-        at = token[:, None] * grid_token + (channel // GROUP)[None]
-        words = tl.load(first + at, mask=inside[:, None] & (channel[None] < DIM), other=0)
-    scale = (words & 0xFFFF).to(tl.int16).to(tl.float16, bitcast=True)
-    offset = (words >> 16).to(tl.int16).to(tl.float16, bitcast=True)
-    numbers = codes.to(tl.float32) * scale.to(tl.float32) + offset.to(tl.float32)
-    if SCALED:
-        numbers *= tl.load(factor + row * factor_row + channel, mask=channel < DIM, other=0.0)[None]
-    if DIM != WIDTH:
-        numbers = tl.where(channel[None] < DIM, numbers, 0.0)
-    return numbers
-
-
-@triton.jit
-def _load_tokens(
-    stored, row, start, length,
-    DIM: tl.constexpr, WIDTH: tl.constexpr, COUNT: tl.constexpr,
-    BITS: tl.constexpr, SCALED: tl.constexpr, TYPE: tl.constexpr, WHOLE: tl.constexpr = False,
-):  # fmt: skip
-    """The same for tokens stored either way; numbers come out as TYPE."""
-    if BITS == 16:
-        numbers = _load_numbers(stored[0], row, stored[1], stored[2], start, length, DIM, WIDTH, COUNT, WHOLE)
-    else:
-        numbers = _load_codes(stored, row, start, length, DIM, WIDTH, COUNT, BITS, SCALED).to(TYPE)
-    return numbers
-
-
-@triton.jit
-def _load_bias(bias, row, token, length, BIASED: tl.constexpr, WHOLE: tl.constexpr = False):
-    """[tokens] in base 2; −inf beyond the last token, of which WHOLE says that there are none."""
-    pointer, row_stride = bias
-    inside = token < length
-    if BIASED and WHOLE:
-        shift = tl.load(pointer + row * row_stride + token) * LOG2_E
-    elif BIASED:
-        shift = tl.load(pointer + row * row_stride + token, mask=inside, other=float("-inf")) * LOG2_E
-    else:
-        shift = tl.where(inside, 0.0, float("-inf"))
-    return shift
-
-
 @triton.jit
 def _product(a, b, add_to=None):
     """a @ b with float32 accumulation, added to what is given; float32 is not rounded to tf32."""
@@ -329,20 +202,20 @@ def _sweep_block(
 
     scale: to base 2. Of a WHOLE block nothing is masked, and without bias its logits are never written out.
     """
-    k = _load_tokens(keys, row, start, length, DIM, WIDTH, KEYS, BITS, SCALED, TYPE, WHOLE)
+    k = load_tokens(keys, row, start, length, DIM, WIDTH, KEYS, BITS, SCALED, TYPE, WHOLE)
     product = _product(q, tl.trans(k))
     if WHOLE and not BIASED:
         new_top = tl.maximum(top, tl.max(product, 1) * scale)
         weights = tl.exp2(product * scale - new_top[:, None])
         shrink = tl.exp2(top - new_top)
     else:
-        shift = _load_bias(bias, row, start + tl.arange(0, KEYS), length, BIASED, WHOLE)
+        shift = load_bias(bias, row, start + tl.arange(0, KEYS), length, BIASED, WHOLE)
         logits = product * scale + shift[None]
         new_top = tl.maximum(top, tl.max(logits, 1))
         safe_top = tl.where(new_top == float("-inf"), 0.0, new_top)  # −inf − (−inf) would be NaN
         weights = tl.exp2(logits - safe_top[:, None])
         shrink = tl.exp2(top - safe_top)
-    v = _load_tokens(values, row, start, length, DIM, WIDTH, KEYS, BITS, False, TYPE, WHOLE)
+    v = load_tokens(values, row, start, length, DIM, WIDTH, KEYS, BITS, False, TYPE, WHOLE)
     out = _product(weights.to(v.dtype), v, out * shrink[:, None])
     return new_top, total * shrink + tl.sum(weights, 1), out
 
@@ -351,19 +224,30 @@ def _sweep_block(
 def _forward_kernel(
     q_pointer, q_row, q_token, groups, out_pointer, lse_pointer, queries, scale,
     DIM: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
-    BITS: tl.constexpr, SCALED: tl.constexpr, BIASED: tl.constexpr,
+    BITS: tl.constexpr, SCALED: tl.constexpr, BIASED: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
+    """A program serves one block of queries with all keys or, where they are SPLIT, with its part of them."""
     row = tl.program_id(1).to(tl.int64)
+    if SPLIT:
+        part, parts = tl.program_id(2), tl.num_programs(2)
+        blocks = count_blocks(groups, KEYS)
+        first, stop = part * blocks // parts, (part + 1) * blocks // parts
     first_query = tl.program_id(0) * QUERIES
-    q = _load_numbers(q_pointer, row, q_row, q_token, first_query, queries, DIM, WIDTH, QUERIES)
+    q = load_numbers(q_pointer, row, q_row, q_token, first_query, queries, DIM, WIDTH, QUERIES)
     top = tl.full([QUERIES], float("-inf"), tl.float32)
     total = tl.zeros([QUERIES], tl.float32)
     out = tl.zeros([QUERIES, WIDTH], tl.float32)
 
     for g in tl.static_range(len(groups)):
         for i in range(0, len(groups[g])):
-            keys, values = _pick_tokens(groups[g], i, KEYS_AT), _pick_tokens(groups[g], i, VALUES_AT)
-            bias, length = _pick_bias(groups[g], i), _even(_pick(groups[g], i, LENGTH_AT))
+            keys, values = pick_tokens(groups[g], i, KEYS_AT), pick_tokens(groups[g], i, VALUES_AT)
+            bias, length = pick_bias(groups[g], i), even(pick(groups[g], i, LENGTH_AT))
+            if SPLIT:  # a part of a segment is a segment
+                begin, inside = stretch(first, stop, length, KEYS)
+                first -= tl.cdiv(length, KEYS)
+                stop -= tl.cdiv(length, KEYS)
+                keys, values, bias = from_token(keys, values, bias, begin, BITS[g], BIASED[g])
+                length = inside
             TYPE: tl.constexpr = q_pointer.dtype.element_ty
             if BITS[g] == 16 and TYPE.primitive_bitwidth == 16 and WIDTH <= 64:
                 whole = length // KEYS * KEYS
@@ -384,14 +268,22 @@ def _forward_kernel(
                         DIM, WIDTH, KEYS, BITS[g], SCALED[g], BIASED[g], False, TYPE,
                     )  # fmt: skip
 
-    # the output and lse lie without gaps: [rows, queries, DIM], [rows, queries]
-    out = out / tl.where(total == 0.0, 1.0, total)[:, None]
+    # results lie without gaps: [rows, queries, DIM] and [rows, queries], of parts as `new_parts` has them
+    if SPLIT:
+        row += tl.program_id(2) * tl.num_programs(1)
+    else:
+        out = out / tl.where(total == 0.0, 1.0, total)[:, None]
     m, channel = first_query + tl.arange(0, QUERIES), tl.arange(0, WIDTH)
     out_offsets = tl.arange(0, QUERIES)[:, None] * DIM + channel[None]
     out_inside = (m[:, None] < queries) & (channel[None] < DIM)
     first_out = out_pointer + (row * queries + first_query) * DIM
     tl.store(first_out + out_offsets, out.to(out_pointer.dtype.element_ty), mask=out_inside)
-    tl.store(lse_pointer + row * queries + m, (top + tl.log2(total)) / LOG2_E, mask=m < queries)
+    if SPLIT:
+        tl.store(lse_pointer + row * queries + m, top, mask=m < queries)
+        row += tl.num_programs(2) * tl.num_programs(1)
+        tl.store(lse_pointer + row * queries + m, total, mask=m < queries)
+    else:
+        tl.store(lse_pointer + row * queries + m, (top + tl.log2(total)) / LOG2_E, mask=m < queries)
 
 
 @triton.jit
@@ -418,29 +310,29 @@ def _mass_kernel(
     for g in tl.static_range(len(groups)):
         first_key, mine = -1, 0
         for i in tl.static_range(len(groups[g])):
-            blocks = tl.cdiv(_even(groups[g][i][LENGTH_AT]), KEYS)
+            blocks = tl.cdiv(even(groups[g][i][LENGTH_AT]), KEYS)
             if (block >= 0) & (block < blocks):
                 first_key, mine = block * KEYS, i
             block -= blocks
         if first_key >= 0:
-            keys, bias = _pick_tokens(groups[g], mine, KEYS_AT), _pick_bias(groups[g], mine)
-            length = _even(_pick(groups[g], mine, LENGTH_AT))
-            column = _even(_pick(groups[g], mine, COLUMN_AT))
+            keys, bias = pick_tokens(groups[g], mine, KEYS_AT), pick_bias(groups[g], mine)
+            length = even(pick(groups[g], mine, LENGTH_AT))
+            column = even(pick(groups[g], mine, COLUMN_AT))
             n = first_key + tl.arange(0, KEYS)
-            k = _load_tokens(
+            k = load_tokens(
                 keys, row, first_key, length, DIM, WIDTH, KEYS, BITS[g], SCALED[g], q_pointer.dtype.element_ty
             )
-            shift = _load_bias(bias, row, n, length, BIASED[g])
+            shift = load_bias(bias, row, n, length, BIASED[g])
             # summed element by element and across lanes once at the end: no shuffle inside the loop
             sums = tl.zeros([QUERIES, KEYS], tl.float32)
             whole = queries // QUERIES * QUERIES
             for start in range(0, whole, QUERIES):
-                q = _load_numbers(q_pointer, row, q_row, q_token, start, queries, DIM, WIDTH, QUERIES, True)
+                q = load_numbers(q_pointer, row, q_row, q_token, start, queries, DIM, WIDTH, QUERIES, True)
                 lse = _load_lse(lse_pointer, row, lse_row, lse_token, start, queries, QUERIES, True)
                 logits = _product(q, tl.trans(k)) * (scale * LOG2_E) + shift[None]
                 sums += tl.exp2(logits - lse[:, None])
             if whole < queries:
-                q = _load_numbers(q_pointer, row, q_row, q_token, whole, queries, DIM, WIDTH, QUERIES)
+                q = load_numbers(q_pointer, row, q_row, q_token, whole, queries, DIM, WIDTH, QUERIES)
                 lse = _load_lse(lse_pointer, row, lse_row, lse_token, whole, queries, QUERIES)
                 logits = _product(q, tl.trans(k)) * (scale * LOG2_E) + shift[None]
                 sums += tl.exp2(logits - lse[:, None])

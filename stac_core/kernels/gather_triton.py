@@ -18,8 +18,9 @@ import triton.language as tl
 from torch import Tensor
 
 from stac_core.kernels.attend import CODE_GROUP
-from stac_core.kernels.attend_triton import _even, _odd, check_reachable, require
+from stac_core.kernels.attend_triton import check_reachable, require
 from stac_core.kernels.gather import Gathered, Page, Wanted, check_gather, shares
+from stac_core.kernels.segments_triton import even, odd
 
 __all__ = ["gather", "require"]
 
@@ -45,7 +46,7 @@ def gather(
         for i, (kind, share) in enumerate(zip(kinds, found, strict=True)):
             bits = kind.bits if kind.pages else 16
             for pages, stop in page_groups(kind.pages or [Page(keys, values)]) if budget and lanes else ():
-                pad = i == 0 and pages[0][4] == _odd(0)
+                pad = i == 0 and pages[0][4] == odd(0)
                 stop = stop if kind.pages else 0
                 _gather_kernel[grid](
                     kind.slots, kind.members, *kind.slots.stride(), *kind.members.stride(), *share, total,
@@ -57,7 +58,7 @@ def gather(
 
 
 def page_groups(pages: Sequence[Page]) -> list[tuple[tuple[tuple[Any, ...], ...], int]]:
-    """Arguments of launches: keys, key grid, values, value grid, `_odd` first slot per page; the slot behind.
+    """Arguments of launches: keys, key grid, values, value grid, `odd` first slot per page; the slot behind.
 
     A group has 1, 2, 4 … pages, filled up with ones that no slot lies in, so that few kernels are compiled.
     Pages of numbers have no grids; their own tokens stand in for them.
@@ -70,10 +71,10 @@ def page_groups(pages: Sequence[Page]) -> list[tuple[tuple[tuple[Any, ...], ...]
                 tokens if grid is None else grid
                 for tokens, grid in ((page.keys, page.key_grid), (page.values, page.value_grid))
             )
-            group.append((page.keys, key_grid, page.values, value_grid, _odd(first)))
+            group.append((page.keys, key_grid, page.values, value_grid, odd(first)))
             first += len(page.keys)
         filling = triton.next_power_of_2(len(group)) - len(group)
-        groups.append((tuple(group) + ((*group[0][:4], _odd(NEVER)),) * filling, first))
+        groups.append((tuple(group) + ((*group[0][:4], odd(NEVER)),) * filling, first))
     return groups
 
 
@@ -82,7 +83,7 @@ def _find_page(pages, slot, FIELD: tl.constexpr):
     """A field of the page that each slot lies in."""
     found = pages[0][FIELD] + tl.zeros_like(slot)
     for i in tl.static_range(1, len(pages)):
-        found = tl.where(slot >= _even(pages[i][4]), pages[i][FIELD], found)
+        found = tl.where(slot >= even(pages[i][4]), pages[i][FIELD], found)
     return found
 
 
@@ -131,8 +132,8 @@ def _gather_kernel(
     row = lane * budget + place
     at = row[:, None] * DIM + channel[None]
     slot = tl.load(slots + lane * slot_lane + token * slot_token, mask=comes, other=-1)
-    comes = comes & (slot >= _even(pages[0][4])) & (slot < stop)
-    local = slot - _even(_find_page(pages, slot, 4))
+    comes = comes & (slot >= even(pages[0][4])) & (slot < stop)
+    local = slot - even(_find_page(pages, slot, 4))
     mask = comes[:, None] & (channel[None] < DIM)
     k = _read(pages, slot, local, comes, DIM, WIDTH, BITS, 0)
     if factor is not None:

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from stac_core.kernels import slots_torch
 from stac_core.kernels.attend import CODE_GROUP
-from stac_core.kernels.attend_triton import _even, _odd, require
+from stac_core.kernels.attend_triton import require
 from stac_core.kernels.gather import Page
 from stac_core.kernels.gather_triton import _find_page, _read, page_groups
 from stac_core.kernels.quantization import SMALLEST_SCALE
+from stac_core.kernels.segments_triton import even, odd
 from stac_core.kernels.slots import Factor, RowSlots, SlotPage, Store, check_slots
 
 __all__ = ["read_figures", "read_slots", "require", "save_slots", "write_slots"]
@@ -105,7 +106,7 @@ def _launch_read(
         for pages, stop in _groups(store):
             _read_kernel[(triton.cdiv(slots.numel(), _tokens(store)),)](
                 slots, pages, stop, *_factors(factor), *content, slots.numel(),
-                FIRST=pages[0][4] == _odd(0), FIGURES_ONLY=FIGURES_ONLY, **_constants(store, slots),
+                FIRST=pages[0][4] == odd(0), FIGURES_ONLY=FIGURES_ONLY, **_constants(store, slots),
                 num_warps=WARPS,
             )  # fmt: skip
 
@@ -170,9 +171,9 @@ def _read_kernel(
     at = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
     real = at < count
     slot = tl.load(slots + at, mask=real, other=-1)
-    inside = (slot >= _even(pages[0][4])) & (slot < stop)
+    inside = (slot >= even(pages[0][4])) & (slot < stop)
     mine = real & (inside | (slot < 0)) if FIRST else inside
-    local = slot - _even(_find_page(pages, slot, 4))
+    local = slot - even(_find_page(pages, slot, 4))
     number = tl.arange(0, FIGURES_WIDTH)
     source, there = _figures_at(pages, slot, local, inside, FIGURES, FIGURES_WIDTH)
     figures = tl.load(source, mask=there, other=0.0)
@@ -204,8 +205,8 @@ def _save_kernel(
     """Every field of the slots that lie in `pages`."""
     at = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
     slot = tl.load(slots + at, mask=at < count, other=-1)
-    inside = (slot >= _even(pages[0][4])) & (slot < stop)
-    local = slot - _even(_find_page(pages, slot, 4))
+    inside = (slot >= even(pages[0][4])) & (slot < stop)
+    local = slot - even(_find_page(pages, slot, 4))
     for i in tl.static_range(len(fields)):
         channel = tl.arange(0, ROUND_WIDTHS[i])
         mask = inside[:, None] & (channel < WIDTHS[i])[None]
@@ -264,8 +265,8 @@ def _write_kernel(
     at = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
     real = at < count
     slot = tl.load(slots + at, mask=real, other=-1)
-    inside = (slot >= _even(pages[0][4])) & (slot < stop)
-    local = slot - _even(_find_page(pages, slot, 4))
+    inside = (slot >= even(pages[0][4])) & (slot < stop)
+    local = slot - even(_find_page(pages, slot, 4))
     holds = inside & (tl.load(held + at, mask=real, other=0) != 0)
     target, mask = _figures_at(pages, slot, local, holds, FIGURES, FIGURES_WIDTH)
     number = tl.arange(0, FIGURES_WIDTH)

@@ -21,7 +21,14 @@ from triton.compiler import ASTSource
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from kernels.machine_code import disassemble, undefined_registers
 
-from stac_core.kernels import attend_triton, gather_triton, slots_triton, voxel_merge_triton
+from stac_core.kernels import (
+    attend_split_triton,
+    attend_triton,
+    gather_triton,
+    segments_triton,
+    slots_triton,
+    voxel_merge_triton,
+)
 from stac_core.kernels.attend import AnySegment, CodedSegment, Codes, Segment
 from stac_core.kernels.gather import Page
 from stac_core.kernels.quantization import Codec
@@ -108,22 +115,38 @@ def attend_variants(capability: int):
     ]:
         q = torch.empty(1, 1, dim, dtype=dtype)
         segments = [example_segment(q, b, has == "b") for b, has in zip(bits, biased, strict=True)]
-        groups, kinds = attend_triton.group_segments(segments)
+        groups, kinds = segments_triton.group_segments(segments)
         arguments = {
             "q_pointer": POINTERS[dtype], "q_row": "i32", "q_token": "i32", "groups": types_of(groups),
             "lse_pointer": "*fp32", "lse_row": "i32", "lse_token": Constant(1),
-            "out_pointer": POINTERS[dtype], "mass_pointer": "*fp32", "columns": "odd", "queries": "odd",
+            "mass_pointer": "*fp32", "columns": "odd", "queries": "odd",
             "scale": "fp32", "factor": "fp32",
             "DIM": Constant(dim), "WIDTH": Constant(dim), "BITS": Constant(kinds.bits),
             "SCALED": Constant(kinds.scaled), "BIASED": Constant(kinds.biased),
         }  # fmt: skip
-        for kernel, tile in (
-            (attend_triton._forward_kernel, attend_triton.forward_tile(q, min(bits) < 16, capability == 90)),
-            (attend_triton._mass_kernel, attend_triton.mass_tile(q)),
+        forward_tile = attend_triton.forward_tile(q, min(bits) < 16, capability == 90)
+        for kernel, tile, split in (
+            (attend_triton._forward_kernel, forward_tile, False),
+            (attend_triton._forward_kernel, forward_tile, True),
+            (attend_triton._mass_kernel, attend_triton.mass_tile(q), False),
         ):
             arguments |= {"QUERIES": Constant(tile.queries), "KEYS": Constant(tile.keys)}
-            about = {"dim": dim, "bits": bits, "biased": biased, "dtype": POINTERS[dtype]}
+            arguments |= {"SPLIT": Constant(split), "out_pointer": "*fp32" if split else POINTERS[dtype]}
+            about = {"dim": dim, "bits": bits, "biased": biased, "split": split, "dtype": POINTERS[dtype]}
             yield compile_kernel(kernel, arguments, tile, capability) | about
+
+
+def combine_variants(capability: int):
+    """Parts joined, for a head width that is a power of two and one that is not."""
+    for dtype, dim, width in ((torch.bfloat16, 64, 64), (torch.float32, 96, 128)):
+        arguments: dict[str, object] = dict.fromkeys(attend_split_triton._combine_kernel.arg_names, "*fp32")
+        arguments |= {"out_pointer": POINTERS[dtype], "count": "odd", "parts": "odd"}
+        constants = {"DIM": dim, "WIDTH": width}
+        constants |= {"ROWS": attend_split_triton.ROWS, "MOST": attend_split_triton.MOST_PARTS}
+        arguments |= {name: Constant(value) for name, value in constants.items()}
+        tile = attend_triton.Tile(0, 0, attend_split_triton.WARPS, 3)
+        about = {"dim": dim, "dtype": "*fp32"}  # no products in it
+        yield compile_kernel(attend_split_triton._combine_kernel, arguments, tile, capability) | about
 
 
 def example_segment(q: torch.Tensor, bits: int, biased: bool) -> AnySegment:
@@ -215,6 +238,6 @@ def slots_variants(capability: int):
 
 if __name__ == "__main__":
     for argument in sys.argv[1:]:
-        for variants in (attend_variants, merge_variants, gather_variants, slots_variants):
+        for variants in (attend_variants, combine_variants, merge_variants, gather_variants, slots_variants):
             for variant in variants(int(argument)):
                 print(json.dumps(variant), flush=True)

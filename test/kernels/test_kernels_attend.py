@@ -8,16 +8,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from kernels.split_keys import attend_in
 from safetensors.torch import load_file
 
-from stac_core.kernels import attend_cuda, attend_triton
+from stac_core.kernels import attend_cuda, attend_triton, segments_triton
 from stac_core.kernels.attend import Segment, sample_queries
 from stac_core.kernels.attend_torch import attend, attend_reference
 
 GOLDEN = Path(__file__).parents[1] / "golden_cache"
 CASES = json.loads((GOLDEN / "attention.json").read_text())["cases"]
 CHECKING = {"torch": attend, "triton": attend_triton.attend, "cuda": attend_cuda.attend}
-BACKENDS = {"reference": attend_reference, "torch": attend, "triton": attend_triton.attend}
+BACKENDS = {
+    "reference": attend_reference,
+    "torch": attend,
+    "triton": attend_triton.attend,
+    "triton, keys split": attend_in(3),
+}
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +234,7 @@ def test_other_lengths_do_not_compile_another_kernel():
         """What Triton looks at: whether a number is 1, and whether 16 divides it."""
         q = torch.zeros(2, 5, 64)
         segments = [Segment(*q.new_zeros(2, 2, 64, 64)[:, :, :n], torch.zeros(2, n)) for n in lengths]
-        groups, kinds = attend_triton.group_segments(segments)
+        groups, kinds = segments_triton.group_segments(segments)
         numbers = [[[x for x in s if isinstance(x, int)] for s in group] for group in groups]
         return kinds, [[[(x == 1, x % 16 == 0) for x in s] for s in group] for group in numbers]
 

@@ -7,12 +7,14 @@ import math
 
 import pytest
 import torch
+from kernels.split_keys import attend_in
 
 from stac_core.kernels import attend_torch, attend_triton
 from stac_core.kernels.attend import Segment
 from stac_core.kernels.judge import judge_attend
 
-BACKENDS = {"torch": attend_torch.attend, "triton": attend_triton.attend}
+PLAIN, SPLIT = {"torch": attend_torch.attend, "triton": attend_triton.attend}, "triton, keys split"
+BACKENDS = {**PLAIN, SPLIT: attend_in(3)}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LENGTHS, HEADS, DIMS = (1, 97, 1025), (1, 3, 16), (16, 48, 64, 128)
 
@@ -58,7 +60,7 @@ def check(backend, heads, queries, keys, dim, dtype, ratio, hide):
     assert all(v.passed for v in verdicts), verdicts
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [*PLAIN, pytest.param(SPLIT, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", AWKWARD, ids=str)
 def test_awkward_shapes(backend, case):
     check(backend, *case)
