@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 CUDA_EXT = Path(__file__).resolve().parents[2] / "cuda_ext"
 PARTS = ("kernels", "coded", "network", "sanitizer")
-SWEEPS = ("forward", "mass", "merge")
+SWEEPS = ("forward", "mass", "parts", "merge")
 SANITIZER_SECONDS = 300  # for one tool; both load PyTorch under supervision, which is slow
 WANTED = {  # figure → limit, and whether it is a most or a least
     "attend with bias and mass, against PyTorch flash": (1.6, "at most"),
@@ -33,6 +33,7 @@ WANTED = {  # figure → limit, and whether it is a most or a least
     "voxel merge, against the torch reference": (20.0, "at least"),
     "frames/s with chunks of 4": (95.0, "at least"),
     "frames/s with single frames": (75.0, "at least"),
+    "split keys of single frames, chosen parts against the best": (1.05, "at most"),
 }
 
 
@@ -120,6 +121,11 @@ def run_kernels(arguments: argparse.Namespace, device: Any, ceilings: Any, repor
             checks["merge"] = partial(merging.check, name, backend.voxel_merge, device, merge_rows)
         for operation, work in checks.items():
             report.part(f"check {name} {operation}", f"Checks of {operation}, {name}", work, "checks")
+    if "triton" in kernels:
+        from stac_core.evaluation.gpu import split
+
+        work = partial(split.check, device)
+        report.part("check triton parts", "Checks of attend, triton, keys split", work, "checks")
 
     size = attention.Size(2, 130, 256, 16) if small else attention.Size()
     baseline = attention.Baseline(size, ceilings, device)
@@ -139,6 +145,9 @@ def run_kernels(arguments: argparse.Namespace, device: Any, ceilings: Any, repor
         work = partial(attention.time_frames, storage, bits, attends, ceilings, device, frame)
         title = f"Attention of one layer in a stream, five segments, {storage}"
         report.part(f"frames, {storage}", title, work, "frames")
+    if "triton" in kernels:
+        work = partial(split.time_parts, ceilings, device, *(split.SMALL if small else ()))
+        report.part("parts", "Forward by frames of a chunk and parts of the keys, triton", work)
 
 
 def run_network(arguments: argparse.Namespace, device: Any, ceilings: Any, report: Report) -> None:
@@ -251,7 +260,7 @@ def compare_with_wanted(results: dict[str, Any]) -> Rows:
     """The best backend's figure beside each limit; `met` is None where nothing was timed."""
     attend, merges = results.get("attend", []), results.get("merge", [])
     ours = [row for row in merges if row["backend"] != "torch"]
-    network = results.get("network", [])
+    network, parts = results.get("network", []), results.get("parts", [])
     figures = [
         *(
             _best([r["ratio"] for r in attend if r["variant"] == variant], min)
@@ -260,6 +269,7 @@ def compare_with_wanted(results: dict[str, Any]) -> Rows:
         _best([row["of_roofline"] for row in ours], max),
         _best([row["speed_up"] for row in ours], max),
         *(_best([row["frames_per_s"] for row in network if row["chunk"] == chunk], max) for chunk in (4, 1)),
+        _best([row["against_best"] for row in parts if row["chosen"] and row["chunk"] == 1], max),
     ]
     return [
         {"figure": name, "wanted": f"{kind} {limit}", "measured": figure, "met": _met(figure, limit, kind)}

@@ -26,8 +26,11 @@ def test_rehearsal(tmp_path):
     assert {row["backend"] for row in results["checks"]} == {"torch", "triton", "eager"}
     timed = [row["ms"] for part in ("attend", "frames", "merge", "gather") for row in results[part]]
     timed += [row["step_ms"] for row in results["network"]]
+    timed += [row["device_ms"] for row in results["parts"]]
     assert timed and all(ms is None for ms in timed)
     assert all(row["met"] is None for row in results["wanted"])
+    assert any("in 3 parts" in row["case"] for row in results["checks"])
+    assert {(row["parts"], row["chosen"]) for row in results["parts"]} == {(1, True), (2, False)}
     assert "cuda" in {row["backend"] for row in results["backends"]}
 
 

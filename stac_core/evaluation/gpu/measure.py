@@ -14,6 +14,7 @@ import triton
 
 REPEATS, WARM_UP = 30, 3
 FEWEST, SECONDS = 5, 0.5  # slow work is repeated less often
+PAUSE = 4_000_000  # cycles of the device, about 2 ms
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,13 @@ class Ceilings:
 UNKNOWN = Ceilings(float("nan"), float("nan"))
 
 
-def median_ms(work: Callable[[], object], device: torch.device, repeats: int = REPEATS) -> float:
+def median_ms(
+    work: Callable[[], object], device: torch.device, repeats: int = REPEATS, alone: bool = False
+) -> float:
     """Median time of one call by CUDA events; NaN on a CPU, whose times would say nothing about a GPU.
 
-    At most `repeats` times, fewer where one call is slow.
+    At most `repeats` times, fewer where one call is slow. Of short work most is the device's waiting for the
+    host to launch; `alone`: the device pauses first, so that the host is ahead and only its own time counts.
     """
     if device.type != "cuda":
         work()
@@ -40,6 +44,8 @@ def median_ms(work: Callable[[], object], device: torch.device, repeats: int = R
     times: list[float] = []
     while len(times) < repeats and (len(times) < FEWEST or sum(times) < 1e3 * SECONDS):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        if alone:
+            torch.cuda._sleep(PAUSE)
         begin.record()
         work()
         end.record()

@@ -35,7 +35,7 @@ STEPS = 15  # timed, of each stream
 NAME_LENGTH = 110  # of a kernel; PyTorch's own tell apart late
 CATEGORIES = {  # first match wins; names as PyTorch's profiler shows them
     "fused by the compiler": r"^triton_[a-z]+_fused|cpp_fused",
-    "attention": r"flash|fmha|attend_forward|_forward_kernel|scaled_dot_product|attention",
+    "attention": r"flash|fmha|attend_forward|_forward_kernel|_combine_kernel|scaled_dot_product|attention",
     "key mass": r"attend_mass|_mass_kernel",
     "voxel merge": r"voxel_merge|_merge_kernel",
     "convolution": r"conv|cudnn|wgrad|dgrad|implicit|winograd",

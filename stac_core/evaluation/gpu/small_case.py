@@ -23,6 +23,10 @@ def main(device: torch.device) -> list[str]:
         q, segments = random_inputs(2, 70, ((97, 16), (33, 8), (40, 4)), 64, torch.bfloat16, device)
         kernels.attend(q, segments[:1], True, 1.0)
         kernels.attend(q, segments, True, 1.0)
+        if name == "triton":
+            from stac_core.evaluation.gpu.split import attend_in
+
+            attend_in(3)(q, segments, True, 1.0)
         state = RowState(*(part.to(device) for part in empty_state(5, PIVOTS, BUFFER, DIM)))
         tokens = RowTokens(*(part.to(device) for part in random_tokens(5, 60, DIM, 0)))
         kernels.voxel_merge(state, tokens, RULES)

@@ -13,13 +13,15 @@ from unittest import mock
 
 import torch
 
-from stac_core.evaluation.gpu.attention import Size, flash, random_inputs
+from stac_core.evaluation.gpu import split
+from stac_core.evaluation.gpu.attention import FRAME, Size, flash, random_inputs
 from stac_core.evaluation.gpu.measure import Ceilings, median_ms
 from stac_core.evaluation.gpu.merging import problem
 from stac_core.evaluation.gpu.report import Report, Rows
 from stac_core.evaluation.gpu.stages import MASS_SHARE
 from stac_core.kernels import attend_triton, voxel_merge_triton
 from stac_core.kernels.attend import Segment, sample_queries
+from stac_core.kernels.attend_split_triton import MOST_PARTS
 from stac_core.kernels.attend_triton import Tile
 from stac_core.kernels.random_merges import RULES
 
@@ -68,7 +70,7 @@ def run(
     baseline = median_ms(partial(flash, q, bare), device)
     if "forward" in parts:
         for name, one in (("with bias", segment), ("without bias", bare)):
-            works: Works = {tile: partial(attend_triton._forward, q, [one], tile) for tile in FORWARD}
+            works: Works = {tile: partial(attend_triton._forward, q, [one], tile, 1) for tile in FORWARD}
             work = partial(_tiles, works, baseline, device)
             report.part(f"sweep forward {name}", f"Forward {name}", work)
     if "mass" in parts:
@@ -80,6 +82,10 @@ def run(
             works = {tile: partial(attend_triton._mass, *arguments, tile) for tile in MASS}
             work = partial(_tiles, works, baseline, device)
             report.part(f"sweep mass {share}", f"Mass of {rows} queries", work)
+    if "parts" in parts:
+        sizes = (FRAME, (1, 2, 3, 4), range(1, MOST_PARTS + 1)) if device.type == "cuda" else split.SMALL
+        work = partial(split.time_parts, ceilings, device, *sizes)
+        report.part("sweep parts", "Forward by frames of a chunk and parts of the keys", work)
     if "merge" in parts:
         report.part("sweep merge", "Voxel merge", partial(_merges, merge_rows, ceilings, device))
 
