@@ -56,7 +56,7 @@ def tables(results: Sequence[Result]) -> str:
 
 def against_default(results: Sequence[Result], name: str) -> tuple[float, int, int]:
     """Geometric mean over worlds of a row's yardstick over the default's; worlds it wins, worlds in all."""
-    default = DEFAULT_ALONE if ROWS[name].group == "chunk" else DEFAULT
+    default = _default(name)
     baseline = {row["scene"]: row[YARDSTICK] for row in _of(results, default)}
     ratios = [
         row[YARDSTICK] / baseline[row["scene"]] for row in _of(results, name) if baseline.get(row["scene"])
@@ -78,9 +78,15 @@ def _table(results: Sequence[Result], names: Sequence[str], columns: Columns, co
         ]
         if compared:
             ratio, better, worlds = against_default(results, name)
-            cells.append("–" if math.isnan(ratio) else f"×{ratio:.2f}, better in {better} of {worlds}")
+            told = name != _default(name) and not math.isnan(ratio)
+            cells.append(f"×{ratio:.2f}, better in {better} of {worlds}" if told else "–")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _default(name: str) -> str:
+    """The row that this one is compared with."""
+    return DEFAULT_ALONE if ROWS[name].group == "chunk" else DEFAULT
 
 
 def _of(results: Sequence[Result], name: str) -> list[Result]:
