@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from unittest import mock
 
-from stac_core.kernels import attend_split_triton, attend_triton
+from stac_core.evaluation.gpu import split
+from stac_core.kernels import attend_split_triton
 from stac_core.kernels.attend import Attended
 
 ROWS = 128  # queries of a program that combines parts: the interpreter runs programs one after the other
@@ -15,10 +16,7 @@ def attend_in(parts: int) -> Callable[..., Attended]:
     """`attend` with the keys in so many parts."""
 
     def attend(*arguments, **named) -> Attended:
-        with (
-            mock.patch.object(attend_triton, "choose_parts", lambda *_: parts),
-            mock.patch.object(attend_split_triton, "ROWS", ROWS),
-        ):
-            return attend_triton.attend(*arguments, **named)
+        with mock.patch.object(attend_split_triton, "ROWS", ROWS):
+            return split.attend_in(parts)(*arguments, **named)
 
     return attend
