@@ -259,7 +259,7 @@ def sanitize() -> Rows:
 def compare_with_wanted(results: dict[str, Any]) -> Rows:
     """The best backend's figure beside each limit; `met` is None where nothing was timed."""
     attend, merges = results.get("attend", []), results.get("merge", [])
-    ours = [row for row in merges if row["backend"] != "torch"]
+    ours = [row for row in merges if row["backend"] != "torch" and row["token_bits"] == 16]
     network, parts = results.get("network", []), results.get("parts", [])
     figures = [
         *(

@@ -20,7 +20,7 @@ from torch import Tensor
 from stac_core.kernels.attend import CODE_GROUP
 from stac_core.kernels.attend_triton import check_reachable, require
 from stac_core.kernels.gather import Gathered, Page, Wanted, check_gather, shares
-from stac_core.kernels.segments_triton import even, odd
+from stac_core.kernels.segments_triton import decode, even, odd, unpack
 
 __all__ = ["gather", "require"]
 
@@ -98,22 +98,33 @@ def _read(
     BITS: tl.constexpr,
     FIELD: tl.constexpr,
 ):
-    """[TOKENS, WIDTH] keys (field 0) or values (field 2) as float32; 0 where not inside."""
+    """[TOKENS, WIDTH] keys (field 0) or values (field 2) as float32; 0 where not inside.
+
+    Beyond DIM there is nothing to rely on.
+    """
     channel = tl.arange(0, WIDTH)
-    inside = inside[:, None] & (channel[None] < DIM)
     first = _find_page(pages, slot, FIELD)
     if BITS == 16:
-        numbers = tl.load((first + local * DIM)[:, None] + channel[None], mask=inside, other=0.0)
+        mask = inside[:, None] & (channel[None] < DIM)
+        numbers = tl.load((first + local * DIM)[:, None] + channel[None], mask=mask, other=0.0)
         numbers = numbers.to(tl.float32)
     else:
-        codes = (first + local * (DIM * BITS // 8))[:, None] + (channel * BITS // 8)[None]
-        codes = tl.load(codes, mask=inside, other=0)
+        BYTES: tl.constexpr = DIM * BITS // 8
+        byte = tl.arange(0, WIDTH * BITS // 8)
+        mask = inside[:, None] & (byte[None] < BYTES)
+        codes = tl.load((first + local * BYTES)[:, None] + byte[None], mask=mask, other=0)
         if BITS == 4:
-            codes = (codes >> (channel % 2 * 4)[None].to(tl.uint8)) & 15
-        grid = _find_page(pages, slot, FIELD + 1)
-        grid = (grid + local * ((DIM + GROUP - 1) // GROUP * 2))[:, None] + (channel // GROUP * 2)[None]
-        scale = tl.load(grid, mask=inside, other=0.0).to(tl.float32)
-        numbers = codes.to(tl.float32) * scale + tl.load(grid + 1, mask=inside, other=0.0).to(tl.float32)
+            codes = unpack(codes)
+        grid = _find_page(pages, slot, FIELD + 1).to(
+            tl.pointer_type(tl.int32)
+        )  # scale and offset as one word
+        grid += local * ((DIM + GROUP - 1) // GROUP)
+        if DIM <= GROUP:
+            words = tl.load(grid, mask=inside, other=0)[:, None]
+        else:
+            mask = inside[:, None] & (channel[None] < DIM)
+            words = tl.load(grid[:, None] + (channel // GROUP)[None], mask=mask, other=0)
+        numbers = decode(codes, words)
     return numbers
 
 

@@ -149,6 +149,20 @@ def load_numbers(
 
 
 @triton.jit
+def unpack(pairs):
+    """[tokens, n] bytes of two codes each → [tokens, 2n] codes of 4 bits."""
+    return tl.reshape(tl.join(pairs & 15, pairs >> 4), (pairs.shape[0], 2 * pairs.shape[1]))
+
+
+@triton.jit
+def decode(codes, words):
+    """Codes as float32; words: scale and offset of each, see `_stored`."""
+    scale = (words & 0xFFFF).to(tl.int16).to(tl.float16, bitcast=True)
+    offset = (words >> 16).to(tl.int16).to(tl.float16, bitcast=True)
+    return codes.to(tl.float32) * scale.to(tl.float32) + offset.to(tl.float32)
+
+
+@triton.jit
 def _load_codes(
     stored, row, start, length,
     DIM: tl.constexpr, WIDTH: tl.constexpr, COUNT: tl.constexpr, BITS: tl.constexpr, SCALED: tl.constexpr,
@@ -165,16 +179,14 @@ def _load_codes(
         pair = tl.arange(0, WIDTH // 2)
         offsets = token[:, None] * token_stride + pair[None]
         pairs = tl.load(first + offsets, mask=inside[:, None] & (pair[None] < DIM // 2), other=0)
-        codes = tl.reshape(tl.join(pairs & 15, pairs >> 4), (COUNT, WIDTH))
+        codes = unpack(pairs)
     first = grid + row * even(grid_row) + tl.cast(start, tl.int64) * grid_token
     if DIM <= GROUP:  # one word per token
         words = tl.load(first + token * grid_token, mask=inside, other=0)[:, None]
     else:
         at = token[:, None] * grid_token + (channel // GROUP)[None]
         words = tl.load(first + at, mask=inside[:, None] & (channel[None] < DIM), other=0)
-    scale = (words & 0xFFFF).to(tl.int16).to(tl.float16, bitcast=True)
-    offset = (words >> 16).to(tl.int16).to(tl.float16, bitcast=True)
-    numbers = codes.to(tl.float32) * scale.to(tl.float32) + offset.to(tl.float32)
+    numbers = decode(codes, words)
     if SCALED:
         numbers *= tl.load(factor + row * factor_row + channel, mask=channel < DIM, other=0.0)[None]
     if DIM != WIDTH:

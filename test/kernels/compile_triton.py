@@ -176,7 +176,7 @@ def merge_variants(capability: int):
     """The merge at the default capacities, of tokens in 32 and 16 bits."""
     names = voxel_merge_triton._merge_kernel.arg_names
     types: dict[str, object] = dict.fromkeys(names, "*fp32")
-    types |= {"order": "*i64", "start": "*i64", "counts": "*i32"}
+    types |= {"order": "*i64", "start": "*i64", "ranked": "*i32", "counts": "*i32"}
     types |= {"threshold": "fp32", "gate": "fp32", "heaviest": "fp32"}
     constants = {
         "DIM": 64, "WIDTH": 64, "PIVOTS": 4, "PIVOT_WIDTH": 4, "BUFFER": 8, "BUFFER_WIDTH": 8,

@@ -56,12 +56,15 @@ class Problem(NamedTuple):
 
 
 def problem(rows: int, device: torch.device) -> Problem:
-    """The third chunk of a stream that looks at the same voxels, tokens spread evenly over the rows."""
+    """The third chunk of a stream that looks at the same voxels, tokens spread evenly over the rows.
+
+    They have 16 bits, as a stream hands them over.
+    """
     state = _to(empty_state(rows, PIVOTS, BUFFER, DIM), device)
     directions = torch.randn(rows, 3, DIM, device=device)
     for _ in range(2):
         state, _ = reference(state, _even_tokens(directions), RULES)
-    return Problem(state, _even_tokens(directions))
+    return Problem(state, in_16_bits(_even_tokens(directions)))
 
 
 def _even_tokens(directions: Tensor) -> RowTokens:
@@ -78,8 +81,16 @@ def _even_tokens(directions: Tensor) -> RowTokens:
 def time_all(
     backends: dict[str, VoxelMerge], rows: int, ceilings: Ceilings, device: torch.device
 ) -> list[dict[str, object]]:
-    """Merge one chunk into rows that have seen two."""
-    timed = problem(rows, device)
+    """Merge one chunk into rows that have seen two; also with the same tokens in 32 bits."""
+    state, tokens = problem(rows, device)
+    longer = tokens._replace(keys=tokens.keys.float(), values=tokens.values.float())
+    problems = {16: Problem(state, tokens), 32: Problem(state, longer)}
+    return [row for bits, timed in problems.items() for row in _time(backends, timed, bits, ceilings, device)]
+
+
+def _time(
+    backends: dict[str, VoxelMerge], timed: Problem, bits: int, ceilings: Ceilings, device: torch.device
+) -> list[dict[str, object]]:
     state, tokens, moved = timed.state, timed.tokens, timed.bytes
     times = {
         name: median_ms(lambda merge=merge: merge(state, tokens, RULES), device, 5 if name == "torch" else 20)  # type: ignore[misc]
@@ -88,7 +99,8 @@ def time_all(
     return [
         {
             "backend": name,
-            "rows": rows,
+            "token_bits": bits,
+            "rows": len(state.weight),
             "tokens": len(tokens.order),
             "ms": ms,
             "speed_up": times["torch"] / ms,
