@@ -29,6 +29,12 @@ FILLED = 1.5  # programs in terms of those that run at once, from which on nothi
 ROWS, WARPS = 8, 4  # of a program that combines
 
 
+def blocks_of(count: int, size: int) -> int:
+    """Blocks of a size that hold so many; Triton's own `cdiv` takes far longer on the host."""
+    return -(-count // size)
+
+
+@functools.lru_cache(maxsize=1024)  # a stream asks the same in every layer
 def choose_parts(query_blocks: int, key_blocks: int, at_once: int) -> int:
     """Among how many programs the keys of each block of queries are split; at_once: so many can run at once.
 
@@ -38,8 +44,8 @@ def choose_parts(query_blocks: int, key_blocks: int, at_once: int) -> int:
         return 1
 
     def cost(parts: int) -> int:
-        rounds = triton.cdiv(query_blocks * parts, at_once)
-        return rounds * (triton.cdiv(key_blocks, parts) + START) + (COMBINE if parts > 1 else 0)
+        rounds = blocks_of(query_blocks * parts, at_once)
+        return rounds * (blocks_of(key_blocks, parts) + START) + (COMBINE if parts > 1 else 0)
 
     return min(range(1, min(MOST_PARTS, key_blocks) + 1), key=cost)
 

@@ -10,6 +10,7 @@ Mass: a block of keys of one segment sweeps the sampled queries. How segments ar
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from stac_core.kernels.attend import AnySegment, Attended, CodedSegment, check_attend, sample_queries
 from stac_core.kernels.attend_split_triton import (
+    blocks_of,
     choose_parts,
     combine,
     count_blocks,
@@ -97,6 +99,7 @@ def attend(q: Tensor, segments: Sequence[AnySegment], mass: bool = False, subsam
     return Attended(out, lse, key_mass)
 
 
+@functools.cache
 def is_hopper(device: torch.device) -> bool:
     """Whose matrix instructions read their operands from shared memory."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
@@ -132,9 +135,9 @@ def _forward(
     rows, queries, dim = q.shape
     tile = tile or forward_tile(q, any(isinstance(s, CodedSegment) for s in segments), is_hopper(q.device))
     groups, kinds = group_segments(segments)
-    blocks = triton.cdiv(queries, tile.queries)
+    blocks = blocks_of(queries, tile.queries)
     if parts is None:
-        key_blocks = sum(triton.cdiv(s.length, tile.keys) for s in segments)
+        key_blocks = sum(blocks_of(s.length, tile.keys) for s in segments)
         parts = choose_parts(blocks * rows, key_blocks, multiprocessors(q.device) * tile.at_once)
         if parts == 1 and not triton.knobs.runtime.interpret:
             _compile_split(q, segments, tile, (q.device, q.dtype, dim, tile, kinds, *map(len, groups)))
@@ -170,7 +173,7 @@ def _mass(
     columns = sum(s.length for s in segments)
     key_mass = torch.empty(rows, columns, dtype=torch.float32, device=q.device)
     groups, kinds = group_segments(segments)
-    _mass_kernel[(sum(triton.cdiv(s.length, tile.keys) for s in segments), rows)](
+    _mass_kernel[(sum(blocks_of(s.length, tile.keys) for s in segments), rows)](
         q, *q.stride()[:2], groups, lse, *lse.stride(), key_mass, columns,
         queries, 1 / math.sqrt(dim), factor,
         dim, _width(dim), tile.queries, tile.keys, *kinds,
@@ -179,6 +182,7 @@ def _mass(
     return key_mass
 
 
+@functools.cache
 def _width(dim: int) -> int:
     """Channels of a tile: a power of two, and no fewer than a matrix instruction takes."""
     return max(16, triton.next_power_of_2(dim))

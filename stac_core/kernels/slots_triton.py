@@ -1,7 +1,7 @@
 """Moving tokens between slots and rows in Triton: every slot is read or written once, all fields together.
 
-The pages of a store reach the kernels as in `gather_triton`. Rounding by chance is left to PyTorch, whose
-random numbers it takes.
+Kernels find the pages of a store as in `gather_triton`. Rounding by chance is left to PyTorch, whose random
+numbers it takes.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -9,7 +9,6 @@ random numbers it takes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -21,9 +20,17 @@ from stac_core.kernels import slots_torch
 from stac_core.kernels.attend import CODE_GROUP
 from stac_core.kernels.attend_triton import require
 from stac_core.kernels.gather import Page
-from stac_core.kernels.gather_triton import _find_page, _read, page_groups
+from stac_core.kernels.gather_triton import (
+    FIGURES,
+    KEYS,
+    NUMBERS,
+    VALUES,
+    field,
+    find_page,
+    page_table,
+    read,
+)
 from stac_core.kernels.quantization import SMALLEST_SCALE
-from stac_core.kernels.segments_triton import even, odd
 from stac_core.kernels.slots import Factor, RowSlots, SlotPage, Store, check_slots
 
 __all__ = ["read_figures", "read_slots", "require", "save_slots", "write_slots"]
@@ -31,8 +38,7 @@ __all__ = ["read_figures", "read_slots", "require", "save_slots", "write_slots"]
 GROUP = tl.constexpr(CODE_GROUP)
 SMALLEST = tl.constexpr(SMALLEST_SCALE)
 ROUNDING = tl.constexpr(12582912.0)  # 1.5 · 2²³: adding it leaves no fraction, and rounds halves to even
-FIGURES_AT = tl.constexpr(5)  # in the tuple of a page
-TOKENS, WARPS = 32, 4  # of one program; of codes, which take more registers, a quarter
+TOKENS, WARPS = 32, 4  # of one program
 
 
 def read_slots(store: Store, slots: Tensor, factor: Factor | None) -> RowSlots:
@@ -60,11 +66,10 @@ def save_slots(store: Store, slots: Tensor) -> SlotPage:
     fields = tuple(x.new_empty(len(slots), x.shape[1]) for x in store.pages[0].fields)
     if len(slots):
         with torch.cuda.device_of(slots):  # Triton launches on the current device
-            for pages, stop in _groups(store):
-                _save_kernel[(triton.cdiv(len(slots), TOKENS),)](
-                    slots, pages, stop, fields, len(slots), TOKENS=TOKENS, **_fields(fields),
-                    num_warps=WARPS,
-                )  # fmt: skip
+            _save_kernel[(triton.cdiv(len(slots), TOKENS),)](
+                slots, *_table(store, slots), fields, len(slots), TOKENS=TOKENS, **_fields(fields),
+                num_warps=WARPS,
+            )  # fmt: skip
     *tokens, figures = fields
     return SlotPage(Page(*tokens), figures)
 
@@ -82,16 +87,15 @@ def write_slots(
     if chance is not None:
         return slots_torch.write_slots(store, slots, content, held, coded, factor, chance)
     check_slots(store, slots, factor, content, held, coded)
-    if not slots.numel():
+    if not slots.numel() or not store.pages:
         return
     slots, held, coded = (x.contiguous() for x in (slots, held, coded))
     content = RowSlots(*(x.contiguous() for x in content))
     with torch.cuda.device_of(slots):  # Triton launches on the current device
-        for pages, stop in _groups(store):
-            _write_kernel[(triton.cdiv(slots.numel(), _tokens(store)),)](
-                slots, held, coded, pages, stop, *_factors(factor), *content, slots.numel(),
-                **_constants(store, slots), num_warps=WARPS,
-            )  # fmt: skip
+        _write_kernel[(triton.cdiv(slots.numel(), TOKENS),)](
+            slots, held, coded, *_table(store, slots), *_factors(factor), *content, slots.numel(),
+            **_constants(store, slots), num_warps=WARPS,
+        )  # fmt: skip
 
 
 def _launch_read(
@@ -103,47 +107,36 @@ def _launch_read(
         return
     slots = slots.contiguous()
     with torch.cuda.device_of(slots):  # Triton launches on the current device
-        for pages, stop in _groups(store):
-            _read_kernel[(triton.cdiv(slots.numel(), _tokens(store)),)](
-                slots, pages, stop, *_factors(factor), *content, slots.numel(),
-                FIRST=pages[0][4] == odd(0), FIGURES_ONLY=FIGURES_ONLY, **_constants(store, slots),
-                num_warps=WARPS,
-            )  # fmt: skip
+        _read_kernel[(triton.cdiv(slots.numel(), TOKENS),)](
+            slots, *_table(store, slots), *_factors(factor), *content, slots.numel(),
+            FIGURES_ONLY=FIGURES_ONLY, **_constants(store, slots), num_warps=WARPS,
+        )  # fmt: skip
 
 
-def _groups(store: Store) -> Iterator[tuple[tuple[tuple[Any, ...], ...], int]]:
-    """Arguments of launches, as `page_groups` has them, with the figures of each page last."""
-    number = 0
-    for group, stop in page_groups([page.tokens for page in store.pages]):
-        figures = [page.figures for page in store.pages[number : number + len(group)]]
-        number += len(figures)
-        figures += figures[:1] * (len(group) - len(figures))
-        yield tuple((*page, own) for page, own in zip(group, figures, strict=True)), stop
+def _table(store: Store, slots: Tensor) -> tuple[Tensor, int, bool]:
+    """What kernels ask for the pages, see `page_table`."""
+    tokens, figures = zip(*store.pages, strict=True)
+    return page_table(tokens, slots.device, figures)
 
 
 def _fields(fields: tuple[Tensor, ...]) -> dict[str, tuple[int, ...]]:
-    """Where a page of `_groups` has the fields of a `SlotPage`, and how wide these are."""
-    widths = tuple(field.shape[1] for field in fields)
-    at = (0, 2, FIGURES_AT.value) if len(fields) == 3 else (0, 2, 1, 3, FIGURES_AT.value)
+    """Where the table has the fields of a `SlotPage`, and how wide these are."""
+    *tokens, _ = range(KEYS.value, KEYS.value + len(fields))
+    widths = tuple(x.shape[1] for x in fields)
     round_widths = tuple(triton.next_power_of_2(width) for width in widths)
-    return {"FIELDS": at, "WIDTHS": widths, "ROUND_WIDTHS": round_widths}
+    return {"AT": (*tokens, FIGURES.value), "WIDTHS": widths, "ROUND_WIDTHS": round_widths}
 
 
 def _factors(factor: Factor | None) -> tuple[Tensor | None, Tensor | None]:
     return (None, None) if factor is None else (factor.of_lane.contiguous(), factor.lane.contiguous())
 
 
-def _tokens(store: Store) -> int:
-    return TOKENS if store.codec.exact else TOKENS // 4
-
-
 def _constants(store: Store, slots: Tensor) -> dict[str, Any]:
     dim, figures = store.codec.dim, store.figures
-    numbers = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
     return {
         "PER_ROW": slots.shape[1], "DIM": dim, "WIDTH": triton.next_power_of_2(dim), "BITS": store.codec.bits,
-        "FIGURES": figures, "FIGURES_WIDTH": triton.next_power_of_2(figures),
-        "NUMBER": numbers[store.codec.dtype], "TOKENS": _tokens(store),
+        "COUNT": figures, "COUNT_WIDTH": triton.next_power_of_2(figures),
+        "NUMBER": NUMBERS[store.codec.dtype], "TOKENS": TOKENS,
     }  # fmt: skip
 
 
@@ -153,39 +146,37 @@ def _new_figures(store: Store, slots: Tensor) -> Tensor:
 
 
 @triton.jit
-def _figures_at(pages, slot, local, inside, FIGURES: tl.constexpr, FIGURES_WIDTH: tl.constexpr):
+def _figures_at(row, local, inside, COUNT: tl.constexpr, COUNT_WIDTH: tl.constexpr, ALIGNED: tl.constexpr):
     """Addresses of the figures of slots, and which of them there are."""
-    number = tl.arange(0, FIGURES_WIDTH)
-    first = _find_page(pages, slot, FIGURES_AT)
-    return (first + local * FIGURES)[:, None] + number[None], inside[:, None] & (number < FIGURES)[None]
+    number = tl.arange(0, COUNT_WIDTH)
+    first = field(row, FIGURES, tl.float32, ALIGNED) + local * COUNT
+    return first[:, None] + number[None], inside[:, None] & (number < COUNT)[None]
 
 
-@triton.jit(do_not_specialize=["stop", "count"])
+@triton.jit(do_not_specialize=["pages", "count"])
 def _read_kernel(
-    slots, pages, stop, factor, lane, keys_out, values_out, figures_out, count,
-    FIRST: tl.constexpr, FIGURES_ONLY: tl.constexpr, PER_ROW: tl.constexpr,
+    slots, table, pages, ALIGNED: tl.constexpr, factor, lane, keys_out, values_out, figures_out, count,
+    FIGURES_ONLY: tl.constexpr, PER_ROW: tl.constexpr,
     DIM: tl.constexpr, WIDTH: tl.constexpr, BITS: tl.constexpr,
-    FIGURES: tl.constexpr, FIGURES_WIDTH: tl.constexpr, NUMBER: tl.constexpr, TOKENS: tl.constexpr,
+    COUNT: tl.constexpr, COUNT_WIDTH: tl.constexpr, NUMBER: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
-    """Slots that lie in `pages`, and those that lie nowhere with the FIRST ones."""
     at = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
     real = at < count
     slot = tl.load(slots + at, mask=real, other=-1)
-    inside = (slot >= even(pages[0][4])) & (slot < stop)
-    mine = real & (inside | (slot < 0)) if FIRST else inside
-    local = slot - even(_find_page(pages, slot, 4))
-    number = tl.arange(0, FIGURES_WIDTH)
-    source, there = _figures_at(pages, slot, local, inside, FIGURES, FIGURES_WIDTH)
+    inside = slot >= 0
+    row, local = find_page(table, pages, slot)
+    number = tl.arange(0, COUNT_WIDTH)
+    source, there = _figures_at(row, local, inside, COUNT, COUNT_WIDTH, ALIGNED)
     figures = tl.load(source, mask=there, other=0.0)
-    mask = mine[:, None] & (number < FIGURES)[None]
+    mask = real[:, None] & (number < COUNT)[None]
     tl.store(figures_out + at[:, None] + (number.to(tl.int64) * count)[None], figures, mask=mask)
     if not FIGURES_ONLY:
-        last = tl.sum(tl.where((number == FIGURES - 1)[None], figures, 0.0), 1)
+        last = tl.sum(tl.where((number == COUNT - 1)[None], figures, 0.0), 1)
         full = inside & (last > 0)
         channel = tl.arange(0, WIDTH)
         target = (at * DIM)[:, None] + channel[None]
-        mask = mine[:, None] & (channel < DIM)[None]
-        k = _read(pages, slot, local, full, DIM, WIDTH, BITS, 0)
+        mask = real[:, None] & (channel < DIM)[None]
+        k = read(row, local, full, DIM, WIDTH, BITS, NUMBER, ALIGNED, KEYS)
         if factor is not None:
             of_lane = tl.load(lane + at // PER_ROW, mask=full, other=0)
             of_lane = (factor + of_lane * DIM)[:, None] + channel[None]
@@ -193,39 +184,39 @@ def _read_kernel(
             k = (k.to(NUMBER).to(tl.float32) * scale.to(NUMBER).to(tl.float32)).to(NUMBER).to(tl.float32)
         k = tl.where(full[:, None], k, 0.0)
         tl.store(keys_out + target, k.to(NUMBER).to(tl.float32), mask=mask)
-        v = tl.where(full[:, None], _read(pages, slot, local, full, DIM, WIDTH, BITS, 2), 0.0)
+        v = tl.where(full[:, None], read(row, local, full, DIM, WIDTH, BITS, NUMBER, ALIGNED, VALUES), 0.0)
         tl.store(values_out + target, v.to(NUMBER).to(tl.float32), mask=mask)
 
 
-@triton.jit(do_not_specialize=["stop", "count"])
+@triton.jit(do_not_specialize=["pages", "count"])
 def _save_kernel(
-    slots, pages, stop, fields, count,
-    FIELDS: tl.constexpr, WIDTHS: tl.constexpr, ROUND_WIDTHS: tl.constexpr, TOKENS: tl.constexpr,
+    slots, table, pages, ALIGNED: tl.constexpr, fields, count,
+    AT: tl.constexpr, WIDTHS: tl.constexpr, ROUND_WIDTHS: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
-    """Every field of the slots that lie in `pages`."""
+    """Every field of the slots."""
     at = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
     slot = tl.load(slots + at, mask=at < count, other=-1)
-    inside = (slot >= even(pages[0][4])) & (slot < stop)
-    local = slot - even(_find_page(pages, slot, 4))
+    row, local = find_page(table, pages, slot)
     for i in tl.static_range(len(fields)):
         channel = tl.arange(0, ROUND_WIDTHS[i])
-        mask = inside[:, None] & (channel < WIDTHS[i])[None]
-        source = (_find_page(pages, slot, FIELDS[i]) + local * WIDTHS[i])[:, None] + channel[None]
-        tl.store(fields[i] + (at * WIDTHS[i])[:, None] + channel[None], tl.load(source, mask=mask), mask=mask)
+        mask = (slot >= 0)[:, None] & (channel < WIDTHS[i])[None]
+        source = field(row, AT[i], fields[i].dtype.element_ty, ALIGNED) + local * WIDTHS[i]
+        target = (at * WIDTHS[i])[:, None] + channel[None]
+        tl.store(fields[i] + target, tl.load(source[:, None] + channel[None], mask=mask), mask=mask)
 
 
 @triton.jit
 def _write(
-    pages, slot, local, inside, numbers,
-    DIM: tl.constexpr, WIDTH: tl.constexpr, BITS: tl.constexpr, TOKENS: tl.constexpr, FIELD: tl.constexpr,
+    row, local, inside, numbers,
+    DIM: tl.constexpr, WIDTH: tl.constexpr, BITS: tl.constexpr, NUMBER: tl.constexpr, TOKENS: tl.constexpr,
+    ALIGNED: tl.constexpr, COLUMN: tl.constexpr,
 ):  # fmt: skip
-    """Store [TOKENS, WIDTH] keys (field 0) or values (field 2), where inside."""
-    first = _find_page(pages, slot, FIELD)
+    """Store [TOKENS, WIDTH] keys or values by the rows of their pages, where inside."""
     channel = tl.arange(0, WIDTH)
     if BITS == 16:
         mask = inside[:, None] & (channel < DIM)[None]
-        target = (first + local * DIM)[:, None] + channel[None]
-        tl.store(target, numbers.to(target.dtype.element_ty), mask=mask)
+        target = field(row, COLUMN, NUMBER, ALIGNED) + local * DIM
+        tl.store(target[:, None] + channel[None], numbers.to(NUMBER), mask=mask)
     else:
         LEVELS: tl.constexpr = 2**BITS - 1
         INNER: tl.constexpr = min(WIDTH, GROUP)
@@ -238,7 +229,8 @@ def _write(
         scale = tl.div_rn(tl.max(highest, 2) - offset.to(tl.float32), LEVELS * 1.0)
         scale = tl.maximum(scale, SMALLEST).to(tl.float16)
         group = tl.arange(0, OUTER)
-        grid = (_find_page(pages, slot, FIELD + 1) + local * (2 * GROUPS))[:, None] + (2 * group)[None]
+        grid = field(row, COLUMN + 2, tl.float16, ALIGNED) + local * (2 * GROUPS)
+        grid = grid[:, None] + (2 * group)[None]
         mask = inside[:, None] & (group < GROUPS)[None]
         tl.store(grid, scale, mask=mask)
         tl.store(grid + 1, offset, mask=mask)
@@ -252,27 +244,25 @@ def _write(
             low, high = tl.split(tl.reshape(codes, [TOKENS, WIDTH // 2, 2]))
             codes = low | (high << 4)
         mask = inside[:, None] & (byte < DIM // PER_BYTE)[None]
-        tl.store((first + local * (DIM // PER_BYTE))[:, None] + byte[None], codes, mask=mask)
+        target = field(row, COLUMN, tl.uint8, ALIGNED) + local * (DIM // PER_BYTE)
+        tl.store(target[:, None] + byte[None], codes, mask=mask)
 
 
-@triton.jit(do_not_specialize=["stop", "count"])
+@triton.jit(do_not_specialize=["pages", "count"])
 def _write_kernel(
-    slots, held, coded, pages, stop, factor, lane, keys, values, figures, count,
+    slots, held, coded, table, pages, ALIGNED: tl.constexpr, factor, lane, keys, values, figures, count,
     PER_ROW: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, BITS: tl.constexpr,
-    FIGURES: tl.constexpr, FIGURES_WIDTH: tl.constexpr, NUMBER: tl.constexpr, TOKENS: tl.constexpr,
+    COUNT: tl.constexpr, COUNT_WIDTH: tl.constexpr, NUMBER: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
-    """Slots that lie in `pages`."""
     at = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
     real = at < count
     slot = tl.load(slots + at, mask=real, other=-1)
-    inside = (slot >= even(pages[0][4])) & (slot < stop)
-    local = slot - even(_find_page(pages, slot, 4))
+    inside = slot >= 0
+    row, local = find_page(table, pages, slot)
     holds = inside & (tl.load(held + at, mask=real, other=0) != 0)
-    target, mask = _figures_at(pages, slot, local, holds, FIGURES, FIGURES_WIDTH)
-    number = tl.arange(0, FIGURES_WIDTH)
-    tl.store(
-        target, tl.load(figures + (at * FIGURES)[:, None] + number[None], mask=mask, other=0.0), mask=mask
-    )
+    target, mask = _figures_at(row, local, holds, COUNT, COUNT_WIDTH, ALIGNED)
+    number = tl.arange(0, COUNT_WIDTH)
+    tl.store(target, tl.load(figures + (at * COUNT)[:, None] + number[None], mask=mask, other=0.0), mask=mask)
     changes = inside & (tl.load(coded + at, mask=real, other=0) != 0)
     channel = tl.arange(0, WIDTH)
     source = (at * DIM)[:, None] + channel[None]
@@ -281,6 +271,6 @@ def _write_kernel(
     if factor is not None:
         of_lane = tl.load(lane + at // PER_ROW, mask=changes, other=0)
         k = tl.div_rn(k, tl.load((factor + of_lane * DIM)[:, None] + channel[None], mask=mask, other=1.0))
-    _write(pages, slot, local, changes, k, DIM, WIDTH, BITS, TOKENS, 0)
+    _write(row, local, changes, k, DIM, WIDTH, BITS, NUMBER, TOKENS, ALIGNED, KEYS)
     v = tl.load(values + source, mask=mask, other=0.0)
-    _write(pages, slot, local, changes, v, DIM, WIDTH, BITS, TOKENS, 2)
+    _write(row, local, changes, v, DIM, WIDTH, BITS, NUMBER, TOKENS, ALIGNED, VALUES)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 import triton
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -191,19 +192,18 @@ def merge_variants(capability: int):
 
 
 def gather_variants(capability: int):
-    """From one page of numbers, and from many of codes."""
-    for bits, count in ((16, 1), (4, 9)):
-        width, grid = (64, None) if bits == 16 else (64 * bits // 8, torch.zeros(2, 2, dtype=torch.float16))
-        stored = torch.zeros(2, width, dtype=torch.bfloat16 if bits == 16 else torch.uint8)
-        (pages, _), *_ = gather_triton.page_groups([Page(stored, stored, grid, grid)] * count)
-        pages = tuple((*types_of(page[:4]), "odd") for page in pages)
+    """From pages of numbers, and of codes."""
+    for bits in (16, 4):
         names = gather_triton._gather_kernel.arg_names
         arguments: dict[str, object] = dict.fromkeys(names, "*i64")
-        arguments |= dict.fromkeys(("slot_lane", "members_lane", "stop", "budget"), "odd")
+        odd = ("slot_lane", "slot_token", "members_lane", "members_token", "pages", "budget")
+        arguments |= dict.fromkeys(odd, "odd")
         arguments |= dict.fromkeys(("members", "factor", "bias_out"), "*fp32")
         arguments |= dict.fromkeys(("keys_out", "values_out"), "*bf16")
-        arguments |= {"slot_token": Constant(1), "members_token": Constant(1), "pages": pages}
-        constants = {"DIM": 64, "WIDTH": 64, "BITS": bits, "PAD": True, "TOKENS": gather_triton.TOKENS}
+        constants = {
+            "DIM": 64, "WIDTH": 64, "BITS": bits, "NUMBER": tl.bfloat16, "ALIGNED": True, "PAD": True,
+            "TOKENS": gather_triton.TOKENS,
+        }  # fmt: skip
         arguments |= {name: Constant(value) for name, value in constants.items()}
         tile = attend_triton.Tile(0, 0, gather_triton.WARPS, 3)
         about = {"dtype": "*fp32", "bits": bits}
@@ -211,19 +211,17 @@ def gather_variants(capability: int):
 
 
 def slots_variants(capability: int):
-    """Rows from and to one page of numbers, and many of codes."""
-    for bits, count in ((16, 1), (8, 4), (4, 9)):
+    """Rows from and to pages of numbers, and of codes."""
+    for bits in (16, 8, 4):
         codec = Codec(bits, 64, torch.bfloat16)
         fields = [torch.zeros(2, c.width, dtype=c.dtype) for c in codec.columns for _ in range(2)]
-        store = Store([SlotPage(Page(*fields), torch.zeros(2, 3))] * count, codec, 3)
-        (pages, _), *_ = slots_triton._groups(store)
-        pages = tuple((*types_of(page[:4]), "odd", "*fp32") for page in pages)
+        store = Store([SlotPage(Page(*fields), torch.zeros(2, 3))], codec, 3)
         factor = Constant(None) if bits == 16 else "*fp32"
         types = {
-            "slots": "*i64", "pages": pages, "stop": "odd", "count": "odd", "factor": factor,
+            "slots": "*i64", "table": "*i64", "pages": "odd", "count": "odd", "factor": factor,
             "lane": Constant(None) if bits == 16 else "*i64", "held": "*i1", "coded": "*i1",
             "fields": types_of(store.pages[0].fields),
-            "FIRST": Constant(True), "FIGURES_ONLY": Constant(False),
+            "ALIGNED": Constant(True), "FIGURES_ONLY": Constant(False),
         }  # fmt: skip
         types |= dict.fromkeys(("keys", "values", "figures"), "*fp32")
         types |= dict.fromkeys(("keys_out", "values_out", "figures_out"), "*fp32")

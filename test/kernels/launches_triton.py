@@ -1,12 +1,15 @@
-"""What Triton would compile for a stream whose chunks and memory vary; print one JSON line per pass.
+"""What Triton would compile for a stream whose chunks and memory vary; print one JSON line per call.
 
-Run as a script, outside Triton's interpreter, by `test_kernels_attend_split.py`. Nothing is launched: of
+Run as a script, outside Triton's interpreter, by `test_kernels_launches.py`. Nothing is launched: of
 every launch only that is kept by which Triton tells whether it has compiled such a kernel before.
 """
 
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from unittest import mock
 
 import torch
@@ -14,8 +17,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from stac_core.kernels import attend_triton
+from stac_core.kernels import attend_triton, gather_triton, slots_triton
 from stac_core.kernels.attend import Segment
+from stac_core.kernels.gather import Page, Wanted
+from stac_core.kernels.quantization import Codec
+from stac_core.kernels.slots import Factor, SlotPage, Store
 
 HEADS, TOKENS, LONGEST = 16, 1041, 12 * 1041
 PASSES = [  # frames of the chunk and of the past, the retrieved tokens
@@ -24,15 +30,32 @@ PASSES = [  # frames of the chunk and of the past, the retrieved tokens
 ]  # fmt: skip
 
 
-def launches(frames: int, past: int, retrieved: int) -> list[str]:
-    """One pass of a layer: the kernels, as far as Triton tells them apart."""
-    seen = []
+STORES = [(1, 8, 40), (2, 9, 41), (3, 16, 64), (9, 1000, 2082), (35, 17, 300)]  # pages, rows, wanted tokens
+
+
+@contextmanager
+def noted() -> Iterator[list[str]]:
+    """Launches inside `with`, none of which takes place."""
+    seen: list[str] = []
 
     def note(kernel: JITFunction, *arguments: object, grid: object, warmup: bool, **options: object) -> None:
         backend = make_backend(GPUTarget("cuda", 90, 32))
         bind = create_function_from_signature(kernel.signature, kernel.params, backend)
         _, specialisation, _ = bind(*arguments, **options)
         seen.append(f"{kernel.__name__} {specialisation} {sorted(options.items())}")
+
+    with (
+        mock.patch.object(JITFunction, "run", note),
+        mock.patch.object(attend_triton, "multiprocessors", lambda _: 132),
+        mock.patch.object(attend_triton, "is_hopper", lambda _: True),
+        mock.patch.object(attend_triton, "check_reachable"),
+        mock.patch.object(gather_triton, "check_reachable"),
+    ):
+        yield seen
+
+
+def attend_pass(frames: int, past: int, retrieved: int) -> None:
+    """One pass of a layer."""
 
     def segment(tokens: int, bias: bool = False) -> Segment:
         long = torch.empty(2, HEADS, LONGEST, 64, dtype=torch.bfloat16)
@@ -41,16 +64,31 @@ def launches(frames: int, past: int, retrieved: int) -> list[str]:
     q = torch.empty(HEADS, frames * TOKENS, 64, dtype=torch.bfloat16)
     lengths = [n for n in (past * TOKENS, frames * TOKENS) if n]
     segments = [*map(segment, lengths), *([segment(retrieved, True)] if retrieved else [])]
-    with (
-        mock.patch.object(JITFunction, "run", note),
-        mock.patch.object(attend_triton, "multiprocessors", lambda _: 132),
-        mock.patch.object(attend_triton, "is_hopper", lambda _: True),
-        mock.patch.object(attend_triton, "check_reachable"),
-    ):
-        attend_triton.attend(q, segments, True, 0.25)
-    return seen
+    attend_triton.attend(q, segments, True, 0.25)
+
+
+def use_store(pages: int, rows: int, wanted: int) -> None:
+    """All that is done with the slots of a store of 4 bits."""
+    codec, lanes = Codec(4, 64, torch.bfloat16), 3
+    fields = [torch.zeros(5, c.width, dtype=c.dtype) for c in codec.columns for _ in range(2)]
+    store = Store([SlotPage(Page(*fields), torch.zeros(5, 3))] * pages, codec, 3)
+    slots = torch.zeros(rows, 8, dtype=torch.int64)
+    factor = Factor(torch.zeros(lanes, 64), torch.zeros(rows, dtype=torch.int64))
+    content = slots_triton.read_slots(store, slots, factor)
+    slots_triton.read_figures(store, slots)
+    slots_triton.save_slots(store, slots.flatten())
+    held = torch.zeros(rows, 8, dtype=torch.bool)
+    slots_triton.write_slots(store, slots, content, held, held, factor)
+    kind = Wanted(
+        [page.tokens for page in store.pages], 4, torch.zeros(lanes, wanted, dtype=torch.int64),
+        torch.zeros(lanes, wanted),
+    )  # fmt: skip
+    gather_triton.gather([kind], wanted, 64, torch.bfloat16, factor.of_lane)
 
 
 if __name__ == "__main__":
-    for one in PASSES:
-        print(json.dumps(launches(*one)), flush=True)
+    call, cases = {"passes": (attend_pass, PASSES), "stores": (use_store, STORES)}[sys.argv[1]]
+    for case in cases:
+        with noted() as seen:
+            call(*case)
+        print(json.dumps(seen), flush=True)

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -133,28 +128,3 @@ def test_nothing_is_split_where_programs_run_one_after_the_other():
     """As in the interpreter."""
     assert attend_split_triton.multiprocessors(torch.device("cpu")) == 1
     assert {choose_parts(q, k, 1) for q in (1, 2, 9) for k in (1, 30, 3000)} == {1}
-
-
-@pytest.fixture(scope="module")
-def passes() -> list[list[str]]:
-    """Of a stream: the kernels of each pass, as far as Triton tells them apart."""
-    script = Path(__file__).with_name("launches_triton.py")
-    environment = {**os.environ, "PYTHONPATH": str(script.parents[2])}
-    environment.pop("TRITON_INTERPRET", None)
-    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-def test_after_the_chunks_of_a_warm_up_nothing_is_compiled(passes):
-    """Three passes over four frames, whose keys are not split; then fewer frames, whose keys mostly are."""
-    seen = set().union(*passes[:3])
-    split = ["_combine_kernel" in " ".join(launched) for launched in passes[3:]]
-    assert any(split) and not all(split)
-    assert set().union(*passes[3:]) <= seen
-
-
-def test_a_kernel_for_later_runs_once_only(passes):
-    """Besides forward and mass, passes over segments seen before launch nothing that is not theirs."""
-    assert [len(launched) for launched in passes[:3]] == [4, 4, 4]
-    assert {len(launched) for launched in passes[3:]} == {2, 3}

@@ -1,0 +1,48 @@
+"""What Triton compiles while a stream runs: nothing, once its first chunks have been through."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def launches(of: str) -> list[list[str]]:
+    """The kernels of each of a series of calls, as far as Triton tells them apart."""
+    script = Path(__file__).with_name("launches_triton.py")
+    environment = {**os.environ, "PYTHONPATH": str(script.parents[2])}
+    environment.pop("TRITON_INTERPRET", None)
+    done = subprocess.run([sys.executable, script, of], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def passes() -> list[list[str]]:
+    """Of the attention of a stream whose chunks and memory vary."""
+    return launches("passes")
+
+
+def test_after_the_chunks_of_a_warm_up_nothing_is_compiled(passes):
+    """Three passes over four frames, whose keys are not split; then fewer frames, whose keys mostly are."""
+    seen = set().union(*passes[:3])
+    split = ["_combine_kernel" in " ".join(launched) for launched in passes[3:]]
+    assert any(split) and not all(split)
+    assert set().union(*passes[3:]) <= seen
+
+
+def test_a_kernel_for_later_runs_once_only(passes):
+    """Besides forward and mass, passes over segments seen before launch nothing that is not theirs."""
+    assert [len(launched) for launched in passes[:3]] == [4, 4, 4]
+    assert {len(launched) for launched in passes[3:]} == {2, 3}
+
+
+def test_a_store_that_grows_compiles_nothing():
+    """From one page to 35, with other numbers of rows and tokens every time."""
+    first, *later = launches("stores")
+    assert len(first) == len(set(first)) == 5
+    assert all(launched == first for launched in later)
