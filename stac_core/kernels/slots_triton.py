@@ -38,7 +38,7 @@ __all__ = ["read_figures", "read_slots", "require", "save_slots", "write_slots"]
 GROUP = tl.constexpr(CODE_GROUP)
 SMALLEST = tl.constexpr(SMALLEST_SCALE)
 ROUNDING = tl.constexpr(12582912.0)  # 1.5 · 2²³: adding it leaves no fraction, and rounds halves to even
-TOKENS, WARPS = 32, 4  # of one program
+TOKENS, WARPS = 16, 2  # of one program
 
 
 def read_slots(store: Store, slots: Tensor, factor: Factor | None) -> RowSlots:
