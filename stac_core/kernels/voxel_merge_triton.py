@@ -105,6 +105,17 @@ def _in_rows(vectors, number, inside, DIM: tl.constexpr, WIDTH: tl.constexpr):
 
 
 @triton.jit
+def _add_shares(sums, vectors, nearest, omega, found, PIVOTS: tl.constexpr):
+    """sums [PIVOT_WIDTH, WIDTH] and what vectors [T, WIDTH] add to pivots, none but those `found`."""
+    pivot = tl.arange(0, sums.shape[0])[:, None]
+    for g in tl.static_range(PIVOTS):
+        if (found >> (g & 31)) & 1:
+            share = tl.where(nearest == g, omega, 0.0)[:, None]
+            sums += tl.where(pivot == g, tl.sum(share * vectors, 0)[None], 0.0)
+    return sums
+
+
+@triton.jit
 def _scores_waiting(buffer_score, score_left, place, count, lowest, BUFFER: tl.constexpr):
     """By place: the buffer comes first, then the row's own tokens. −inf where none waits."""
     in_buffer = (place >= 0) & (place < BUFFER)
@@ -166,22 +177,14 @@ def _merge_kernel(
                 best = tl.where(closer, cosine, best)
         joins = (i < count) & (best >= threshold)
         tl.store(score_left + i, tl.where(joins, float("-inf"), own_score), mask=i < count)
-        found = tl.reduce(tl.where(joins, 1 << nearest, 0), 0, _either)  # a bit per pivot
+        found = tl.reduce(tl.where(joins, 1 << (nearest & 31), 0), 0, _either)  # a bit for every 32nd pivot
         if found != 0:
             omega = tl.where(joins, tl.exp(best), 0.0)
             nearest = tl.where(joins, nearest, -1)
-            joining_keys = _in_rows(keys, token, joins, DIM, WIDTH)
-            for g in tl.static_range(PIVOTS):
-                if (found >> g) & 1:
-                    share = tl.where(nearest == g, omega, 0.0)[:, None]
-                    is_g = (pivot == g)[:, None]
-                    sum_keys += tl.where(is_g, tl.sum(share * joining_keys, 0)[None], 0.0)
-            joining_values = _in_rows(values, token, joins, DIM, WIDTH)
-            for g in tl.static_range(PIVOTS):
-                if (found >> g) & 1:
-                    share = tl.where(nearest == g, omega, 0.0)[:, None]
-                    is_g = (pivot == g)[:, None]
-                    sum_values += tl.where(is_g, tl.sum(share * joining_values, 0)[None], 0.0)
+            joining = _in_rows(keys, token, joins, DIM, WIDTH)
+            sum_keys = _add_shares(sum_keys, joining, nearest, omega, found, PIVOTS)
+            joining = _in_rows(values, token, joins, DIM, WIDTH)
+            sum_values = _add_shares(sum_values, joining, nearest, omega, found, PIVOTS)
             hit = pivot[:, None] == nearest[None]
             added += tl.sum(tl.where(hit, omega[None], 0.0), 1)
             scores += tl.sum(tl.where(hit, own_score[None], 0.0), 1)
@@ -267,6 +270,7 @@ def _merge_kernel(
             heir = pivot == tl.argmax(alike, 0)
             pull = tl.where(heir, adding / (weight + adding), 0.0)[:, None]
             into_heir = inside & heir[:, None]
+            tl.debug_barrier()  # nobody still reads what is written now
             all_keys += pull * (victim_key[None] - all_keys)
             all_values += pull * (victim_value[None] - all_values)
             tl.store(new_pivot_keys + at, all_keys, mask=into_heir)

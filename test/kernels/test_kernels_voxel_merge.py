@@ -66,6 +66,21 @@ def test_a_series_of_calls_agrees_with_the_reference(backend, pivots, buffer, di
     assert (seen[[0, 1, 3, 4]] > 0).all() and (seen[2] > 0 or rules.gate == 0)  # everything happened
 
 
+def test_rows_of_many_pivots_and_tokens_agree_with_the_reference():
+    """More pivots than a number of 32 bits has, more tokens than are ranked at once."""
+    state = empty_state(3, 35, 2, 16)
+    rules = MergeRules(0.9, 0.0)
+    for call in range(2):
+        tokens = decisive(state, random_tokens(3, 150, 16, seed=call), rules)
+        got, got_counts = voxel_merge_triton.voxel_merge(state, tokens, rules)
+        expected, counts = reference(state, tokens, rules)
+        assert torch.equal(got_counts, counts)
+        assert_same(got, expected)
+        state = expected
+    assert counts[0] > 0 and counts[4] > 0  # some joined, some pivots were folded
+    assert ((state.members > 0).sum(1) == 35).any()
+
+
 def test_equal_scores_keep_the_older_token_first(backend):
     state = empty_state(1, 4, 8, 16)
     g = torch.Generator().manual_seed(3)
