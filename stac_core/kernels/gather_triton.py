@@ -28,7 +28,7 @@ __all__ = ["gather", "require"]
 GROUP = tl.constexpr(CODE_GROUP)
 ALIGNMENT = tl.constexpr(16)  # bytes; what is aligned so is read in the largest pieces
 TOKENS, WARPS = 32, 4  # of one program
-# Columns of a page's row in the table: its first slot, then where its fields begin, grids two behind their codes.
+# Columns of a page in the table: its first slot, then where its fields begin, grids two behind their codes.
 FIRST_SLOT, KEYS, VALUES, KEY_GRID, VALUE_GRID, FIGURES, COLUMNS = (tl.constexpr(i) for i in range(7))
 NUMBERS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
