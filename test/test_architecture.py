@@ -27,7 +27,7 @@ MAY_IMPORT = {  # part of stac_core → the parts it may import
     "prediction": set(),
     "images": {"config", "geometry", "device"},
     "network": BASICS,
-    "kernels": {"config", "settings"},
+    "kernels": {"config", "settings", "device"},
     "cache": {"kernels", "geometry", "config", "settings", "files", "device"},
     "checkpoint": BASICS | {"network"},
     "session": BASICS | {"network", "cache", "images", "kernels"},

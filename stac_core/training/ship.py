@@ -1,6 +1,7 @@
 """Command: write the trained network as the model in the box.
 
     python -m stac_core.training.ship --out out/training
+    python -m stac_core.training.ship --weights out/camera_head/weights.safetensors
 
 Float16 safetensors of at most 16 MiB; the metadata hold the sizes of the network, the command that
 trained it, seed, steps and the figures it reached. The heads of the matching loss stay behind.
@@ -14,15 +15,25 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from safetensors.torch import save
+from torch import Tensor
 
+from stac_core.checkpoint import BOX
+from stac_core.config import NETWORKS
 from stac_core.files import write_whole
 from stac_core.training.config import TrainingConfig
-from stac_core.training.evaluate import as_numbers, default_recordings, evaluate, network_of_run, table
-from stac_core.training.state import State, network_weights, read_state
+from stac_core.training.evaluate import (
+    as_numbers,
+    default_recordings,
+    evaluate,
+    network_of,
+    network_of_run,
+    table,
+)
+from stac_core.training.state import State, check_weights, network_weights, read_state
 
 LIMIT_BYTES = 16 * 2**20
-BOX = Path(__file__).parents[1] / "weights" / "embedded.safetensors"
 
 
 def training_command(config: dict[str, Any]) -> str:
@@ -33,16 +44,34 @@ def training_command(config: dict[str, Any]) -> str:
     return "python -m stac_core.training.train" + flags
 
 
-def box_bytes(state: State, figures: dict[str, dict[str, float | None]]) -> bytes:
-    """Content of the shipped file; ValueError where it would exceed the limit."""
-    metadata = {
+def about_run(state: State) -> dict[str, str]:
+    """Where the weights of a run come from."""
+    return {
         "config": json.dumps(state.config["network"]),
         "command": training_command(state.config["run"]),
         "seed": str(state.config["run"]["seed"]),
         "step": str(state.step),
-        "figures": json.dumps(figures),
     }
-    content = save({key: value.half() for key, value in network_weights(state).items()}, metadata)
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Weights that say themselves where they come from, as `camera_head` writes them."""
+    with safe_open(path, framework="pt") as file:
+        about = file.metadata() or {}
+        weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    lacking = {"config", "command", "seed", "step"} - set(about)
+    if lacking:
+        raise ValueError(f"{path}: its metadata lack {', '.join(sorted(lacking))}")
+    check_weights(weights)
+    return weights, about
+
+
+def box_bytes(
+    weights: dict[str, Tensor], about: dict[str, str], figures: dict[str, dict[str, float | None]]
+) -> bytes:
+    """Content of the shipped file; ValueError where it would exceed the limit."""
+    metadata = {**about, "figures": json.dumps(figures)}
+    content = save({key: value.half().contiguous() for key, value in weights.items()}, metadata)
     if len(content) > LIMIT_BYTES:
         raise ValueError(
             f"the file would have {len(content)} bytes, more than {LIMIT_BYTES}; train fewer weights"
@@ -51,20 +80,27 @@ def box_bytes(state: State, figures: dict[str, dict[str, float | None]]) -> byte
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Evaluate the state of a run and ship it."""
+    """Evaluate the state of a run, or weights, and ship them."""
     parser = argparse.ArgumentParser(prog="python -m stac_core.training.ship", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--out", type=Path, default=Path(TrainingConfig().out), help="folder of the run")
+    parser.add_argument("--weights", type=Path, help="ship this file of `camera_head` instead")
     parser.add_argument("--target", type=Path, default=BOX, help="file to write (default: the box)")
     parser.add_argument(
         "--recordings", type=Path, default=default_recordings(), help="folder of real recordings"
     )
     given = parser.parse_args(arguments)
-    state = read_state(given.out / "state.safetensors")
-    measured = evaluate(network_of_run(state), given.recordings)
-    write_whole(given.target, box_bytes(state, as_numbers(measured)))
+    if given.weights:
+        weights, about = read_weights(given.weights)
+        network = network_of(weights, NETWORKS[json.loads(about["config"])["name"]])
+    else:
+        state = read_state(given.out / "state.safetensors")
+        weights, about = network_weights(state), about_run(state)
+        network = network_of_run(state)
+    measured = evaluate(network, given.recordings)
+    write_whole(given.target, box_bytes(weights, about, as_numbers(measured)))
     print(table(measured))
-    print(f"{given.target}: {given.target.stat().st_size / 2**20:.2f} MiB, step {state.step}")
+    print(f"{given.target}: {given.target.stat().st_size / 2**20:.2f} MiB, step {about['step']}")
     return 0
 
 

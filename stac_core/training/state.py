@@ -74,10 +74,15 @@ def network_weights(state: State) -> dict[str, Tensor]:
         for key, value in state.tensors.items()
         if key.startswith(NETWORK_PREFIX)
     }
+    check_weights(weights)
+    return weights
+
+
+def check_weights(weights: dict[str, Tensor]) -> None:
+    """ValueError naming a weight that is not finite once it is rounded to float16."""
     for key, value in weights.items():
         if not torch.isfinite(value.half()).all():
             raise ValueError(f"weight {key} does not fit into float16; the training has diverged")
-    return weights
 
 
 def write_state(state: State, path: Path) -> None:

@@ -13,7 +13,7 @@ from stac_core.network.causal_vggt import CausalVGGT
 from stac_core.network.initial_weights import initialise
 from stac_core.training import evaluate as evaluation
 from stac_core.training.config import TrainingConfig
-from stac_core.training.ship import LIMIT_BYTES, box_bytes, main
+from stac_core.training.ship import LIMIT_BYTES, main
 from stac_core.training.state import capture, network_weights, write_state
 from stac_core.training.supervised import Supervised
 from stac_core.training.trainer import make_optimizer
@@ -54,7 +54,7 @@ def test_command_ships_what_load_network_loads(tmp_path, state, monkeypatch, cap
 def test_diverged_weights_are_refused_by_name(state):
     state.tensors["model.network.camera_head.trunk_norm.weight"][0] = float("inf")
     with pytest.raises(ValueError, match=r"camera_head\.trunk_norm\.weight"):
-        box_bytes(state, {})
+        network_weights(state)
 
 
 def test_box_model_fits_its_limit_and_says_where_it_comes_from():
