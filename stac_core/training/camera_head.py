@@ -100,12 +100,11 @@ class ClipTokens:
         return path
 
     def read(self, clips: range) -> tuple[Tokens, Tokens]:
-        """Of all these clips: whole ones, and short sequences; the beginning of a clip is one, too."""
+        """Of all these clips: whole ones, and windows."""
         files = [load_file(self.make(clip)) for clip in tqdm(clips, "tokens", unit="clip", leave=False)]
         names = (("tokens", "poses"), ("window_tokens", "window_poses"))
         whole, windows = ([torch.cat([file[n].float() for file in files]) for n in pair] for pair in names)
-        short = [torch.cat([x, y[:, : x.shape[1]]]) for x, y in zip(windows, whole, strict=True)]
-        return (whole[0], whole[1]), (short[0], short[1])
+        return (whole[0], whole[1]), (windows[0], windows[1])
 
     def _compute(self, clip: int) -> tuple[Tokens, Tokens]:
         world = render_clips(self._config.rendering, range(clip, clip + 1), torch.device("cpu"))
