@@ -36,7 +36,7 @@ from stac_core.network.causal_vggt import CausalVGGT
 from stac_core.settings import check_settings, refuse, setting
 from stac_core.training.batches import mirror
 from stac_core.training.clips import render_clips
-from stac_core.training.config import TrainingConfig, add_arguments, from_arguments
+from stac_core.training.config import TrainingConfig, add_arguments, changed_flags, from_arguments
 from stac_core.training.losses import camera_loss
 from stac_core.training.schedule import SHORTEST
 from stac_core.training.sequences import Sequences, join, normalise
@@ -224,9 +224,7 @@ def metadata(begun_with: Path, config: CameraHeadConfig, steps: int) -> dict[str
     """Where the weights come from: what their file said, and this run."""
     with safe_open(begun_with, framework="pt") as file:
         before = file.metadata() or {}
-    defaults = dataclasses.asdict(CameraHeadConfig())
-    chosen = {k: v for k, v in dataclasses.asdict(config).items() if k != "out" and defaults[k] != v}
-    flags = "".join(f" --{name.replace('_', '-')} {value}" for name, value in chosen.items())
+    flags = changed_flags(dataclasses.asdict(config), CameraHeadConfig)
     return {
         "config": json.dumps(dataclasses.asdict(NETWORKS["embedded"])),
         "command": f"{before.get('command', '')}; then python -m stac_core.training.camera_head{flags}",

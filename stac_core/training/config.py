@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from stac_core.config import NETWORKS, PATCH_SIZE
 from stac_core.settings import check_settings, refuse, setting
@@ -121,3 +122,10 @@ def from_arguments(section: type[Section], arguments: argparse.Namespace) -> Sec
     """The section with the flags that were given."""
     names = {field.name for field in dataclasses.fields(section)}  # type: ignore[arg-type]
     return section(**{name: value for name, value in vars(arguments).items() if name in names})
+
+
+def changed_flags(values: Mapping[str, Any], section: type) -> str:
+    """The flags that repeat a run: what differs from the defaults, apart from the folder."""
+    defaults = dataclasses.asdict(section())
+    chosen = {k: v for k, v in values.items() if k != "out" and defaults.get(k) != v}
+    return "".join(f" --{name.replace('_', '-')} {value}" for name, value in chosen.items())

@@ -10,7 +10,6 @@ trained it, seed, steps and the figures it reached. The heads of the matching lo
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from torch import Tensor
 from stac_core.checkpoint import BOX
 from stac_core.config import NETWORKS
 from stac_core.files import write_whole
-from stac_core.training.config import TrainingConfig
+from stac_core.training.config import TrainingConfig, changed_flags
 from stac_core.training.evaluate import (
     as_numbers,
     default_recordings,
@@ -37,11 +36,8 @@ LIMIT_BYTES = 16 * 2**20
 
 
 def training_command(config: dict[str, Any]) -> str:
-    """The command line that repeats a run: what differs from the defaults, apart from the folder."""
-    defaults = dataclasses.asdict(TrainingConfig())
-    chosen = {k: v for k, v in config.items() if k != "out" and defaults.get(k) != v}
-    flags = "".join(f" --{name.replace('_', '-')} {value}" for name, value in chosen.items())
-    return "python -m stac_core.training.train" + flags
+    """The command line that repeats a run."""
+    return "python -m stac_core.training.train" + changed_flags(config, TrainingConfig)
 
 
 def about_run(state: State) -> dict[str, str]:
