@@ -131,10 +131,14 @@ def test_every_topic_speaks_of_every_image_with_its_stamp_and_frame(observer):
         pose.tolist() for pose in poses
     ]
     assert {message.child_frame_id for message in observer.received[topics.ODOMETRY]} == {"camera"}
-    transforms = [t for message in observer.received[topics.TF] for t in message.transforms]
-    ours = [t for t in transforms if t.header.frame_id == "plain_map"]
-    assert [t.child_frame_id for t in ours] == ["camera"] * LAST and stamps_s(ours) == stamps
-    for transform, pose in zip(ours, poses, strict=True):
+
+    def ours():
+        transforms = [t for message in observer.received[topics.TF] for t in message.transforms]
+        return [t for t in transforms if t.header.frame_id == "plain_map"]
+
+    observer.spin_until(lambda: len(ours()) == LAST, topics.TF.name)
+    assert [t.child_frame_id for t in ours()] == ["camera"] * LAST and stamps_s(ours()) == stamps
+    for transform, pose in zip(ours(), poses, strict=True):
         assert np.allclose(transform_matrix(transform.transform), pose, atol=1e-9)
 
     depth, info = observer.received[topics.DEPTH][-1], observer.received[topics.DEPTH_INFO][-1]
