@@ -105,6 +105,12 @@ def _in_rows(vectors, number, inside, DIM: tl.constexpr, WIDTH: tl.constexpr):
 
 
 @triton.jit
+def _row_lengths(x):
+    """[T, WIDTH] → [T]."""
+    return tl.maximum(tl.sqrt(tl.sum(x * x, 1)), SMALLEST_NORM)
+
+
+@triton.jit
 def _add_shares(sums, vectors, nearest, omega, found, PIVOTS: tl.constexpr):
     """sums [PIVOT_WIDTH, WIDTH] and what vectors [T, WIDTH] add to pivots, none but those `found`."""
     pivot = tl.arange(0, sums.shape[0])[:, None]
@@ -153,7 +159,7 @@ def _merge_kernel(
     scores = tl.load(score_sum + row * PIVOTS + pivot, mask=real, other=0.0)
     members = tl.load(members_in + pivot, mask=real, other=0.0)
     old_keys = _in_rows(pivot_keys, pivot, real, DIM, WIDTH)
-    pivot_lengths = tl.maximum(tl.sqrt(tl.sum(old_keys * old_keys, 1)), SMALLEST_NORM)
+    pivot_lengths = _row_lengths(old_keys)
 
     # 1. Join the most similar pivot, all against the pivots as they were.
     sum_keys = tl.zeros([PIVOT_WIDTH, WIDTH], tl.float32)
@@ -262,7 +268,7 @@ def _merge_kernel(
             all_values = _in_rows(new_pivot_values, pivot, real, DIM, WIDTH)
             victim_key = tl.sum(tl.where(is_victim[:, None], all_keys, 0.0), 0)
             victim_value = tl.sum(tl.where(is_victim[:, None], all_values, 0.0), 0)
-            lengths = tl.maximum(tl.sqrt(tl.sum(all_keys * all_keys, 1)), SMALLEST_NORM)
+            lengths = _row_lengths(all_keys)
             victim_length = tl.sum(tl.where(is_victim, lengths, 0.0), 0)
             alike = tl.sum(all_keys * victim_key[None], 1) / (lengths * victim_length)
             alike = tl.where(real & (pivot != slot_taken), alike, float("-inf"))

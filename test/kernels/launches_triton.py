@@ -28,8 +28,6 @@ PASSES = [  # frames of the chunk and of the past, the retrieved tokens
     (4, 0, 0), (4, 4, 0), (4, 9, 300),
     (1, 0, 0), (1, 1, 0), (2, 7, 0), (1, 3, 1), (1, 8, 16), (3, 9, 2082), (1, 12, 999),
 ]  # fmt: skip
-
-
 STORES = [(1, 8, 40), (2, 9, 41), (3, 16, 64), (9, 1000, 2082), (35, 17, 300)]  # pages, rows, wanted tokens
 
 
