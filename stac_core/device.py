@@ -59,7 +59,7 @@ class Stopwatch:
     """Moments in the order in which the device reaches them; taking one never waits for the device."""
 
     def __init__(self, device: torch.device) -> None:
-        self._on_gpu = device.type == "cuda"
+        self._device, self._on_gpu = device, device.type == "cuda"
         self._moments: list[float | torch.cuda.Event] = []
         self.mark()
 
@@ -69,7 +69,7 @@ class Stopwatch:
             self._moments.append(time.perf_counter())
             return
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(torch.cuda.current_stream(self._device))  # that of another GPU may be the current one
         self._moments.append(event)
 
     def milliseconds(self) -> list[float]:
