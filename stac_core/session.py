@@ -65,6 +65,7 @@ class StreamSession:
         watch = Stopwatch(self._device)
         trained_size = self._network.config.image_size
         pixels, geometry = prepare_images(images, self.config.image, trained_size, self._device)
+        self._check_size(geometry)
         watch.mark()
         wants_points = self._cache.wants_positions and self.config.cache.positions == "points"
         prediction = self._network(pixels[None], self._cache, points=wants_points)
@@ -158,6 +159,15 @@ class StreamSession:
         }
         settings = {f"{n}.{k}": v for n, section in sections.items() for k, v in asdict(section).items()}
         return json.loads(json.dumps(settings))  # tuples become lists, as in the file
+
+    def _check_size(self, geometry: ImageGeometry) -> None:
+        """ValueError where frames are of another size than those that the stream consists of."""
+        if self._cache.frames_seen and self.geometry not in (None, geometry):
+            (old_height, old_width), (height, width) = self.geometry.camera_size, geometry.camera_size
+            raise ValueError(
+                f"frames of {width}×{height} pixels in a stream of {old_width}×{old_height}: "
+                "keep the image size, or reset the stream"
+            )
 
     def _can_begin(self, prediction: Prediction) -> bool:
         """Whether a first chunk is good enough to be what everything else refers to."""

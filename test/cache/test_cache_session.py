@@ -112,6 +112,36 @@ def test_a_step_that_raises_leaves_the_stream_as_it_was(network, monkeypatch):
     assert torch.equal(session.step(frames[6:]).depth, expected.depth)
 
 
+@pytest.mark.parametrize(
+    ("rule", "change"),
+    [
+        ("evaluation", lambda frame: np.rot90(frame).copy()),  # as many tokens, other places
+        ("pad", lambda frame: frame[:40]),  # the same network image, another camera
+    ],
+    ids=["evaluation", "pad"],
+)
+def test_a_stream_keeps_to_one_image_size(network, tmp_path, rule, change):
+    frames = synthetic_frames(3, 56, 84)
+    config = Config(image=ImageConfig(rule=rule, size=84), cache=CacheConfig(mode="causal"))
+    session, expected, resumed = (StreamSession(network, config) for _ in range(3))
+    session.step(frames[:2])
+    geometry, other = session.geometry, change(frames[2])
+    height, width = other.shape[:2]
+    with pytest.raises(ValueError, match=f"frames of {width}×{height} pixels in a stream of 84×56"):
+        session.step([other])
+    expected.step(frames[:2])
+    assert session.geometry == geometry and session.stats().cache.frames_seen == 2
+    session.save(tmp_path / "stream")
+    resumed.load(tmp_path / "stream")
+    wanted = expected.step(frames[2:])
+    for each in (session, resumed):
+        assert torch.equal(each.step(frames[2:]).depth, wanted.depth)
+        with pytest.raises(ValueError, match="reset the stream"):
+            each.step([other])
+    session.reset()
+    assert session.step([other]).frames == 1
+
+
 @pytest.mark.parametrize("mode", STREAMING)
 def test_a_saved_session_goes_on_as_if_uninterrupted(network, tmp_path, mode):
     frames = synthetic_frames(16, 48, 64)
