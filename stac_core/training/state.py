@@ -7,6 +7,7 @@ needs storing: every step draws from (seed, step, process).
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -51,9 +52,15 @@ def restore(state: State, model: nn.Module, optimizer: Optimizer, network: Any) 
     check_network(state, network)
     prefix = "model."
     model.load_state_dict({k[len(prefix) :]: v for k, v in state.tensors.items() if k.startswith(prefix)})
-    for name, parameter in model.named_parameters():
-        if f"exp_avg.{name}" in state.tensors:
-            optimizer.state[parameter] = {key: _moment(state, key, name, parameter) for key in MOMENTS}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    ordered = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+    moments = {
+        index: {key: state.tensors[f"{key}.{name}"].clone() for key in MOMENTS}
+        for index, name in enumerate(ordered)
+        if f"exp_avg.{name}" in state.tensors
+    }
+    # Each moment to the device and type where the optimizer wants it: the fused one counts steps on the GPU.
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
 
 
 def check_network(state: State, network: Any) -> None:
@@ -91,7 +98,10 @@ def write_state(state: State, path: Path) -> None:
 
 
 def export_state(state: State, folder: Path) -> list[Path]:
-    """Pieces of at most 16 MiB, moments in bfloat16; `read_state(folder)` reads them together."""
+    """Pieces of at most 16 MiB, moments in bfloat16; `read_state(folder)` reads them together.
+
+    Every piece names the export by a digest of all its tensors.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     pieces: list[dict[str, Tensor]] = [{}]
     size = 0
@@ -103,26 +113,38 @@ def export_state(state: State, folder: Path) -> list[Path]:
         pieces[-1][key] = value
         size += value.nbytes
     paths = [folder / f"state-{i + 1}-of-{len(pieces)}.safetensors" for i in range(len(pieces))]
+    header = {**_header(state), "export": _digest(pieces)}
     for path, piece in zip(paths, pieces, strict=True):
-        write_whole(path, save(piece, _header(state)))
+        write_whole(path, save(piece, header))
     for stale in set(folder.glob("state-*-of-*.safetensors")) - set(paths):
         stale.unlink()
     return paths
 
 
 def read_state(path: Path) -> State:
-    """A file written by `write_state`, or a folder written by `export_state`."""
+    """A file written by `write_state`, or a folder written by `export_state`.
+
+    ValueError where a file is no state, where pieces are missing, or where two belong to different exports.
+    """
     files = sorted(path.glob("state-*-of-*.safetensors")) if path.is_dir() else [path]
     if not files:
         raise FileNotFoundError(f"{path}: no training state (state-*-of-*.safetensors) in this folder")
     if path.is_dir() and not files[0].name.endswith(f"-of-{len(files)}.safetensors"):
         raise ValueError(f"{path}: pieces are missing, {len(files)} present like {files[0].name}")
     tensors: dict[str, Tensor] = {}
+    first: dict[str, str] = {}  # header of the first file
     for file in files:
         with safe_open(file, framework="pt") as opened:
             header = opened.metadata() or {}
             if header.get("format") != FORMAT:
                 raise ValueError(f"{file}: not a training state ({FORMAT})")
+            first = first or header
+            differ = sorted(key for key in first | header if first.get(key) != header.get(key))
+            if differ:
+                raise ValueError(
+                    f"{path}: {files[0].name} (step {first['step']}) and {file.name} (step {header['step']}) "
+                    f"belong to two exports, which differ in {', '.join(differ)}; export the state again"
+                )
             tensors.update({key: opened.get_tensor(key) for key in opened.keys()})  # noqa: SIM118
     return State(tensors, int(header["step"]), json.loads(header["config"]))
 
@@ -131,6 +153,9 @@ def _header(state: State) -> dict[str, str]:
     return {"format": FORMAT, "step": str(state.step), "config": json.dumps(state.config)}
 
 
-def _moment(state: State, key: str, name: str, parameter: Tensor) -> Tensor:
-    value = state.tensors[f"{key}.{name}"].to(torch.float32)
-    return value if key == "step" else value.to(parameter.device).clone()
+def _digest(pieces: list[dict[str, Tensor]]) -> str:
+    """Of all names and values: equal for one state exported twice, never for those of two runs."""
+    found = hashlib.sha256()
+    for piece in pieces:
+        found.update(save(piece))
+    return found.hexdigest()
