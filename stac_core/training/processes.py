@@ -32,6 +32,14 @@ class Processes:
         distributed.all_reduce(vote, op=distributed.ReduceOp.MAX)
         return bool(vote.item())
 
+    def as_leader(self, number: float) -> float:
+        """The number that the process of rank 0 holds, in every process."""
+        if self.count == 1:
+            return number
+        shared = torch.tensor(number, dtype=torch.float64, device=self.device)
+        distributed.broadcast(shared, src=0)
+        return float(shared.item())
+
 
 @contextmanager
 def join_processes(device: str) -> Iterator[Processes]:

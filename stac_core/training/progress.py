@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import csv
+import logging
+import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -11,13 +15,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from stac_core.device import Stopwatch
+from stac_core.files import replacing
+
+log = logging.getLogger(__name__)
 
 
 class Progress:
-    """Means of the figures since the last row, frames per second, share of time spent rendering."""
+    """Means of the figures since the last row, frames per second, share of time spent rendering.
+
+    Tables and plot are for people: where they cannot be written, one warning says so and the run goes on.
+    """
 
     def __init__(self, folder: Path, first_step: int, steps: int, log_every: int, shown: bool) -> None:
         self.folder, self.log_every, self.shown = folder, log_every, shown
+        self._warned = False
         self.bar = tqdm(total=steps, initial=first_step, disable=not shown, unit="step", mininterval=2.0)
         self._begin_row()
 
@@ -33,9 +44,12 @@ class Progress:
         if step % self.log_every == 0:
             self._write_row(step)
 
-    def note(self, text: str) -> None:
-        """A line above the bar."""
-        self.bar.write(text)
+    def add_held_out(self, row: dict[str, float]) -> None:
+        """A row of the held-out curve: into its table and its plot, and as a line above the bar."""
+        with self._written_or_warned():
+            append_row(self.folder / "held_out.csv", row)
+            plot_curve(self.folder / "held_out.csv", self.folder / "held_out.png")
+        self.bar.write("held out: " + "  ".join(f"{name} {value:.4g}" for name, value in row.items()))
 
     def close(self) -> None:
         """End the bar."""
@@ -55,32 +69,47 @@ class Progress:
         row |= {"frames_per_s": self.frames / seconds, "rendering_share": rendering / seconds}
         self.bar.set_postfix({name: f"{value:.3g}" for name, value in row.items()}, refresh=False)
         if self.shown:
-            append_row(self.folder / "training.csv", {"step": step, "time": int(time.time()), **row})
+            with self._written_or_warned():
+                append_row(self.folder / "training.csv", {"step": step, "time": int(time.time()), **row})
         self._begin_row()
+
+    @contextmanager
+    def _written_or_warned(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if not self._warned:
+                log.warning(
+                    "a table or plot in %s cannot be written, the run goes on: %s", self.folder, error
+                )
+            self._warned = True
 
 
 def append_row(path: Path, row: dict[str, float]) -> None:
-    """Add one row to a table; the first row brings the header."""
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.writer(file)
-        if new:
-            writer.writerow(row)
-        writer.writerow(f"{value:.6g}" if isinstance(value, float) else value for value in row.values())
+    """Add one row to a table, whole or not at all; the first row brings the header."""
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("a", newline="") as file:
+            writer = csv.writer(file)
+            if not size:
+                writer.writerow(row)
+            writer.writerow(f"{value:.6g}" if isinstance(value, float) else value for value in row.values())
+    except OSError:
+        with suppress(OSError):
+            os.truncate(path, size)
+        raise
 
 
 def plot_curve(table: Path, picture: Path) -> None:
     """Every figure of a table over its steps, one panel each, logarithmic where all are positive."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     with table.open() as file:
         rows = list(csv.DictReader(file))
     names = [name for name in rows[0] if name not in ("step", "time")]
     steps = [float(row["step"]) for row in rows]
-    figure, axes = plt.subplots(len(names), 1, figsize=(7, 2 * len(names)), sharex=True, squeeze=False)
+    figure = Figure(figsize=(7, 2 * len(names)))
+    axes = figure.subplots(len(names), 1, sharex=True, squeeze=False)
     for axis, name in zip(axes[:, 0], names, strict=True):
         values = [float(row[name]) for row in rows]
         axis.plot(steps, values, marker=".")
@@ -89,5 +118,5 @@ def plot_curve(table: Path, picture: Path) -> None:
         axis.grid(alpha=0.3)
     axes[-1, 0].set_xlabel("step")
     figure.tight_layout()
-    figure.savefig(picture)
-    plt.close(figure)
+    with replacing(picture) as temporary:
+        figure.savefig(temporary, format="png")

@@ -6,12 +6,14 @@ import logging
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
@@ -31,7 +33,7 @@ from stac_core.training.config import TrainingConfig
 from stac_core.training.held_out import held_out_worlds, measure
 from stac_core.training.initialise import prepare_for_matching
 from stac_core.training.processes import Processes
-from stac_core.training.progress import Progress, append_row, plot_curve
+from stac_core.training.progress import Progress
 from stac_core.training.schedule import learning_rate
 from stac_core.training.sequences import Sequences, normalise
 from stac_core.training.state import capture, read_state, restore, write_state
@@ -81,50 +83,51 @@ class Trainer:
         progress = Progress(
             self.folder, self.step, self.config.steps, self.config.log_every, self.processes.leads
         )
+        with closing(progress):
+            try:
+                with self._stop_on_signals():
+                    finished = self._train(progress)
+            except OSError:  # clips cannot be rendered; the step had changed nothing yet
+                self._save_or_warn()
+                raise
+            self._save()
+        return finished
+
+    def _train(self, progress: Progress) -> bool:
+        """Step by step to the end; False where a signal ended it early."""
         saved = time.monotonic()
-        with self._stop_on_signals():
-            while not self.processes.any(self.stopped or self._part >= 1):
-                self._train_step_or_eagerly(progress)
-                if self.config.evaluate_every and self.step % self.config.evaluate_every == 0:
-                    self._evaluate(progress)
-                if time.monotonic() - saved > 60 * self.config.checkpoint_minutes:
-                    self._save_or_warn()
-                    saved = time.monotonic()
-        self._save()
-        progress.close()
-        return self._part >= 1
+        while (part := self._part_behind()) < 1:
+            if self.processes.any(self.stopped):
+                return False
+            self._train_step(part, progress)
+            if self.config.evaluate_every and self.step % self.config.evaluate_every == 0:
+                self._evaluate(progress)
+            if time.monotonic() - saved > 60 * self.config.checkpoint_minutes:
+                self._save_or_warn()
+                saved = time.monotonic()
+        return True
 
-    @property
-    def _part(self) -> float:
-        """Of the run, what lies behind: by steps or, where the clock counts and is ahead, by the clock."""
+    def _part_behind(self) -> float:
+        """Of the run, what lies behind: by steps or, where the clock counts and is ahead, by the clock.
+
+        One number in all processes, or they would learn at different rates and part ways.
+        """
         by_steps, minutes = self.step / self.config.steps, self.config.minutes
-        return max(by_steps, (time.monotonic() - self._began) / (60 * minutes)) if minutes else by_steps
+        if not minutes:
+            return by_steps
+        return self.processes.as_leader(max(by_steps, (time.monotonic() - self._began) / (60 * minutes)))
 
-    def _train_step_or_eagerly(self, progress: Progress) -> None:
-        try:
-            self._train_step(progress)
-        except TorchDynamoException as error:
-            cause = getattr(error, "inner_exception", error)  # what the compiler itself had said
-            log.warning(
-                "blocks cannot be compiled here, the run goes on eagerly, and slower: %s", in_one_line(cause)
-            )
-            undo(self.model.network)
-            self._train_step(progress)
-
-    def _train_step(self, progress: Progress) -> None:
-        watch, part = Stopwatch(self.device), self._part
+    def _train_step(self, part: float, progress: Progress) -> None:
+        watch = Stopwatch(self.device)
         random = step_random(self.config, self.step, self.processes.rank)
-        sequences = normalise(draw_sequences(self.config, self._clips, self.step, part, random))
+        sequences = self._draw(part, random)
         watch.mark()
         count, frames = sequences.depth.shape[:2]
         visible = draw_visible(frames, random)
         dense_frames = send(draw_dense_frames(self.config, count * frames, random), self.device)
         for group in self.optimizer.param_groups:
             group["lr"] = group["share"] * learning_rate(self.config, self.step, part)
-        with self._precision():
-            loss, figures = self.parallel(sequences, visible, dense_frames)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss, figures = self._differentiate_or_eagerly(sequences, visible, dense_frames)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
         if torch.isfinite(norm):
             self.optimizer.step()
@@ -132,7 +135,39 @@ class Trainer:
             log.warning("step %d: gradient is not finite, step skipped", self.step)
         self.step += 1
         seen = count * frames * self.processes.count
-        progress.update(self.step, {"loss": loss.detach(), **figures}, seen, watch)
+        progress.update(self.step, {"loss": loss, **figures}, seen, watch)
+
+    def _draw(self, part: float, random: np.random.Generator) -> Sequences:
+        """The sequences of this step. OSError in all processes where one of them cannot draw its own."""
+        failure, drawn = None, None
+        try:
+            drawn = normalise(draw_sequences(self.config, self._clips, self.step, part, random))
+        except OSError as error:
+            failure = error
+        if self.processes.any(failure is not None) or drawn is None:
+            raise failure or OSError("another process could not render its clips")
+        return drawn
+
+    def _differentiate_or_eagerly(self, *batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        try:
+            return self._differentiate(*batch)
+        except TorchDynamoException as error:
+            cause = getattr(error, "inner_exception", error)  # what the compiler itself had said
+            log.warning(
+                "blocks cannot be compiled here, the run goes on eagerly, and slower: %s", in_one_line(cause)
+            )
+            undo(self.model.network)
+            return self._differentiate(*batch)
+
+    def _differentiate(
+        self, sequences: Sequences, visible: Tensor, dense_frames: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and figures of a batch; the gradient is left with the parameters."""
+        with self._precision():
+            loss, figures = self.parallel(sequences, visible, dense_frames)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        return loss.detach(), figures
 
     @cached_property
     def _clips(self) -> Clips:
@@ -148,10 +183,7 @@ class Trainer:
             return
         with torch.compiler.set_stance("force_eager"):  # a few passes do not pay for compilation
             figures = measure(self.model.network, self._held_out)
-        row = {"step": self.step, "time": int(time.time()), **asdict(figures)}
-        append_row(self.folder / "held_out.csv", row)
-        plot_curve(self.folder / "held_out.csv", self.folder / "held_out.png")
-        progress.note("held out: " + "  ".join(f"{name} {value:.4g}" for name, value in row.items()))
+        progress.add_held_out({"step": self.step, "time": int(time.time()), **asdict(figures)})
 
     def _resume(self, resume: Path | None) -> None:
         source = self.path if self.path.exists() else resume

@@ -1,6 +1,7 @@
 """Whole runs: they learn, resume exactly, and end well when they are interrupted or killed."""
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import torch
 from stac_core.checkpoint import BOX, load_network
 from stac_core.config import ModelConfig
 from stac_core.network.execution import compile_blocks
+from stac_core.training import clips as clips_module
 from stac_core.training import trainer as trainer_module
 from stac_core.training.config import TrainingConfig
 from stac_core.training.processes import Processes
@@ -54,8 +56,8 @@ def trained(out: str, steps: int, stop_after: int = 0, **settings) -> Trainer:
     if stop_after:
         step = trainer._train_step
 
-        def then_interrupt(progress):
-            step(progress)
+        def then_interrupt(part, progress):
+            step(part, progress)
             if trainer.step == stop_after:
                 os.kill(os.getpid(), signal.SIGINT)
 
@@ -133,6 +135,30 @@ def test_a_full_disk_neither_ends_the_run_nor_harms_the_last_state(tmp_path, cli
     assert Path(out, "state.safetensors").read_bytes() == good
 
 
+def test_a_table_on_a_full_disk_is_one_warning(tmp_path, clips, caplog):
+    out = folder(tmp_path / "run", clips)
+    Path(out, "training.csv").symlink_to("/dev/full")
+    assert trained(out, steps=4).step == 4
+    assert read_state(Path(out, "state.safetensors")).step == 4
+    assert caplog.text.count("the run goes on") == 1 and "No space left" in caplog.text
+
+
+def test_clips_that_cannot_be_rendered_end_the_run_with_its_state_written(tmp_path, monkeypatch):
+    sizes = dict(clip_frames=3, clip_width=56, first_clips=2, clips_per_step=50.0)
+    trainer = Trainer(TrainingConfig(out=str(tmp_path), steps=6, **{**SMALL, **sizes}), ALONE)
+    write = clips_module.write_whole
+
+    def full(path: Path, content: bytes) -> None:
+        if trainer.step == 2:
+            raise OSError(28, "No space left on device")
+        write(path, content)
+
+    monkeypatch.setattr(clips_module, "write_whole", full)
+    with pytest.raises(OSError, match="No space left"):
+        trainer.run()
+    assert read_state(trainer.path).step == 2
+
+
 @pytest.mark.slow
 def test_smoke_run_learns(tmp_path, clips):
     """The loss falls and patches begin to match, within a minute on two cores."""
@@ -177,16 +203,66 @@ def test_two_processes_train_one_model(tmp_path, clips):
     alone, both = folder(tmp_path / "alone", clips), folder(tmp_path / "both", clips)
     flags = [f"--{k.replace('_', '-')}={v}" for k, v in {**SMALL, "steps": 3}.items()]
     trained(alone, steps=3)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
-    command += ["--nproc-per-node", "2", "-m", "stac_core.training.train", "--out", both, *flags]
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, check=True, env=environment, timeout=200, stderr=subprocess.DEVNULL)
+    run_twice("-m", "stac_core.training.train", "--out", both, *flags)
     assert [row["step"] for row in rows(both)] == [1, 2, 3]
     assert read_state(Path(both, "state.safetensors")).step == 3
     assert (
         rows(both)[0]["loss"] == rows(alone)[0]["loss"]
     )  # process 0 of the first step sees what one alone sees
     assert rows(both)[2]["loss"] != rows(alone)[2]["loss"]
+
+
+DRIFTING = """
+import json, sys
+from pathlib import Path
+from stac_core.training import clips
+from stac_core.training.config import TrainingConfig
+from stac_core.training.processes import join_processes
+from stac_core.training.trainer import Trainer
+
+config = TrainingConfig(**json.loads(sys.argv[1]))
+with join_processes("cpu") as processes:
+    trainer, rates, error = Trainer(config, processes), [], ""
+    if not processes.leads:
+        trainer._began -= 30 * config.minutes  # half the run, by this clock
+    step, write = trainer.optimizer.step, clips.write_whole
+
+    def note_rate():
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+        step()
+
+    def full(path, content):
+        if trainer.step == 4 and not processes.leads:
+            raise OSError("full")
+        write(path, content)
+
+    trainer.optimizer.step, clips.write_whole = note_rate, full
+    try:
+        trainer.run()
+    except OSError as caught:
+        error = str(caught)
+    Path(config.out, f"{processes.rank}.json").write_text(json.dumps([rates, error]))
+"""
+
+
+@pytest.mark.slow
+def test_processes_share_one_clock_and_end_together_where_one_cannot_render(tmp_path):
+    sizes = dict(clip_frames=3, clip_width=56, first_clips=2, clips_per_step=50.0)
+    config = {**SMALL, **sizes, "steps": 1000, "minutes": 1000.0, "out": str(tmp_path)}
+    (tmp_path / "drifting.py").write_text(DRIFTING)
+    run_twice(str(tmp_path / "drifting.py"), json.dumps(config))
+    ours, theirs = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert len(ours[0]) == 4 and ours[0] == theirs[0]
+    assert (ours[1], theirs[1]) == ("another process could not render its clips", "full")
+    assert read_state(tmp_path / "state.safetensors").step == 4
+
+
+def run_twice(*program: str) -> None:
+    """In two processes that torchrun starts."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    command += ["--nproc-per-node", "2", *program]
+    subprocess.run(command, check=True, env=environment, timeout=200, stderr=subprocess.DEVNULL)
 
 
 def test_state_of_another_network_is_refused(tmp_path, clips, monkeypatch):
