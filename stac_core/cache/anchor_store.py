@@ -26,7 +26,7 @@ class AnchorStore:
         self.memory = memory
         self.score = torch.empty(layers, heads, 0, device=device)  # [layers, heads, length]
         self.voxel = torch.empty(layers, heads, 0, dtype=torch.int64, device=device)  # key, or NOWHERE
-        self.born = torch.empty(layers, heads, 0, dtype=torch.int32, device=device)  # pass it came with
+        self.born = torch.empty(layers, heads, 0, dtype=torch.int32, device=device)  # see `TokenStore.born`
 
     @property
     def length(self) -> int:

@@ -37,6 +37,8 @@ class LiveCache:
     def __init__(self, config: CacheConfig, network: NetworkConfig, scale: KeyScale) -> None:
         self._config, self._network, self._scale, layers = config, network, scale, network.layers
         self._rules = config.rules
+        # Pruning judges by the last pass alone.
+        self._decay = scores.Decay(0.0 if self._rules.pruned else config.temperature, config.decay_unit)
         self.window = TokenStore(layers, KeyValues(layers, config.window_bits, scale))
         self._pinned = TokenStore(layers, KeyValues(layers, config.pinned_bits, scale))
         self._special = TokenStore(layers, KeyValues(layers, config.window_bits, scale))
@@ -46,6 +48,7 @@ class LiveCache:
         ] = []  # of this pass: all that a layer sees but the window, by layer
         self._contributions: list[list[Tensor]] = [[]] * layers  # [heads, n] of this pass, segment by segment
         self._frames = self._tokens_per_frame = 0  # of this pass
+        self._now = 0  # when this pass has ended, in the time of scores
 
     @property
     def by_mass(self) -> bool:
@@ -94,12 +97,17 @@ class LiveCache:
             self._contributions[layer] = self._contribution(q, live, mass)
 
     def commit(self, first_frame: int, moment: int) -> None:
-        """The staged tokens become part of the stream, with their scores. RuntimeError where some lack."""
+        """The staged tokens become part of the stream, with their scores. RuntimeError where some lack.
+
+        first_frame, moment: frames and passes before this pass.
+        """
         frames = torch.arange(first_frame, first_frame + self._frames)
-        self.window.commit(frames.repeat_interleave(self._tokens_per_frame), moment)
+        born, lasts = self._decay.time(moment, first_frame), self._decay.time(1, self._frames)
+        self.window.commit(frames.repeat_interleave(self._tokens_per_frame), born)
+        self._now = born + lasts
         self._past = []
         if self._rules.anchors:
-            self._score()
+            self._score(lasts)
 
     def place(self, keys: Tensor) -> None:
         """Voxel keys [n] of the new tokens."""
@@ -182,25 +190,19 @@ class LiveCache:
             return [scores.importance_pooled(newest, keys, special)]
         return [scores.importance_per_head(newest, keys, special)]
 
-    def _score(self) -> None:
-        """Fold the pass's contributions into the scores, each in the place of its token."""
-        decay = self._decay(self._frames)
+    def _score(self, lasts: int) -> None:
+        """Fold the contributions of a pass that lasts so long into the scores, each in its token's place."""
         new = torch.cat([part for parts in self._contributions for part in parts], -1)
         new = new.unflatten(-1, (len(self._contributions), -1)).transpose(0, 1)  # [layers, heads, T]
         if self.by_mass:
             new = scores.received(new, self._frames * self._tokens_per_frame)
+        new = new * self._decay.gathered(lasts)
         known = [store.score for store in self._stores if store.score is not None]  # new tokens come last
-        score = scores.update(torch.cat(known, -1), new, decay) if known else new
+        score = scores.update(torch.cat(known, -1), new, self._decay.left(lasts)) if known else new
         lengths = [store.length for store in self._stores]
         for store, part in zip(self._stores, score.split(lengths, -1), strict=True):
             store.score = part.clone()  # without the memory of the others
         self._contributions = [[]] * len(self._contributions)
-
-    def _decay(self, frames: int) -> float:
-        """What is left of old scores after a pass over so many frames; pruning judges by the last one."""
-        if self._rules.pruned:
-            return 0.0
-        return scores.decay_of_pass(self._config.temperature, self._config.decay_unit, frames)
 
     def _keep_special(self, leaving: Tensor) -> Tensor:
         """Camera and register tokens of leaving frames go to their ring; → the slots that are left."""
@@ -222,7 +224,7 @@ class LiveCache:
         candidates = self._anchors.candidates(self.window, leaving)
         score = candidates.score
         if config.score == "mean":
-            score = score / scores.exposure(moment - candidates.born, self._decay(config.chunk_size))
+            score = score / self._decay.gathered(self._now - candidates.born)
         room = anchor_tokens(config, self._tokens_per_frame)
         kept = choose(config.eviction, score, room, moment)
         return self._anchors.renew(self.window, leaving, candidates, kept, wanted)

@@ -15,7 +15,7 @@ from torch import Tensor
 from stac_core.files import replacing
 
 State = dict[str, Any]  # name → Tensor or State
-FORMAT = "stac_stream 2"
+FORMAT = "stac_stream 3"
 
 
 def tally(counts: Any) -> Tensor:

@@ -5,10 +5,41 @@ Source: STAC (arXiv 2603.20284), decayed attention scores; XStreamVGGT (arXiv 26
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 POOL = 16  # patch queries averaged into one, XStreamVGGT
+FRAMES = 4  # that make one decay where frames count, as many as a published pass has
+
+
+@dataclass(frozen=True)
+class Decay:
+    """How old scores fade: by `temperature` in every pass as published, or in four frames however they come.
+
+    Scores live in a time of their own: passes where the unit is "chunk", frames where it is "frames".
+    """
+
+    temperature: float
+    unit: str
+
+    def time(self, passes: int, frames: int) -> int:
+        """How long so many passes over so many frames in all take."""
+        return passes if self.unit == "chunk" else frames
+
+    def left(self, time: int) -> float:
+        """What is left of a score after that time."""
+        return float(self.temperature ** self._times(time))
+
+    def gathered(self, time: int | Tensor) -> float | Tensor:
+        """What a token that always receives 1 has come to after that time; after one decay it is 1."""
+        times = self._times(time)
+        return times if self.temperature == 1 else (1 - self.temperature**times) / (1 - self.temperature)
+
+    def _times(self, time: int | Tensor) -> float | Tensor:
+        """How often scores decay meanwhile."""
+        return time if self.unit == "chunk" else time / FRAMES
 
 
 def received(key_mass: Tensor, queries: int) -> Tensor:
@@ -24,18 +55,6 @@ def update(score: Tensor, contribution: Tensor, decay: float) -> Tensor:
     new = contribution.clone()
     new[..., : score.shape[-1]].add_(decay * score)
     return new
-
-
-def decay_of_pass(temperature: float, unit: str, frames: int) -> float:
-    """One decay per pass as published, or one per four frames however they arrive."""
-    return temperature if unit == "chunk" else temperature ** (frames / 4)
-
-
-def exposure(updates: Tensor, decay: float) -> Tensor:
-    """What a token of constant contribution 1 has gathered after so many updates."""
-    if decay == 1:
-        return updates.float()
-    return (1 - decay**updates) / (1 - decay)
 
 
 def pooled_queries(q: Tensor, special: int) -> Tensor:

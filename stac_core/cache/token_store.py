@@ -24,7 +24,7 @@ class TokenStore:
         self.capacity = 0  # slots per layer and head
         self.memory = memory
         self.frame = torch.empty(0, dtype=torch.int64)  # [length] on the host: frame of each slot
-        self.born = torch.empty(0, dtype=torch.int64)  # [length] on the host: pass it came with
+        self.born = torch.empty(0, dtype=torch.int64)  # [length] on the host: when its pass began
         self.voxel: Tensor | None = None  # [length] voxel key, where tokens are placed in space
         self.score: Tensor | None = None  # [layers, heads, length], where tokens are scored
         self._staged = [0] * layers
@@ -91,14 +91,14 @@ class TokenStore:
         if any(n != tokens for n in self._staged):
             raise RuntimeError(f"incomplete forward pass: layers staged {self._staged}, not {tokens} each")
 
-    def commit(self, frame: Tensor, moment: int) -> None:
-        """Keep the staged tokens, which came in pass `moment`; `frame` [n] is the frame of each.
+    def commit(self, frame: Tensor, born: int) -> None:
+        """Keep the staged tokens; `frame` [n] is the frame of each, `born` when their pass began.
 
         RuntimeError where a layer has staged another number: the forward pass was not complete.
         """
         self.check_staged(len(frame))
         self.frame = torch.cat([self.frame, frame])
-        self.born = torch.cat([self.born, torch.full_like(frame, moment)])
+        self.born = torch.cat([self.born, torch.full_like(frame, born)])
         self._staged = [0] * len(self._staged)
 
     def keep(self, kept: Tensor) -> None:
