@@ -7,8 +7,8 @@ import torch
 from stac_core.config import CacheConfig, NetworkConfig
 from stac_core.kernels.quantization import Codec
 
-FRAME_NOTES = 3 * 8  # frame, pass and voxel key of a slot in a store of whole frames
-ANCHOR_NOTES = 4 + 8 + 4  # score, voxel key and pass of a slot, per layer and head
+FRAME_NOTES = 3 * 8  # frame, birth and voxel key of a slot in a store of whole frames
+ANCHOR_NOTES = 4 + 8 + 4  # score, voxel key and birth of a slot, per layer and head
 
 
 def token_bytes(bits: int, dim: int, dtype: torch.dtype) -> int:
@@ -45,8 +45,18 @@ def camera_frames(config: CacheConfig) -> int:
     return config.camera_window if config.rules.anchors else config.window_size
 
 
-def live_bytes(config: CacheConfig, network: NetworkConfig, tokens_per_frame: int, dtype: torch.dtype) -> int:
-    """All but the voxel memory, at its fullest: what a byte limit must grant in any case."""
+def live_bytes(
+    config: CacheConfig,
+    network: NetworkConfig,
+    tokens_per_frame: int,
+    dtype: torch.dtype,
+    pins: int | None = None,
+) -> int:
+    """All but the voxel memory, at its fullest: what a byte limit must grant in any case.
+
+    pins: pinned frames, where there are more than the settings say. They come on top of `xstream_budget`.
+    """
+    pins = config.pinned_frames if pins is None else pins
     lanes, dim, frame = network.layers * network.heads, network.width // network.heads, tokens_per_frame
     window = window_frames(config) + config.chunk_size
 
@@ -55,7 +65,7 @@ def live_bytes(config: CacheConfig, network: NetworkConfig, tokens_per_frame: in
         return frames * tokens * (lanes * (token_bytes(bits, dim, dtype) + scored) + FRAME_NOTES)
 
     anchors = anchor_tokens(config, frame) * lanes
-    total = store(config.pinned_frames, frame, config.pinned_bits) + store(window, frame, config.window_bits)
+    total = store(pins, frame, config.pinned_bits) + store(window, frame, config.window_bits)
     total += anchors * (token_bytes(config.anchor_bits, dim, dtype) + ANCHOR_NOTES)
     if config.keep_special:
         ring = config.keep_special + config.chunk_size
@@ -69,6 +79,6 @@ def live_bytes(config: CacheConfig, network: NetworkConfig, tokens_per_frame: in
     if config.coded:
         total += 4 * lanes * dim  # the key scale
     total += config.repose_frames * 4 * (2 * network.width + 16)
-    entries = config.pinned_frames + camera_frames(config) + config.chunk_size
+    entries = pins + camera_frames(config) + config.chunk_size
     entries *= network.camera_iterations * network.camera_blocks
     return total + entries * (2 * 2 * network.width * 4) + 2 * 8 * entries

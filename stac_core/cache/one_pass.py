@@ -48,9 +48,9 @@ class OnePass:
         """Announce one pass of S frames; ValueError where a given `visible` has another size."""
         if self.given is not None and tuple(self.given.shape) != (frames, frames):
             raise ValueError(f"visible has shape {list(self.given.shape)}, the call has {frames} frames")
-        given = self.given if self.given is not None else visible_frames(self.mode, frames, self.window)
-        self._visible, self._tokens = given.cpu(), tokens_per_frame
-        self._groups = _groups(self._visible)
+        self._visible, self._tokens = self._seen(frames), tokens_per_frame
+        every = (0, frames)
+        self._groups = [(*every, [every])] if self._visible is None else _groups(self._visible)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """[B, heads, S·P, D]. Frames with one view of the past attend together, without a token mask."""
@@ -63,7 +63,14 @@ class OnePass:
 
     def attend_camera(self, iteration: int, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """[B, heads, S, D]; the same rule with one token per frame."""
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=send(self._visible, q.device))
+        mask = None if self._visible is None else send(self._visible, q.device)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    def _seen(self, frames: int) -> Tensor | None:
+        """Which frame (row) sees which (column), bool [S, S] on the host; None where each sees all."""
+        if self.given is not None:
+            return self.given.cpu()
+        return None if self.mode == "full" else visible_frames(self.mode, frames, self.window)
 
     def _select(self, x: Tensor, runs: list[tuple[int, int]]) -> Tensor:
         """The tokens of whole frames, given as runs of frames."""

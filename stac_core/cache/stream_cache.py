@@ -7,7 +7,6 @@ needs no further work. Sources: STAC (arXiv 2603.20284), XStreamVGGT (arXiv 2601
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -141,13 +140,19 @@ class StreamCache:
     def pin(self, frame: int) -> None:
         """Keep one more frame whole for ever, by its number in the stream.
 
-        ValueError where the frame is no longer whole, or the byte limit has no room for it.
+        ValueError where the frame is no longer whole, or the byte limit has no room for it. What a frame
+        takes is known with the first pass, which refuses what was pinned before and does not fit.
         """
-        if 0 <= frame < self.frames_seen and not bool((self._live.window.frame == frame).any()):
+        if frame < 0:
+            raise ValueError(f"frame = {frame}: frames count from 0; nearest value that works: 0")
+        if frame in self._pins:
+            return
+        if frame < self.frames_seen and not bool((self._live.window.frame == frame).any()):
             raise ValueError(f"frame {frame} has left the window; pin a frame from {self._oldest_whole} on")
         pins = self._pins | {frame}
-        if self._config.memory_budget and self._live.window.length:
-            self._most_live_bytes = self._budgeted(len(pins), self.live().keys.dtype)
+        if self._config.memory_budget and self.frames_seen:
+            merged = self.voxels.rows.most_bytes + self.voxels.grid.most_bytes if self.voxels else 0
+            self._most_live_bytes = self._budgeted(len(pins), self._live.window.memory.dtype, merged)
         self._pins = pins
 
     @property
@@ -183,10 +188,8 @@ class StreamCache:
         for name, part in self._parts().items():
             part.restore(state.get(name, {}))
         self._pins = set(state["pins"].tolist())
-        if self._config.memory_budget:
-            self._most_live_bytes = self._budgeted(
-                len(self._pins), state["live"]["window"]["memory"]["like"].dtype
-            )
+        if self._config.memory_budget and self.frames_seen:
+            self._most_live_bytes = self._budgeted(len(self._pins), self._live.window.memory.dtype)
 
     @property
     def voxels(self) -> VoxelMemory | None:
@@ -206,7 +209,7 @@ class StreamCache:
         """With the first chunk's keys [heads, tokens, D] the types are known: prepare what needs them."""
         config = self._config
         if layer == 0 and config.memory_budget:
-            self._most_live_bytes = self._budgeted(len(self._pins), keys.dtype)
+            self._begin_budget(keys.dtype)
         if config.coded:
             self._scale.fix(layer, keys[:, : self._tokens_per_frame])
         if layer == 0:
@@ -281,14 +284,33 @@ class StreamCache:
             )
         anchor_tokens(config, tokens_per_frame)
 
-    def _budgeted(self, pins: int, dtype: torch.dtype) -> int:
-        """Bytes of the live cache at its fullest; ValueError where the byte limit does not even hold that."""
-        config = replace(self._config, pinned_frames=pins)
-        most = live_bytes(config, self._network, self._tokens_per_frame, dtype)
-        if self._config.memory_budget < most:
+    def _begin_budget(self, dtype: torch.dtype) -> None:
+        """Set bytes aside for the live cache; ValueError where they are too many.
+
+        Frames pinned before the stream began are then pinned no more, so that it can begin without them.
+        """
+        pins = self._pins
+        try:
+            self._most_live_bytes = self._budgeted(len(pins), dtype)
+        except ValueError as cause:
+            self._pins = set(range(self._config.pinned_frames))
+            refused = ", ".join(map(str, sorted(pins - self._pins)))
+            if not refused:
+                raise
+            raise ValueError(f"pinned no more, so step again: frames {refused}. {cause}") from None
+
+    def _budgeted(self, pins: int, dtype: torch.dtype, merged: int = 0) -> int:
+        """Bytes of the live cache at its fullest; ValueError where the byte limit does not hold that.
+
+        merged: bytes that the voxel memory has taken, and never gives back.
+        """
+        budget = self._config.memory_budget
+        most = live_bytes(self._config, self._network, self._tokens_per_frame, dtype, pins)
+        if budget < most + merged:
+            beside = f" beside {merged} that the voxel memory has taken" if merged else " alone"
             raise ValueError(
-                f"cache.memory_budget = {self._config.memory_budget}: less than the {most} bytes of the live "
-                f"cache alone; nearest value that works: {most}"
+                f"cache.memory_budget = {budget}: less than the {most} bytes of the live cache{beside}, "
+                f"with {pins} pinned frames; nearest value that works: {most + merged}"
             )
         return most
 

@@ -26,6 +26,7 @@ from stac_core.kernels.select import Kernels
 from stac_core.kernels.voxel_merge import MergeRules, RowState, RowTokens
 
 ROWS_AT_ONCE = 3 << 17  # bounds the dense working state of one merge, 12 KiB per row before and after
+DIFFERENCES = "donot_use_mm_for_euclid_dist"  # how `torch.cdist` is to compute
 REACH = 2  # retrieval looks this many voxel edges around what is in view
 
 
@@ -258,9 +259,16 @@ class VoxelMemory:
         return logits + found.bias
 
     def _by_distance(self, pivots: Candidates, weight: Tensor, voxels: Tensor, seeds: Tensor) -> Tensor:
-        """Nearest voxel to any seed first, heavier pivots first among equals."""
+        """Nearest voxel to any seed first, where weight makes up for less than one finest cell.
+
+        By weight alone where there are no voxels or no seeds.
+        """
+        seen = unpack(places(seeds)) + 0.5
+        if not len(voxels) or not len(seen):
+            return weight
         centres = (unpack(self.grid.key[voxels]) + 0.5) * 2.0 ** self.grid.level[voxels][:, None]
-        distance = torch.cdist(centres.float(), unpack(places(seeds)) + 0.5).amin(-1)
+        # By differences: sums of squares would lose the nearest ones far from the origin.
+        distance = torch.cdist(centres.float(), seen, compute_mode=DIFFERENCES).amin(-1)
         per_voxel = pivots.slots.shape[1] // len(voxels)
         order = weight / (1 + weight) - distance.repeat_interleave(per_voxel)
         return order.masked_fill(pivots.members == 0, -torch.inf)

@@ -153,6 +153,19 @@ def test_a_saved_session_goes_on_as_if_uninterrupted(network, tmp_path, mode):
         assert torch.equal(a.depth, b.depth) and torch.equal(a.pose_encoding, b.pose_encoding)
 
 
+@pytest.mark.parametrize("settings", [{}, {"memory_budget": 1 << 30}, {"first_confidence": 1e9}], ids=str)
+def test_a_stream_saved_before_its_first_frame_begins_when_loaded(network, tmp_path, settings):
+    frames = synthetic_frames(4, 48, 64)
+    session, resumed = session_for(network, **settings), session_for(network, **settings)
+    if "first_confidence" in settings:
+        session.step(frames[:2])  # refused
+    session.save(tmp_path / "stream")
+    resumed.load(tmp_path / "stream")
+    for a, b in zip(steps(session, frames), steps(resumed, frames), strict=True):
+        assert torch.equal(a.depth, b.depth)
+    assert resumed.stats().cache == session.stats().cache
+
+
 def test_a_stream_that_cannot_be_resumed_leaves_the_present_one(network, tmp_path):
     frames = synthetic_frames(6, 48, 64)
     session = session_for(network)

@@ -1,11 +1,14 @@
 """Attention of a single call: the grouping equals a token mask, on any mask, forwards and backwards."""
 
+import tracemalloc
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import assert_matches, golden_images, tiny_network
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from stac_core.cache.one_pass import OnePass, visible_frames
 
@@ -30,6 +33,32 @@ def test_equals_a_mask_over_tokens(visible, tokens):
     assert_matches(context.attend(0, q, k, v), expected, 1e-6)
     if tokens == 1:
         assert_matches(context.attend_camera(0, 0, q, k, v), expected, 1e-6)
+
+
+class Largest(TorchDispatchMode):
+    """How many elements the largest tensor has that is made meanwhile."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        out = function(*arguments, **(named or {}))
+        self.elements = max([self.elements, *(t.numel() for t in (out,) if isinstance(t, torch.Tensor))])
+        return out
+
+
+def test_where_all_see_all_nothing_grows_with_pairs_of_frames():
+    frames = 2000
+    q, k, v = torch.randn(3, 1, 1, frames, 4, generator=torch.Generator().manual_seed(0))
+    context = OnePass("full")
+    tracemalloc.start()
+    with Largest() as largest:
+        context.begin(frames, 1)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert largest.elements <= frames and most < 100 * frames
+    expected = F.scaled_dot_product_attention(q, k, v)
+    assert_matches(context.attend(0, q, k, v), expected, 1e-6)
+    assert_matches(context.attend_camera(0, 0, q, k, v), expected, 1e-6)
 
 
 def test_chunks_as_a_mask():
