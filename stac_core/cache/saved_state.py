@@ -16,6 +16,7 @@ from stac_core.files import replacing
 
 State = dict[str, Any]  # name → Tensor or State
 FORMAT = "stac_stream 3"
+ON_HOST = "host"  # what a state holds under this name belongs on the host, whatever the stream runs on
 
 
 def tally(counts: Any) -> Tensor:
@@ -37,20 +38,31 @@ def write_state(path: Path, state: State, about: dict[str, Any]) -> None:
 
 
 def read_state(path: Path, about: dict[str, Any], device: torch.device) -> State:
-    """The inverse of `write_state`; ValueError for a file that is damaged or of another kind of stream."""
+    """The inverse of `write_state`, on the device but for what belongs on the host.
+
+    ValueError for a file that is damaged or of another kind of stream.
+    """
     try:
-        with safe_open(path, "pt", str(device)) as file:
+        with safe_open(path, "pt") as file:
             notes = file.metadata() or {}
             if notes.get("format") != FORMAT:
                 raise ValueError(f"{path} is not a saved stream of this version ({FORMAT})")
             _compare(path, json.loads(notes["about"]), about)
-            return _nest({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (no mapping)
+            names = file.keys()
+            # A copy on the host, too: what is read there is the mapped file, which others may write into.
+            tensors = {n: file.get_tensor(n).to(_home(n, device), copy=True) for n in names}
+            return _nest(tensors)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; save a stream first") from None
     except (SafetensorError, OSError) as cause:
         raise ValueError(
             f"{path} is damaged or no safetensors file ({cause}): save the stream again"
         ) from cause
+
+
+def _home(name: str, device: torch.device) -> torch.device:
+    """Where the tensor of this name belongs."""
+    return torch.device("cpu") if ON_HOST in name.split("/") else device
 
 
 def _compare(path: Path, saved: dict[str, Any], about: dict[str, Any]) -> None:

@@ -59,14 +59,14 @@ class SpilledVoxels:
         return {"grid": self.grid.state(), "records": records}
 
     def restore_all(self, state: State) -> None:
-        self.grid.restore(_on_host(state["grid"]))
+        self.grid.restore(state["grid"])
         self.records = {
             int(number): SpilledVoxel(
                 r["occupied"],
                 r["fields"],
                 {name: int(n) for name, n in r["blocks"].items()},
             )
-            for number, r in _on_host(state.get("records", {})).items()
+            for number, r in state.get("records", {}).items()
         }
         self.bytes = sum(record.bytes for record in self.records.values())
 
@@ -109,7 +109,3 @@ class SpilledVoxels:
             pool, fields = kind.pool, {k: v.to(rows.device) for k, v in record.fields[name].items()}
             pool.write_figures(pool.locate(slots[(slots >= 0) & ~held]), 0.0)
             pool.write_raw(pool.locate(slots[held]), fields)
-
-
-def _on_host(state: State) -> State:
-    return {name: _on_host(v) if isinstance(v, dict) else v.to(HOST) for name, v in state.items()}

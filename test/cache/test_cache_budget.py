@@ -6,14 +6,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cache.worlds_of_tokens import KERNELS, Walk, feed, parity, run, small_network
+from cache.worlds_of_tokens import KERNELS, Walk, feed, numbers, parity, run, small_network
 
 from stac_core.cache.memory_model import live_bytes
+from stac_core.cache.saved_state import read_state, write_state
 from stac_core.cache.stream_cache import StreamCache
-from stac_core.cache.voxel_keys import unpack
-from stac_core.cache.voxel_memory import VoxelMemory
+from stac_core.cache.voxel_keys import pack, unpack
+from stac_core.cache.voxel_memory import Evicted, VoxelMemory
 
 ENDLESS = Walk(small_network(layers=1, dim=8), patches=8)  # a corridor without end
+CPU = torch.device("cpu")
 LOOP = replace(ENDLESS, length=12.0, pace=1.0)
 
 
@@ -60,7 +62,7 @@ def test_ten_thousand_frames_never_exceed_the_limit(bits):
 def test_the_limit_holds_when_all_blocks_come_back():
     """Free blocks take bytes of their own, in the stack that finds them."""
     limit = 20_000
-    memory = VoxelMemory(parity(), 3, 8, torch.float32, torch.device("cpu"), KERNELS)
+    memory = VoxelMemory(parity(), 3, 8, torch.float32, CPU, KERNELS)
     memory.begin(torch.arange(4), limit=limit)
     pool, taken = memory.rows.kinds["buffers"].pool, []
     while memory.room.reserve({"buffers": 1}):
@@ -85,6 +87,18 @@ def test_coarsening_goes_before_forgetting_and_keeps_what_tokens_stand_for():
         assert stats.inserted == stats.merged + stats.buffered + stats.gated
 
 
+def test_a_new_place_within_voxels_made_wider_for_it_belongs_to_these():
+    memory = VoxelMemory(parity(coarsen_levels=1, voxel_num=1), 1, 4, torch.float32, CPU, KERNELS)
+    old, new = pack(torch.tensor([[0, 0, 0], [1, 0, 0]])), pack(torch.tensor([[0, 1, 0]]))
+    tokens = torch.randn(1, 2, 4, generator=torch.Generator().manual_seed(0))
+    memory.begin(old)
+    memory.insert(Evicted(tokens, tokens, torch.ones(1, 2), old[None]))
+    memory.begin(new, limit=memory.bytes)
+    memory.check()
+    assert memory.room.counts.coarsened == 2
+    assert memory.grid.find(new).tolist() == memory.grid.find(old[:1]).tolist() == memory.grid.voxels.tolist()
+
+
 def test_wide_cells_lie_far_from_the_camera():
     cache = explore(limited(30_000, coarsen_levels=1, voxel_buf_cap=3), 60)
     grid = cache.voxels.grid
@@ -103,6 +117,24 @@ def test_spilled_voxels_come_back_as_they_were():
     assert stats.spilled_voxels and stats.reloaded_voxels
     assert not stats.forgotten and not stats.coarsened_voxels
     assert torch.equal(out, expected)
+
+
+def test_what_was_spilled_is_read_onto_the_host_alone(tmp_path):
+    """On a device that holds nothing everything else loses its content."""
+    config = limited(9_000, LOOP, host_budget=1 << 24, voxel_buf_cap=3)
+    cache, _ = run(config, LOOP, 20)
+    host = cache.voxels.room.host
+    assert len(host.records) > 10
+    write_state(tmp_path / "stream", cache.state(), {})
+    state = read_state(tmp_path / "stream", {}, torch.device("meta"))
+    devices = {("/host/" in name, tensor.device.type) for name, tensor in numbers(state).items()}
+    assert devices == {(True, "cpu"), (False, "meta")}
+    resumed = StreamCache(config, LOOP.network, KERNELS)
+    resumed.restore(read_state(tmp_path / "stream", {}, CPU))
+    (tmp_path / "stream").write_bytes(
+        bytes((tmp_path / "stream").stat().st_size)
+    )  # the file is of no use now
+    assert resumed.voxels.room.host.tokens == host.tokens > 0
 
 
 def test_a_limit_that_is_never_reached_changes_nothing():

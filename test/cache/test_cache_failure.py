@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from cache.test_cache_budget import limited
-from cache.worlds_of_tokens import Walk, feed, parity, small_network
+from cache.worlds_of_tokens import Walk, feed, numbers, parity, small_network
 
 from stac_core.cache import fusing
 from stac_core.cache.anchor_store import AnchorStore
@@ -63,15 +63,6 @@ class Breaker:
             return self.function(*arguments, **named)
 
         return call
-
-
-def numbers(state) -> dict[str, torch.Tensor]:
-    """Every tensor of a saved state by its path."""
-    flat = {}
-    for name, value in state.items():
-        inner = numbers(value) if isinstance(value, dict) else {"": value}
-        flat |= {f"{name}/{rest}": tensor for rest, tensor in inner.items()}
-    return flat
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import torch
 from tiny import TINY
 from torch import Tensor
 
+from stac_core.cache.saved_state import State
 from stac_core.cache.stream_cache import StreamCache
 from stac_core.cache.token_positions import TokenPositions
 from stac_core.config import CacheConfig, NetworkConfig
@@ -101,3 +102,12 @@ def run(config: CacheConfig, walk: Walk, frames: int) -> tuple[StreamCache, Tens
         for first in range(0, frames, config.chunk_size)
     ]
     return cache, torch.cat(out, 2)
+
+
+def numbers(state: State) -> dict[str, Tensor]:
+    """Every tensor of a saved state by its path."""
+    flat: dict[str, Tensor] = {}
+    for name, value in state.items():
+        inner = numbers(value) if isinstance(value, dict) else {"": value}
+        flat |= {f"{name}/{rest}": tensor for rest, tensor in inner.items()}
+    return flat
