@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from stac_core.cache.fusing import fused_content
-from stac_core.cache.saved_state import State, tally, untally
+from stac_core.cache.saved_state import ON_HOST, State, tally, untally
 from stac_core.cache.slots import SlotPool
 from stac_core.cache.spilled import SpilledVoxels
 from stac_core.cache.voxel_grid import VoxelGrid
-from stac_core.cache.voxel_keys import NOWHERE, parents, places, unpack
+from stac_core.cache.voxel_keys import NOWHERE, places, unpack, within_wider
 from stac_core.cache.voxel_rows import VoxelRows
 from stac_core.config import CacheConfig
 from stac_core.kernels.voxel_merge import MergeRules, RowState, VoxelMerge
@@ -57,29 +57,51 @@ class RoomMaker:
         return max(1, ROWS_AT_ONCE // self._rows.lanes)
 
     def state(self) -> State:
-        return {"counts": tally(self.counts), "host": self.host.state()}
+        return {"counts": tally(self.counts), ON_HOST: self.host.state()}
 
     def restore(self, state: State) -> None:
         untally(self.counts, state["counts"])
-        self.host.restore_all(state["host"])
+        self.host.restore_all(state[ON_HOST])
+
+    def check(self) -> None:
+        """RuntimeError where a voxel, spilled or not, lies within another one."""
+        grids = (self._grid, self.host.grid)
+        keys, level = (
+            torch.cat([column.cpu() for column in columns])
+            for columns in zip(*((g.key[g.voxels], g.level[g.voxels]) for g in grids), strict=True)
+        )
+        keys, level = within_wider(keys, level)
+        cells = torch.stack([level, keys], -1).unique(dim=0)
+        if len(cells) < len(keys):
+            raise RuntimeError(f"{len(keys) - len(cells)} of {len(keys)} voxels lie within another one")
 
     def begin(self, moment: int, camera_cell: Tensor | None, limit: int | None) -> None:
-        """A new pass: what is visited from here on is safe until the next. camera_cell [3] finest cells."""
+        """A new pass, or a move after it: what the pass visits is safe until the next.
+
+        camera_cell [3] finest cells, None = not known or of no use.
+        """
         self._moment, self._camera_cell, self._limit = moment, camera_cell, limit
 
     def enter(self, keys: Tensor) -> None:
         """Have a voxel for each finest-level key, as far as there is room."""
+        new = self._visit(keys)
+        if len(new) > self._grid.spare:
+            self._voxels_for(len(new))
+            new = self._visit(keys)  # what lies around some of them may have become a wider voxel
+        if len(new):
+            added = new[: self._grid.spare]
+            self._grid.add(added, 0, self._moment)
+            self.counts.refused += len(new) - len(added)
+
+    def _visit(self, keys: Tensor) -> Tensor:
+        """Visit the voxels of finest-level keys, spilled ones brought back; → the places that have none."""
         found = self._grid.find(keys)
         self._grid.visit(found, self._moment)  # before anything is spilled to make room for others
         if self.host.records:
             self.recall(self.host.grid.find(keys.to("cpu")))
             away = self.host.grid.find(keys.to("cpu")).to(keys.device)  # spilled, without room to come back
             found = torch.maximum(self._grid.find(keys), away)
-        new = places(keys.masked_fill(found >= 0, NOWHERE).flatten())
-        if len(new):
-            added = new[: self._voxels_for(len(new))]
-            self._grid.add(added, 0, self._moment)
-            self.counts.refused += len(new) - len(added)
+        return places(keys.masked_fill(found >= 0, NOWHERE).flatten())
 
     def recall(self, numbers: Tensor) -> None:
         """Bring spilled voxels back, by their numbers in the host's grid (−1 = none), while there is room."""
@@ -187,14 +209,16 @@ class RoomMaker:
         return False
 
     def _families(self, level: int) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Voxels [n] that share wider cells, their family [n] and the keys of the families."""
-        voxels = self._unvisited()
-        voxels = voxels[self._grid.level[voxels] < level]
-        wide = self._ancestors(voxels, level)
-        visited = self._grid.voxels
-        visited = visited[self._grid.visited[visited] >= self._moment]
-        visited = visited[self._grid.level[visited] < level]
-        mixed = torch.isin(wide, self._ancestors(visited, level))
+        """Voxels [n] that share wider cells, their family [n] and the keys of the families.
+
+        A wider cell that also holds a voxel that has been visited or spilled stays as it is.
+        """
+        grid, away = self._grid, self.host.grid
+        voxels = grid.finer(self._unvisited(), level)
+        wide, visited = grid.wider(voxels, level), grid.voxels
+        visited = visited[grid.visited[visited] >= self._moment]
+        spilled = away.wider(away.voxels, level).to(wide.device)
+        mixed = torch.isin(wide, torch.cat([grid.wider(visited, level), spilled]))
         voxels, wide = voxels[~mixed], wide[~mixed]
         keys, family, size = wide.unique(return_inverse=True, return_counts=True)
         order = (
@@ -209,9 +233,6 @@ class RoomMaker:
         rank[chosen] = torch.arange(len(chosen), device=keys.device)
         family = rank[family]
         return voxels[family >= 0], family[family >= 0], keys[chosen]
-
-    def _ancestors(self, voxels: Tensor, level: int) -> Tensor:
-        return parents(self._grid.key[voxels], level - self._grid.level[voxels][:, None])
 
     def _distance(self, keys: Tensor, level: int) -> Tensor:
         """From the camera to the cells, in finest cells; the same for all where no camera is known."""

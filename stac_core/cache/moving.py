@@ -13,7 +13,7 @@ from torch import Tensor
 from stac_core.cache.fusing import ordinals
 from stac_core.cache.making_room import RoomMaker
 from stac_core.cache.voxel_grid import VoxelGrid
-from stac_core.cache.voxel_keys import FARTHEST, pack, unpack
+from stac_core.cache.voxel_keys import FARTHEST, middles, pack, within_wider
 
 
 class VoxelMover:
@@ -35,8 +35,10 @@ class VoxelMover:
         """Move every voxel with the frame that last saw it, and fuse those that meet.
 
         frames [m], new_from_old [m, 4, 4]: see `moved_cells`. keys: finest-level keys of tokens → the same
-        after the move. What finds no room, and a spilled voxel whose new cell is taken, is forgotten.
+        after the move. What finds no room, and a spilled voxel whose new cell overlaps a taken one, is lost.
         """
+        if not self._grid.capacity:  # nothing has been seen yet
+            return keys
         grid, held = self._grid, [self._grid.find(part) for part in keys]
         voxels = grid.voxels
         cells, level = within_wider(moved_cells(grid, voxels, frames, new_from_old, edge), grid.level[voxels])
@@ -63,13 +65,21 @@ class VoxelMover:
         host, counts = self._room.host, self._room.counts
         voxels, level = host.grid.voxels, host.grid.level[host.grid.voxels]
         cells = moved_cells(host.grid, voxels, frames.cpu(), new_from_old.cpu(), edge)
-        taken = self._grid.find(middles(cells, level).to(self._grid.key.device)).cpu() >= 0
         _, family = torch.stack([level, cells], -1).unique(dim=0, return_inverse=True)
-        lost = taken | (ordinals(family) > 0)
+        overlapping = (within_wider(cells, level)[1] > level) | (ordinals(family) > 0)
+        lost = overlapping | self._taken(cells, level)
         records = host.take(voxels[lost].tolist())
         counts.forgotten += len(records)
         counts.forgotten_tokens += sum(record.tokens for record in records)
         host.grid.rename(voxels[~lost], cells[~lost])
+
+    def _taken(self, cells: Tensor, level: Tensor) -> Tensor:
+        """Which cells [n] on the host, each of its level, lie within a voxel on the device or around one."""
+        grid = self._grid
+        taken = grid.find(middles(cells, level).to(grid.key.device)).cpu() >= 0
+        for wide in level.unique().tolist():
+            taken |= (level == wide) & torch.isin(cells, grid.wider(grid.voxels, wide).cpu())
+        return taken
 
 
 def moved_cells(grid: VoxelGrid, voxels: Tensor, frames: Tensor, new_from_old: Tensor, edge: float) -> Tensor:
@@ -86,18 +96,3 @@ def moved_cells(grid: VoxelGrid, voxels: Tensor, frames: Tensor, new_from_old: T
     cell = (place / (edge * 2.0 ** level[:, None])).floor()
     known = (seen >= 0) & (cell.abs() <= FARTHEST).all(-1)
     return torch.where(known, pack(cell.nan_to_num().clamp(-FARTHEST, FARTHEST).long()), grid.key[voxels])
-
-
-def within_wider(keys: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-    """Cells that lie in a wider one of the others → keys and levels [n] of the widest that holds each."""
-    for wide in level.unique(sorted=True).flip(0).tolist()[:-1]:
-        around = pack(unpack(keys) >> (wide - level).clamp_min(0)[:, None])
-        inside = (level < wide) & torch.isin(around, keys[level == wide])
-        keys, level = torch.where(inside, around, keys), level.masked_fill(inside, wide)
-    return keys, level
-
-
-def middles(keys: Tensor, level: Tensor) -> Tensor:
-    """Finest-level keys of the middles of cells [n]."""
-    wide = 2 ** level[:, None]
-    return pack(unpack(keys) * wide + wide // 2)

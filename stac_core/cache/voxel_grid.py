@@ -144,6 +144,15 @@ class VoxelGrid:
         position = torch.searchsorted(known, keys.contiguous())
         return numbers[position].masked_fill_(known[position] != keys, -1)
 
+    def finer(self, voxels: Tensor, level: int) -> Tensor:
+        """Those of the voxels [n] whose cells are finer than the cells of a level."""
+        return voxels[self.level[voxels] < level]
+
+    def wider(self, voxels: Tensor, level: int) -> Tensor:
+        """Keys of the cells of a level that hold the finer ones among the voxels [n]."""
+        finer = self.finer(voxels, level)
+        return parents(self.key[finer], level - self.level[finer][:, None])
+
     def near(self, keys: Tensor, radius: int) -> Tensor:
         """Voxels within ±radius finest cells of the given finest-level keys; ascending numbers."""
         near = torch.zeros(self.capacity + 1, dtype=torch.bool, device=self._device)  # the last: of none

@@ -45,6 +45,21 @@ def places(keys: Tensor) -> Tensor:
     return torch.cat([keys.new_full((1,), NOWHERE), keys]).unique()[1:]
 
 
+def within_wider(keys: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+    """Cells that lie in a wider one of the others → keys and levels [n] of the widest that holds each."""
+    for wide in level.unique(sorted=True).flip(0).tolist()[:-1]:
+        around = pack(unpack(keys) >> (wide - level).clamp_min(0)[:, None])
+        inside = (level < wide) & torch.isin(around, keys[level == wide])
+        keys, level = torch.where(inside, around, keys), level.masked_fill(inside, wide)
+    return keys, level
+
+
+def middles(keys: Tensor, level: Tensor) -> Tensor:
+    """Finest-level keys of the middles of cells [n]."""
+    wide = 2 ** level[:, None]
+    return pack(unpack(keys) * wide + wide // 2)
+
+
 def runs_around(keys: Tensor, radius: int) -> Tensor:
     """Cells within ±radius of the given ones [n], as runs of consecutive keys.
 
