@@ -81,9 +81,12 @@ class SpatialMemory:
         if self._config.prefetch:
             self._look_ahead(positions)
 
-    def move(self, frames: Tensor, new_from_old: Tensor, keys: list[Tensor]) -> list[Tensor]:
+    def move(
+        self, frames: Tensor, new_from_old: Tensor, keys: list[Tensor], limit: int | None
+    ) -> list[Tensor]:
         """Move all places with the frames that saw them; keys of tokens → the same after the move."""
-        self._recent, *moved = self.voxels.mover.move(frames, new_from_old, self.edge, [self._recent, *keys])
+        keys = [self._recent, *keys]
+        self._recent, *moved = self.voxels.move(frames, new_from_old, self.edge, keys, limit)
         self._chosen = None  # its slots may hold others now
         return moved
 

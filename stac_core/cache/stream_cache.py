@@ -133,7 +133,7 @@ class StreamCache:
         with all_or_nothing(self):
             if self._spatial is not None:
                 self._live.voxels = self._spatial.move(
-                    frames, world_from_camera @ invert_pose(old), self._live.voxels
+                    frames, world_from_camera @ invert_pose(old), self._live.voxels, self._voxel_limit
                 )
             self.camera_tokens.poses = world_from_camera
 
@@ -256,10 +256,12 @@ class StreamCache:
 
     def _enter(self, spatial: SpatialMemory, positions: TokenPositions, keys: Tensor) -> None:
         """Have voxels for them."""
-        limit = None
-        if self._config.memory_budget:
-            limit = self._config.memory_budget - self._most_live_bytes
-        spatial.enter(positions, keys, self.frames_seen - self._frames, limit)
+        spatial.enter(positions, keys, self.frames_seen - self._frames, self._voxel_limit)
+
+    @property
+    def _voxel_limit(self) -> int | None:
+        """Bytes left to voxels."""
+        return self._config.memory_budget - self._most_live_bytes if self._config.memory_budget else None
 
     def _retrieve(self, spatial: SpatialMemory, first_frame: int) -> None:
         queries = [q for q in self._queries if q is not None]

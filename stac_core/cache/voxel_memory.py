@@ -106,9 +106,15 @@ class VoxelMemory:
         limit: bytes the memory may allocate.
         """
         self.moment += 1
-        self.rows.begin(self.moment)
-        self.room.begin(self.moment, camera_cell, limit)
+        self._prepare(camera_cell, limit)
         self.room.enter(keys)
+
+    def move(
+        self, frames: Tensor, new_from_old: Tensor, edge: float, keys: list[Tensor], limit: int | None
+    ) -> list[Tensor]:
+        """Between two passes: see `VoxelMover.move`; limit: as in `begin`."""
+        self._prepare(None, limit)
+        return self.mover.move(frames, new_from_old, edge, keys)
 
     def insert(self, evicted: Evicted) -> None:
         """Merge tokens into their voxels; those without a place are not for this memory."""
@@ -201,7 +207,7 @@ class VoxelMemory:
         self.room.restore(state["room"])
 
     def check(self) -> None:
-        """RuntimeError where a token is unaccounted for, or a slot belongs to two rows."""
+        """RuntimeError where a token is unaccounted for, a slot belongs to two rows, or voxels overlap."""
         counts, held = self.counts, self.rows.tokens(self.rows.of_voxels(self.grid.voxels).flatten())
         spilled = self.room.host.tokens
         entered = counts.merged + counts.buffered
@@ -210,6 +216,12 @@ class VoxelMemory:
         if held + spilled != entered - self.room.counts.forgotten_tokens:
             raise RuntimeError(f"{held} tokens held and {spilled} spilled, {counts}, {self.room.counts}")
         self.rows.check(self.grid.voxels)
+        self.room.check()
+
+    def _prepare(self, camera_cell: Tensor | None, limit: int | None) -> None:
+        """What rows and room know of a pass; set by whoever changes them, so that none of it is saved."""
+        self.rows.begin(self.moment)
+        self.room.begin(self.moment, camera_cell, limit)
 
     def _by_row(self, keys: Tensor) -> ByRow:
         """Tokens with finest-level voxel keys [lanes, n] by the rows of the voxels that there are."""

@@ -172,7 +172,7 @@ class VoxelRows:
         return self.lanes * sum(kind.table.row_bytes for kind in self.kinds.values())
 
     def begin(self, moment: int) -> None:
-        """A new pass: what is left to chance depends on its number only."""
+        """A new pass, or a move after it: what is left to chance depends on its number only."""
         for chance in self._chance.values():
             chance.manual_seed(moment)
 

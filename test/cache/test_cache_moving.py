@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
 import torch
 from cache.test_cache_budget import limited
-from cache.worlds_of_tokens import KERNELS, Walk, parity, small_network
+from cache.worlds_of_tokens import KERNELS, Walk, numbers, parity, small_network
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stac_core.cache.camera_tokens import Cameras
 from stac_core.cache.making_room import RoomMaker
-from stac_core.cache.moving import within_wider
+from stac_core.cache.saved_state import read_state, write_state
 from stac_core.cache.stream_cache import StreamCache
-from stac_core.cache.voxel_keys import NOWHERE, pack, unpack
+from stac_core.cache.voxel_keys import NOWHERE, pack, unpack, within_wider
 
 WALK = Walk(small_network(), length=6.0, pace=0.5)
 SETTINGS = {"repose_frames": 200, "voxel_buf_cap": 3}
@@ -42,8 +43,10 @@ def poses(cache: StreamCache, shift: float, since: int = 0) -> torch.Tensor:
     return moved
 
 
-def numbers(state) -> list[torch.Tensor]:
-    return [t for v in state.values() for t in (numbers(v) if isinstance(v, dict) else [v])]
+def alike(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> bool:
+    return before.keys() == after.keys() and all(
+        torch.equal(before[name].nan_to_num(), after[name].nan_to_num()) for name in before
+    )
 
 
 def held(cache: StreamCache) -> int:
@@ -54,12 +57,9 @@ def test_poses_that_stay_move_nothing():
     cache = StreamCache(parity(**SETTINGS), WALK.network, KERNELS)
     for first in range(0, 40, 2):
         feed(cache, WALK, first)
-    before = [t.clone() for t in numbers(cache.state())]
+    before = deepcopy(numbers(cache.state()))
     cache.follow(poses(cache, 0.0))
-    assert all(
-        torch.equal(a.nan_to_num(), b.nan_to_num())
-        for a, b in zip(before, numbers(cache.state()), strict=True)
-    )
+    assert alike(before, numbers(cache.state()))
 
 
 def test_a_stream_that_moves_as_a_whole_goes_on_as_before():
@@ -100,11 +100,74 @@ def test_places_seen_before_and_after_a_drift_meet_again(extra):
         cache.voxels.check()
 
 
+def test_without_voxels_nothing_moves():
+    cache = StreamCache(parity(**SETTINGS), WALK.network, KERNELS)
+    q, k, v, places = WALK.frames(0, 2)
+    cache.begin(2, WALK.tokens)
+    for i in range(WALK.network.layers):
+        cache.attend(i, q[i, None], k[i, None], v[i, None])
+    pose = torch.eye(4).repeat(2, 1, 1)
+    nowhere = replace(places, valid=torch.zeros_like(places.valid))
+    cache.settle(nowhere, Cameras(pose[:, 0], pose))
+    cache.follow(poses(cache, 1.0))
+    assert (cache.live().voxel == NOWHERE).all() and cache.stats().voxels == 0
+    assert feed(cache, WALK, 2, 1.0).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"stale_after": 2},
+        {"pivot_bits": 4, "buffer_bits": 8, "pivot_rounding": "stochastic"},
+        {"stale_after": 2, "host_budget": 20_000},
+    ],
+    ids=str,
+)
+def test_a_loaded_stream_moves_like_an_uninterrupted_one(tmp_path, changes):
+    settings = {**SETTINGS, **changes}
+    config = limited(60_000, WALK, **settings) if "host_budget" in changes else parity(**settings)
+    cache = StreamCache(config, WALK.network, KERNELS)
+    for first in range(0, 48, 2):
+        feed(cache, WALK, first, 1.5 if first >= 24 else 0.0)
+    write_state(tmp_path / "stream", cache.state(), {})
+    resumed = StreamCache(config, WALK.network, KERNELS)
+    resumed.restore(read_state(tmp_path / "stream", {}, torch.device("cpu")))
+    for stream in (cache, resumed):
+        stream.follow(poses(stream, -1.5, since=24))
+        assert not config.memory_budget or stream.stats().bytes <= config.memory_budget
+    assert alike(numbers(cache.state()), numbers(resumed.state()))
+    for first in range(48, 60, 2):
+        assert torch.equal(feed(cache, WALK, first), feed(resumed, WALK, first))
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    seed=st.integers(0, 999),
+    length=st.sampled_from([4.0, 8.0]),
+    extra=st.sampled_from([6_000, 10_000, 20_000]),
+    order=st.sampled_from(["coarsen,spill,forget", "spill,coarsen,forget"]),
+    host=st.sampled_from([5_000, 1 << 24]),
+)
+def test_no_voxel_lies_within_another_wherever_they_are(seed, length, extra, order, host):
+    """Among the spilled ones too, while little room makes voxels wider and corrections move them."""
+    walk = Walk(small_network(layers=1, heads=1, dim=8), patches=8, length=length, pace=1.0, seed=seed)
+    changes = {**SETTINGS, "host_budget": host, "when_full": order, "coarsen_levels": 1 + seed % 3}
+    cache, shift = StreamCache(limited(extra, walk, **changes), walk.network, KERNELS), 0.0
+    for first in range(0, 40, 2):
+        feed(cache, walk, first, shift)
+        cache.voxels.check()
+        if first % 10 == 8:
+            by = (seed % 5 - 2) / 2
+            cache.follow(poses(cache, by, since=first // 2))
+            cache.voxels.check()
+            shift += by
+
+
 def test_a_move_that_fails_leaves_the_stream_as_it_was(monkeypatch):
     cache = StreamCache(parity(**SETTINGS), WALK.network, KERNELS)
     for first in range(0, 48, 2):
         feed(cache, WALK, first, 1.5 if first >= 24 else 0.0)
-    before = [t.clone() for t in numbers(cache.state())]
+    before = deepcopy(numbers(cache.state()))
     fuse = RoomMaker.fuse
 
     def fail(*arguments):
@@ -114,10 +177,7 @@ def test_a_move_that_fails_leaves_the_stream_as_it_was(monkeypatch):
     monkeypatch.setattr(RoomMaker, "fuse", fail)
     with pytest.raises(MemoryError):
         cache.follow(poses(cache, -1.5, since=24))
-    assert all(
-        torch.equal(a.nan_to_num(), b.nan_to_num())
-        for a, b in zip(before, numbers(cache.state()), strict=True)
-    )
+    assert alike(before, numbers(cache.state()))
 
 
 @settings(max_examples=30, deadline=None)
