@@ -40,7 +40,7 @@ ARGUMENTS = (
     Argument("params_file", "", "YAML of node parameters"),
     Argument("image_topic", IMAGE.name, "camera images (raw; /compressed is appended where compressed)"),
     Argument("camera_info_topic", CAMERA_INFO.name, "the camera's calibration"),
-    Argument("compressed", "", "subscribe to JPEG or PNG images", SWITCH, "input.compressed"),
+    Argument("compressed", "", "JPEG or PNG images; of a bag as recorded", SWITCH, "input.compressed"),
     Argument("image_qos", "", "QoS of the image subscription", parameter="input.image_qos"),
     Argument("map_frame", "", "the fixed frame", parameter="frames.map"),
     Argument("odom_frame", "", "odometry frame, where there is one", parameter="frames.odom"),
@@ -94,7 +94,11 @@ def complete(given: Mapping[str, str]) -> dict[str, str]:
 
 
 def children(values: Mapping[str, str]) -> list[Child]:
-    """The processes that complete argument values ask for, in the order of starting."""
+    """The processes that complete argument values ask for, in the order of starting.
+
+    Raises ValueError or OSError for a bag whose images cannot be found.
+    """
+    values = _with_kind_of_images(values)
     wanted = [_mapping_node(values)]
     if values["record"]:
         wanted.append(_listener("stac-record", "stac_ros.recorder", [values["record"]], values))
@@ -128,6 +132,16 @@ def is_true(text: str) -> bool:
     return text.lower() == "true"
 
 
+def _with_kind_of_images(values: Mapping[str, str]) -> Mapping[str, str]:
+    """What is played decides it, and the node listens accordingly: a bag is sent as recorded."""
+    if not values["source"]:
+        return values
+    from stac_ros.open_source import sends_compressed  # needs rosbags, which a live camera does not
+
+    compressed = sends_compressed(values["source"], values["topic"], is_true(values["compressed"]))
+    return {**values, "compressed": str(compressed).lower()}
+
+
 def _mapping_node(values: Mapping[str, str]) -> Child:
     given = {argument.parameter: values[argument.name] for argument in ARGUMENTS if argument.parameter}
     typed = {name: _typed(name, text) for name, text in given.items() if text}
@@ -149,18 +163,17 @@ def _listener(executable: str, module: str, arguments: list[str], values: Mappin
 def _rviz(values: Mapping[str, str]) -> Child:
     """Its configuration holds absolute names; they follow the namespace and the image topic."""
     config = values["rviz_config"] or str(share_file("rviz/stac.rviz"))
-    remappings = {f"/{IMAGE.name}": values["image_topic"]}
-    if values["namespace"]:
-        for topic in OUTPUTS:
-            if topic.name.startswith("~/"):
-                name = outside_name(topic)
-                remappings[f"/{name}"] = f"/{values['namespace'].strip('/')}/{name}"
+    image = values["image_topic"]
+    wanted = {IMAGE.name: image, COMPRESSED_IMAGE.name: f"{image}/compressed"}
+    wanted |= {outside_name(one): outside_name(one) for one in OUTPUTS if one.name.startswith("~/")}
+    inside = Path("/", values["namespace"].strip("/"))  # an absolute name stays as it is
+    remappings = {f"/{ours}": str(inside / theirs) for ours, theirs in wanted.items()}
     return Child(
         "rviz2",
         package="rviz2",
         arguments=["-d", config],
         parameters=_sim_time(values),
-        remappings={ours: theirs for ours, theirs in remappings.items() if ours.strip("/") != theirs},
+        remappings={ours: theirs for ours, theirs in remappings.items() if ours != theirs},
     )
 
 

@@ -11,6 +11,7 @@ from stac_ros.bag_source import BagSource
 from stac_ros.camera_source import CameraSource
 from stac_ros.sequence_source import SequenceSource
 from stac_ros.sources import Source
+from stac_ros.topics import COMPRESSED_IMAGE
 
 
 def open_source(name: str, topic: str, more_topics: Iterable[str], compressed: bool, frame_id: str) -> Source:
@@ -33,3 +34,14 @@ def open_source(name: str, topic: str, more_topics: Iterable[str], compressed: b
             f"{name}: no images, no video, no rosbag2 and none of the known datasets ({', '.join(READERS)})"
         )
     return SequenceSource(open_sequence(name), compressed, frame_id)
+
+
+def sends_compressed(name: str, topic: str, compressed: bool) -> bool:
+    """Whether the images of a source leave compressed: those of a bag as recorded, others as asked for.
+
+    Raises ValueError or OSError for a bag whose images cannot be found.
+    """
+    path = Path(name)
+    if not bag.recognises(path):
+        return compressed
+    return BagSource(path, topic, []).image_topic == COMPRESSED_IMAGE.name

@@ -24,7 +24,7 @@ from stac_ros.restamp import header_stamp_ns, restamp
 from stac_ros.schedule import Schedule
 from stac_ros.settings import ReplaySettings
 from stac_ros.sources import STATIC_TOPICS, Item, Source
-from stac_ros.topics import NODE_NAME, POSE, qos_profile
+from stac_ros.topics import COMPRESSED_IMAGE, IMAGE, NODE_NAME, POSE, qos_profile
 from stac_ros.transforms import stamp_nanoseconds
 
 SECOND = 1_000_000_000
@@ -141,11 +141,16 @@ class ReplayNode(Node):
                 return
             if time.monotonic() > end:
                 who = " and ".join(sorted(missing)) or "nobody"
-                raise TimeoutError(
-                    f"{who} did not subscribe to {topic} within {limit:g} s; is it running, "
-                    "in the same ROS_DOMAIN_ID, and are its topics remapped to this name?"
-                )
+                raise TimeoutError(f"{who} did not subscribe to {topic} within {limit:g} s; {self._cure()}")
             time.sleep(0.05)
+
+    def _cure(self) -> str:
+        """Why nobody listens to the images: most likely to those of the other kind, or not at all."""
+        compressed = self._source.image_topic == COMPRESSED_IMAGE.name
+        other = self.resolve_topic_name((IMAGE if compressed else COMPRESSED_IMAGE).name)
+        if self.count_subscribers(other):
+            return f"{other} is listened to: start its listener with compressed:={str(compressed).lower()}"
+        return "is it running, in the same ROS_DOMAIN_ID, and are its topics remapped to this name?"
 
     def _tell_best_effort(self, listeners: list[TopicEndpointInfo]) -> None:
         for info in listeners:

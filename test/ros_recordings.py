@@ -37,14 +37,20 @@ def write_bag(
     image_topics: tuple[str, ...] = ("/camera/image_raw",),
     extra_types: tuple[str, ...] = (),
 ) -> Path:
-    """A bag of images with camera_info, /tf and /tf_static, 20 frames per second."""
+    """A bag of images with camera_info, /tf and /tf_static, 20 frames per second.
+
+    Images of a topic that ends in /compressed are JPEG.
+    """
     types = STORE.types
     with Writer(path, version=9, storage_plugin=plugin) as writer:
 
         def connect(topic: str, kind: str):
             return writer.add_connection(topic, kind, typestore=STORE)
 
-        images = [connect(topic, "sensor_msgs/msg/Image") for topic in image_topics]
+        kinds = ["CompressedImage" if topic.endswith("/compressed") else "Image" for topic in image_topics]
+        images = [
+            connect(topic, f"sensor_msgs/msg/{kind}") for topic, kind in zip(image_topics, kinds, strict=True)
+        ]
         info = connect("/camera/camera_info", "sensor_msgs/msg/CameraInfo")
         tf = connect("/tf", "tf2_msgs/msg/TFMessage")
         tf_static = connect("/tf_static", "tf2_msgs/msg/TFMessage")
@@ -64,11 +70,14 @@ def write_bag(
             write(tf, stamp, _transform(types, header(stamp, "odom"), "base", float(index)))
             if index == 2:  # later than the first images, as latched topics often are
                 write(tf_static, stamp, _transform(types, header(stamp, "base"), "camera", 1.0))
+            jpeg = cv2.imencode(".jpg", pixels[:, :, ::-1])[1].ravel()
+            contents = {
+                "sensor_msgs/msg/Image": (height, width, "rgb8", 0, 3 * width, pixels.reshape(-1)),
+                "sensor_msgs/msg/CompressedImage": ("jpeg", jpeg),
+            }
             for connection in images:
-                image = types["sensor_msgs/msg/Image"](
-                    header(stamp, "camera"), height, width, "rgb8", 0, 3 * width, pixels.reshape(-1)
-                )
-                write(connection, stamp, image)
+                kind = connection.msgtype
+                write(connection, stamp, types[kind](header(stamp, "camera"), *contents[kind]))
             write(info, stamp, _camera_info(types, header(stamp, "camera"), height, width))
             for connection in others:
                 write(connection, stamp, types[connection.msgtype](f"message {index}"))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ros_recordings import write_bag
 
 from stac_core.config import Config
 from stac_ros.arguments import ARGUMENTS, children, complete, profile_environment
@@ -110,6 +111,21 @@ def test_a_camera_topic_is_remapped_alike_for_node_and_replay():
     assert child("stac-replay", **given).remappings == expected
 
 
+@pytest.mark.parametrize("asked", ["", "true", "false"])
+@pytest.mark.parametrize(("topic", "compressed"), [("/camera", False), ("/camera/compressed", True)])
+def test_a_bag_says_itself_whether_its_images_are_compressed(tmp_path, topic, compressed, asked):
+    bag = write_bag(tmp_path / "bag", 1, image_topics=(topic,))
+    node = child("stac_node", source=str(bag), compressed=asked)
+    assert node.parameters == {"input.compressed": compressed}
+
+
+def test_images_without_a_bag_are_compressed_where_asked_for():
+    for asked, compressed in {"": False, "true": True}.items():
+        given = {"source": "world:3", "compressed": asked}
+        assert child("stac_node", **given).parameters == {"input.compressed": compressed}
+        assert ("--compressed" in child("stac-replay", **given).arguments) == compressed
+
+
 def test_simulated_time_comes_from_the_replay_and_not_to_it():
     given = {"use_sim_time": "true", "source": "bag", "viewer": "true", "record": "out"}
     for executable in ("stac_node", "stac-view", "stac-record"):
@@ -118,11 +134,17 @@ def test_simulated_time_comes_from_the_replay_and_not_to_it():
     assert not replay.parameters and "--clock" in replay.arguments
 
 
-def test_rviz_follows_the_namespace():
-    rviz = child("rviz2", rviz="true", namespace="robot1", image_topic="/cam/image_raw")
+@pytest.mark.parametrize(
+    ("given", "image"),
+    [({}, "/robot1/image"), ({"image_topic": "cam"}, "/robot1/cam"), ({"image_topic": "/cam"}, "/cam")],
+)
+def test_rviz_follows_the_namespace_and_the_image_topic(given, image):
+    rviz = child("rviz2", rviz="true", namespace="robot1", **given)
     assert rviz.remappings["/stac_mapping/map_points"] == "/robot1/stac_mapping/map_points"
-    assert rviz.remappings["/image"] == "/cam/image_raw"
+    assert (rviz.remappings["/image"], rviz.remappings["/image/compressed"]) == (image, f"{image}/compressed")
+    assert not {"/tf", "/diagnostics"} & set(rviz.remappings)
     assert Path(rviz.arguments[1]).name == "stac.rviz"
+    assert not child("rviz2", rviz="true").remappings
 
 
 @pytest.mark.parametrize(
@@ -212,7 +234,10 @@ def test_rviz_displays_match_what_is_published():
     for display in displays:
         entry = display["Topic"]
         topic = topics[entry["Value"]]
-        assert display["Class"] == f"rviz_default_plugins/{topic.type.__name__}"
+        kind = topic.type.__name__.removeprefix(
+            "Compressed"
+        )  # one display shows both, told by the topic's name
+        assert display["Class"] == f"rviz_default_plugins/{kind}"
         latched = entry["Durability Policy"] == "Transient Local"
         assert latched == (topic.profile == "latched"), entry["Value"]
         reliable = entry["Reliability Policy"] == "Reliable"

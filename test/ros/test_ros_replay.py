@@ -16,6 +16,9 @@ from std_srvs.srv import SetBool, Trigger
 from tf2_msgs.msg import TFMessage
 
 from stac_ros.listen import outside_name
+from stac_ros.open_source import open_source
+from stac_ros.replay_node import ReplayNode
+from stac_ros.settings import ReplaySettings
 from stac_ros.topics import POSE, qos_profile
 from stac_ros.transforms import TransformBuffer, stamp_nanoseconds
 
@@ -153,3 +156,23 @@ def test_what_cannot_be_played_ends_with_one_clear_line(tmp_path, arguments, rea
         assert replay.wait() == 1
         assert reason in replay.output
         assert "Traceback" not in replay.output
+
+
+@pytest.mark.parametrize(
+    ("sent", "heard", "cure"),
+    [
+        ("/camera/compressed", "image", "/image is listened to: start its listener with compressed:=true"),
+        ("/camera", "image/compressed", "/image/compressed is listened to: .* compressed:=false"),
+    ],
+)
+def test_who_listens_to_images_of_the_other_kind_is_told(tmp_path, listener, sent, heard, cure):
+    collect(listener, CompressedImage if "compressed" in heard else Image, heard)
+    bag = open_source(str(write_bag(tmp_path / "bag", 1, image_topics=(sent,))), "", [], False, "camera")
+    settings = ReplaySettings(wait_for_subscribers=0.01, wait_for_nodes="listener")
+    replay = ReplayNode(bag, settings, context=listener.context)
+    try:
+        spin_until([listener, replay], lambda: replay.count_subscribers(heard), "the listener")
+        with pytest.raises(TimeoutError, match=f"listener did not subscribe to .* within 0.01 s; {cure}"):
+            replay.play()
+    finally:
+        replay.destroy_node()
