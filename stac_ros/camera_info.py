@@ -1,4 +1,7 @@
-"""The camera behind a depth image: calibrated where a calibration was received, else as predicted."""
+"""The camera behind a depth image: calibrated where a calibration was received, else as predicted.
+
+The map needs none: it lies where predicted intrinsics put it, since they belong to the predicted poses.
+"""
 
 from __future__ import annotations
 
@@ -17,21 +20,19 @@ class CameraCalibration:
 
     def __init__(self) -> None:
         self._received: CameraInfo | None = None
+        self.source = "predicted"  # or camera_info: what the last depth image was published with
         self._said: set[str] = set()
 
     def receive(self, message: CameraInfo) -> None:
         self._received = message
 
-    @property
-    def source(self) -> str:
-        """Where intrinsics come from, for people."""
-        return "camera_info" if self._received is not None else "predicted"
-
     def of_image(self, header: Header, height: int, width: int, predicted: NDArray[np.float64]) -> CameraInfo:
         """The calibration of an image of this size; `predicted` intrinsics [3, 3] where there is none."""
         received = self._received
         if received is None or not self._fits(received, height, width):
+            self.source = "predicted"
             return predicted_camera_info(header, height, width, predicted)
+        self.source = "camera_info"
         return CameraInfo(
             header=header,
             height=height,
@@ -52,7 +53,10 @@ class CameraCalibration:
             self._say_once(f"camera_info is of {size} images, not of {own}: intrinsics are predicted")
             return False
         if any(received.d):
-            self._say_once("the images are distorted (camera_info.d): map rectified ones, such as image_rect")
+            self._say_once(
+                "camera_info tells of a lens that distorts (d): fine if these images are rectified, else map "
+                "rectified ones, such as image_rect"
+            )
         return True
 
     def _say_once(self, text: str) -> None:

@@ -45,7 +45,7 @@ class MapState:
     points_outside: int
     poses: int
     scale: str
-    intrinsics: str
+    intrinsics: str  # of the published depth: predicted, or camera_info
 
 
 @dataclass(frozen=True)

@@ -289,10 +289,11 @@ def test_intrinsics_come_from_camera_info_once_there_is_one(observer):
     info.k = np.array([61.0, 0, 31, 0, 62, 23, 0, 0, 1])
     info.p = np.array([61.0, 0, 31, 0, 0, 62, 23, 0, 0, 0, 1, 0])
 
-    # Best effort: it is sent until it has arrived.
-    observer.diagnostics_when(
-        lambda now: now["map"]["intrinsics"] == "camera_info", lambda: camera.publish(info)
-    )
+    def map_one() -> None:  # best effort: both are sent until they have arrived
+        camera.publish(info)
+        observer.map_images(*images(1))
+
+    observer.diagnostics_when(lambda now: now["map"]["intrinsics"] == "camera_info", map_one)
     sent = images(1)
     observer.map_images(*sent)
     found = observer.wait(topics.DEPTH_INFO)
