@@ -15,11 +15,16 @@ _held: list[TextIO] = []  # an open file keeps its lock until the process ends
 def claim_domain() -> int:
     """A domain number that no other caller on this computer holds, until this process ends.
 
+    It is not that of ROS_DOMAIN_ID either, where the user's own nodes are.
+
     Raises RuntimeError when all are taken.
     """
     folder = Path(tempfile.gettempdir()) / f"stac_ros_domains_{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
+    strangers = os.environ.get("ROS_DOMAIN_ID")
     for domain in _DOMAINS:
+        if str(domain) == strangers:
+            continue
         lock = (folder / str(domain)).open("w")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -32,9 +37,5 @@ def claim_domain() -> int:
 
 
 def private_ros_environment() -> dict[str, str]:
-    """Variables for processes that talk to each other on this computer and to nobody else.
-
-    A domain chosen by the user (ROS_DOMAIN_ID) is respected.
-    """
-    domain = os.environ.get("ROS_DOMAIN_ID") or str(claim_domain())
-    return {"ROS_DOMAIN_ID": domain, "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
+    """Variables for processes that talk to each other on this computer and to nobody else."""
+    return {"ROS_DOMAIN_ID": str(claim_domain()), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}

@@ -6,7 +6,8 @@
 
 Arguments are those of launch/stac.launch.py, written in the same way. `demo` maps a recording, by
 default a synthetic one, and writes map, trajectory and report into a folder; it talks to nobody but
-its own processes. `parameters` prints all parameters of the mapping node, as Markdown.
+its own processes, in a ROS domain of their own (`up source:=…` plays in yours). `parameters` prints
+all parameters of the mapping node, as Markdown.
 """
 
 from __future__ import annotations
