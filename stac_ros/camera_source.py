@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 
@@ -14,6 +15,7 @@ from stac_ros.sources import Item
 from stac_ros.topics import COMPRESSED_IMAGE, IMAGE
 
 PREFIX = "camera:"
+logger = logging.getLogger(__name__)
 
 
 class CameraSource:
@@ -24,7 +26,7 @@ class CameraSource:
 
     def __init__(self, name: str, compressed: bool, frame_id: str) -> None:
         device = name.removeprefix(PREFIX)
-        self._compressed, self._frame_id = compressed, frame_id
+        self._name, self._compressed, self._frame_id = name, compressed, frame_id
         images = COMPRESSED_IMAGE if compressed else IMAGE
         self.image_topic, self.types = images.name, {images.name: images.type}
         self._capture = cv2.VideoCapture(int(device) if device.isdigit() else device)
@@ -32,13 +34,18 @@ class CameraSource:
             raise ValueError(f"{name}: no such camera; 'ls /dev/video*' lists those of this computer")
 
     def items(self) -> Iterator[Item]:
-        """Until the camera or the stream ends."""
+        """Until the camera or the stream ends. Raises OSError where there was no image at all."""
+        count = 0
         while True:
             grabbed, image = self._capture.read()
             if not grabbed:
-                return
+                break
+            count += 1
             stamp_ns = time.time_ns()
             header = Header(frame_id=self._frame_id, stamp=stamp_message(stamp_ns))
             pixels = np.asarray(image[:, :, ::-1], np.uint8)  # OpenCV keeps blue first
             message = image_message(pixels, header, self._compressed)
             yield Item(stamp_ns, self.image_topic, message)
+        if not count:
+            raise OSError(f"{self._name} gives no image: it has stopped, or another program uses it")
+        logger.info("%s has stopped after %d images", self._name, count)

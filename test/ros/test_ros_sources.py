@@ -103,6 +103,8 @@ def test_a_camera_is_stamped_with_the_wall_clock(tmp_path):
     assert len(items) == 3 and source.types == {"image": Image}
     assert begin < items[0].due_ns < items[2].due_ns < time.time_ns()
     assert np.abs(pixels(items[2].payload).astype(int) - picture(2)).mean() < 12
+    with pytest.raises(OSError, match=r"film.avi gives no image: it has stopped"):
+        list(source.items())
     with pytest.raises(ValueError, match="camera:73: no such camera"):
         open_plain("camera:73")
 
