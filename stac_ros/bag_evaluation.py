@@ -42,6 +42,9 @@ def main() -> int:
     """0 = played and recorded to the end; otherwise something failed or a signal came, the rest is kept."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     arguments = _parse()
+    if _is_foreign(arguments.recording):
+        logger.error("%s is no recording and stays: move it, or choose another folder", arguments.recording)
+        return 1
     # Strangers are kept out, unless one of them is to play.
     environment = {} if arguments.outside_player else private_ros_environment()
     environment |= profile_environment(complete({}))
@@ -131,10 +134,19 @@ def _node_command(arguments: argparse.Namespace, source: BagSource) -> list[str]
 
 def _put_in_place(partial: Path, recording: Path) -> None:
     """The finished recording takes the place of an older one."""
-    if (recording / "metadata.yaml").is_file():
+    if _is_recording(recording):
         shutil.rmtree(recording)
     os.replace(partial, recording)
     partial.parent.rmdir()
+
+
+def _is_recording(path: Path) -> bool:
+    return (path / "metadata.yaml").is_file()
+
+
+def _is_foreign(path: Path) -> bool:
+    """Something that no recording may take the place of."""
+    return path.is_file() or (path.is_dir() and any(path.iterdir()) and not _is_recording(path))
 
 
 def _parse() -> argparse.Namespace:
