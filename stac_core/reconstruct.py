@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -22,7 +23,7 @@ from tqdm import tqdm
 from stac_core.checkpoint import load_network
 from stac_core.config import MODES, Config
 from stac_core.device import free_bytes
-from stac_core.evaluation.datasets import Frame, Sequence, open_sequence
+from stac_core.evaluation.datasets import FileSequence, Frame, Sequence, open_sequence
 from stac_core.evaluation.flags import add_config_flags, configure, given_flags
 from stac_core.evaluation.plots import cloud_from_above
 from stac_core.evaluation.trajectory import Trajectory, write_tum
@@ -52,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def reconstruct(given: argparse.Namespace, config: Config) -> None:
-    """Map one source and write everything to the output folder."""
+    """Map one source and write everything to the output folder; what breaks off is written up to there."""
     sequence = open_sequence(given.scene_dir)
     loaded = load_network(config.model)
     session = StreamSession(loaded.network, config)
@@ -63,17 +64,21 @@ def reconstruct(given: argparse.Namespace, config: Config) -> None:
     print(f"{sequence.name}: {loaded.weights}; cache {config.cache.mode}")
     result = Reconstruction(output, given.conf_percent)
     total = len(range(0, len(sequence), given.kf_every))
-    with tqdm(total=total, unit="frame", disable=given.quiet) as progress:
-        for frames in _chunks(sequence, given.kf_every, config):
-            result.add(frames, session.step([frame.image for frame in frames]).to_host(), session)
-            if not config.cache.rules.bounded and not progress.n:
-                _check_that_all_fit(session.stats(), total - len(frames), given.kf_every, loaded.device)
-            progress.update(len(frames))
-            progress.set_postfix_str(f"cache {session.stats().cache.bytes / 2**20:.1f} MiB")
-    if given.save_stream:
-        session.save(given.save_stream)
     about: dict[str, object] = {"source": sequence.name, "weights": loaded.weights}
-    result.write(session.stats(members=True), {**about, "given": given_flags(given)})
+    try:
+        with tqdm(total=total, unit="frame", disable=given.quiet) as progress:
+            for frames in _chunks(sequence, given.kf_every, config):
+                prediction = session.step([frame.image for frame in frames]).to_host()
+                if not config.cache.rules.bounded and not progress.n:
+                    _check_that_all_fit(session.stats(), total - len(frames), given.kf_every, loaded.device)
+                result.add(frames, prediction, session)
+                progress.update(len(frames))
+                progress.set_postfix_str(f"cache {session.stats().cache.bytes / 2**20:.1f} MiB")
+        if given.save_stream:
+            session.save(given.save_stream)
+    finally:
+        if len(result):
+            result.write(session.stats(members=True), {**about, "given": given_flags(given)})
     if config.cache.repose_frames:
         result.write_reposed(*session.repose(), session.stats().cache.frames_seen)
 
@@ -87,6 +92,10 @@ class Reconstruction:
         self._stamps: list[int] = []
         self._poses: list[NDArray[np.float64]] = []
         self._cloud = ThinnedCloud()
+
+    def __len__(self) -> int:
+        """Frames so far."""
+        return len(self._poses)
 
     def add(self, frames: list[Frame], prediction: Prediction, session: StreamSession) -> None:
         """Take one chunk in; depth maps, in the size of the images, go to files at once."""
@@ -161,8 +170,31 @@ def _chunks(sequence: Sequence, every: int, config: Config) -> Iterator[list[Fra
     """Frames in the size of a pass; an offline mode takes them all at once."""
     chosen = range(0, len(sequence), every)
     size = len(chosen) if MODES[config.cache.mode].offline else config.cache.chunk_size
-    for start in range(0, len(chosen), size):
-        yield [sequence.frame(index) for index in chosen[start : start + size]]
+    frames = _frames(sequence, chosen)
+    while chunk := list(islice(frames, size)):
+        yield chunk
+
+
+def _frames(sequence: Sequence, chosen: range) -> Iterator[Frame]:
+    """Raises ValueError naming a frame that is not of the first one's size."""
+    first: tuple[int, ...] = ()
+    for index in chosen:
+        frame = sequence.frame(index)
+        shape = frame.image.shape
+        first = first or shape
+        if shape != first:
+            raise ValueError(
+                f"{_name(sequence, index)} is {shape[1]}×{shape[0]} pixels, those before it are "
+                f"{first[1]}×{first[0]}: one stream has one size; leave it out, or resize it"
+            )
+        yield frame
+
+
+def _name(sequence: Sequence, index: int) -> str:
+    """Which frame, for people: its file where it has one of its own."""
+    if isinstance(sequence, FileSequence):
+        return str(sequence.frames[index].image)
+    return f"frame {index} of {sequence.name}"
 
 
 def _certain(depth: Tensor, confidence: Tensor, conf_percent: float) -> NDArray[np.int64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -98,6 +99,17 @@ def test_a_cache_without_limit_that_will_not_fit_is_refused_after_one_chunk(
 def test_offline_modes_take_everything_at_once(folder, tmp_path):
     assert run(folder, tmp_path, "--mode", "full") == 0
     assert len(read_tum(tmp_path / "trajectory.tum")) == 9
+
+
+def test_what_is_mapped_before_an_image_of_another_size_is_kept(folder, tmp_path, capsys):
+    mixed = tmp_path / "mixed"
+    shutil.copytree(folder, mixed)
+    cv2.imwrite(str(mixed / "7.png"), synthetic_frames(1, 40, 64)[0])
+    assert run(mixed, tmp_path / "out") == 1
+    error = capsys.readouterr().err
+    assert f"{mixed / '7.png'} is 64×40 pixels, those before it are 64×48" in error
+    assert len(read_tum(tmp_path / "out" / "trajectory.tum")) == 6  # in chunks of two
+    assert (tmp_path / "out" / "cloud.ply").exists()
 
 
 @pytest.mark.parametrize(
