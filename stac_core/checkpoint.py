@@ -88,8 +88,8 @@ def find_weights(model: ModelConfig) -> Path | None:
         return _find_in(usual, model.name)
     if model.name != "embedded":
         raise CheckpointError(
-            f"no weights for {model.name}: {usual} does not exist; download the checkpoint to "
-            f"{usual / NAMES[0]}, or name a file or a directory as model.checkpoint"
+            f"no weights for {model.name}: {usual.absolute()} does not exist; download the checkpoint to "
+            f"{NAMES[0]} in it, or name a file or a directory as model.checkpoint"
         )
     return BOX if BOX.exists() else None
 
