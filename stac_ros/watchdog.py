@@ -66,5 +66,6 @@ class Watchdog:
             f"{infos[0].node_name} publishes it, but nothing arrives: either its QoS does not match "
             "(try input.image_qos), or its images exceed Fast DDS's shared memory of 0.5 MB and are lost; "
             "start both ends with FASTDDS_DEFAULT_PROFILES_FILE naming config/fastdds.xml, or send "
-            "compressed images"
+            "compressed images. In a container the profile needs room in /dev/shm: run it with --shm-size=1g "
+            "or --ipc=host"
         )

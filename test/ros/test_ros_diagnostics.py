@@ -141,6 +141,7 @@ def test_a_publisher_that_is_not_heard_names_the_size_limit(nodes, caplog):
     for _ in range(3):
         complaint = watchdog.complaint(statistics.snapshot())
     assert "0.5 MB" in complaint and "FASTDDS_DEFAULT_PROFILES_FILE naming config/fastdds.xml" in complaint
+    assert "--shm-size=1g" in complaint
     assert caplog.text.count("no image on /image") == 1, "once per silence"
     statistics.arrived()
     assert "has stopped sending" in watchdog.complaint(statistics.snapshot())
