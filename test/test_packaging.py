@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -60,6 +62,37 @@ def test_every_message_package_that_is_imported_is_declared():
         ]
         used |= {word for word in words if word.endswith(("_msgs", "_srvs", "_interfaces"))}
     assert used and used <= declared
+
+
+# import name → rosdep key or name on the command line of pip
+LIBRARIES = {
+    "PIL": "python3-pil",
+    "cv2": "python3-opencv",
+    "matplotlib": "python3-matplotlib",
+    "numpy": "python3-numpy",
+    "rosbags": "rosbags-image",
+    "safetensors": "safetensors",
+    "scipy": "python3-scipy",
+    "torch": "torch",
+    "tqdm": "python3-tqdm",
+    "viser": "viser",
+}
+
+
+def test_a_workspace_gets_every_library_that_is_imported():
+    """By rosdep or by the line of pip in the README; what is imported within a function is optional."""
+    declared = {element.text for element in ElementTree.parse(ROOT / "package.xml").findall("exec_depend")}
+    (line,) = re.findall("^pip install (.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    brought = declared | {word.split("==")[0] for word in line.split()}
+    for file in (*ROOT.glob("stac_core/**/*.py"), *ROOT.glob("stac_ros/**/*.py")):
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = (
+                    [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module]
+                )
+                for name in {name.split(".")[0] for name in names} - {"stac_core", "stac_ros", "triton"}:
+                    known = name in sys.stdlib_module_names or LIBRARIES.get(name, name) in brought
+                    assert known, f"{file}: nothing brings {name}"
 
 
 def test_a_wheel_brings_code_share_files_index_and_executables(tmp_path):
