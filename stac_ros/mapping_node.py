@@ -98,9 +98,6 @@ class MappingNode(ClosingNode):
         if self.outputs.whole_is_due():
             self.worker.ask(lambda: self.outputs.publish_whole(self.mapper.map))
 
-    def on_transform_timer(self) -> None:
-        self.outputs.republish_transform(self.get_clock().now().to_msg())
-
     def on_diagnostics_timer(self) -> None:
         counts, mapper = self.statistics.snapshot(), self.mapper
         source = InputState(
@@ -170,7 +167,7 @@ class MappingNode(ClosingNode):
         every(DIAGNOSTICS_PERIOD_S, self.on_diagnostics_timer)
         every(ros.publish.map_period, self.on_map_timer)
         if ros.frames.odom and ros.frames.publish_tf and ros.frames.republish_period:
-            every(ros.frames.republish_period, self.on_transform_timer)
+            every(ros.frames.republish_period, self.outputs.correction.say_again)
 
     def _subscribe(self) -> None:
         settings = self.parameters.ros.input

@@ -18,6 +18,7 @@ from stac_ros.clouds import cloud_message
 from stac_ros.images import encode_image
 from stac_ros.map import VoxelMap
 from stac_ros.mapped_frame import MappedFrame, Points
+from stac_ros.odometry import Correction
 from stac_ros.parameters import Parameters
 from stac_ros.pose_messages import (
     OdometryMessages,
@@ -31,7 +32,7 @@ FLUSH_S = 0.5  # per topic, at shutdown
 
 
 class Outputs:
-    """Publishers of the node. All but `republish_transform` belong to the worker's thread."""
+    """Publishers of the node. All but `correction.say_again` belong to the worker's thread."""
 
     def __init__(self, node: Node, parameters: Parameters, calibration: CameraCalibration) -> None:
         self._parameters, self._calibration = parameters, calibration
@@ -42,7 +43,7 @@ class Outputs:
             if topic not in (topics.TF, topics.DIAGNOSTICS)
         }
         self._broadcaster = TransformBroadcaster(node)
-        self._map_from_odom: np.ndarray | None = None
+        self.correction = Correction(self._broadcaster, node.get_clock(), self._frames)
         self._odometry = OdometryMessages()
         self._path: deque[PoseStamped] = deque()
         self._stamp = Time()  # of the latest image
@@ -76,7 +77,7 @@ class Outputs:
     def begin_stream(self, keep: bool) -> None:
         """The next frame has no predecessor; without `keep` the path is empty again."""
         self._odometry.clear()
-        self._map_from_odom = None
+        self.correction.forget()
         self._unsent = dict.fromkeys(self._unsent, True)
         if not keep:
             self._path.clear()
@@ -99,22 +100,17 @@ class Outputs:
         for publisher in self._publishers.values():
             publisher.wait_for_all_acked(Duration(seconds=FLUSH_S))
 
-    def republish_transform(self, now: Time) -> None:
-        """Say map → odom again for the present, which odometry has reached but no image yet."""
-        map_from_odom = self._map_from_odom
-        if map_from_odom is not None:
-            frames = self._frames
-            self._broadcaster.send([stamped_transform(map_from_odom, frames.map, frames.odom, now)])
-
     def _publish_transform(self, frame: MappedFrame) -> None:
         frames = self._frames
         if not frames.publish_tf:
             return
-        child, map_from_child = frame.header.frame_id, frame.map_from_camera
         if frame.odom_from_camera is not None:
-            child, map_from_child = frames.odom, map_from_child @ np.linalg.inv(frame.odom_from_camera)
-            self._map_from_odom = map_from_child
-        self._broadcaster.send([stamped_transform(map_from_child, frames.map, child, self._stamp)])
+            map_from_odom = frame.map_from_camera @ np.linalg.inv(frame.odom_from_camera)
+            self.correction.say(map_from_odom, self._stamp)
+        else:
+            camera = frame.header.frame_id
+            message = stamped_transform(frame.map_from_camera, frames.map, camera, self._stamp)
+            self._broadcaster.send([message])
 
     def _publish_poses(self, frame: MappedFrame) -> None:
         pose, header = pose_message(frame.map_from_camera), self._in_map()

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import logging
 import signal
+import time
 from pathlib import Path
 
 import cv2
@@ -329,7 +330,7 @@ def test_live_parameters_change_and_fixed_ones_do_not(observer):
 def odom_from_camera(stamp_s: float) -> np.ndarray:
     pose = np.eye(4)
     pose[:3, :3] = [[0, 0, 1], [-1, 0, 0], [0, -1, 0]]
-    pose[:3, 3] = stamp_s - 100, 0.5, 1.2
+    pose[:3, 3] = stamp_s % 100, 0.5, 1.2
     return pose
 
 
@@ -364,31 +365,32 @@ def test_with_odometry_the_node_corrects_it_in_metres(processes):
         assert np.allclose(matrix_of(first.pose.pose), odom_from_camera(first_stamp), atol=1e-6)
         assert observer.wait(topics.DEPTH).header.frame_id == "front"
 
-        def ours(after_s: float) -> list[TransformStamped]:
+        def ours() -> dict[float, TransformStamped]:
             sent = [t for message in observer.received[topics.TF] for t in message.transforms]
-            return [t for t in sent if t.header.frame_id == "robot_map" and stamps_s([t])[0] >= after_s]
+            return {stamps_s([t])[0]: t for t in sent if t.header.frame_id == "robot_map"}
 
+        def poses_s() -> list[float]:
+            return stamps_s(observer.received[topics.POSE])
+
+        observer.spin_until(lambda: len(poses_s()) > 2 or look_on(), "a pose and more", 60)
         observer.spin_until(
-            lambda: len(observer.received[topics.POSE]) > 2 or look_on(), "a pose and more", 60
-        )
-        again = observer.spin_until(lambda: ours(1e9), "map → odom said again for the present")
-        assert {t.child_frame_id for t in ours(0)} == {"odom"}
-
-        def of_images() -> dict[float, np.ndarray]:
-            return {
-                stamps_s([t])[0]: transform_matrix(t.transform) for t in ours(0) if stamps_s([t])[0] < 1e9
-            }
-
-        observer.spin_until(
-            lambda: set(stamps_s(observer.received[topics.POSE])) <= of_images().keys(),
+            lambda: set(poses_s()) <= ours().keys(),
             "the transform of every pose",  # another topic, which may come later
         )
-        with_stamp = of_images()
+        assert all(stamp_s % 1 == 0 for stamp_s in ours()), "stamps of another clock: nothing in between"
+        log = observer.under_test.log()
+        assert log.count("this node's clock says") == 1 and "set use_sim_time to true" in log
         for pose in observer.received[topics.POSE]:
             seconds = stamps_s([pose])[0]
-            map_from_camera = with_stamp[seconds] @ odom_from_camera(seconds)
+            map_from_camera = transform_matrix(ours()[seconds].transform) @ odom_from_camera(seconds)
             assert np.allclose(map_from_camera, matrix_of(pose.pose.pose), atol=1e-6)
-        assert len(again) > 0
+
+        def look_now() -> bool:
+            return move_and_look(int(time.time())) and poses_s()[-1] > 1e9
+
+        observer.spin_until(look_now, "a pose of the present")
+        observer.spin_until(lambda: any(stamp_s % 1 for stamp_s in ours()), "map → odom said again")
+        assert {transform.child_frame_id for transform in ours().values()} == {"odom"}
 
         now = observer.diagnostics_when(  # no odometry at that time
             lambda now: "dropped: no odometry" in now["input"], lambda: observer.publish(jpeg(5000.0))
