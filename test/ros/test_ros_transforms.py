@@ -6,15 +6,20 @@ import numpy as np
 import pytest
 from builtin_interfaces.msg import Time
 from ros_helpers import ros_nodes, spin_until
+from rclpy.parameter import Parameter
+from rosgraph_msgs.msg import Clock
 from scipy.spatial.transform import Rotation
 from tf2_msgs.msg import TFMessage
 
 from stac_ros import transforms
+from stac_ros.odometry import Correction
+from stac_ros.settings import FrameSettings
 from stac_ros.transforms import (
     StaticTransformBroadcaster,
     TransformBroadcaster,
     TransformBuffer,
     TransformError,
+    stamp_nanoseconds,
     stamped_transform,
     transform_matrix,
     transform_message,
@@ -73,6 +78,55 @@ def test_what_one_node_sends_another_looks_up(library):
             buffer.lookup("odom", "camera", 13_000_000_000)
         with pytest.raises(TransformError, match="nowhere"):
             buffer.lookup("odom", "nowhere")
+
+
+def test_the_correction_is_said_once_for_every_moment_of_the_clock(caplog):
+    """Of simulated time, which may stand still, run back, or never have been that of the images."""
+    sim_time = {"parameter_overrides": [Parameter("use_sim_time", value=True)]}
+    heard: list[float] = []
+
+    def keep(message: TFMessage) -> None:
+        heard.extend(stamp_nanoseconds(t.header.stamp) / 1e9 for t in message.transforms)
+
+    with ros_nodes("robot", **sim_time) as (robot,), ros_nodes("outside") as (outside,):
+        clock = outside.create_publisher(Clock, "/clock", 1)
+        outside.create_subscription(TFMessage, "/tf", keep, 10)
+        broadcaster = TransformBroadcaster(robot)
+        correction = Correction(broadcaster, robot.get_clock(), FrameSettings(odom="odom"))
+
+        def set_clock(now_s: int) -> None:
+            def told() -> bool:
+                clock.publish(Clock(clock=Time(sec=now_s)))
+                return robot.get_clock().now().nanoseconds == now_s * 10**9
+
+            spin_until([robot], told, "simulated time")
+
+        def say_again(times: int, expected: list[float]) -> None:
+            for _ in range(times):
+                correction.say_again()
+            broadcaster.send([stamped_transform(pose(2), "a", "b", Time(sec=1))])  # the last word
+            spin_until([outside], lambda: 1.0 in heard, "what was said")
+            assert heard == [*expected, 1.0]
+            heard.clear()
+
+        spin_until([outside], lambda: outside.count_publishers("/tf"), "the robot")
+        spin_until([robot], lambda: robot.count_subscribers("/tf"), "the listener")
+        set_clock(100)
+        say_again(1, [])
+        correction.say(pose(1), Time(sec=99))
+        say_again(3, [99.0, 100.0])
+        set_clock(98)  # earlier than the image
+        say_again(2, [])
+        correction.say(pose(1), Time(sec=97))
+        say_again(2, [97.0, 98.0])
+        correction.forget()
+        set_clock(99)
+        say_again(2, [])
+        correction.say(pose(1), Time(sec=2000))
+        correction.say(pose(1), Time(sec=2001))
+        set_clock(3000)
+        say_again(2, [2000.0, 2001.0])
+    assert caplog.text.count("images are stamped 2000.000 s where this node's clock says 99.000 s") == 1
 
 
 def test_a_broken_transform_is_ignored(monkeypatch):
