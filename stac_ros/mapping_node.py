@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
@@ -77,8 +78,9 @@ class MappingNode(ClosingNode):
         self.worker.start()
 
     def close(self) -> None:
-        """Finish the chunk at hand and see it delivered, then end the worker."""
+        """Finish the chunk at hand and see it delivered, with the map that holds it."""
         self.worker.stop()
+        self.outputs.publish_whole(self.mapper.map)  # the worker has ended: its outputs may be used here
         self.outputs.flush()
         logger.info("stopped: %d images mapped", self.statistics.snapshot().mapped)
 
@@ -96,7 +98,8 @@ class MappingNode(ClosingNode):
 
     def on_map_timer(self) -> None:
         if self.outputs.whole_is_due():
-            self.worker.ask(lambda: self.outputs.publish_whole(self.mapper.map))
+            asked = self.worker.ask(lambda: self.outputs.publish_whole(self.mapper.map))
+            asked.add_done_callback(_log_failure)
 
     def on_diagnostics_timer(self) -> None:
         counts, mapper = self.statistics.snapshot(), self.mapper
@@ -194,6 +197,12 @@ class MappingNode(ClosingNode):
         alternatives = {self.resolve_topic_name(other.name): cure}
         self.watchdog = Watchdog(self, subscription, settings.silence, alternatives)
         logger.info("subscribed to %s (%s)", subscription.topic_name, settings.image_qos)
+
+
+def _log_failure(asked: Future[Any]) -> None:
+    error = asked.exception()
+    if error is not None:
+        logger.error("the map could not be sent: %s", error)
 
 
 def _facts(node: str, loaded: LoadedNetwork) -> Facts:

@@ -8,11 +8,17 @@ import threading
 from collections.abc import Callable
 
 import rclpy
+from rclpy.exceptions import NameValidationException
 from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
+from rclpy.logging import get_logger
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
+from stac_ros.signals import when_asked_to_end
+
 THREADS = 4  # images; services, which may wait for the worker; timers; transforms and parameters
+# A RuntimeError is what PyTorch and ROS itself raise for a device, a file or an argument that does not work.
+REFUSALS = (ValueError, OSError, ImportError, RuntimeError, NameValidationException)
 
 logger = logging.getLogger(__name__)
 
@@ -29,16 +35,17 @@ def run_node(make: Callable[[], ClosingNode], name: str, args: list[str] | None)
 
     rclpy's own signal handlers would close the context first, and the last results could not be sent.
     """
-    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     try:
-        node = make()
+        try:
+            rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+            node = make()
+        except REFUSALS as error:
+            get_logger(name).fatal(f"cannot start: {error}")
+            return 1
         try:
             return _serve(node)
         finally:
             node.destroy_node()
-    except (ValueError, OSError, ImportError) as error:
-        rclpy.logging.get_logger(name).fatal(f"cannot start: {error}")
-        return 1
     except KeyboardInterrupt:
         return 130
     finally:
@@ -46,16 +53,16 @@ def run_node(make: Callable[[], ClosingNode], name: str, args: list[str] | None)
 
 
 def _serve(node: ClosingNode) -> int:
-    """Until SIGINT or SIGTERM; a second signal ends the process at once."""
+    """Until a signal asks to end; the same one again ends the process at once, but for SIGHUP, which both
+    the shell and the system send when a terminal is closed."""
     stopped = threading.Event()
     failures: list[str] = []
 
-    def stop(number: int, _: object) -> None:
-        signal.signal(number, signal.SIG_DFL)
+    def stop(number: int) -> None:
+        signal.signal(number, signal.SIG_IGN if number == signal.SIGHUP else signal.SIG_DFL)
         stopped.set()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
+    when_asked_to_end(stop)
     executor = MultiThreadedExecutor(THREADS)
     executor.add_node(node)
     spinning = threading.Thread(target=_spin, args=(executor, stopped, failures), name="callbacks")

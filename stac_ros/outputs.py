@@ -29,6 +29,7 @@ from stac_ros.topics import Topic
 from stac_ros.transforms import TransformBroadcaster, stamped_transform
 
 FLUSH_S = 0.5  # per topic, at shutdown
+NO_POINTS = np.empty((0, 3), np.float32), np.empty((0, 3), np.uint8)  # positions and colours
 
 
 class Outputs:
@@ -75,12 +76,14 @@ class Outputs:
             self._publishers[topics.CONFIDENCE].publish(message)
 
     def begin_stream(self, keep: bool) -> None:
-        """The next frame has no predecessor; without `keep` the path is empty again."""
+        """The next frame has no predecessor; without `keep` map and path are empty, and said so at once."""
         self._odometry.clear()
         self.correction.forget()
-        self._unsent = dict.fromkeys(self._unsent, True)
         if not keep:
             self._path.clear()
+            self._unsent = dict.fromkeys(self._unsent, False)
+            self._publishers[topics.MAP_POINTS].publish(cloud_message(self._in_map(), *NO_POINTS))
+            self._publishers[topics.PATH].publish(Path(header=self._in_map()))
 
     def whole_is_due(self) -> bool:
         """Whether `publish_whole` would say anything."""
@@ -89,11 +92,11 @@ class Outputs:
     def publish_whole(self, voxel_map: VoxelMap) -> None:
         """The whole map and the whole path, where they have changed and somebody listens."""
         if self._unsent[topics.MAP_POINTS] and self.heard(topics.MAP_POINTS):
-            self._unsent[topics.MAP_POINTS] = False
             self._publishers[topics.MAP_POINTS].publish(cloud_message(self._in_map(), *voxel_map.points()))
+            self._unsent[topics.MAP_POINTS] = False
         if self._unsent[topics.PATH] and self.heard(topics.PATH):
-            self._unsent[topics.PATH] = False
             self._publishers[topics.PATH].publish(Path(header=self._in_map(), poses=list(self._path)))
+            self._unsent[topics.PATH] = False
 
     def flush(self) -> None:
         """Wait, not for long, until the listeners have all that was sent."""

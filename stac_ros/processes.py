@@ -7,22 +7,23 @@ import os
 import signal
 import subprocess
 import time
-from types import FrameType
+
+from stac_ros.signals import when_asked_to_end
 
 POLL_S = 0.1
 logger = logging.getLogger(__name__)
 
 
 class Processes:
-    """Named processes. They run in sessions of their own, so that Ctrl-C reaches only their parent."""
+    """Named processes. They run in sessions of their own, so that the terminal's signals reach only their
+    parent."""
 
     def __init__(self, environment: dict[str, str], patience_s: float = 60.0) -> None:
         self._environment = {**os.environ, **environment}
         self._patience_s = patience_s
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self.asked_to_end = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_signal)
+        when_asked_to_end(self._on_signal)
 
     def start(self, name: str, command: list[str]) -> None:
         """Raises OSError for a command that cannot be started."""
@@ -67,5 +68,5 @@ class Processes:
         statuses = [self.end(name) for name in reversed(list(self._running))]
         return next((status for status in statuses if status), 0)
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int) -> None:
         self.asked_to_end = True

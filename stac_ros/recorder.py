@@ -1,6 +1,6 @@
 """`stac-record FOLDER`: keep what the mapping node says, in files.
 
-Records until it is told to end (Ctrl-C, SIGTERM). Depth images are written as they come, everything
+Records until it is told to end (Ctrl-C, SIGTERM, SIGHUP). Depth images are written as they come, everything
 else at the end: map.ply, trajectory.tum, depth/<stamp>.png (16 bit, thousandths of the unit of length,
 0 = invalid), diagnostics.json and report.png. An older recording in the folder is replaced once a frame
 has been mapped.
@@ -12,9 +12,10 @@ import argparse
 import json
 import logging
 import re
-import signal
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -31,13 +32,15 @@ from stac_core.ply import write_ply
 from stac_ros.images import decode_depth
 from stac_ros.listen import subscribe
 from stac_ros.report import write_report
+from stac_ros.signals import when_asked_to_end
 from stac_ros.topics import DEPTH, RECORDER_NAME
 from stac_ros.trajectory import Trajectory
 from stac_ros.transforms import stamp_nanoseconds
 from stac_ros.watch import LEVELS, Seen, Watch
 
 QUIET_S = 1.0  # without a message: none is on its way any more
-LIMIT_S = 15.0  # of waiting, once asked to end, for that quiet and for the newest map
+REST_S = 2.0  # of waiting, once asked to end, for that quiet
+LIMIT_S = 4.0  # of waiting in all, for the newest map too; `ros2 launch` kills after ten seconds
 _DEPTH_NAME = re.compile(r"\d+\.\d{9}\.png")
 logger = logging.getLogger("stac-record")
 
@@ -50,22 +53,32 @@ class Recorder(Node):
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._begun = False
-        subscribe(self, DEPTH, self._on_depth, 100)
+        self._depth = subscribe(self, DEPTH, self._on_depth, 100)
         self.watch = Watch(self)
 
     @property
-    def complete(self) -> bool:
-        """All that was said has been heard, and the map holds the newest frame."""
-        seen = self.watch.seen
-        quiet = time.monotonic() - self.watch.heard_at > QUIET_S
-        return quiet and (not seen.stamps_ns or seen.map_stamp_ns >= seen.stamps_ns[-1])
+    def quiet(self) -> bool:
+        """All that was said has been heard."""
+        return time.monotonic() - self.watch.heard_at > QUIET_S
 
-    def write(self) -> None:
-        """Write the files, if there was anything to record. OSError naming the one that cannot be written."""
+    @property
+    def complete(self) -> bool:
+        """The map holds the newest frame."""
         seen = self.watch.seen
-        if not seen.stamps_ns:
-            return
+        return not seen.stamps_ns or seen.map_stamp_ns >= seen.stamps_ns[-1]
+
+    def ignore_new_frames(self) -> None:
+        """From now on only the map of those heard so far is of interest."""
+        self.destroy_subscription(self._depth)
+        self.watch.listen_only_to_map()
+
+    def write(self) -> bool:
+        """Write the files; false if there was nothing to record. OSError naming what cannot be written."""
+        seen = self.watch.seen
+        if not (self._begun or seen.stamps_ns):
+            return False
         self._begin()
+        _remove_depth(self._folder / "depth", kept={_depth_name(stamp_ns) for stamp_ns in seen.stamps_ns})
         trajectory = Trajectory(max_poses=len(seen.stamps_ns) + 1)
         for stamp_ns, pose in zip(seen.stamps_ns, seen.map_from_camera, strict=True):
             trajectory.add(stamp_ns, pose)
@@ -76,19 +89,20 @@ class Recorder(Node):
         told = json.dumps({"last": health, "memory": memory}, indent=2)
         write_whole(self._folder / "diagnostics.json", told)
         write_report(self._folder / "report.png", seen)
+        return True
 
     def _begin(self) -> None:
         """Replace an older recording, but only once there is something to put in its place."""
         if not self._begun:
-            _make_empty(self._folder / "depth")
+            (self._folder / "depth").mkdir(parents=True, exist_ok=True)
+            _remove_depth(self._folder / "depth", kept=set())
         self._begun = True
 
     def _on_depth(self, message: Image) -> None:
         self._begin()
         depth = decode_depth(message)
         counted = np.clip(np.nan_to_num(depth) * 1000.0, 0, 65535).astype(np.uint16)
-        stamp_ns = stamp_nanoseconds(message.header.stamp)
-        name = f"{stamp_ns // 10**9}.{stamp_ns % 10**9:09d}.png"
+        name = _depth_name(stamp_nanoseconds(message.header.stamp))
         write_whole(self._folder / "depth" / name, cv2.imencode(".png", counted)[1].tobytes())
 
 
@@ -99,37 +113,50 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path, help="made if missing")
     folder = parser.parse_args(remove_ros_args(sys.argv)[1:]).folder
-    asked_to_end: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: asked_to_end.append(number))
+    asked_to_end = threading.Event()
+    when_asked_to_end(lambda number: asked_to_end.set())
     # ROS must go on after a signal, for the last messages: signals are handled here.
     rclpy.init(args=sys.argv, signal_handler_options=SignalHandlerOptions.NO)
     try:
         recorder = Recorder(folder)
         executor = SingleThreadedExecutor()
         executor.add_node(recorder)
-        while not asked_to_end:
-            executor.spin_once(timeout_sec=0.1)
-        end = time.monotonic() + LIMIT_S
-        while not recorder.complete and time.monotonic() < end:
-            executor.spin_once(timeout_sec=0.1)
+        _spin(executor, until=asked_to_end.is_set)
+        _hear_the_rest(recorder, executor)
         executor.shutdown()
-        recorder.write()
+        written = recorder.write()
     except OSError as error:
         sys.exit(f"stac-record: {error}")
     finally:
         rclpy.try_shutdown()
-    print(summary(recorder.watch.seen, folder))
+    print(summary(recorder.watch.seen, folder, written))
 
 
-def summary(seen: Seen, folder: Path) -> str:
+def _hear_the_rest(recorder: Recorder, executor: SingleThreadedExecutor) -> None:
+    """First what is on its way; then, of a camera that goes on, nothing but the map of the last frame."""
+    asked_at = time.monotonic()
+    if not (recorder.quiet and recorder.complete):
+        logger.info("asked to end: waiting for the map of the last frame, up to %g s", LIMIT_S)
+    _spin(executor, until=lambda: recorder.quiet or time.monotonic() > asked_at + REST_S)
+    recorder.ignore_new_frames()
+    _spin(executor, until=lambda: recorder.complete or time.monotonic() > asked_at + LIMIT_S)
+    if not recorder.complete:
+        logger.warning("the map of the last frame did not come: map.ply is older than the trajectory's end")
+
+
+def _spin(executor: SingleThreadedExecutor, until: Callable[[], bool]) -> None:
+    while not until():
+        executor.spin_once(timeout_sec=0.1)
+
+
+def summary(seen: Seen, folder: Path, written: bool) -> str:
     """The last diagnostics as a table, and where the files are."""
     lines = [] if seen.health else ["No diagnostics were heard."]
     for part, health in seen.health.items():
         lines.append(f"{part}: {LEVELS[health.level]}, {health.message}")
         width = max(map(len, health.values), default=0)
         lines += [f"    {key:<{width}}  {value}" for key, value in health.values.items()]
-    if not seen.stamps_ns:
+    if not written:
         return "\n".join([*lines, f"No frame was mapped: nothing was written, {folder}/ is as it was."])
     files = "map.ply, trajectory.tum, depth/, diagnostics.json, report.png"
     lines.append(
@@ -138,11 +165,14 @@ def summary(seen: Seen, folder: Path) -> str:
     return "\n".join(lines)
 
 
-def _make_empty(folder: Path) -> None:
-    """Make the folder, and remove what an older recording left there."""
-    folder.mkdir(parents=True, exist_ok=True)
+def _depth_name(stamp_ns: int) -> str:
+    return f"{stamp_ns // 10**9}.{stamp_ns % 10**9:09d}.png"
+
+
+def _remove_depth(folder: Path, kept: set[str]) -> None:
+    """Remove the depth images of older recordings and of streams that were reset, but no other file."""
     for file in folder.iterdir():
-        if _DEPTH_NAME.fullmatch(file.name):
+        if _DEPTH_NAME.fullmatch(file.name) and file.name not in kept:
             file.unlink()
 
 

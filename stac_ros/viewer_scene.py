@@ -37,7 +37,10 @@ class Scene:
         self._figures = self._server.gui.add_markdown("*waiting for the mapping node*")
         self._picture = self._server.gui.add_image(np.zeros((9, 16, 3), np.uint8), label="camera")
         self._point_size = self._server.gui.add_slider("point size", 0.5, 10.0, 0.5, 2.0)
-        self._map_stamp_ns, self._frames = -1, -1
+        self._point_size.on_update(self._resize_points)
+        self._cloud: viser.PointCloudHandle | None = None
+        self._map_stamp_ns = -1
+        self._frames: tuple[int, list[int]] | None = None  # shown: how many, and the stamp of the last
         self._extent = 0.0  # of the map shown; 0 = none yet
 
     @property
@@ -48,8 +51,9 @@ class Scene:
         if seen.map_stamp_ns != self._map_stamp_ns:
             self._map_stamp_ns = seen.map_stamp_ns
             self._show_map(seen)
-        if len(seen.stamps_ns) != self._frames:
-            self._frames = len(seen.stamps_ns)
+        frames = len(seen.stamps_ns), seen.stamps_ns[-1:]
+        if frames != self._frames:
+            self._frames = frames
             self._show_camera(seen)
             self._show_path(seen)
         self._figures.content = figures(seen)
@@ -74,20 +78,24 @@ class Scene:
         self._extent = extent(positions)
         if first:
             self._look_from_behind(positions)
-        cloud = self._server.scene.add_point_cloud(
+        self._cloud = self._server.scene.add_point_cloud(
             "/map",
             positions,
             seen.map_colours[kept],
-            point_size=1e-3 * self._point_size.value * self._extent,
+            point_size=self._relative_point_size(),
             point_shape="rounded",
         )
 
-        @self._point_size.on_update
-        def _(_: object) -> None:
-            cloud.point_size = 1e-3 * self._point_size.value * self._extent
+    def _relative_point_size(self) -> float:
+        return 1e-3 * self._point_size.value * self._extent
+
+    def _resize_points(self, _: object) -> None:
+        if self._cloud is not None:
+            self._cloud.point_size = self._relative_point_size()
 
     def _show_camera(self, seen: Seen) -> None:
         if not seen.map_from_camera:
+            self._server.scene.remove_by_name("/camera")
             return
         pose = seen.map_from_camera[-1]
         x, y, z, w = quaternion_from_rotation(pose[:3, :3])
@@ -109,10 +117,12 @@ class Scene:
 
     def _show_path(self, seen: Seen) -> None:
         path = np.array([pose[:3, 3] for pose in seen.map_from_camera])
-        if len(path) > 1:
-            segments = np.stack([path[:-1], path[1:]], axis=1)
-            width = _PATH_SHARE * self._extent
-            self._server.scene.add_line_segments("/path", segments, _PATH_COLOUR, thickness=width)
+        if len(path) < 2:
+            self._server.scene.remove_by_name("/path")
+            return
+        segments = np.stack([path[:-1], path[1:]], axis=1)
+        width = _PATH_SHARE * self._extent
+        self._server.scene.add_line_segments("/path", segments, _PATH_COLOUR, thickness=width)
 
 
 def extent(positions: NDArray[np.float32]) -> float:

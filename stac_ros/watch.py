@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseWithCovarianceStamped
 from numpy.typing import NDArray
 from rclpy.node import Node
+from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 
 from stac_ros.clouds import cloud_points
@@ -26,12 +29,14 @@ from stac_ros.topics import (
     MAP_POINTS,
     NODE_NAME,
     POSE,
+    Topic,
 )
 from stac_ros.transforms import stamp_nanoseconds
 
 LEVELS = ("OK", "warning", "error", "stale")  # of diagnostics
 _IMAGES_KEPT = 32  # camera images that wait for their depth
 _DEPTH = 100  # messages that may wait while this process is busy writing or drawing
+_MAPS = 3  # large; but an empty one tells that a stream has ended, and must not be pushed out by the next
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,9 @@ class Watch:
         self._logger = node.get_logger()
         self._first = 0.0  # when diagnostics were first heard
         self._images: OrderedDict[int, Image | CompressedImage] = OrderedDict()
+        self._subscriptions: list[tuple[Topic, Subscription]] = []
         self._node = node
+        self._own_name = node.resolve_topic_name(NODE_NAME).lstrip("/")  # of the mapping node listened to
         self._listens_to_camera = False
         for topic, callback in (
             (POSE, self._on_pose),
@@ -105,14 +112,23 @@ class Watch:
             (DEPTH_INFO, self._on_depth_info),
             (DIAGNOSTICS, self._on_diagnostics),
         ):
-            subscribe(node, topic, callback, _DEPTH if topic is not MAP_POINTS else 1)
+            self._subscribe(topic, callback, _MAPS if topic is MAP_POINTS else _DEPTH)
+
+    def listen_only_to_map(self) -> None:
+        """What is said of new frames is no longer of interest."""
+        for topic, subscription in self._subscriptions:
+            if topic is not MAP_POINTS:
+                self._node.destroy_subscription(subscription)
+
+    def _subscribe(self, topic: Topic, callback: Callable[[Any], None], depth: int) -> None:
+        self._subscriptions.append((topic, subscribe(self._node, topic, callback, depth)))
 
     def _listen_to_camera(self) -> None:
         """Only once the mapping node has been heard: a replay that waits for this subscription may then
         begin without a pose or a depth image being lost."""
         self._listens_to_camera = True
         for topic in (IMAGE, COMPRESSED_IMAGE):
-            subscribe(self._node, topic, self._on_image, _DEPTH)
+            self._subscribe(topic, self._on_image, _DEPTH)
 
     def _on_image(self, message: Image | CompressedImage) -> None:
         self._images[stamp_nanoseconds(message.header.stamp)] = message
@@ -133,8 +149,17 @@ class Watch:
 
     def _on_map(self, message: PointCloud2) -> None:
         self.heard_at = time.monotonic()
+        before = len(self.seen.map_positions)
         self.seen.map_positions, self.seen.map_colours = cloud_points(message)
         self.seen.map_stamp_ns = stamp_nanoseconds(message.header.stamp)
+        if before and not len(self.seen.map_positions):  # a map only grows until it is cleared
+            self._forget_up_to(self.seen.map_stamp_ns)
+
+    def _forget_up_to(self, stamp_ns: int) -> None:
+        """A stream has ended with the frame of this stamp; frames of the next may have been heard already."""
+        if stamp_ns in self.seen.stamps_ns:
+            gone = self.seen.stamps_ns.index(stamp_ns) + 1
+            del self.seen.stamps_ns[:gone], self.seen.map_from_camera[:gone]
 
     def _on_depth(self, message: Image) -> None:
         self.heard_at = time.monotonic()
@@ -153,7 +178,7 @@ class Watch:
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         for status in message.status:
             node, _, part = status.name.rpartition(": ")
-            if node.endswith(NODE_NAME):
+            if node == self._own_name:
                 if not self._listens_to_camera:
                     self._listen_to_camera()
                 values = {pair.key: pair.value for pair in status.values}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from builtin_interfaces.msg import Time
-from ros_helpers import ros_nodes, spin_until
 from rclpy.parameter import Parameter
+from ros_helpers import ros_nodes, spin_until
 from rosgraph_msgs.msg import Clock
 from scipy.spatial.transform import Rotation
 from tf2_msgs.msg import TFMessage
