@@ -90,8 +90,11 @@ class Outputs:
         return any(unsent and self.heard(topic) for topic, unsent in self._unsent.items())
 
     def publish_whole(self, voxel_map: VoxelMap) -> None:
-        """The whole map and the whole path, where they have changed and somebody listens."""
-        if self._unsent[topics.MAP_POINTS] and self.heard(topics.MAP_POINTS):
+        """The whole map and the whole path, where they have changed and somebody listens.
+
+        A map without a point is none: an empty one tells that a stream has ended, see `begin_stream`.
+        """
+        if len(voxel_map) and self._unsent[topics.MAP_POINTS] and self.heard(topics.MAP_POINTS):
             self._publishers[topics.MAP_POINTS].publish(cloud_message(self._in_map(), *voxel_map.points()))
             self._unsent[topics.MAP_POINTS] = False
         if self._unsent[topics.PATH] and self.heard(topics.PATH):

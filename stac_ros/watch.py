@@ -149,10 +149,9 @@ class Watch:
 
     def _on_map(self, message: PointCloud2) -> None:
         self.heard_at = time.monotonic()
-        before = len(self.seen.map_positions)
         self.seen.map_positions, self.seen.map_colours = cloud_points(message)
         self.seen.map_stamp_ns = stamp_nanoseconds(message.header.stamp)
-        if before and not len(self.seen.map_positions):  # a map only grows until it is cleared
+        if not len(self.seen.map_positions):
             self._forget_up_to(self.seen.map_stamp_ns)
 
     def _forget_up_to(self, stamp_ns: int) -> None:

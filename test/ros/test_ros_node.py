@@ -61,7 +61,7 @@ def processes(tmp_path_factory):
         "scale.mode": "fixed",
         "scale.factor": 3.0,
     }
-    stopped = {"input.image_qos": "reliable", "worker.mailbox_size": 100}
+    stopped = {"input.image_qos": "reliable", "worker.mailbox_size": 100, "publish.map_period": 1000.0}
     with contextlib.ExitStack() as stack:
         found = {}
         for name, parameters in (("plain", plain), ("robot", robot), ("stopped", stopped)):
@@ -400,6 +400,7 @@ def test_with_odometry_the_node_corrects_it_in_metres(processes):
 
 
 def test_a_signal_lets_the_chunk_at_hand_finish_and_be_heard(processes):
+    """Even where the terminal is closed: then shell and system send SIGHUP, both."""
     with observer_node() as node:
         observer = Observer(node, processes["stopped"], topics.IMAGE, qos_profile("reliable", 100))
         observer.wait_until_ready()
@@ -413,7 +414,9 @@ def test_a_signal_lets_the_chunk_at_hand_finish_and_be_heard(processes):
             return bool(observer.received[topics.POSE])
 
         observer.spin_until(hear_a_pose, "a pose")  # more images wait: a chunk is at hand now
-        processes["stopped"].process.send_signal(signal.SIGTERM)
+        for _ in range(2):
+            processes["stopped"].process.send_signal(signal.SIGHUP)
+            time.sleep(0.05)  # two that wait at the same time would be one
         observer.spin_until(lambda: processes["stopped"].process.poll() is not None, "the end of the node")
         assert processes["stopped"].wait() == 0
         log = processes["stopped"].log()
@@ -421,6 +424,8 @@ def test_a_signal_lets_the_chunk_at_hand_finish_and_be_heard(processes):
         heard = len(observer.received[topics.POSE])
         assert f"stopped: {heard} images mapped" in log
         assert len(observer.received[topics.DEPTH]) == heard
+        (last_map,) = observer.received[topics.MAP_POINTS]
+        assert last_map.header.stamp == observer.received[topics.POSE][-1].header.stamp and last_map.width > 0
 
 
 @pytest.fixture

@@ -24,9 +24,12 @@ def ends_with(status: int) -> list[str]:
     return [sys.executable, "-c", f"raise SystemExit({status})"]
 
 
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
 @pytest.fixture
 def processes():
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    kept = {number: signal.getsignal(number) for number in ENDING}
     made = Processes(environment={}, patience_s=20.0)
     yield made
     made.end_all()
@@ -54,7 +57,7 @@ def test_another_that_ends_well_is_no_reason_to_stop(processes):
     assert processes.end("helper") == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", ENDING)
 def test_a_signal_ends_the_wait(processes, number):
     processes.start("server", FOR_EVER)
     threading.Timer(0.2, os.kill, (os.getpid(), number)).start()
@@ -62,8 +65,15 @@ def test_a_signal_ends_the_wait(processes, number):
     assert processes.asked_to_end
 
 
+def test_who_is_to_outlive_the_terminal_does(processes):
+    """As under nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    Processes(environment={})
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
 def test_a_process_that_does_not_listen_is_killed():
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    kept = {number: signal.getsignal(number) for number in ENDING}
     processes = Processes(environment={}, patience_s=0.5)
     processes.start("deaf", [*DEAF])
     try:

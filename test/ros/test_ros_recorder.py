@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 
@@ -21,6 +22,7 @@ from stac_ros.listen import outside_name
 from stac_ros.topics import DEPTH, DIAGNOSTICS, IMAGE, MAP_POINTS, NODE_NAME, POSE
 
 STAMPS = [5_000_000_000 + index * 100_000_000 for index in range(3)]
+OLD_STAMPS = [4_000_000_000, 4_500_000_000]  # of a stream that was reset
 POINTS = np.array([[1, 2, 3], [4, 5, 6]], np.float32)
 COLOURS = np.array([[250, 10, 20], [30, 240, 50]], np.uint8)
 
@@ -35,15 +37,15 @@ def depth_m() -> np.ndarray:
     return depth
 
 
-def diagnostics() -> DiagnosticArray:
+def diagnostics(node: str = NODE_NAME, live_bytes: int = 3 << 20) -> DiagnosticArray:
     def status(part: str, level: bytes, **values: object) -> DiagnosticStatus:
         pairs = [KeyValue(key=key.replace("__", "."), value=str(value)) for key, value in values.items()]
-        return DiagnosticStatus(level=level, name=f"{NODE_NAME}: {part}", message="so it is", values=pairs)
+        return DiagnosticStatus(level=level, name=f"{node}: {part}", message="so it is", values=pairs)
 
     return DiagnosticArray(
         status=[
             status("inference", DiagnosticStatus.WARN, weights="random weights, seed 0"),
-            status("memory", DiagnosticStatus.OK, cache__live_bytes=3 << 20, cache__voxel_bytes=1 << 20),
+            status("memory", DiagnosticStatus.OK, cache__live_bytes=live_bytes, cache__voxel_bytes=1 << 20),
         ]
     )
 
@@ -70,19 +72,32 @@ class ScriptedMapping:
         return self._heard(IMAGE)
 
     def say_health(self) -> None:
+        self.publishers[DIAGNOSTICS].publish(diagnostics(f"robot2/{NODE_NAME}", 9 << 20))  # somebody else's
         self.publishers[DIAGNOSTICS].publish(diagnostics())
 
+    def say_map(self, stamp_ns: int, count: int = 2) -> None:
+        cloud = cloud_message(header(stamp_ns), POINTS[:count], COLOURS[:count])
+        self.publishers[MAP_POINTS].publish(cloud)
+
+    def say_frame(self, stamp_ns: int, x: float = 0.0) -> None:
+        self.publishers[DEPTH].publish(encode_image(depth_m(), "32FC1", header(stamp_ns, "camera")))
+        pose = PoseWithCovarianceStamped(header=header(stamp_ns))
+        pose.pose.pose.position.x, pose.pose.pose.orientation.w = x, 1.0
+        self.publishers[POSE].publish(pose)
+
+    def say_what_is_reset(self) -> None:
+        for stamp_ns in OLD_STAMPS:
+            self.say_frame(stamp_ns)
+
     def say(self) -> None:
+        self.say_map(OLD_STAMPS[-1], 0)  # the reset
         later = PoseWithCovarianceStamped(header=header(STAMPS[-1] + 10**9))
         later.pose.pose.orientation.w = 1.0
         self.publishers[POSE].publish(later)  # of a stream that ended when time went back
         for index, stamp in enumerate(STAMPS):
             self.publishers[IMAGE].publish(encode_image(picture(index), "rgb8", header(stamp, "camera")))
-            self.publishers[DEPTH].publish(encode_image(depth_m(), "32FC1", header(stamp, "camera")))
-            pose = PoseWithCovarianceStamped(header=header(stamp))
-            pose.pose.pose.position.x, pose.pose.pose.orientation.w = float(index), 1.0
-            self.publishers[POSE].publish(pose)
-        self.publishers[MAP_POINTS].publish(cloud_message(header(STAMPS[-1]), POINTS, COLOURS))
+            self.say_frame(stamp, float(index))
+        self.say_map(STAMPS[-1])
 
 
 @pytest.fixture
@@ -97,8 +112,11 @@ def recording(tmp_path):
         assert not script.camera_heard(), "a waiting replay would begin before the recorder hears the node"
         script.say_health()
         spin_until([node], script.camera_heard, "the recorder's interest in the camera")
+        script.say_what_is_reset()
+        depth_images = folder / "depth"
+        spin_until([node], lambda: len(list(depth_images.iterdir())) == 3, "two depth images and mine.png")
         script.say()
-        spin_until([node], lambda: len(list((folder / "depth").iterdir())) == 4, "three depth images")
+        spin_until([node], lambda: len(list(depth_images.iterdir())) == 6, "three more")
         recorder.signal(signal.SIGTERM)
         assert recorder.wait() == 0, recorder.output
         yield folder, recorder.output
@@ -128,6 +146,32 @@ def test_map_trajectory_depth_figures_and_report(recording):
     report = cv2.imread(str(folder / "report.png"))
     assert report.shape[0] > 500 and report.std() > 10
     assert not [file for file in folder.rglob(".*")], "temporary files were left behind"
+
+
+def test_a_camera_that_goes_on_does_not_hold_up_the_end(tmp_path):
+    """Nor does it leave frames that the map lacks; asked by SIGHUP, as of a terminal that is closed."""
+    with ros_nodes("script") as (node,), Child("stac_ros.recorder", tmp_path) as recorder:
+        script = ScriptedMapping(node)
+        spin_until([node], script.outputs_heard, "the recorder's subscriptions")
+        stamps_ns = itertools.count(STAMPS[0], 10**8)
+
+        def goes_on(done) -> bool:
+            stamp_ns = next(stamps_ns)
+            script.say_frame(stamp_ns)
+            if stamp_ns % 10**9 == 0:
+                script.say_map(stamp_ns)
+            return done()
+
+        first = tmp_path / "depth" / "5.000000000.png"
+        spin_until([node], lambda: goes_on(first.exists), "the first frame")
+        recorder.signal(signal.SIGHUP)
+        spin_until([node], lambda: goes_on(lambda: not recorder.running), "the end", patience_s=14.0)
+        assert recorder.wait() == 0, recorder.output
+    assert "waiting for the map of the last frame" in recorder.output
+    assert "did not come" not in recorder.output
+    recorded = np.loadtxt(tmp_path / "trajectory.tum")[:, 0]
+    assert len(recorded) > 3 and recorded[-1] < next(stamps_ns) / 1e9 - 0.5
+    assert (tmp_path / "map.ply").exists() and (tmp_path / "report.png").exists()
 
 
 def test_hearing_nothing_is_told_and_leaves_an_older_recording_alone(tmp_path):

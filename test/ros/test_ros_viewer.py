@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import subprocess
 import tempfile
+import tracemalloc
 from pathlib import Path
 
 import cv2
@@ -64,6 +66,27 @@ def test_extent_ignores_a_few_stray_points():
 def test_field_of_view_is_the_cameras():
     fov, aspect = field_of_view(room())
     assert fov == pytest.approx(np.pi / 2) and aspect == pytest.approx(4 / 3)
+
+
+def test_maps_that_were_replaced_are_let_go():
+    scene, seen = Scene(port=0), room()
+    points = np.random.default_rng(0).uniform(-1, 1, (100_000, 3)).astype(np.float32)
+
+    def show_maps(stamps) -> int:
+        """Bytes in use afterwards."""
+        for seen.map_stamp_ns in stamps:
+            seen.map_positions, seen.map_colours = points.copy(), np.zeros((100_000, 3), np.uint8)
+            scene.show(seen)
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        first = show_maps(range(3))
+        assert show_maps(range(3, 23)) - first < 3 * points.nbytes
+    finally:
+        tracemalloc.stop()
+        scene.close()
 
 
 @pytest.mark.slow
