@@ -471,3 +471,12 @@ class Config:
     image: ImageConfig = field(default_factory=ImageConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     kernels: KernelConfig = field(default_factory=KernelConfig)
+
+
+def require_stream(config: Config) -> None:
+    """Raises ValueError for a mode that needs all images at once, where they come one by one."""
+    if MODES[config.cache.mode].offline:
+        streams = ", ".join(name for name, mode in MODES.items() if not mode.offline)
+        raise ValueError(
+            f"cache.mode = {config.cache.mode!r} needs all images at once; a node streams: {streams}"
+        )

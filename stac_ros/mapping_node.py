@@ -15,6 +15,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_srvs.srv import SetBool, Trigger
 
 from stac_core import LoadedNetwork, StreamSession, load_network
+from stac_core.config import require_stream
 from stac_ros import clouds, topics, transforms
 from stac_ros.camera_info import CameraCalibration
 from stac_ros.diagnostics import Facts, InputState, MapState, diagnostic_array
@@ -49,6 +50,7 @@ class MappingNode(ClosingNode):
         self.parameters = Parameters(self)
         core, ros = self.parameters.core, self.parameters.ros
         logger.info("configuration (* differs from the default)\n%s", self.parameters.describe())
+        require_stream(core)
         started = time.monotonic()
         loaded = load_network(core.model)
         session = StreamSession(loaded.network, core)
@@ -194,8 +196,7 @@ class MappingNode(ClosingNode):
             callback_group=group,
         )
         cure = f"set input.compressed to {str(not settings.compressed).lower()}"
-        alternatives = {self.resolve_topic_name(other.name): cure}
-        self.watchdog = Watchdog(self, subscription, settings.silence, alternatives)
+        self.watchdog = Watchdog(self, subscription, settings.silence, {other: cure})
         logger.info("subscribed to %s (%s)", subscription.topic_name, settings.image_qos)
 
 

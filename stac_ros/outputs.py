@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 
 import numpy as np
@@ -26,10 +27,12 @@ from stac_ros.pose_messages import (
     stamped_pose_with_covariance,
 )
 from stac_ros.topics import Topic
-from stac_ros.transforms import TransformBroadcaster, stamped_transform
+from stac_ros.transforms import StaticParents, TransformBroadcaster, stamped_transform
 
 FLUSH_S = 0.5  # per topic, at shutdown
 NO_POINTS = np.empty((0, 3), np.float32), np.empty((0, 3), np.uint8)  # positions and colours
+
+logger = logging.getLogger(__name__)
 
 
 class Outputs:
@@ -44,6 +47,8 @@ class Outputs:
             if topic not in (topics.TF, topics.DIAGNOSTICS)
         }
         self._broadcaster = TransformBroadcaster(node)
+        self._parents = StaticParents(node)
+        self._warned_of: set[str] = set()  # cameras with a parent of their own
         self.correction = Correction(self._broadcaster, node.get_clock(), self._frames)
         self._odometry = OdometryMessages()
         self._path: deque[PoseStamped] = deque()
@@ -115,8 +120,19 @@ class Outputs:
             self.correction.say(map_from_odom, self._stamp)
         else:
             camera = frame.header.frame_id
+            self._warn_of_second_parent(camera)
             message = stamped_transform(frame.map_from_camera, frames.map, camera, self._stamp)
             self._broadcaster.send([message])
+
+    def _warn_of_second_parent(self, camera: str) -> None:
+        above = self._parents.above(camera)
+        if above and camera not in self._warned_of:
+            self._warned_of.add(camera)
+            logger.warning(
+                "%s has the parent %s on /tf_static; %s → %s is a second one, which cuts the camera out of "
+                "that tree: set frames.odom to the odometry frame, or where there is none to %s, the root",
+                *(camera, above[0], self._frames.map, camera, above[-1]),
+            )
 
     def _publish_poses(self, frame: MappedFrame) -> None:
         pose, header = pose_message(frame.map_from_camera), self._in_map()

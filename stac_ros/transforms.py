@@ -29,6 +29,7 @@ except ImportError:
 LIBRARY = "tf2_ros" if tf2_ros else "stac_ros"
 TF_QOS = QoSProfile(depth=100)
 TF_STATIC_QOS = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+TF_STATIC_LISTENER_QOS = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
 def stamp_nanoseconds(stamp) -> int:  # type: ignore[no-untyped-def]
@@ -93,6 +94,24 @@ class StaticTransformBroadcaster:
         self._publisher.publish(TFMessage(transforms=list(self._by_child.values())))
 
 
+class StaticParents:
+    """Who is whose parent on /tf_static, where the driver of a camera places its optical frame."""
+
+    def __init__(self, node: Node) -> None:
+        self._parents: dict[str, str] = {}
+        node.create_subscription(TFMessage, "/tf_static", self._receive, TF_STATIC_LISTENER_QOS)
+
+    def above(self, frame: str) -> list[str]:
+        """The frame's parent, that one's parent, and so on; empty = it has none."""
+        found: list[str] = []
+        while (frame := self._parents.get(frame, "")) and frame not in found:
+            found.append(frame)
+        return found
+
+    def _receive(self, message: TFMessage) -> None:
+        self._parents |= {t.child_frame_id: t.header.frame_id for t in message.transforms}
+
+
 class _OwnBuffer:
     """`TransformTree` filled from /tf and /tf_static."""
 
@@ -101,9 +120,8 @@ class _OwnBuffer:
         self._tree = TransformTree(seconds)
         self.clear = self._tree.clear
         self.lookup = self._tree.lookup
-        static_qos = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         node.create_subscription(TFMessage, "/tf", self._moving, TF_QOS)
-        node.create_subscription(TFMessage, "/tf_static", self._static, static_qos)
+        node.create_subscription(TFMessage, "/tf_static", self._static, TF_STATIC_LISTENER_QOS)
 
     def _moving(self, message: TFMessage) -> None:
         self._add(message, static=False)

@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from rclpy.node import Node
 from rclpy.qos import ReliabilityPolicy
 from rclpy.subscription import Subscription
+from rclpy.topic_endpoint_info import TopicEndpointInfo
 
 from stac_ros.run_statistics import Snapshot
+from stac_ros.topics import Topic
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +21,7 @@ class Watchdog:
     """Complains about a topic that has been silent for too long, once per silence."""
 
     def __init__(
-        self, node: Node, subscription: Subscription, silence_s: float, alternatives: Mapping[str, str]
+        self, node: Node, subscription: Subscription, silence_s: float, alternatives: Mapping[Topic, str]
     ) -> None:
         """alternatives: topics that a user may have meant instead → how to choose them."""
         self._node, self._subscription = node, subscription
@@ -53,9 +55,13 @@ class Watchdog:
             return f"its publisher has {'stopped sending; check the camera' if infos else 'left'}"
         if not infos:
             for topic, cure in self._alternatives.items():
-                if self._node.count_publishers(topic):
-                    return f"nobody publishes it, but {topic} is published: {cure}"
+                name = self._node.resolve_topic_name(topic.name)
+                if self._node.count_publishers(name):
+                    return f"nobody publishes it, but {name} is published: {cure}"
             return "nobody publishes it; start the camera, or remap `image` (list topics: ros2 topic list)"
+        wanted = _type_name(self._subscription.msg_type)
+        if all(info.topic_type != wanted for info in infos):
+            return self._cause_of_type(infos[0], wanted)
         best_effort = [i for i in infos if i.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT]
         if best_effort and self._subscription.qos_profile.reliability == ReliabilityPolicy.RELIABLE:
             return (
@@ -69,3 +75,18 @@ class Watchdog:
             "compressed images. In a container the profile needs room in /dev/shm: run it with --shm-size=1g "
             "or --ipc=host"
         )
+
+    def _cause_of_type(self, info: TopicEndpointInfo, wanted: str) -> str:
+        text = f"{info.node_name} sends {info.topic_type} and this node wants {wanted}; "
+        for topic, cure in self._alternatives.items():
+            if info.topic_type == _type_name(topic.type):
+                text += f"{cure} and remap `{topic.name}` to it"
+                if self.topic.endswith("/compressed"):
+                    text += " (launch, stac-ros: compressed:=true, and image_topic without /compressed)"
+                return text
+        return text + "choose a topic of images"
+
+
+def _type_name(message: type) -> str:
+    """As the ROS graph tells it, e.g. sensor_msgs/msg/Image."""
+    return f"{message.__module__.partition('.')[0]}/msg/{message.__name__}"

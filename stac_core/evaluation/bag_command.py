@@ -14,7 +14,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from stac_core.config import MODES, Config
+from stac_core.config import require_stream
 from stac_core.evaluation.bag_pictures import draw_pictures
 from stac_core.evaluation.bag_report import QUALITY, BagReport, judge_bag
 from stac_core.evaluation.bag_result import BagResult
@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.result and len(settings) > 1:
         raise ValueError("--result is the answer to one setting; leave --sweep out")
     for overrides in settings:
-        _require_stream(configure(overrides))
+        require_stream(configure(overrides))
     table = ResultTable(arguments.output_dir)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # both signals end the replay, not the report
     failures = 0
@@ -93,14 +93,6 @@ def run(arguments: argparse.Namespace) -> int:
         if replayed == _INTERRUPTED:
             return _INTERRUPTED
     return int(bool(failures))
-
-
-def _require_stream(config: Config) -> None:
-    if MODES[config.cache.mode].offline:
-        streams = ", ".join(name for name, mode in MODES.items() if not mode.offline)
-        raise ValueError(
-            f"cache.mode = {config.cache.mode!r} needs all images at once; a node streams: {streams}"
-        )
 
 
 def _run_one(

@@ -8,14 +8,14 @@ from dataclasses import replace
 import pytest
 from builtin_interfaces.msg import Time
 from ros_helpers import ros_nodes, spin_until
-from sensor_msgs.msg import CompressedImage, Image
+from sensor_msgs.msg import CompressedImage, Image, PointCloud2
 
 from stac_core import SessionStats
 from stac_core.cache.stats import CacheStats
 from stac_ros.diagnostics import ERROR, OK, STALE, WARN, Facts, InputState, MapState, diagnostic_array
 from stac_ros.logs import log_to_ros
 from stac_ros.run_statistics import Snapshot, Statistics
-from stac_ros.topics import qos_profile
+from stac_ros.topics import COMPRESSED_IMAGE, qos_profile
 from stac_ros.watchdog import Watchdog
 
 FACTS = Facts("robot/stac_mapping", "embedded", "box model, step 12", "cuda:0", "bfloat16", "images by X")
@@ -107,7 +107,7 @@ def nodes():
 def watchdog_of(node, qos: str, silence_s: float = 0.0) -> tuple[Watchdog, Statistics]:
     statistics = Statistics()
     subscription = node.create_subscription(Image, "image", lambda message: None, qos_profile(qos, 1))
-    alternatives = {"/image/compressed": "set input.compressed to true"}
+    alternatives = {COMPRESSED_IMAGE: "set input.compressed to true"}
     return Watchdog(node, subscription, silence_s, alternatives), statistics
 
 
@@ -123,6 +123,28 @@ def test_only_compressed_images_are_published(nodes):
     nodes[0].create_publisher(CompressedImage, "image/compressed", 1)
     spin_until(nodes, lambda: nodes[1].count_publishers("image/compressed"), "the publisher")
     assert "/image/compressed is published: set input.compressed" in watchdog.complaint(statistics.snapshot())
+
+
+@pytest.mark.parametrize(
+    ("sent", "cure"),
+    [
+        (CompressedImage, "set input.compressed to true and remap `image/compressed` to it"),
+        (PointCloud2, "choose a topic of images"),
+    ],
+)
+def test_a_publisher_of_another_type_is_named(nodes, sent, cure):
+    """Whatever its quality of service. It is another process: one cannot have two types under one name."""
+    watchdog, statistics = watchdog_of(nodes[1], "reliable")
+    with ros_nodes("camera") as (camera,):
+        camera.create_publisher(sent, "image", qos_profile("sensor_data", 1))
+
+        def complaint() -> str:
+            return watchdog.complaint(statistics.snapshot())
+
+        spin_until(nodes, lambda: "camera sends" in complaint(), "the publisher and its name")
+        complained = complaint()
+    told = f"camera sends sensor_msgs/msg/{sent.__name__} and this node wants sensor_msgs/msg/Image; "
+    assert told + cure in complained and "QoS" not in complained
 
 
 def test_a_publisher_of_another_quality_is_named(nodes):

@@ -39,7 +39,12 @@ from stac_ros.images import decode_depth
 from stac_ros.mapping_node import MappingNode
 from stac_ros.node_process import run_node
 from stac_ros.topics import qos_profile
-from stac_ros.transforms import TransformBroadcaster, stamped_transform, transform_matrix
+from stac_ros.transforms import (
+    StaticTransformBroadcaster,
+    TransformBroadcaster,
+    stamped_transform,
+    transform_matrix,
+)
 
 LAST = 3  # images mapped where a test needs some
 
@@ -306,6 +311,23 @@ def test_intrinsics_come_from_camera_info_once_there_is_one(observer):
     assert not np.array_equal(found.k, info.k) and found.k[2] == pytest.approx(48, abs=1)
 
 
+def test_a_camera_that_has_a_parent_already_is_warned_of_once(observer):
+    """As drivers place it; the root of what they place is what the map can be tied to."""
+    drivers = StaticTransformBroadcaster(observer.node)
+    for parent, child in (("mount", "camera_link"), ("camera_link", "colour_optical_frame")):
+        drivers.send([stamped_transform(np.eye(4), parent, child, header(1).stamp)])
+    warning = "colour_optical_frame has the parent camera_link on /tf_static"
+
+    def look_on() -> bool:
+        observer.map_images(*images(1, int(time.time()), frame="colour_optical_frame"))
+        return warning in observer.under_test.log()
+
+    observer.spin_until(look_on, "the warning")
+    look_on()
+    log = observer.under_test.log()
+    assert log.count(warning) == 1 and "or where there is none to mount, the root" in log
+
+
 def test_live_parameters_change_and_fixed_ones_do_not(observer):
     client = observer.node.create_client(SetParameters, "/plain/stac_mapping/set_parameters")
     observer.spin_until(client.service_is_ready, "the parameter service")
@@ -467,11 +489,27 @@ def test_bad_weights_are_refused_before_anything_is_subscribed_to(tmp_path, capf
         assert "subscribed" not in log and "Traceback" not in log and "this must not run" not in log
 
 
+def test_what_ros_or_the_kernels_refuse_ends_in_one_message_too(capfd, loggers, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    on_cpu = ["-p", "model.device:=cpu", "-p", "kernels.backend:=triton"]
+    for arguments, text in {
+        ("--params-file", "nowhere.yaml"): "nowhere.yaml",
+        ("-r", "image:=a b"): "a b",
+        ("-r", "__ns:=two words"): "two words",
+        tuple(on_cpu): "kernels.backend = 'triton' cannot run",
+    }.items():
+        assert run_node(MappingNode, topics.NODE_NAME, ["--ros-args", *arguments]) == 1
+        log = "".join(capfd.readouterr())
+        assert "cannot start: " in log and text in log, arguments
+        assert "Traceback" not in log and "subscribed" not in log
+
+
 def test_bad_parameters_are_refused_before_anything_is_loaded(capfd, loggers):
     for parameter, text in {
         "cache.windw_size:=3": "did you mean 'cache.window_size'",
         "cache.window_size:=0": "nearest value that works: 1",
         "model.device:=quantum": "quantum",
+        "cache.mode:=full": "'full' needs all images at once; a node streams: causal",
     }.items():
         assert start(parameter) == 1
         log = "".join(capfd.readouterr())
