@@ -50,6 +50,17 @@ class InferenceWorker:
         """Call `action` on the worker's thread after all that came before."""
         return self._mailbox.put_command(action)
 
+    def order(self, action: Callable[[], object]) -> None:
+        """As `ask`, where nobody waits for the answer: a failure is told by the statistics."""
+
+        def act() -> None:
+            try:
+                action()
+            except Exception as error:
+                self._statistics.error("command", repr(error), 0)
+
+        self.ask(act)
+
     def stop(self) -> None:
         """Finish the chunk at hand, forget what waits, end the thread."""
         self._mailbox.close()

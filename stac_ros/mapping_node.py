@@ -6,7 +6,6 @@ import logging
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Any
 
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
@@ -100,8 +99,7 @@ class MappingNode(ClosingNode):
 
     def on_map_timer(self) -> None:
         if self.outputs.whole_is_due():
-            asked = self.worker.ask(lambda: self.outputs.publish_whole(self.mapper.map))
-            asked.add_done_callback(_log_failure)
+            self.worker.order(lambda: self.outputs.publish_whole(self.mapper.map))
 
     def on_diagnostics_timer(self) -> None:
         counts, mapper = self.statistics.snapshot(), self.mapper
@@ -198,12 +196,6 @@ class MappingNode(ClosingNode):
         cure = f"set input.compressed to {str(not settings.compressed).lower()}"
         self.watchdog = Watchdog(self, subscription, settings.silence, {other: cure})
         logger.info("subscribed to %s (%s)", subscription.topic_name, settings.image_qos)
-
-
-def _log_failure(asked: Future[Any]) -> None:
-    error = asked.exception()
-    if error is not None:
-        logger.error("the map could not be sent: %s", error)
 
 
 def _facts(node: str, loaded: LoadedNetwork) -> Facts:

@@ -69,9 +69,11 @@ def _serve(node: ClosingNode) -> int:
     spinning.start()
     stopped.wait()
     logger.info("stopping: the chunk at hand is finished first")
-    node.close()
-    executor.shutdown()
-    spinning.join()
+    try:
+        node.close()
+    finally:
+        executor.shutdown()
+        spinning.join()
     return 1 if failures else 0
 
 

@@ -30,14 +30,23 @@ class OdometryLink:
 
     def __init__(self, buffer: TransformBuffer, settings: FrameSettings) -> None:
         self._buffer, self._settings = buffer, settings
+        self._last_stamp_ns = 0
 
     def odom_from_camera(self, camera: str, stamp_ns: int) -> NDArray[np.float64]:
-        """[4, 4] at the stamp of an image. TransformError if it is not known within the time limit."""
+        """[4, 4] at the stamp of an image. TransformError if it is not known within the time limit.
+
+        Where stamps go back, as in a recording that begins again, tf2's buffer would go on to refuse what
+        is older than its memory of ten seconds: it has to forget first, and may then miss this one image.
+        """
         deadline = time.monotonic() + self._settings.transform_timeout
+        went_back, self._last_stamp_ns = stamp_ns < self._last_stamp_ns, stamp_ns
         while True:
             try:
                 return self._buffer.lookup(self._settings.odom, camera, stamp_ns)
             except TransformError:
+                if went_back:
+                    self._buffer.clear()
+                    went_back = False
                 if time.monotonic() >= deadline:
                     raise
             time.sleep(_POLL_S)

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation, Slerp
 
+from stac_ros.odometry import OdometryLink
 from stac_ros.quaternions import (
     interpolate_quaternions,
     quaternion_from_rotation,
     rotation_from_quaternion,
 )
+from stac_ros.settings import FrameSettings
 from stac_ros.transform_tree import Sample, TransformError, TransformTree
 
 SECOND = 1_000_000_000
@@ -135,6 +137,38 @@ def test_a_frame_that_changes_its_parent_follows_the_new_one():
     with pytest.raises(TransformError, match="'odom' is unknown"):
         tree.lookup("odom", "base")
     assert np.allclose(tree.lookup("dock", "base"), np.eye(4))
+
+
+class LikeTf2(TransformTree):
+    """Refuses what is older than its memory, as the buffer of tf2 does with TF_OLD_DATA."""
+
+    newest = 0
+
+    def add(self, child: str, stamp_ns: int, sample: Sample, static: bool = False) -> None:
+        if stamp_ns >= self.newest - 10 * SECOND:
+            self.newest = max(self.newest, stamp_ns)
+            super().add(child, stamp_ns, sample, static)
+
+    def clear(self) -> None:
+        self.newest = 0
+        super().clear()
+
+
+@pytest.mark.parametrize(("tree", "missed"), [(TransformTree(), []), (LikeTf2(), [100])])
+def test_odometry_is_found_again_when_a_recording_begins_again(tree, missed):
+    """In a buffer that notices by itself, and in one that has to be told."""
+    link, lost = OdometryLink(tree, FrameSettings(odom="odom", transform_timeout=0.0)), []
+    for second in (*range(100, 116), *range(100, 116)):
+        pose = np.eye(4)
+        pose[0, 3] = second
+        add(tree, "odom", "camera", pose, second * SECOND)
+        try:
+            assert np.allclose(link.odom_from_camera("camera", second * SECOND), pose)
+        except TransformError:
+            lost.append(second)
+    assert lost == missed
+    link.odom_from_camera("camera", 114 * SECOND)  # images in the wrong order are no reason to forget
+    link.odom_from_camera("camera", 115 * SECOND)
 
 
 def test_clear_keeps_only_what_never_changes():

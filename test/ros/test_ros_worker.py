@@ -125,6 +125,19 @@ def test_what_fails_is_counted_and_the_worker_lives_on(bench, caplog):
     assert "no use" in counts.last_error and "no use" in caplog.text
 
 
+def test_an_order_that_fails_is_told_though_nobody_waits_for_it(bench, caplog):
+    def fail() -> None:
+        raise ValueError("no such cloud")
+
+    bench.worker.order(fail)
+    bench.worker.order(fail)
+    done = []
+    bench.worker.order(lambda: done.append(True))
+    bench.worker.ask(lambda: None).result(LIMIT_S)
+    assert done and "no such cloud" in bench.statistics.snapshot().last_error
+    assert caplog.text.count("no such cloud") == 1
+
+
 def test_stopping_finishes_the_chunk_at_hand_and_no_other():
     bench = Bench(chunk_size=1)
     bench.worker.offer("at hand")
