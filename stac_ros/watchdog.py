@@ -12,7 +12,7 @@ from rclpy.subscription import Subscription
 from rclpy.topic_endpoint_info import TopicEndpointInfo
 
 from stac_ros.run_statistics import Snapshot
-from stac_ros.topics import Topic
+from stac_ros.topics import COMPRESSED_IMAGE, Topic
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class Watchdog:
         for topic, cure in self._alternatives.items():
             if info.topic_type == _type_name(topic.type):
                 text += f"{cure} and remap `{topic.name}` to it"
-                if self.topic.endswith("/compressed"):
+                if topic is COMPRESSED_IMAGE and self.topic.endswith("/compressed"):
                     text += " (launch, stac-ros: compressed:=true, and image_topic without /compressed)"
                 return text
         return text + "choose a topic of images"
