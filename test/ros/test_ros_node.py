@@ -490,6 +490,7 @@ def test_bad_weights_are_refused_before_anything_is_subscribed_to(tmp_path, capf
 
 
 def test_what_ros_or_the_kernels_refuse_ends_in_one_message_too(capfd, loggers, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # tests of kernels in this process set it
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     on_cpu = ["-p", "model.device:=cpu", "-p", "kernels.backend:=triton"]
     for arguments, text in {
