@@ -1,7 +1,8 @@
 """Command: train the camera head alone, on the camera tokens that the rest of the network gives.
 
-    python -m stac_core.training.camera_head --first 0 --clips 300 --tokens-only
-    python -m stac_core.training.camera_head --clips 300 --minutes 15
+    python -m stac_core.training.camera_head --prepare 0 150
+    python -m stac_core.training.camera_head --prepare 150 300
+    python -m stac_core.training.camera_head
     python -m stac_core.training.ship --weights out/camera_head/weights.safetensors
 
 The head reads one token per frame. Once these are known, a step over many long sequences takes a second on
@@ -13,9 +14,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import math
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +61,7 @@ class CameraHeadConfig:
     windows_per_step: int = setting(48, "short sequences of one step", minimum=1)
     learning_rate: float = setting(1e-4, "peak of the learning rate", minimum=1e-7, maximum=1.0)
     weight_decay: float = setting(0.01, "AdamW decay", minimum=0.0, maximum=1.0)
-    minutes: float = setting(15.0, "length of the training, without the tokens", minimum=0.0, unit="min")
+    steps: int = setting(1650, "steps of the training", minimum=1)
     threads: int = setting(1, "CPU threads", minimum=1)
     out: str = setting("out/camera_head", "folder of tokens and weights")
 
@@ -80,11 +81,11 @@ class CameraHeadConfig:
 
 
 class ClipTokens:
-    """One file per clip, made where it is missing."""
+    """One file per clip, made where it is missing; in a folder named after the weights that make them."""
 
     def __init__(self, network: CausalVGGT, config: CameraHeadConfig) -> None:
         self._network, self._config = network, config
-        self._folder = Path(config.out) / "tokens"
+        self._folder = Path(config.out) / f"tokens-{digest(network.aggregator)}"
         self._folder.mkdir(parents=True, exist_ok=True)
 
     def make(self, clip: int) -> Path:
@@ -99,9 +100,10 @@ class ClipTokens:
             write_whole(path, save({name: x.contiguous() for name, x in content.items()}))
         return path
 
-    def read(self, clips: range) -> tuple[Tokens, Tokens]:
-        """Of all these clips: whole ones, and windows."""
-        files = [load_file(self.make(clip)) for clip in tqdm(clips, "tokens", unit="clip", leave=False)]
+    def read(self) -> tuple[Tokens, Tokens]:
+        """Of all clips of the run: whole ones, and windows."""
+        clips = tqdm(range(self._config.clips), "tokens", unit="clip", leave=False)
+        files = [load_file(self.make(clip)) for clip in clips]
         names = (("tokens", "poses"), ("window_tokens", "window_poses"))
         whole, windows = ([torch.cat([file[n].float() for file in files]) for n in pair] for pair in names)
         return (whole[0], whole[1]), (windows[0], windows[1])
@@ -126,6 +128,14 @@ class ClipTokens:
         return tokens.half(), poses
 
 
+def digest(module: torch.nn.Module) -> str:
+    """Eight digits that tell its weights from others."""
+    found = hashlib.sha256()
+    for value in module.state_dict().values():
+        found.update(value.numpy().tobytes())
+    return found.hexdigest()[:8]
+
+
 def draw_window(sequence: Sequences, frames: int, random: np.random.Generator) -> Sequences:
     """So many frames of a sequence, one to three apart, in either direction of time."""
     furthest = (sequence.depth.shape[1] - 1) // (frames - 1)
@@ -135,31 +145,28 @@ def draw_window(sequence: Sequences, frames: int, random: np.random.Generator) -
     return sequence.frames(chosen.flip(0) if random.random() < 0.3 else chosen)
 
 
-def train(head: CameraHead, whole: Tokens, windows: Tokens, config: CameraHeadConfig) -> int:
-    """Train in place for the time that the settings give; → steps."""
+def train(head: CameraHead, whole: Tokens, windows: Tokens, config: CameraHeadConfig) -> None:
+    """Train in place."""
     mean = {name: value.detach().clone() for name, value in head.named_parameters()}
     optimizer = torch.optim.AdamW(
         head.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
     )
-    random, began, steps = np.random.default_rng(config.seed), time.monotonic(), 0
-    bar = tqdm(unit="step", mininterval=2.0)
-    while (part := (time.monotonic() - began) / (60 * config.minutes + 1e-9)) < 1:
+    random = np.random.default_rng(config.seed)
+    bar = tqdm(range(config.steps), "training", unit="step", mininterval=2.0)
+    for step in bar:
         far = loss_of(head, draw(whole, config.clips_per_step, random), any_scale=True)
         near = loss_of(head, draw(windows, config.windows_per_step, random))
-        optimizer.param_groups[0]["lr"] = config.learning_rate * 0.5 * (1 + math.cos(math.pi * part))
+        fading = 0.5 * (1 + math.cos(math.pi * step / config.steps))
+        optimizer.param_groups[0]["lr"] = config.learning_rate * fading
         optimizer.zero_grad()
         (far + near).backward()
         torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
         optimizer.step()
-        steps += 1
-        keep = min(SMOOTHING, steps / (steps + 10))
+        keep = min(SMOOTHING, (step + 1) / (step + 11))
         for name, value in head.named_parameters():
             mean[name].lerp_(value.detach(), 1 - keep)
         bar.set_postfix(far=f"{far.item():.3f}", near=f"{near.item():.3f}", refresh=False)
-        bar.update()
-    bar.close()
     head.load_state_dict(mean)
-    return steps
 
 
 def draw(tokens: Tokens, count: int, random: np.random.Generator) -> Tokens:
@@ -194,24 +201,27 @@ def main(arguments: list[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add_arguments(parser, CameraHeadConfig)
     parser.add_argument("--weights", type=Path, default=BOX, help="network to begin with (default: the box)")
-    parser.add_argument("--first", type=int, default=0, help="first clip, with --tokens-only")
     parser.add_argument(
-        "--tokens-only", action="store_true", help="prepare the tokens of `clips` clips and stop"
+        "--prepare",
+        type=int,
+        nargs=2,
+        metavar=("FIRST", "STOP"),
+        help="make the tokens of clips FIRST to STOP - 1, and no more",
     )
     given = parser.parse_args(arguments)
     config = from_arguments(CameraHeadConfig, given)
     torch.set_num_threads(config.threads)
     network = load_weights(NETWORKS["embedded"], given.weights, torch.float32, torch.device("cpu"))
     tokens = ClipTokens(network.eval(), config)
-    if given.tokens_only:
-        for clip in range(given.first, given.first + config.clips):
+    if given.prepare:
+        for clip in range(*given.prepare):
             tokens.make(clip)
         return 0
-    whole, windows = tokens.read(range(config.clips))
-    steps = train(network.camera_head, whole, windows, config)
+    whole, windows = tokens.read()
+    train(network.camera_head, whole, windows, config)
     target = Path(config.out) / "weights.safetensors"
-    write_whole(target, save(rounded(network), metadata(given.weights, config, steps)))
-    print(f"{target}: {steps} steps")
+    write_whole(target, save(rounded(network), metadata(given.weights, config)))
+    print(f"{target}: {config.steps} steps")
     return 0
 
 
@@ -220,7 +230,7 @@ def rounded(network: CausalVGGT) -> dict[str, Tensor]:
     return {name: value.detach().half().contiguous() for name, value in network.state_dict().items()}
 
 
-def metadata(begun_with: Path, config: CameraHeadConfig, steps: int) -> dict[str, str]:
+def metadata(begun_with: Path, config: CameraHeadConfig) -> dict[str, str]:
     """Where the weights come from: what their file said, and this run."""
     with safe_open(begun_with, framework="pt") as file:
         before = file.metadata() or {}
@@ -229,7 +239,7 @@ def metadata(begun_with: Path, config: CameraHeadConfig, steps: int) -> dict[str
         "config": json.dumps(dataclasses.asdict(NETWORKS["embedded"])),
         "command": f"{before.get('command', '')}; then python -m stac_core.training.camera_head{flags}",
         "seed": str(config.seed),
-        "step": str(int(before.get("step", 0)) + steps),
+        "step": str(int(before.get("step", 0)) + config.steps),
     }
 
 

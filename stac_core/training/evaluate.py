@@ -17,11 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from stac_core.cache.one_pass import OnePass
 from stac_core.checkpoint import load_network
-from stac_core.config import NETWORKS, ImageConfig, ModelConfig, NetworkConfig
+from stac_core.config import NETWORKS, ImageConfig, ModelConfig
 from stac_core.evaluation.datasets import Frame, open_sequence
 from stac_core.images import prepare_images
 from stac_core.network.causal_vggt import CausalVGGT
@@ -151,13 +150,8 @@ def network_of_run(state: State) -> CausalVGGT:
     """The network in the state of a run, for inference on the CPU, rounded as it ships."""
     row = NETWORKS[state.config["run"]["network"]]
     check_network(state, row)
-    return network_of(network_weights(state), row)
-
-
-def network_of(weights: dict[str, Tensor], row: NetworkConfig) -> CausalVGGT:
-    """The same of weights alone."""
     network = CausalVGGT(row)
-    network.load_state_dict({key: value.half() for key, value in weights.items()})
+    network.load_state_dict({key: value.half() for key, value in network_weights(state).items()})
     return network.eval().requires_grad_(False)
 
 

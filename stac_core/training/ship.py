@@ -14,11 +14,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from stac_core.checkpoint import BOX
+from stac_core.checkpoint import BOX, load_weights
 from stac_core.config import NETWORKS
 from stac_core.files import write_whole
 from stac_core.training.config import TrainingConfig, changed_flags
@@ -26,7 +27,6 @@ from stac_core.training.evaluate import (
     as_numbers,
     default_recordings,
     evaluate,
-    network_of,
     network_of_run,
     table,
 )
@@ -50,16 +50,14 @@ def about_run(state: State) -> dict[str, str]:
     }
 
 
-def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Weights that say themselves where they come from, as `camera_head` writes them."""
+def about_weights(path: Path) -> dict[str, str]:
+    """What a file of weights says itself, as `camera_head` writes it; ValueError where it is silent."""
     with safe_open(path, framework="pt") as file:
         about = file.metadata() or {}
-        weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     lacking = {"config", "command", "seed", "step"} - set(about)
     if lacking:
         raise ValueError(f"{path}: its metadata lack {', '.join(sorted(lacking))}")
-    check_weights(weights)
-    return weights, about
+    return about
 
 
 def box_bytes(
@@ -87,8 +85,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     given = parser.parse_args(arguments)
     if given.weights:
-        weights, about = read_weights(given.weights)
-        network = network_of(weights, NETWORKS[json.loads(about["config"])["name"]])
+        about = about_weights(given.weights)
+        network = load_weights(NETWORKS["embedded"], given.weights, torch.float32, torch.device("cpu")).eval()
+        weights = network.state_dict()
+        check_weights(weights)
     else:
         state = read_state(given.out / "state.safetensors")
         weights, about = network_weights(state), about_run(state)
