@@ -60,7 +60,7 @@ class MappingNode(ClosingNode):
         logger.info("libraries: %s", self.facts.libraries)
         if ros.frames.odom and ros.scale.mode == "none":
             logger.warning(
-                "frames.odom is named but scale.mode is none: odometry is in metres, the map is not; "
+                "frames.odom is named but scale.mode is none: its transforms are in metres, the map is not; "
                 "set scale.mode to fixed and scale.factor"
             )
 
