@@ -163,9 +163,8 @@ def _listener(executable: str, module: str, arguments: list[str], values: Mappin
 def _rviz(values: Mapping[str, str]) -> Child:
     """Its configuration holds absolute names; they follow the namespace and the image topic."""
     config = values["rviz_config"] or str(share_file("rviz/stac.rviz"))
-    image = values["image_topic"]
-    wanted = {IMAGE.name: image, COMPRESSED_IMAGE.name: f"{image}/compressed"}
-    wanted |= {outside_name(one): outside_name(one) for one in OUTPUTS if one.name.startswith("~/")}
+    wanted = {outside_name(one): outside_name(one) for one in OUTPUTS if one.name.startswith("~/")}
+    wanted |= _image_topics(values)
     inside = Path("/", values["namespace"].strip("/"))  # an absolute name stays as it is
     remappings = {f"/{ours}": str(inside / theirs) for ours, theirs in wanted.items()}
     return Child(
@@ -189,9 +188,14 @@ def _replay(values: Mapping[str, str]) -> Child:
 
 
 def _remappings(values: Mapping[str, str]) -> dict[str, str]:
-    image, info = values["image_topic"], values["camera_info_topic"]
-    wanted = {IMAGE.name: image, COMPRESSED_IMAGE.name: f"{image}/compressed", CAMERA_INFO.name: info}
+    wanted = {**_image_topics(values), CAMERA_INFO.name: values["camera_info_topic"]}
     return {ours: theirs for ours, theirs in wanted.items() if ours != theirs}
+
+
+def _image_topics(values: Mapping[str, str]) -> dict[str, str]:
+    """Our names of the images, raw and compressed, and theirs."""
+    image = values["image_topic"]
+    return {IMAGE.name: image, COMPRESSED_IMAGE.name: f"{image}/compressed"}
 
 
 def _sim_time(values: Mapping[str, str]) -> dict[str, Any]:

@@ -131,9 +131,8 @@ def test_what_was_spilled_is_read_onto_the_host_alone(tmp_path):
     assert devices == {(True, "cpu"), (False, "meta")}
     resumed = StreamCache(config, LOOP.network, KERNELS)
     resumed.restore(read_state(tmp_path / "stream", {}, CPU))
-    (tmp_path / "stream").write_bytes(
-        bytes((tmp_path / "stream").stat().st_size)
-    )  # the file is of no use now
+    # From here on the file is of no use.
+    (tmp_path / "stream").write_bytes(bytes((tmp_path / "stream").stat().st_size))
     assert resumed.voxels.room.host.tokens == host.tokens > 0
 
 

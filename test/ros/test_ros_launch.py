@@ -234,9 +234,8 @@ def test_rviz_displays_match_what_is_published():
     for display in displays:
         entry = display["Topic"]
         topic = topics[entry["Value"]]
-        kind = topic.type.__name__.removeprefix(
-            "Compressed"
-        )  # one display shows both, told by the topic's name
+        # One display shows both kinds of images, told by the topic's name.
+        kind = topic.type.__name__.removeprefix("Compressed")
         assert display["Class"] == f"rviz_default_plugins/{kind}"
         latched = entry["Durability Policy"] == "Transient Local"
         assert latched == (topic.profile == "latched"), entry["Value"]
