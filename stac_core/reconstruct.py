@@ -36,7 +36,7 @@ from stac_core.session import SessionStats, StreamSession
 
 DEPTH_PNG_UNITS = 1000  # per unit of the prediction, as RGB-D data sets store millimetres
 POINTS_PER_FRAME = 20_000
-CELL = 0.01  # of the thinned cloud, in median depths of the first frame
+CELL = 0.01  # of the thinned cloud, in median depths of the first frame that has any
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -110,8 +110,11 @@ class Reconstruction:
             _write_depth(self._output / "depth" / f"{len(self._poses):06d}.png", depth[i])
             self._stamps.append(frame.stamp_ns)
             self._poses.append(prediction.world_from_camera[i].double().numpy())
-            chosen = _certain(depth[i], confidence[i], self._conf_percent)
-            self._cloud.cell = self._cloud.cell or CELL * max(float(depth[i].nanmedian()), VALID_DEPTH)
+            valid = (depth[i] > VALID_DEPTH) & depth[i].isfinite()
+            if not bool(valid.any()):
+                continue
+            chosen = _certain(valid, confidence[i], self._conf_percent)
+            self._cloud.cell = self._cloud.cell or CELL * float(depth[i][valid].median())
             self._cloud.add(points[i].reshape(-1, 3)[chosen].numpy(), frame.image.reshape(-1, 3)[chosen])
 
     def write(self, stats: SessionStats, about: dict[str, object]) -> None:
@@ -197,14 +200,11 @@ def _name(sequence: Sequence, index: int) -> str:
     return f"frame {index} of {sequence.name}"
 
 
-def _certain(depth: Tensor, confidence: Tensor, conf_percent: float) -> NDArray[np.int64]:
-    """Pixels of one frame worth a point: valid, confident, and not too many."""
-    valid = (depth > VALID_DEPTH) & depth.isfinite()
-    if not bool(valid.any()):
-        return np.empty(0, np.int64)
+def _certain(valid: Tensor, confidence: Tensor, conf_percent: float) -> NDArray[np.int64]:
+    """Pixels of one frame worth a point: of the valid ones the confident, at most POINTS_PER_FRAME."""
     least = np.percentile(confidence[valid].numpy(), conf_percent)
     chosen = (valid & (confidence >= least)).flatten().nonzero()[:, 0].numpy()
-    return chosen[:: max(1, len(chosen) // POINTS_PER_FRAME)]
+    return chosen[:: max(1, -(-len(chosen) // POINTS_PER_FRAME))]
 
 
 def _write_depth(path: Path, depth: Tensor) -> None:

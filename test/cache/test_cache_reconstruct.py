@@ -96,6 +96,30 @@ def test_a_cache_without_limit_that_will_not_fit_is_refused_after_one_chunk(
     assert "7 more need" in error and "--kf_every" in error and not (tmp_path / "some" / "cloud.ply").exists()
 
 
+def points_of(frames, output, *flags) -> int:
+    scene = output / "scene"
+    scene.mkdir(parents=True)
+    for i, image in enumerate(frames):
+        cv2.imwrite(str(scene / f"{i}.png"), image[..., ::-1])
+    assert run(scene, output, *flags) == 0
+    return json.loads((output / "stats.json").read_text())["points"]
+
+
+def test_a_tall_image_of_which_the_network_sees_less_than_half_becomes_as_dense_a_cloud(tmp_path):
+    tall = synthetic_frames(3, 192, 64)
+    middle = [image[64:128] for image in tall]
+    square, portrait = (points_of(f, tmp_path / n) for f, n in ((middle, "square"), (tall, "portrait")))
+    assert portrait == pytest.approx(square, rel=0.3)
+
+
+def test_no_frame_gives_more_points_than_the_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(reconstruct, "CELL", 1e-6)  # nothing is thinned
+    monkeypatch.setattr(reconstruct, "POINTS_PER_FRAME", 1000)
+    frames = synthetic_frames(1, 48, 64)
+    assert 500 <= points_of(frames, tmp_path / "half") <= 1000
+    assert points_of(frames, tmp_path / "few", "--conf_percent", "90") == pytest.approx(307, abs=3)
+
+
 def test_offline_modes_take_everything_at_once(folder, tmp_path):
     assert run(folder, tmp_path, "--mode", "full") == 0
     assert len(read_tum(tmp_path / "trajectory.tum")) == 9
