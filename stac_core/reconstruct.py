@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -65,15 +66,19 @@ def reconstruct(given: argparse.Namespace, config: Config) -> None:
     result = Reconstruction(output, given.conf_percent)
     total = len(range(0, len(sequence), given.kf_every))
     about: dict[str, object] = {"source": sequence.name, "weights": loaded.weights}
+    to_be_checked, best = not config.cache.rules.bounded, 0.0
     try:
         with tqdm(total=total, unit="frame", disable=given.quiet) as progress:
             for frames in _chunks(sequence, given.kf_every, config):
                 prediction = session.step([frame.image for frame in frames]).to_host()
-                if not config.cache.rules.bounded and not progress.n:
-                    _check_that_all_fit(session.stats(), total - len(frames), given.kf_every, loaded.device)
+                best = max(best, float(prediction.depth_confidence.mean()))
+                if to_be_checked and session.stats().cache.frames_seen:
+                    left, to_be_checked = total - len(result) - len(frames), False
+                    _check_that_all_fit(session.stats(), left, given.kf_every, loaded.device)
                 result.add(frames, prediction, session)
                 progress.update(len(frames))
                 progress.set_postfix_str(f"cache {session.stats().cache.bytes / 2**20:.1f} MiB")
+        _check_that_it_began(session, best)
         if given.save_stream:
             session.save(given.save_stream)
     finally:
@@ -217,12 +222,23 @@ def _write_depth(path: Path, depth: Tensor) -> None:
 
 
 def _check_that_all_fit(stats: SessionStats, frames: int, kf_every: int, device: torch.device) -> None:
-    """ValueError after the first chunk where a cache without limit will not hold `frames` more."""
+    """ValueError after the stream's first chunk where a cache without limit will not hold `frames` more."""
     need, free = frames * stats.cache.live_bytes // stats.cache.frames_seen, free_bytes(device)
     if need > free:
         raise ValueError(
             f"cache.mode keeps every frame: {frames} more need {need} bytes, {free} are free; nearest value "
             f"that works: --kf_every {kf_every * -(-need // max(1, free))}, or choose a mode with a limit"
+        )
+
+
+def _check_that_it_began(session: StreamSession, best: float) -> None:
+    """ValueError where every chunk was refused; best: the highest mean confidence of one."""
+    cache = session.config.cache
+    if not (session.stats().cache.frames_seen or cache.rules.offline):
+        raise ValueError(
+            f"no chunk reaches cache.first_confidence = {cache.first_confidence}: the stream never began, "
+            "and what was written lies in a frame of its own for each chunk; nearest value that works: "
+            f"{math.floor(1000 * best) / 1000}"
         )
 
 

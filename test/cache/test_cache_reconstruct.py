@@ -96,12 +96,39 @@ def test_a_cache_without_limit_that_will_not_fit_is_refused_after_one_chunk(
     assert "7 more need" in error and "--kf_every" in error and not (tmp_path / "some" / "cloud.ply").exists()
 
 
-def points_of(frames, output, *flags) -> int:
-    scene = output / "scene"
-    scene.mkdir(parents=True)
+def scene_of(frames, path):
+    path.mkdir(parents=True)
     for i, image in enumerate(frames):
-        cv2.imwrite(str(scene / f"{i}.png"), image[..., ::-1])
-    assert run(scene, output, *flags) == 0
+        cv2.imwrite(str(path / f"{i}.png"), image[..., ::-1])
+    return path
+
+
+@pytest.mark.parametrize("mode", ["causal", "stac"])
+def test_a_stream_that_no_chunk_is_good_enough_to_begin_says_so(folder, tmp_path, capsys, mode):
+    flags = ["--mode", mode, "--first_confidence"]
+    assert run(folder, tmp_path / "refused", *flags, "1000") == 1
+    error = capsys.readouterr().err
+    assert "no chunk reaches cache.first_confidence = 1000.0" in error
+    assert len(read_tum(tmp_path / "refused" / "trajectory.tum")) == 9
+    assert run(folder, tmp_path / "begun", *flags, error.split()[-1]) == 0
+
+
+def test_a_stream_that_begins_late_is_checked_for_memory_when_it_begins(tmp_path, monkeypatch, capsys):
+    flags, found = ["--mode", "causal", "--first_confidence"], []
+    for frames in ([np.zeros((48, 64, 3), np.uint8)] * 2, synthetic_frames(2, 48, 64)):
+        scene = scene_of(frames, tmp_path / f"{len(found)}")
+        assert run(scene, tmp_path / "alone", *flags, "1000") == 1
+        found.append((float(capsys.readouterr().err.split()[-1]), frames))
+    (worse, refused), (better, good) = sorted(found, key=lambda each: each[0])
+    monkeypatch.setattr(reconstruct, "free_bytes", lambda device: 1 << 20)
+    scene = scene_of([*refused, *good * 4], tmp_path / "late")
+    assert run(scene, tmp_path / "out", *flags, f"{(worse + better) / 2}") == 1
+    assert "6 more need" in capsys.readouterr().err
+    assert len(read_tum(tmp_path / "out" / "trajectory.tum")) == 2
+
+
+def points_of(frames, output, *flags) -> int:
+    assert run(scene_of(frames, output / "scene"), output, *flags) == 0
     return json.loads((output / "stats.json").read_text())["points"]
 
 
