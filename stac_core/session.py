@@ -78,25 +78,26 @@ class StreamSession:
         return replace(prediction, camera_tokens=None)
 
     def warm_up(self) -> None:
-        """Step over noise until every kernel has run, then reset: a GPU compiles and records on first use.
+        """Step over noise until every kernel has run: a GPU compiles and records on first use.
 
-        The camera is taken to be 4:3; with another one only the recordings are made again. No stream may be
-        under way; the modes that take a sequence in one pass have nothing to warm up.
+        The camera is taken to be 4:3; with another one only the recordings are made again. A session of its
+        own takes the noise, and all of it, however unsure the network is. The modes that take a sequence in
+        one pass have nothing to warm up.
         """
         if isinstance(self._cache, OfflineCache):
             return
-        cache, random = self.config.cache, np.random.default_rng(0)
-        noise = random.integers(0, 256, (cache.chunk_size, *NOISE_SIZE, 3), dtype=np.uint8)
+        cache = replace(self.config.cache, first_confidence=0.0, lost_confidence=0.0)
+        session = StreamSession(self._network, replace(self.config, cache=cache))
+        noise = np.random.default_rng(0).integers(0, 256, (cache.chunk_size, *NOISE_SIZE, 3), dtype=np.uint8)
         frames = cache.pinned_frames + cache.window_size + cache.hh_size + 2 * cache.chunk_size
         steps = [cache.chunk_size] * -(-frames // cache.chunk_size) + list(range(1, cache.chunk_size))
         for count in steps:
-            self.step(list(noise[:count]))
-        self.reset()
+            session.step(list(noise[:count]))
 
     def reset(self) -> None:
         """Forget everything: the next frame begins a new stream."""
         self._cache.reset()
-        self.geometry = None
+        self.geometry = self._watch = None
 
     def pin(self, frame: int) -> None:
         """Keep one more frame whole for ever, by its number in the stream; ValueError where it is gone."""
@@ -143,7 +144,7 @@ class StreamSession:
             cache.restore(read_state(Path(path), self._about(), self._device))
         except (KeyError, IndexError) as missing:
             raise ValueError(f"{path} lacks {missing}: save the stream again") from missing
-        self._cache, self.geometry = cache, None
+        self._cache, self.geometry, self._watch = cache, None, None
 
     def stats(self, members: bool = False) -> SessionStats:
         """members: also count merged tokens by how many they stand for, which looks at every one."""

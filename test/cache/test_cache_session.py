@@ -90,6 +90,17 @@ def test_a_stream_begins_with_the_first_chunk_that_is_good_enough(network):
     assert session.stats().cache.frames_seen == len(good)
 
 
+def test_a_stream_without_a_step_took_no_time(network, tmp_path):
+    session = session_for(network)
+    session.save(tmp_path / "stream")
+    for begin_anew in (session.reset, lambda: session.load(tmp_path / "stream")):
+        session.step(synthetic_frames(2, 48, 64))
+        assert min(session.stats().prepare_ms, session.stats().network_ms, session.stats().settle_ms) > 0
+        begin_anew()
+        stats = session.stats()
+        assert (stats.prepare_ms, stats.network_ms, stats.settle_ms) == (0, 0, 0)
+
+
 def test_predictions_leave_the_session(network):
     session = session_for(network)
     seen = [weakref.ref(p.depth) for p in steps(session, synthetic_frames(6, 48, 64))]

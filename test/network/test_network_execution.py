@@ -153,6 +153,13 @@ def test_a_recorded_session(recording):
     assert "forward" not in vars(network)
 
 
+def test_a_warm_up_records_although_noise_would_not_begin_a_stream(recording):
+    network = tiny_network()
+    prepare(network, "auto")
+    StreamSession(network, Config(cache=CacheConfig(chunk_size=2, first_confidence=1e9))).warm_up()
+    assert sorted(shape[1] for shape, _ in network.forward.passes) == [1, 2]
+
+
 def test_where_nothing_can_be_recorded(recording, monkeypatch, caplog):
     monkeypatch.setattr(EmulatedTape, "end", Mock(side_effect=RuntimeError("not while capturing")))
     network = tiny_network()
