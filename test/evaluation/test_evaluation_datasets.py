@@ -279,6 +279,14 @@ def test_scenes_are_found_below_a_root(tmp_path):
     assert [p.name for p in find_scenes(tmp_path / "sintel", "sintel")] == ["alley_2"]
 
 
+def test_scenes_in_single_files_are_found_however_they_are_called(tmp_path):
+    names = ["WALK.MP4", "walk.mp4", "drive.mcap", "drive.db3"]
+    for name in (*names, "notes.txt", "cloud.ply"):
+        (tmp_path / name).touch()
+    assert sorted(p.name for p in find_scenes(tmp_path)) == sorted(names)
+    assert [p.name for p in find_scenes(tmp_path, "video")] == ["WALK.MP4", "walk.mp4"]
+
+
 @pytest.mark.parametrize(
     ("kind", "harm", "says"),
     [

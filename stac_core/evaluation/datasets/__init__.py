@@ -100,8 +100,5 @@ def find_scenes(root: Path, kind: str = "auto", depth: int = 3) -> list[Path]:
         return [root]
     if depth == 0 or not root.is_dir():
         return []
-    scenes: list[Path] = []
-    for child in sorted(root.iterdir(), key=natural_key):
-        if child.is_dir() or child.suffix in (*video.SUFFIXES, ".mcap"):
-            scenes += find_scenes(child, kind, depth - 1)
-    return scenes
+    children = sorted(root.iterdir(), key=natural_key)
+    return [scene for child in children for scene in find_scenes(child, kind, depth - 1)]
