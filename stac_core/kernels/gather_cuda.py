@@ -10,10 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stac_core.kernels.cuda_library import check_on_cuda, require
+from stac_core.kernels.cuda_library import check_on_cuda
 from stac_core.kernels.gather import Gathered, Wanted, check_gather, shares
-
-__all__ = ["gather", "require"]
 
 PAGES_AT_ONCE = 32  # MOST_PAGES of cuda_ext/gather.h
 MOST_LANES = 65535  # of a grid of blocks

@@ -19,11 +19,9 @@ from torch import Tensor
 
 from stac_core.device import send
 from stac_core.kernels.attend import CODE_GROUP
-from stac_core.kernels.attend_triton import check_reachable, require
+from stac_core.kernels.attend_triton import check_reachable
 from stac_core.kernels.gather import Gathered, Page, Wanted, check_gather, shares
 from stac_core.kernels.segments_triton import decode, unpack
-
-__all__ = ["gather", "require"]
 
 GROUP = tl.constexpr(CODE_GROUP)
 ALIGNMENT = tl.constexpr(16)  # bytes; what is aligned so is read in the largest pieces

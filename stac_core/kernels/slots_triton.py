@@ -18,7 +18,6 @@ from torch import Tensor
 
 from stac_core.kernels import slots_torch
 from stac_core.kernels.attend import CODE_GROUP
-from stac_core.kernels.attend_triton import require
 from stac_core.kernels.gather import Page
 from stac_core.kernels.gather_triton import (
     FIGURES,
@@ -32,8 +31,6 @@ from stac_core.kernels.gather_triton import (
 )
 from stac_core.kernels.quantization import SMALLEST_SCALE
 from stac_core.kernels.slots import Factor, RowSlots, SlotPage, Store, check_slots
-
-__all__ = ["read_figures", "read_slots", "require", "save_slots", "write_slots"]
 
 GROUP = tl.constexpr(CODE_GROUP)
 SMALLEST = tl.constexpr(SMALLEST_SCALE)

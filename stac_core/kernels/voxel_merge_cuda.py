@@ -7,11 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from stac_core.kernels.cuda_library import check_on_cuda, require
+from stac_core.kernels.cuda_library import check_on_cuda
 from stac_core.kernels.voxel_merge import LIKE, MergeRules, RowState, RowTokens, check_merge
 from stac_core.kernels.voxel_merge_rows import in_use
-
-__all__ = ["require", "voxel_merge"]
 
 MOST_PIVOTS, MOST_CHANNELS = 32, 128  # of a row: a lane each, and four channels per lane
 

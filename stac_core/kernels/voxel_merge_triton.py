@@ -16,10 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stac_core.kernels.attend_triton import check_reachable, require
+from stac_core.kernels.attend_triton import check_reachable
 from stac_core.kernels.voxel_merge import LEAST_SCORE, LIKE, MergeRules, RowState, RowTokens, check_merge
-
-__all__ = ["require", "voxel_merge"]
 
 LEAST = tl.constexpr(LEAST_SCORE)
 CHANNELS = tl.constexpr(4)  # of a token, in one thread: as many in 16 bits as in 32 saves a change of layout
