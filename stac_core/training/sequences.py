@@ -39,10 +39,6 @@ class Sequences:
         flat = {f.name: getattr(self, f.name).flatten(0, 1) for f in fields(self)}
         return Sequences(**{name: value.index_select(0, numbers)[None] for name, value in flat.items()})
 
-    def one(self, index: int) -> Sequences:
-        """One sequence of the batch, its leading axis kept."""
-        return replace(self, **{f.name: getattr(self, f.name)[index : index + 1] for f in fields(self)})
-
 
 def normalise(sequences: Sequences) -> Sequences:
     """World = camera 0, unit = mean distance of what frame 0 sees.

@@ -77,28 +77,6 @@ def _exact(device: torch.device) -> Iterator[None]:
         yield
 
 
-def sample_batch(
-    config: WorldConfig,
-    batch: int,
-    frames: int,
-    height: int,
-    width: int,
-    *,
-    seed: int,
-    device: torch.device | str = "cpu",
-) -> WorldBatch:
-    """The first `frames` frames of `batch` new worlds; the same seed gives the same worlds anywhere.
-
-    Raises:
-        ValueError: batch < 1, frames < 2, or a side that is not a positive multiple of 14.
-    """
-    check_count("batch", batch, 1)
-    check_count("frames", frames, 2)
-    check_frame_size(height, width)
-    worlds = build_worlds(config, world_seeds(seed, batch, device))
-    return worlds.render(torch.arange(frames, device=device), height, width)
-
-
 class World:
     """One world to walk through for as long as one likes.
 
@@ -117,10 +95,6 @@ class World:
     def intrinsics(self, height: int, width: int) -> Tensor:
         """Pinhole matrix [3, 3] of frames of this size."""
         return self._worlds.intrinsics(height, width)[0]
-
-    def poses(self, first: int, last: int) -> Tensor:
-        """world_from_camera [S, 4, 4] of frames first … last − 1."""
-        return self._worlds.path.poses(torch.arange(first, last, device=self.device))[0]
 
     def render(self, first: int, last: int, height: int, width: int) -> WorldBatch:
         """Frames first … last − 1 as a batch of one world."""

@@ -86,7 +86,6 @@ def test_depth_of_the_camera_image_is_the_same_surface(height, width, rule, size
         [[0.9 * columns, 0, columns / 2], [0, 1.1 * rows, rows / 2], [0, 0, 1]]
     ).double()
     in_camera = geometry.camera_intrinsics(intrinsics)
-    torch.testing.assert_close(geometry.network_intrinsics(in_camera), intrinsics)
     index = torch.arange(rows * columns, dtype=torch.float64).view(rows, columns)
     depth = torch.full((rows, columns), 2.0, dtype=torch.float64)
     known = geometry.to_camera(index + 1)

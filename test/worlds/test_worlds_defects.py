@@ -7,8 +7,9 @@ import dataclasses
 import pytest
 import torch
 from torch import Tensor
+from worlds.worlds_views import sample_batch
 
-from stac_core.worlds import WorldConfig, sample_batch
+from stac_core.worlds import WorldConfig
 from stac_core.worlds.camera_defects import Defects, apply_defects, draw_defects
 from stac_core.worlds.draws import Draws, world_seeds
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from worlds.worlds_views import sample_batch
 
-from stac_core.worlds import World, WorldConfig, sample_batch
+from stac_core.worlds import World, WorldConfig
 from stac_core.worlds.draws import Draws, world_seeds
 from stac_core.worlds.world import build_worlds
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from worlds.worlds_views import project, unproject, view
+from worlds.worlds_views import project, sample_batch, unproject, view
 
-from stac_core.worlds import WorldBatch, WorldConfig, sample_batch
+from stac_core.worlds import WorldBatch, WorldConfig
 from stac_core.worlds.draws import world_seeds
 from stac_core.worlds.shapes import BOX, CYLINDER, Shapes
 from stac_core.worlds.world import Worlds, build_worlds

@@ -1,10 +1,19 @@
-"""Plain pinhole arithmetic in NumPy, written apart from the renderer so that it can judge it."""
+"""Frames of new worlds, and pinhole arithmetic in NumPy, written apart from the renderer as its judge."""
 
 from __future__ import annotations
 
 import numpy as np
+import torch
 
-from stac_core.worlds import WorldBatch
+from stac_core.worlds import WorldBatch, WorldConfig, build_worlds, world_seeds
+
+
+def sample_batch(
+    config: WorldConfig, batch: int, frames: int, height: int, width: int, *, seed: int, device: str = "cpu"
+) -> WorldBatch:
+    """The first frames of new worlds; the same seed gives the same worlds anywhere."""
+    worlds = build_worlds(config, world_seeds(seed, batch, device))
+    return worlds.render(torch.arange(frames, device=device), height, width)
 
 
 def view(batch: WorldBatch, world: int, frame: int):

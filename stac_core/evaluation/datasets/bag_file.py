@@ -101,9 +101,6 @@ class BagFile:
             pass
         return found and self._reader.deserialize(found[2], found[0].msgtype)
 
-    def close(self) -> None:
-        self._reader.close()
-
 
 class MessageList:
     """The messages of one topic by number; quick in order, possible in any order."""
