@@ -421,6 +421,10 @@ class CacheConfig:
         """What the mode switches on."""
         return MODES[self.mode]
 
+    def frames_per_pass(self, total: int) -> int:
+        """Frames of a sequence of `total` that the network sees at once: an offline mode sees all of them."""
+        return total if self.rules.offline else self.chunk_size
+
     @property
     def coded(self) -> bool:
         """Whether anything is stored as codes."""
@@ -475,7 +479,7 @@ class Config:
 
 def require_stream(config: Config) -> None:
     """Raises ValueError for a mode that needs all images at once, where they come one by one."""
-    if MODES[config.cache.mode].offline:
+    if config.cache.rules.offline:
         streams = ", ".join(name for name, mode in MODES.items() if not mode.offline)
         raise ValueError(
             f"cache.mode = {config.cache.mode!r} needs all images at once; a node streams: {streams}"

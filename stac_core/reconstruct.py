@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from stac_core.checkpoint import load_network
-from stac_core.config import MODES, Config
+from stac_core.config import Config
 from stac_core.device import free_bytes
 from stac_core.evaluation.datasets import FileSequence, Frame, Sequence, open_sequence
 from stac_core.evaluation.flags import add_config_flags, configure, given_flags
@@ -175,10 +175,9 @@ class ThinnedCloud:
 
 
 def _chunks(sequence: Sequence, every: int, config: Config) -> Iterator[list[Frame]]:
-    """Frames in the size of a pass; an offline mode takes them all at once."""
+    """Frames in the size of a pass."""
     chosen = range(0, len(sequence), every)
-    size = len(chosen) if MODES[config.cache.mode].offline else config.cache.chunk_size
-    frames = _frames(sequence, chosen)
+    frames, size = _frames(sequence, chosen), config.cache.frames_per_pass(len(chosen))
     while chunk := list(islice(frames, size)):
         yield chunk
 
@@ -248,7 +247,7 @@ def _check(given: argparse.Namespace, config: Config) -> None:
         raise ValueError(f"--kf_every {given.kf_every}: below the minimum; nearest value that works: 1")
     if not 0 <= given.conf_percent < 100:
         raise ValueError(f"--conf_percent {given.conf_percent}: must lie in [0, 100); 50 is the default")
-    offline = MODES[config.cache.mode].offline
+    offline = config.cache.rules.offline
     if given.streaming and offline:
         raise ValueError(
             f"--streaming: mode {config.cache.mode!r} sees the whole sequence; choose a streaming mode"

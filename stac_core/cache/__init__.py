@@ -10,6 +10,6 @@ from stac_core.kernels.select import Kernels
 
 def open_cache(config: CacheConfig, network: NetworkConfig, kernels: Kernels) -> StreamCache | OfflineCache:
     """The memory of one new stream, as the mode asks for."""
-    if config.mode in ("full", "window"):
+    if config.rules.offline:
         return OfflineCache(config)
     return StreamCache(config, network, kernels)

@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 from typing import Any
 
-from stac_core.config import MODES, Config
+from stac_core.config import Config
 
 Overrides = dict[str, str]
 _NAMES = {  # flags whose name is not the setting's own
@@ -98,7 +98,7 @@ def describe(overrides: Overrides) -> str:
 def mode_name(config: Config) -> str:
     """The cache mode as tables call it; one that sees the future must not pass for a stream."""
     mode = config.cache.mode
-    return f"{mode} (offline)" if MODES[mode].offline else mode
+    return f"{mode} (offline)" if config.cache.rules.offline else mode
 
 
 def sweep(axes: list[str], base: Overrides) -> list[Overrides]:

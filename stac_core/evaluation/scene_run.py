@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stac_core.config import MODES, Config
+from stac_core.config import Config
 from stac_core.evaluation.datasets import Frame, Sequence
 from stac_core.evaluation.results import MIB
 from stac_core.evaluation.trajectory import Trajectory
@@ -84,7 +84,7 @@ def run_scene(
     maps: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
     stamps: list[int] = []
     poses, intrinsics, step_ms, cache_bytes = [], [], [], []
-    for chunk in _chunks(indices, _chunk_size(config, len(indices))):
+    for chunk in _chunks(indices, config.cache.frames_per_pass(len(indices))):
         frames = [sequence.frame(index) for index in chunk]
         started = time.perf_counter()
         prediction = session.step([frame.image for frame in frames]).to_host()
@@ -131,11 +131,6 @@ def peak_process_bytes() -> int:
     """Most memory this process ever held."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _chunk_size(config: Config, frames: int) -> int:
-    """An offline mode sees all frames at once; every other mode streams."""
-    return frames if MODES[config.cache.mode].offline else config.cache.chunk_size
 
 
 def _chunks(indices: list[int], size: int) -> Iterator[list[int]]:
