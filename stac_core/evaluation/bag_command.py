@@ -103,7 +103,7 @@ def _run_one(
         "task": "bag",
         "dataset": "bag",
         "scene": sequence.name,
-        "model_name": arguments.model_name or overrides.get("model.name", "embedded"),
+        "model_name": arguments.model_name or configure(overrides).model.name,
         "settings": " ".join([describe(overrides), *arguments.node_params]),
         "measured": f"pose={arguments.align} depth={arguments.depth_align} {_player(arguments)}",
     }

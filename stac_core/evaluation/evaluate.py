@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from stac_core.config import ModelConfig
 from stac_core.evaluation import bag_command
 from stac_core.evaluation.cluster import submit
 from stac_core.evaluation.collect import collect
@@ -85,7 +86,7 @@ def _make_plan(arguments: argparse.Namespace) -> Plan:
     )
     if not (measures.recon or measures.pose or measures.depth):
         raise ValueError("--no_recon leaves nothing to measure; add --eval_cam or --eval_depth")
-    name = arguments.model_name or overrides.get("model.name", "embedded")
+    name = arguments.model_name or overrides.get("model.name", ModelConfig().name)
     folder = f"{name}_{arguments.save_tag}" if arguments.save_tag else name
     return Plan(
         task, arguments.dataset_type, _find_sources(arguments), settings, measures, name,
