@@ -117,7 +117,7 @@ class SpatialMemory:
             voxels,
             budget,
             with_buffer=config.retrieve_buf,
-            query=query if config.retrieve_by == "query" else None,
+            query=query,
             seeds=seeds if config.retrieve_by == "near" else None,
         )
         self.retrieved = self._empty_set()

@@ -101,7 +101,7 @@ class Change(NamedTuple):
 
     won: Tensor  # [n, blocks_per_row] blocks that are taken
     lost: Tensor  # [n, blocks_per_row] blocks that are given back
-    had: Tensor  # [n, slots_per_row] slots that there will be
+    held: Tensor  # [n, slots_per_row] slots that there will be
     coded: Tensor  # [n, slots_per_row] of these, those whose key and value are written
 
 
@@ -223,13 +223,13 @@ class VoxelRows:
         changes: dict[str, Change] = {}
         for name, kind in self.kinds.items():
             used = kind.used(occupied[name])
-            coded = had = kind.within(used)
+            coded = held = kind.within(used)
             if self._compared[name]:
                 altered = _altered(name, before.state, after)
                 coded = occupied[name] & (altered | (before.slots[name] < 0))
                 if touched is not None and name == "pivots":
                     touched = touched.masked_fill(altered, moment)
-            changes[name] = Change(*_exchanged(before.blocks[name], used), had, coded)
+            changes[name] = Change(*_exchanged(before.blocks[name], used), held, coded)
         masks = [mask for change in changes.values() for mask in change[:3]]
         found = iter(torch.cat([torch.cat(masks, 1).sum(0), merge]).tolist())
         counts = {
@@ -242,11 +242,11 @@ class VoxelRows:
         """Replace the content of rows, whose slots are reserved."""
         rows, factor = update.before.rows, update.before.factor
         for name, kind in self.kinds.items():
-            change, (taken, given_back, had) = update.changes[name], update.counts[name]
+            change, (taken, given_back, held_count) = update.changes[name], update.counts[name]
             blocks = update.before.blocks[name]
             slots = kind.exchange(rows, blocks, change.won, change.lost, taken, given_back)
             content, chance = self._stored(name, update), self._chance.get(name)
-            kind.pool.write(slots, content, change.had, had, change.coded, factor, chance)
+            kind.pool.write(slots, content, change.held, held_count, change.coded, factor, chance)
 
     def tokens(self, rows: Tensor) -> int:
         """Tokens that the rows [n] stand for: buffered, and merged into pivots."""

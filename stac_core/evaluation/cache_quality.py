@@ -99,7 +99,7 @@ def distances(ours: Outputs, reference: Outputs, lap: int) -> dict[str, float]:
 
 def truth_errors(run: SceneRun, world: LoopWorld) -> dict[str, float]:
     """Depth, pose and cloud columns; rotation is the mean angle between turns since frame 0."""
-    pose, depth, cloud = score_pose(run, world, "sim3"), score_depth(run, world, "scale", "sequence"), {}
+    pose, depth = score_pose(run, world, "sim3"), score_depth(run, world, "scale", "sequence")
     cloud = score_recon(run, world, CLOUD)
     ours, true = run.trajectory.world_from_camera[:, :3, :3], world.world_from_camera[:, :3, :3]
     turn = np.swapaxes(true[0].T @ true, 1, 2) @ (ours[0].T @ ours)

@@ -18,6 +18,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from stac_core.config import NetworkConfig
 from stac_core.files import write_whole
 from stac_core.training.config import TrainingConfig
 
@@ -36,8 +37,10 @@ class State:
     config: dict[str, Any]  # of the run, and of the network
 
 
-def capture(model: nn.Module, optimizer: Optimizer, step: int, config: TrainingConfig, network: Any) -> State:
-    """The state between two steps. network: the NetworkConfig that the weights belong to."""
+def capture(
+    model: nn.Module, optimizer: Optimizer, step: int, config: TrainingConfig, network: NetworkConfig
+) -> State:
+    """The state between two steps. network: whose the weights are."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for parameter, moments in optimizer.state.items():
@@ -47,7 +50,7 @@ def capture(model: nn.Module, optimizer: Optimizer, step: int, config: TrainingC
     return State(stored, step, {"run": dataclasses.asdict(config), "network": dataclasses.asdict(network)})
 
 
-def restore(state: State, model: nn.Module, optimizer: Optimizer, network: Any) -> None:
+def restore(state: State, model: nn.Module, optimizer: Optimizer, network: NetworkConfig) -> None:
     """Put weights and moments back; ValueError names the setting in which the networks differ."""
     check_network(state, network)
     prefix = "model."
@@ -63,7 +66,7 @@ def restore(state: State, model: nn.Module, optimizer: Optimizer, network: Any) 
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
 
 
-def check_network(state: State, network: Any) -> None:
+def check_network(state: State, network: NetworkConfig) -> None:
     """Raise ValueError naming the first size in which a checkpoint belongs to another network."""
     stored = state.config["network"]
     for name, value in json.loads(json.dumps(dataclasses.asdict(network))).items():
