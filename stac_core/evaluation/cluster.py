@@ -47,7 +47,7 @@ def submit(plan: Plan, partition: str, minutes: int, cluster: str | None = None)
 
 
 def _gpus(plan: Plan) -> int:
-    """None where every setting runs on the CPU."""
+    """Per node: 0 where every setting runs on the CPU."""
     return int(any(settings.get("model.device") != "cpu" for settings in plan.settings))
 
 

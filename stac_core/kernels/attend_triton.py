@@ -109,8 +109,7 @@ def forward_tile(q: Tensor, coded: bool, hopper: bool) -> Tile:
     """Wide heads and codes need more registers per key and query, so fewer at a time.
 
     With more than 128 registers only one block of 8 warps runs on a multiprocessor; left alone, the compiler
-    takes more as soon as segments are read in two ways. On other GPUs so few
-    would spill.
+    takes more as soon as segments are read in two ways. On other GPUs so few registers would spill.
     """
     if q.dtype == torch.float32:
         return Tile(64, 32, 8, 2)

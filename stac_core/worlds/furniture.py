@@ -27,7 +27,7 @@ class Placement:
         self._tables: tuple[Tensor, Tensor] | None = None
 
     def tables(self, count: int) -> Shapes:
-        """A top and two side panels each; single rooms outdoors and in get them too."""
+        """A top and two side panels each, outdoors as well as in rooms."""
         draws, scale = self.draws, self.scale[:, None]
         half = torch.stack(
             [

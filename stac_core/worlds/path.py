@@ -182,7 +182,7 @@ def _draw_base(draws: Draws, building: Building) -> Tensor:
 
 
 def _draw_sway(draws: Draws, lap: Tensor) -> Tensor:
-    """Slow looking about: the amplitude is lent out by a strength per world, some stay rigid."""
+    """Slow looking about, by a strength of each world, which is 0 in some."""
     most = torch.tensor([0.5, 0.12, 0.15, 0.06], device=lap.device)[:, None] / _WAVES
     strength = draws.uniform(1, 1) * draws.chance(0.8, 1, 1)
     amplitude = most * strength * draws.uniform(4, _WAVES, low=0.3)

@@ -61,7 +61,7 @@ def run(
     merge_rows: int,
     parts: Sequence[str],
 ) -> None:
-    """Every kernel that is asked for, on the issue's shapes; `ratio` is against PyTorch's flash attention."""
+    """Every kernel that is asked for; `ratio` is against PyTorch's flash attention."""
     q, (segment,) = random_inputs(
         size.rows, size.queries, ((size.keys, 16),), size.dim, torch.bfloat16, device
     )
