@@ -43,9 +43,8 @@ class LiveCache:
         self._pinned = TokenStore(layers, KeyValues(layers, config.pinned_bits, scale))
         self._special = TokenStore(layers, KeyValues(layers, config.window_bits, scale))
         self._anchors: AnchorStore | None = None
-        self._past: list[
-            list[AnySegment]
-        ] = []  # of this pass: all that a layer sees but the window, by layer
+        # Of this pass: all that a layer sees but the window, by layer.
+        self._past: list[list[AnySegment]] = []
         self._contributions: list[list[Tensor]] = [[]] * layers  # [heads, n] of this pass, segment by segment
         self._frames = self._tokens_per_frame = 0  # of this pass
         self._now = 0  # when this pass has ended, in the time of scores

@@ -31,9 +31,8 @@ class SlotPool:
         self._codec, self._first_blocks = codec, max(1, first_slots // block)
         fields = {f"{part}{i}": (c.width, c.dtype) for part in "kv" for i, c in enumerate(codec.columns)}
         self._pages = Pages(fields | {"figures": (figures, torch.float32)}, device)
-        self._free = torch.empty(
-            0, dtype=torch.int32, device=device
-        )  # a stack of blocks by their first slots
+        # A stack of blocks by their first slots.
+        self._free = torch.empty(0, dtype=torch.int32, device=device)
 
     @property
     def bytes(self) -> int:

@@ -12,15 +12,8 @@ from stac_core.files import write_whole
 
 Row = dict[str, Any]
 MIB = 2**20  # columns named mib are in these
-KEY = (
-    "task",
-    "dataset",
-    "scene",
-    "model_name",
-    "settings",
-    "measured",
-    "weights",
-)  # what makes two rows the same experiment
+# What makes two rows the same experiment.
+KEY = ("task", "dataset", "scene", "model_name", "settings", "measured", "weights")
 
 
 class ResultTable:

@@ -11,11 +11,8 @@ from torch import Tensor
 
 CONFIDENCE_ALPHA = 0.2  # reward of log confidence; a residual below it earns confidence above 1
 REFINEMENT_DECAY = 0.6  # earlier camera iterations count less
-TRANSLATION_WEIGHT, ROTATION_WEIGHT, FIELD_OF_VIEW_WEIGHT = (
-    2.0,
-    10.0,
-    0.5,
-)  # a turn of 10° is 0.09 in a quaternion
+# A turn of 10° is 0.09 in a quaternion.
+TRANSLATION_WEIGHT, ROTATION_WEIGHT, FIELD_OF_VIEW_WEIGHT = 2.0, 10.0, 0.5
 
 
 def depth_loss(depth: Tensor, confidence: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
