@@ -30,6 +30,7 @@ from stac_core.settings import in_one_line
 BOX = Path(__file__).parent / "weights" / "embedded.safetensors"
 SUFFIXES = (".safetensors", ".pt", ".pth")
 NAMES = (*(f"model{suffix}" for suffix in SUFFIXES), "checkpoints.pth")  # the last is StreamVGGT's own
+MOST_LISTED = 6  # names in a message
 WRAPPERS, PREFIXES = ("model", "state_dict"), ("module.", "net.")
 
 logger = logging.getLogger(__name__)
@@ -235,7 +236,7 @@ def _damaged(path: Path, error: Exception) -> CheckpointError:
     )
 
 
-def _listed(names: Iterable[Any], most: int = 6) -> str:
+def _listed(names: Iterable[Any]) -> str:
     listed = [str(name) for name in names]
-    rest = f" and {len(listed) - most} more" if len(listed) > most else ""
-    return ", ".join(listed[:most]) + rest
+    rest = f" and {len(listed) - MOST_LISTED} more" if len(listed) > MOST_LISTED else ""
+    return ", ".join(listed[:MOST_LISTED]) + rest

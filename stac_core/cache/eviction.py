@@ -33,7 +33,7 @@ def by_chance(score: Tensor, moment: int) -> Tensor:
 RULES: dict[str, Rule] = {"score": by_score, "recent": by_recency, "random": by_chance}
 
 
-def choose(rule: str, score: Tensor, budget: int, moment: int = 0) -> Tensor:
+def choose(rule: str, score: Tensor, budget: int, moment: int) -> Tensor:
     """Who stays by a rule of `RULES`, ascending; score [..., T] → positions [..., min(budget, T)]."""
     order = RULES[rule](score, moment).sort(dim=-1, descending=True, stable=True).indices
     return order[..., :budget].sort(dim=-1).values

@@ -55,8 +55,8 @@ def token_positions(
     special_tokens: int,
     least_confidence: float,
     edge_test: float,
-    lost_confidence: float = 0.0,
-    view: View | None = None,
+    lost_confidence: float,
+    view: View | None,
 ) -> TokenPositions:
     """points [S, H, W, 3] in world, confidence and depth [S, H, W], camera [3] → one position per token.
 

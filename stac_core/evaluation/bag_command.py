@@ -107,7 +107,7 @@ def _run_one(
         "settings": " ".join([describe(overrides), *arguments.node_params]),
         "measured": f"pose={arguments.align} depth={arguments.depth_align} {_player(arguments)}",
     }
-    if table.has(key, unknown="weights"):
+    if table.find(key, unknown="weights"):
         logger.info("%s [%s]: already in %s", sequence.name, key["settings"], table.folder)
         return 0, []
     folder = arguments.output_dir / _folder_name(sequence.name, key["settings"], _player(arguments))

@@ -53,11 +53,11 @@ def _number_cells(points: Array, voxel_size: float) -> tuple[NDArray[np.int64], 
     return number, int(is_first.sum())
 
 
-def estimate_normals(points: Array, neighbours: int = _NEIGHBOURS) -> Array:
+def estimate_normals(points: Array) -> Array:
     """Unit normal of the plane through each point's nearest neighbours, of either sign, [N, 3]."""
     if len(points) < 3:
         raise ValueError(f"normals of {len(points)} point(s): at least 3 are needed")
-    _, nearest = cKDTree(points).query(points, k=min(neighbours, len(points)), workers=-1)
+    _, nearest = cKDTree(points).query(points, k=min(_NEIGHBOURS, len(points)), workers=-1)
     normals = np.empty_like(points)
     for start in range(0, len(points), 100_000):  # bounds the [N, k, 3] array
         local = points[nearest[start : start + 100_000]]

@@ -115,7 +115,7 @@ def _run_one(
         "measured": plan.measures.describe(),
         "weights": loaded.weights,
     }
-    if table.has(key):
+    if table.find(key):
         logger.info("%s [%s]: already in %s", sequence.name, key["settings"], table.folder)
         return
     started = time.perf_counter()

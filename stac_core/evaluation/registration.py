@@ -10,9 +10,10 @@ from stac_core.evaluation.alignment import IDENTITY, Similarity, align_points
 
 Array = NDArray[np.float64]
 _SETTLED = 1e-6  # change of fitness and of residual below which another round brings nothing
+_ROUNDS = 30  # at most
 
 
-def register(source: Array, target: Array, max_distance: float, iterations: int = 30) -> Similarity:
+def register(source: Array, target: Array, max_distance: float) -> Similarity:
     """Rigid transform of source [N, 3] onto target [M, 3]; pairs farther than max_distance are ignored.
 
     Scale must be right before. Returns the identity where fewer than three pairs are near enough.
@@ -22,7 +23,7 @@ def register(source: Array, target: Array, max_distance: float, iterations: int 
         raise ValueError(f"max_distance = {max_distance}: must be positive")
     tree = cKDTree(target)
     result, previous = IDENTITY, (-1.0, -1.0)
-    for _ in range(iterations):
+    for _ in range(_ROUNDS):
         moved = result.apply(source)
         distance, partner = tree.query(moved, distance_upper_bound=max_distance, workers=-1)
         near = np.isfinite(distance)

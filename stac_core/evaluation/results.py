@@ -23,10 +23,6 @@ class ResultTable:
         self.folder = folder
         self.rows = read_rows(folder / "rows.jsonl")
 
-    def has(self, key: Row, unknown: str = "") -> bool:
-        """Whether a whole row with these KEY columns is there; one of them may not be known yet."""
-        return self.find(key, unknown) is not None
-
     def find(self, key: Row, unknown: str = "") -> Row | None:
         """The first whole row with these KEY columns, one of which may not be known yet."""
         names = [name for name in KEY if name != unknown]

@@ -20,6 +20,7 @@ from stac_core.geometry import unproject_depth
 
 Array = NDArray[np.float64]
 PAIRS_PER_FRAME = 2000  # corresponding points for the alignment; more change nothing
+_ENOUGH = 50_000  # points for a registration, or up to twice as many
 _COMPACT_ABOVE = 4_000_000  # points; bounds the memory of a growing cloud
 
 
@@ -139,9 +140,9 @@ def unproject(depth: NDArray, intrinsics: Array, world_from_camera: Array) -> Ar
     return unproject_depth(*tensors).numpy()
 
 
-def thin(points: Array, most: int = 50_000) -> Array:
+def thin(points: Array) -> Array:
     """Enough points for a registration."""
-    return points[:: max(1, len(points) // most)]
+    return points[:: max(1, len(points) // _ENOUGH)]
 
 
 class GrowingCloud:

@@ -14,6 +14,7 @@ from stac_core.files import write_whole
 
 Array = NDArray[np.float64]
 Stamps = NDArray[np.int64]
+_LARGEST_GAP_S = 0.01  # between two poses of one moment
 
 
 @dataclass(frozen=True)
@@ -114,14 +115,12 @@ def associate(
     return kept, nearest[kept]
 
 
-def pair_by_stamp(
-    estimate: Trajectory, truth: Trajectory, max_difference_s: float = 0.01
-) -> tuple[Trajectory, Trajectory]:
+def pair_by_stamp(estimate: Trajectory, truth: Trajectory) -> tuple[Trajectory, Trajectory]:
     """The poses of both that share a moment. Raises ValueError where fewer than two do."""
-    ours, theirs = associate(estimate.stamps_ns, truth.stamps_ns, round(max_difference_s * 1e9))
+    ours, theirs = associate(estimate.stamps_ns, truth.stamps_ns, round(1e9 * _LARGEST_GAP_S))
     if len(ours) < 2:
         raise ValueError(
             f"only {len(ours)} of {len(estimate)} estimated and {len(truth)} true poses lie within "
-            f"{max_difference_s} s of each other: different clocks, or raise the maximum difference"
+            f"{_LARGEST_GAP_S} s of each other: different clocks?"
         )
     return estimate.take(ours), truth.take(theirs)

@@ -13,6 +13,7 @@ from stac_core.worlds.shapes import BOX, GONE, Shapes
 from stac_core.worlds.surface import draw_surfaces
 
 _GROUND = 400.0  # half side of the ground outdoors, m
+_HOUSES = 6  # far away, around an outdoor world
 
 
 def draw_structure(draws: Draws, building: Building, scale: Tensor) -> Shapes:
@@ -95,10 +96,10 @@ def _inner_walls(building: Building, axis: int) -> list[tuple[Tensor, Tensor]]:
     return parts
 
 
-def _far_houses(draws: Draws, building: Building, count: int = 6) -> tuple[Tensor, Tensor]:
+def _far_houses(draws: Draws, building: Building) -> tuple[Tensor, Tensor]:
     reach = building.size[:, :2].amax(1, keepdim=True)
-    angle = (torch.arange(count, device=reach.device) + draws.uniform(count)) * (2 * math.pi / count)
-    distance = reach * draws.log_uniform(count, low=1.1, high=3.0)
-    half = reach[..., None] * draws.uniform(count, 3, low=0.08, high=0.3)
+    angle = (torch.arange(_HOUSES, device=reach.device) + draws.uniform(_HOUSES)) * (2 * math.pi / _HOUSES)
+    distance = reach * draws.log_uniform(_HOUSES, low=1.1, high=3.0)
+    half = reach[..., None] * draws.uniform(_HOUSES, 3, low=0.08, high=0.3)
     centre = torch.stack([distance * angle.cos(), distance * angle.sin(), half[..., 2]], -1)
     return centre, torch.where(building.outdoor[:, None, None], half, GONE)

@@ -49,7 +49,7 @@ def test_eviction_keeps_what_the_original_keeps(case):
     anchors = AnchorStore(layers, heads, KeyValues(layers), CPU)
     capacity = case["hh"] * tokens
     candidates = anchors.candidates(window, leaving)
-    kept = choose("score", candidates.score, capacity)
+    kept = choose("score", candidates.score, capacity, moment=0)
     goes = torch.ones_like(candidates.score, dtype=torch.bool).scatter_(-1, kept, False)
     if "dropped" in part:
         assert torch.equal(leaving.expand_as(goes)[goes], part["dropped"].long().flatten())
@@ -78,7 +78,7 @@ def test_among_many_ties_as_much_score_stays_as_in_the_original():
     figures, settings = golden_cache("evict_quirk")
     case, score, tokens = settings["cases"][0], figures["ties.score"], settings["P"]
     old = slice(tokens, (case["live_frames"] - case["win"]) * tokens)  # beyond pinned frame and window
-    kept = choose("score", score[..., old], case["hh"] * tokens)
+    kept = choose("score", score[..., old], case["hh"] * tokens, moment=0)
     theirs = figures["ties.keep"].long()
     theirs = theirs[(theirs >= old.start) & (theirs < old.stop)].view(*score.shape[:2], -1)
     ours = kept + old.start
@@ -110,7 +110,7 @@ def test_a_pinned_frame_stays_whole_where_the_original_loses_it():
 
 
 def test_among_equal_scores_the_older_token_stays():
-    kept = choose("score", torch.tensor([[1.0, 2, 1, 1, 2]]), 3)
+    kept = choose("score", torch.tensor([[1.0, 2, 1, 1, 2]]), 3, moment=0)
     assert kept.tolist() == [[0, 1, 4]]
 
 
@@ -126,6 +126,7 @@ def test_places_and_neighbourhoods_equal_the_original(case):
         positions = token_positions(
             points, confidence, confidence, torch.zeros(3), patch_size=case["patch"],
             special_tokens=case["special_tokens"], least_confidence=case["threshold"], edge_test=0.0,
+            lost_confidence=0.0, view=None,
         )  # fmt: skip
         keys = keys_from_points(positions.points, positions.valid, case["r"])
         valid = positions.valid.flatten()

@@ -47,6 +47,7 @@ def run_chunk(cache: StreamCache, figures: dict, c: dict, first: int, frames: in
     positions = token_positions(
         points, confidence, confidence, torch.zeros(3),
         patch_size=c["ps"], special_tokens=c["ns"], least_confidence=c["conf_thr"], edge_test=0.0,
+        lost_confidence=0.0, view=None,
     )  # fmt: skip
     cache.settle(positions)
 

@@ -206,7 +206,7 @@ def test_over_a_round_every_query_counts_once(share):
 
 def test_a_chunk_of_low_confidence_gets_no_place():
     depth = torch.ones(1, 28, 28)
-    arguments = dict(patch_size=14, special_tokens=2, least_confidence=0.0, edge_test=0.0)
+    arguments = dict(patch_size=14, special_tokens=2, least_confidence=0.0, edge_test=0.0, view=None)
     for lost_confidence, lost in ((0.0, False), (1.2, False), (1.6, True)):
         found = token_positions(
             torch.zeros(1, 28, 28, 3), torch.full((1, 28, 28), 1.5), depth, torch.zeros(3),

@@ -192,7 +192,7 @@ def test_result_files_are_whole_and_keep_no_infinities(tmp_path):
     table.add({**key, "ate_rmse": float("nan"), "frames": 3})
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["rows.csv", "rows.jsonl"]
     assert json.loads((tmp_path / "rows.jsonl").read_text())["ate_rmse"] is None
-    assert ResultTable(tmp_path).has(key) and not ResultTable(tmp_path).has({**key, "scene": "other"})
+    assert ResultTable(tmp_path).find(key) and not ResultTable(tmp_path).find({**key, "scene": "other"})
     assert to_markdown([{"a": 0.123456, "b": None}], ["a", "b"]).splitlines()[-1] == "| 0.1235 | – |"
     with pytest.raises(ValueError, match="without dataset"):
         table.add({"task": "pose"})
