@@ -37,7 +37,7 @@ from stac_core.evaluation.results import Row as Result
 from stac_core.evaluation.scene_run import SceneRun, run_scene
 from stac_core.evaluation.score import ReconOptions, score_depth, score_pose, score_recon
 from stac_core.evaluation.trajectory_metrics import rotation_angles
-from stac_core.files import write_whole
+from stac_core.files import replacing, write_whole
 from stac_core.geometry import unproject_depth
 from stac_core.network.causal_vggt import CausalVGGT
 
@@ -56,10 +56,8 @@ class Outputs:
     tokens: NDArray[np.float16]  # [N, P, C] of the last layer, before any head
 
     def save(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".part.npz")
-        np.savez(partial, **dataclasses.asdict(self))
-        partial.replace(path)
+        with replacing(path) as partial, partial.open("wb") as file:
+            np.savez(file, **dataclasses.asdict(self))
 
     @classmethod
     def load(cls, path: Path) -> Outputs:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from stac_core.evaluation.datasets.sequence import FRAME_PERIOD_NS, Array, Frame
+from stac_core.files import replacing
 from stac_core.worlds import World, WorldConfig
 
 ROOM = WorldConfig(kind="room", stops=0.0)
@@ -77,8 +78,6 @@ def _render(world: World, name: str, frames: int, height: int, width: int, path:
         batch = world.render(index, index + 1, height, width)
         images[index] = (batch.images[0, 0].permute(1, 2, 0) * 255).round().byte().numpy()
         depth[index], poses[index] = batch.depth[0, 0].numpy(), batch.world_from_camera[0, 0].numpy()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part.npz")
     intrinsics = world.intrinsics(height, width).double().numpy()
-    np.savez(partial, images=images, depth=depth, world_from_camera=poses, intrinsics=intrinsics)
-    partial.replace(path)
+    with replacing(path) as partial, partial.open("wb") as file:
+        np.savez(file, images=images, depth=depth, world_from_camera=poses, intrinsics=intrinsics)
