@@ -21,7 +21,7 @@ class Prediction:
     pose_encoding: Tensor  # [S, 9] translation, quaternion xyzw (world to camera), fov h, fov w
     world_from_camera: Tensor  # [S, 4, 4]
     intrinsics: Tensor  # [S, 3, 3] of the network pixels
-    depth: Tensor  # [S, H, W] along the optical axis; valid where > 1e-8
+    depth: Tensor  # [S, H, W] along the optical axis; valid where > `geometry.VALID_DEPTH`
     depth_confidence: Tensor  # [S, H, W]
     points: Tensor | None = None  # [S, H, W, 3] the point head's own points, in world
     point_confidence: Tensor | None = None  # [S, H, W]

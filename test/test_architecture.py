@@ -31,7 +31,7 @@ MAY_IMPORT = {  # part of stac_core → the parts it may import
     "cache": {"kernels", "geometry", "config", "settings", "files", "device"},
     "checkpoint": BASICS | {"network"},
     "session": BASICS | {"network", "cache", "images", "kernels"},
-    "worlds": {"geometry", "settings"},
+    "worlds": {"geometry", "config", "settings"},
     # the network as a type; sequences of synthetic worlds; kernels to be checked and timed
     "evaluation": METHOD | FILES | {"network", "worlds", "kernels"},
     "reconstruct": METHOD | FILES | {"evaluation"},

@@ -13,8 +13,8 @@ NOWHERE = -1  # key of a token without a place
 BITS = 21
 HALF = 1 << (BITS - 1)
 MASK = (1 << BITS) - 1
-MOST_REACH = 2  # of a neighbourhood
-FARTHEST = HALF - MOST_REACH - 2  # along an axis: what is around keeps to its bits, and out of what is at −1
+REACH = 2  # retrieval looks this many cells around what is in view
+FARTHEST = HALF - REACH - 2  # along an axis: what is around keeps to its bits, and out of what is at −1
 
 
 def keys_from_points(points: Tensor, valid: Tensor, edge: float) -> Tensor:
@@ -71,8 +71,8 @@ def runs_around(keys: Tensor, radius: int) -> Tensor:
 @functools.cache
 def _steps(radius: int, device: torch.device) -> Tensor:
     """What leads from a key to the ends of the runs, as long as no axis leaves its bits."""
-    if radius > MOST_REACH:
-        raise ValueError(f"radius = {radius}: at most {MOST_REACH}")
+    if radius > REACH:
+        raise ValueError(f"radius = {radius}: at most {REACH}")
     span = torch.arange(-radius, radius + 1)
     j, k = torch.cartesian_prod(span, span).unbind(-1)
     row = (j << BITS) + (k << 2 * BITS)

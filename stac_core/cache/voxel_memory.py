@@ -18,7 +18,7 @@ from stac_core.cache.moving import VoxelMover
 from stac_core.cache.saved_state import State, tally, untally
 from stac_core.cache.stale_pivots import merge_guarded
 from stac_core.cache.voxel_grid import Frustum, VoxelGrid
-from stac_core.cache.voxel_keys import NOWHERE, places, unpack
+from stac_core.cache.voxel_keys import NOWHERE, REACH, places, unpack
 from stac_core.cache.voxel_rows import Content, VoxelRows
 from stac_core.config import CacheConfig
 from stac_core.kernels.gather import Gathered, Wanted
@@ -27,7 +27,6 @@ from stac_core.kernels.voxel_merge import MergeRules, RowState, RowTokens
 
 ROWS_AT_ONCE = 3 << 17  # bounds the dense working state of one merge, 12 KiB per row before and after
 DIFFERENCES = "donot_use_mm_for_euclid_dist"  # how `torch.cdist` is to compute
-REACH = 2  # retrieval looks this many voxel edges around what is in view
 
 
 class Evicted(NamedTuple):

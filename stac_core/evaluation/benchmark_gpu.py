@@ -19,6 +19,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stac_core.config import Config
+from stac_core.evaluation.flags import settings_of
+
 if TYPE_CHECKING:
     from stac_core.evaluation.gpu.report import Report, Rows
 
@@ -294,15 +297,14 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--rehearse", action="store_true", help="run on a CPU: small shapes, no times")
     parser.add_argument("--json", type=Path, default=Path("out/benchmark_gpu.json"), help="where figures go")
-    parser.add_argument(
-        "--backend", default="auto", choices=("auto", "torch", "triton", "cuda"), help="of the network's run"
-    )
-    parser.add_argument(
-        "--execution",
-        default="auto",
-        choices=("auto", "eager", "compiled", "recorded"),
-        help="of the network, as `model.execution`",
-    )
+    for name, dotted in (("--backend", "kernels.backend"), ("--execution", "model.execution")):
+        setting = settings_of(Config())[dotted]
+        parser.add_argument(
+            name,
+            default=setting.default,
+            choices=setting.metadata["choices"],
+            help=f"of the network, as `{dotted}`",
+        )
     parser.add_argument(
         "--parts", type=_parts, default=PARTS, help=f"comma-separated, of {', '.join(PARTS)} (default: all)"
     )

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stac_core.cache.token_positions import TokenPositions
+from stac_core.cache.token_positions import PUBLISHED_COLUMNS, TokenPositions
 from stac_core.config import NetworkConfig
 
 ROOM = (6.0, 2.6, 5.0)  # width, height, depth in metres
@@ -42,7 +42,7 @@ class Loop:
             torch.linspace(-0.5, 0.5, rows), torch.linspace(-0.65, 0.65, columns), indexing="ij"
         )
         self._rays = torch.stack([u, v, torch.ones_like(u)], -1).reshape(-1, 3).to(device)
-        self._coarseness = 37 / columns
+        self._coarseness = PUBLISHED_COLUMNS / columns
 
     def chunk(self, first: int, count: int) -> tuple[Tensor, Tensor, TokenPositions]:
         """Keys and values [layers, heads, count·tokens, D] and the places of the tokens."""

@@ -9,10 +9,11 @@ from itertools import zip_longest
 import numpy as np
 from numpy.typing import NDArray
 
+from stac_core.geometry import VALID_DEPTH
+
 DepthMap = NDArray[np.floating]
 Pair = tuple[DepthMap, DepthMap]  # predicted and true depth of one frame's valid pixels, [N] each
 DEPTH_ALIGNMENTS = ("scale", "scale_shift", "metric")
-_VALID_ABOVE = 1e-8
 
 
 def valid_pixels(predicted: DepthMap, truth: DepthMap, max_depth: float = np.inf) -> NDArray[np.bool_]:
@@ -22,7 +23,7 @@ def valid_pixels(predicted: DepthMap, truth: DepthMap, max_depth: float = np.inf
             f"predicted depth {predicted.shape} and true depth {truth.shape} differ in shape: resize one"
         )
     finite = np.isfinite(predicted) & np.isfinite(truth)
-    return finite & (predicted > _VALID_ABOVE) & (truth > _VALID_ABOVE) & (truth <= max_depth)
+    return finite & (predicted > VALID_DEPTH) & (truth > VALID_DEPTH) & (truth <= max_depth)
 
 
 def fit_depth(pairs: list[Pair], align: str) -> tuple[float, float]:

@@ -16,7 +16,7 @@ from stac_core.evaluation.registration import register
 from stac_core.evaluation.scene_run import SceneRun, true_frames
 from stac_core.evaluation.trajectory import Trajectory
 from stac_core.evaluation.trajectory_metrics import pose_errors
-from stac_core.geometry import unproject_depth
+from stac_core.geometry import VALID_DEPTH, unproject_depth
 
 Array = NDArray[np.float64]
 PAIRS_PER_FRAME = 2000  # corresponding points for the alignment; more change nothing
@@ -113,7 +113,7 @@ def _corresponding(run: SceneRun, number: int, frame: Frame, options: ReconOptio
     depth = run.camera_depth(number)
     if depth.shape != frame.depth_m.shape:
         raise ValueError(f"depth of frame {number}: {frame.depth_m.shape}, its image {depth.shape}")
-    both = (depth > 1e-8) & (frame.depth_m > 1e-8) & _confident(run, number, options)
+    both = (depth > VALID_DEPTH) & (frame.depth_m > VALID_DEPTH) & _confident(run, number, options)
     ours = unproject(depth, run.camera_intrinsics[number], run.trajectory.world_from_camera[number])
     theirs = unproject(frame.depth_m, frame.intrinsics, frame.world_from_camera)
     return ours[both], theirs[both]
@@ -123,7 +123,7 @@ def predicted_points(run: SceneRun, number: int, options: ReconOptions) -> Array
     """All points [M, 3] of one frame in the stream's own world."""
     depth = run.camera_depth(number)
     points = unproject(depth, run.camera_intrinsics[number], run.trajectory.world_from_camera[number])
-    return points[(depth > 1e-8) & _confident(run, number, options)]
+    return points[(depth > VALID_DEPTH) & _confident(run, number, options)]
 
 
 def _confident(run: SceneRun, number: int, options: ReconOptions) -> NDArray[np.bool_]:

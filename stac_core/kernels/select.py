@@ -51,7 +51,8 @@ def _select(backend: str, device_type: str) -> Kernels:
     if backend == "auto":
         return _select_auto(device_type)
     if backend not in CURES:
-        raise ValueError(f"kernels.backend = {backend!r}: choose one of 'auto', 'torch', 'triton', 'cuda'")
+        names = ", ".join(map(repr, ("auto", *CURES)))
+        raise ValueError(f"kernels.backend = {backend!r}: choose one of {names}")
     try:
         return _load(backend, device_type, "asked for")
     except (ImportError, OSError, RuntimeError) as cause:

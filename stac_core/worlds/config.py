@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from stac_core.config import PATCH_SIZE
 from stac_core.settings import check_settings, refuse, setting
-
-PATCH = 14  # frames are made for networks of 14-pixel patches
 
 
 @dataclass(frozen=True)
@@ -69,9 +68,9 @@ def check_frame_size(height: int, width: int) -> None:
     for name, value in (("height", height), ("width", width)):
         if isinstance(value, bool) or not isinstance(value, int):
             raise ValueError(f"{name} = {value!r}: expected int, got {type(value).__name__}")
-        if value < PATCH or value % PATCH:
-            nearest = max(PATCH, round(value / PATCH) * PATCH)
-            rule = f"must be a positive multiple of {PATCH}"
+        if value < PATCH_SIZE or value % PATCH_SIZE:
+            nearest = max(PATCH_SIZE, round(value / PATCH_SIZE) * PATCH_SIZE)
+            rule = f"must be a positive multiple of {PATCH_SIZE}"
             raise ValueError(f"{name} = {value}: {rule}; nearest value that works: {nearest}")
 
 

@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from stac_core.config import PATCH_SIZE
 from stac_core.settings import check_settings, refuse, setting
-from stac_core.worlds.config import PATCH, WorldConfig, check_frame_size
+from stac_core.worlds.config import WorldConfig, check_frame_size
 from stac_core.worlds.export_bag import BagSettings, BagWriter
 from stac_core.worlds.export_folder import FolderSettings, FolderWriter
 from stac_core.worlds.recording import Camera, RecordedFrame
@@ -37,8 +38,12 @@ class ExportConfig:
 
     seed: int = setting(0, "seed of the world", minimum=0)
     frames: int = setting(300, "frames to write", minimum=2, maximum=100_000)
-    height: int = setting(308, f"image height, a multiple of {PATCH}", minimum=PATCH, maximum=2044, unit="px")
-    width: int = setting(420, f"image width, a multiple of {PATCH}", minimum=PATCH, maximum=2044, unit="px")
+    height: int = setting(
+        308, f"image height, a multiple of {PATCH_SIZE}", minimum=PATCH_SIZE, maximum=2044, unit="px"
+    )
+    width: int = setting(
+        420, f"image width, a multiple of {PATCH_SIZE}", minimum=PATCH_SIZE, maximum=2044, unit="px"
+    )
     rate: float = setting(15.0, "frames per second in the stamps", minimum=0.01, maximum=1000, unit="Hz")
     start: int = setting(
         1_000_000_000, "stamp of the first frame", minimum=1, maximum=4_000_000_000, unit="s"
