@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from stac_core.kernels.voxel_merge import MergeRules, RowState, RowTokens, VoxelMerge
-from stac_core.kernels.voxel_merge_rows import in_use, only, rows_of
+from stac_core.kernels.voxel_merge_rows import cosines, in_use, only, rows_of
 
 NEVER = 2.0  # a cosine that no token reaches
 
@@ -34,7 +32,5 @@ def merge_guarded(
 def _doubtful(state: RowState, tokens: RowTokens, stale: Tensor, strict: float) -> Tensor:
     """Tokens [N], by `order`, whose most similar pivot is stale and not similar enough."""
     row, keys = rows_of(tokens), tokens.keys[tokens.order].float()
-    unit = F.normalize(state.pivot_keys, dim=-1)[row]
-    cosine = (unit @ F.normalize(keys, dim=-1)[..., None])[..., 0]
-    best, pivot = cosine.masked_fill(state.members[row] == 0, -torch.inf).max(-1)
+    best, pivot = cosines(state, row, keys).max(-1)
     return stale[row, pivot] & (best < strict)

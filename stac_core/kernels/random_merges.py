@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from stac_core.kernels.voxel_merge import MergeRules, RowState, RowTokens
-from stac_core.kernels.voxel_merge_rows import group_by_row, only, rows_of
+from stac_core.kernels.voxel_merge_rows import cosines, group_by_row, only, rows_of
 
 RULES = MergeRules(threshold=0.8, gate=0.2)
 MARGIN = 1e-3  # of a cosine to the threshold, or between two cosines
@@ -42,10 +41,7 @@ def in_16_bits(tokens: RowTokens) -> RowTokens:
 def decisive(state: RowState, tokens: RowTokens, rules: MergeRules = RULES) -> RowTokens:
     """Without the tokens whose pivot another rounding might choose differently."""
     row, keys = rows_of(tokens), tokens.keys[tokens.order].float()
-    unit = F.normalize(state.pivot_keys, dim=-1)[row]
-    cosine = (unit @ F.normalize(keys, dim=-1)[..., None])[..., 0]
-    cosine = cosine.masked_fill(state.members[row] == 0, -2)
-    two = cosine.topk(2).values
+    two = cosines(state, row, keys).topk(2).values
     clear = ((two[:, 0] - rules.threshold).abs() > MARGIN) & (
         (two[:, 0] - two[:, 1] > MARGIN) | (two[:, 0] < 0)
     )

@@ -1,11 +1,12 @@
-"""Tokens by row, as the contract of `voxel_merge` wants them, from rows by token, and back."""
+"""Tokens by row, as the contract of `voxel_merge` wants them, from rows by token, and back; their cosines."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from stac_core.kernels.voxel_merge import RowTokens
+from stac_core.kernels.voxel_merge import RowState, RowTokens
 
 
 def group_by_row(row: Tensor, rows: int, keys: Tensor, values: Tensor, score: Tensor) -> RowTokens:
@@ -30,6 +31,13 @@ def in_use(tokens: RowTokens) -> RowTokens:
     """The same with an `order` in which every place belongs to a row."""
     first, last = torch.stack([tokens.start[0], tokens.start[-1]]).tolist()
     return tokens._replace(start=tokens.start - first, order=tokens.order[first:last])
+
+
+def cosines(state: RowState, row: Tensor, keys: Tensor) -> Tensor:
+    """Of token keys [N, D] with the pivots of the row [N] of each, [N, G]; −∞ where there is no pivot."""
+    unit = F.normalize(state.pivot_keys, dim=-1)[row]
+    cosine = (unit @ F.normalize(keys, dim=-1)[..., None])[..., 0]
+    return cosine.masked_fill(state.members[row] == 0, -torch.inf)
 
 
 def _starts(row: Tensor, rows: int) -> Tensor:

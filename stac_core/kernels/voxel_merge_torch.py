@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stac_core.kernels.voxel_merge import LEAST_SCORE, MergeRules, RowState, RowTokens, check_merge
-from stac_core.kernels.voxel_merge_rows import in_use, rows_of
+from stac_core.kernels.voxel_merge_rows import cosines, in_use, rows_of
 
 
 class Tokens(NamedTuple):
@@ -63,9 +63,7 @@ def fold_in(state: RowState, rows: Tensor, pivot: RowState) -> int:
 
 def _join_pivots(state: RowState, tokens: Tokens, rules: MergeRules) -> Tensor:
     """Step 1, in place; → which tokens have joined a pivot [N]."""
-    unit = F.normalize(state.pivot_keys, dim=-1)[tokens.row]
-    cosine = (unit @ F.normalize(tokens.keys, dim=-1)[..., None])[..., 0]  # [N, G]
-    best, pivot = cosine.masked_fill(state.members[tokens.row] == 0, -torch.inf).max(-1)
+    best, pivot = cosines(state, tokens.row, tokens.keys).max(-1)
     joined = best >= rules.threshold
     row, pivot, omega = tokens.row[joined], pivot[joined], best[joined].exp()
     place = row * state.weight.shape[1] + pivot
