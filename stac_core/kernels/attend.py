@@ -7,8 +7,7 @@
 
 A row is one (scene, head). Keys come as a list of segments (pinned, recent, retrieved tokens …) so that
 nobody has to copy them next to each other; each is stored as numbers or as codes. Source: STAC (arXiv
-2603.20284), section on the decayed attention score. `attend_torch.attend_reference` is the specification
-in code.
+2603.20284), section on the decayed attention score. `attend_torch.explicit` is the specification in code.
 """
 
 from __future__ import annotations

@@ -23,24 +23,18 @@ BLOCK = 512  # queries or keys per step: the product of one step stays near the 
 DECODED = 4096  # keys per step of fused attention, which is slow on few, where they are stored as codes
 
 
-def attend_reference(
-    q: Tensor, segments: Sequence[AnySegment], mass: bool = False, subsample: float = 1.0
-) -> Attended:
-    """The contract word for word: every logit in float32, nothing fused. Slow; the judge of the others."""
-    check_attend(q, segments, subsample)
-    decoded = decode_segments(segments, torch.float32)
-    keys = torch.cat([s.keys.float() for s in decoded], 1)
-    values = torch.cat([s.values.float() for s in decoded], 1)
-    bias = torch.cat([_bias(s) for s in decoded], 1)
-    logits = q.float() @ keys.mT / math.sqrt(q.shape[-1]) + bias[:, None]  # [rows, M, N]
-    lse = logits.logsumexp(-1)
-    weights = (logits - _finite(lse)[..., None]).exp()
-    key_mass = None
-    if mass:
-        rows, stride, scale = sample_queries(q.shape[1], subsample)
-        column_sum = weights[:, : rows * stride : stride].sum(1) * scale
-        key_mass = list(column_sum.split([s.length for s in segments], 1))
-    return Attended((weights @ values).to(q.dtype), lse, key_mass)
+def explicit(q: Tensor, segments: Sequence[AnySegment], subsample: float, dtype: torch.dtype) -> Attended:
+    """The contract word for word, every intermediate in one dtype, nothing fused. Slow; judges the others."""
+    decoded = decode_segments(segments, dtype)
+    keys = torch.cat([s.keys.to(dtype) for s in decoded], 1)
+    values = torch.cat([s.values.to(dtype) for s in decoded], 1)
+    bias = torch.cat([_bias(s).to(dtype) for s in decoded], 1)
+    logits = q.to(dtype) @ keys.mT / math.sqrt(q.shape[-1]) + bias[:, None]  # [rows, M, N]
+    weights = logits.softmax(-1).nan_to_num(0)  # a row whose keys are all hidden attends to nothing
+    rows, stride, scale = sample_queries(q.shape[1], subsample)
+    key_mass = weights[:, : rows * stride : stride].sum(1) * scale
+    lengths = [s.length for s in segments]
+    return Attended(weights @ values, logits.logsumexp(-1), list(key_mass.split(lengths, 1)))
 
 
 def attend(q: Tensor, segments: Sequence[AnySegment], mass: bool = False, subsample: float = 1.0) -> Attended:

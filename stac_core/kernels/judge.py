@@ -6,14 +6,14 @@ same formula, unfused, in the kernel's own precision. Used by the tests and by `
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from stac_core.kernels.attend import AnySegment, Attended, decode_segments, sample_queries
+from stac_core.kernels.attend import AnySegment, Attended
+from stac_core.kernels.attend_torch import explicit
 
 
 class Verdict(NamedTuple):
@@ -30,8 +30,8 @@ class Verdict(NamedTuple):
 
 def judge_attend(q: Tensor, segments: Sequence[AnySegment], subsample: float, got: Attended) -> list[Verdict]:
     """One verdict each for out, lse and, where it was asked for, the mass of every segment."""
-    exact = _explicit(q, segments, subsample, torch.float64)
-    plain = _explicit(q, segments, subsample, q.dtype)
+    exact = explicit(q, segments, subsample, torch.float64)
+    plain = explicit(q, segments, subsample, q.dtype)
     shift = max((_largest(s.bias) for s in segments if s.bias is not None), default=0.0)
     verdicts = [
         _compare("out", got.out, exact.out, plain.out, q.dtype),
@@ -45,23 +45,6 @@ def judge_attend(q: Tensor, segments: Sequence[AnySegment], subsample: float, go
             term = steepness * _largest(true)
             verdicts.append(_compare(f"mass {i}", mine, true, theirs, q.dtype, term))
     return verdicts
-
-
-def _explicit(q: Tensor, segments: Sequence[AnySegment], subsample: float, dtype: torch.dtype) -> Attended:
-    """The formula of the contract with every intermediate in one dtype."""
-    plain = decode_segments(segments, dtype)
-    keys = torch.cat([s.keys.to(dtype) for s in plain], 1)
-    values = torch.cat([s.values.to(dtype) for s in plain], 1)
-    no_bias = q.new_zeros(q.shape[0], 1, dtype=dtype)
-    bias = torch.cat(
-        [no_bias.expand(-1, s.length) if s.bias is None else s.bias.to(dtype) for s in segments], 1
-    )
-    logits = q.to(dtype) @ keys.mT / math.sqrt(q.shape[-1]) + bias[:, None]
-    weights = logits.softmax(-1).nan_to_num(0)  # a row whose keys are all hidden attends to nothing
-    rows, stride, scale = sample_queries(q.shape[1], subsample)
-    key_mass = weights[:, : rows * stride : stride].sum(1) * scale
-    lengths = [s.length for s in segments]
-    return Attended(weights @ values, logits.logsumexp(-1), list(key_mass.split(lengths, 1)))
 
 
 def _compare(

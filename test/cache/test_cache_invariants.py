@@ -18,7 +18,7 @@ from stac_core.cache.voxel_keys import pack
 from stac_core.cache.voxel_memory import Evicted, VoxelMemory
 from stac_core.config import CacheConfig
 from stac_core.kernels.attend import Segment
-from stac_core.kernels.attend_torch import attend_reference
+from stac_core.kernels.attend_torch import explicit
 from stac_core.kernels.quantization import Codec
 
 CPU = torch.device("cpu")
@@ -174,8 +174,8 @@ def test_a_merged_token_weighs_what_it_replaced():
     assert found.length.tolist() == [1, 1, 1]
     q, other = torch.randn(2, 3, 5, 8, generator=torch.Generator().manual_seed(1))
     rest = Segment(other, other)
-    one = attend_reference(q, [rest, Segment(found.keys, found.values, found.bias)], mass=True)
-    many = attend_reference(q, [rest, Segment(same.keys, same.values)], mass=True)
+    one = explicit(q, [rest, Segment(found.keys, found.values, found.bias)], 1.0, torch.float32)
+    many = explicit(q, [rest, Segment(same.keys, same.values)], 1.0, torch.float32)
     torch.testing.assert_close(one.out, many.out)
     torch.testing.assert_close(one.key_mass[1].sum(-1), many.key_mass[1].sum(-1))
 

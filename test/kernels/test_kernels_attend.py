@@ -13,13 +13,19 @@ from safetensors.torch import load_file
 
 from stac_core.kernels import attend_cuda, attend_triton, segments_triton
 from stac_core.kernels.attend import Segment, sample_queries
-from stac_core.kernels.attend_torch import attend, attend_reference
+from stac_core.kernels.attend_torch import attend, explicit
 
 GOLDEN = Path(__file__).parents[1] / "golden_cache"
 CASES = json.loads((GOLDEN / "attention.json").read_text())["cases"]
 CHECKING = {"torch": attend, "triton": attend_triton.attend, "cuda": attend_cuda.attend}
+
+
+def reference(q, segments, mass=True, subsample=1.0):
+    return explicit(q, segments, subsample, torch.float32)
+
+
 BACKENDS = {
-    "reference": attend_reference,
+    "reference": reference,
     "torch": attend,
     "triton": attend_triton.attend,
     "triton, keys split": attend_in(3),
@@ -128,6 +134,7 @@ def test_rows_without_a_visible_key(backend, segments):
     assert out.isfinite().all() and lse[0].isfinite().all() and all(m.isfinite().all() for m in key_mass)
 
 
+@pytest.mark.parametrize("backend", [attend, attend_triton.attend, attend_in(3)])
 def test_no_mass_unless_asked(backend):
     assert backend(random_queries(1, 5, 16), [random_segment(1, 5, 16)]).key_mass is None
 
@@ -137,7 +144,7 @@ def test_half_precision_stays_near_float32(dtype):
     q, s = random_queries(3, 97, 64).to(dtype), random_segment(3, 300, 64)
     s = Segment(s.keys.to(dtype), s.values.to(dtype), s.bias)
     exact, got = (
-        attend_reference(q.float(), [Segment(s.keys.float(), s.values.float(), s.bias)], True),
+        reference(q.float(), [Segment(s.keys.float(), s.values.float(), s.bias)]),
         attend(q, [s], True),
     )
     plain = torch.softmax((q @ s.keys.mT / 8 + s.bias[:, None].to(dtype)), -1) @ s.values
