@@ -37,7 +37,7 @@ from stac_core.network.causal_vggt import CausalVGGT
 from stac_core.settings import check_settings, refuse, setting
 from stac_core.training.batches import mirror
 from stac_core.training.clips import render_clips
-from stac_core.training.config import TrainingConfig, add_arguments, changed_flags, from_arguments
+from stac_core.training.config import add_arguments, changed_flags, from_arguments
 from stac_core.training.losses import camera_loss
 from stac_core.training.schedule import SHORTEST
 from stac_core.training.sequences import Sequences, join, normalise
@@ -73,12 +73,6 @@ class CameraHeadConfig:
         if self.window_frames > self.clip_frames:
             raise refuse(self, "window_frames", f"clips have {self.clip_frames} frames", self.clip_frames)
 
-    @property
-    def rendering(self) -> TrainingConfig:
-        """Clips as a run of the whole network renders them."""
-        sizes = {"clip_frames": self.clip_frames, "clip_width": self.clip_width}
-        return TrainingConfig(seed=self.seed, first_frames=SHORTEST, last_frames=SHORTEST, **sizes)  # type: ignore[arg-type]
-
 
 class ClipTokens:
     """One file per clip, made where it is missing; in a folder named after the weights that make them."""
@@ -109,13 +103,12 @@ class ClipTokens:
         return (whole[0], whole[1]), (windows[0], windows[1])
 
     def _compute(self, clip: int) -> tuple[Tokens, Tokens]:
-        world = render_clips(self._config.rendering, range(clip, clip + 1), torch.device("cpu"))
-        seen = Sequences(world.images, world.depth, world.world_from_camera, world.intrinsics)
-        both = [seen, mirror(seen)]
-        random = np.random.default_rng([self._config.seed, clip])
-        windows = [
-            draw_window(both[i % 2], self._config.window_frames, random) for i in range(self._config.windows)
-        ]
+        c = self._config
+        clips = range(clip, clip + 1)
+        world = render_clips(c.seed, c.clip_frames, c.clip_width, clips, torch.device("cpu"))
+        seen = Sequences(**vars(world))
+        both, random = [seen, mirror(seen)], np.random.default_rng([c.seed, clip])
+        windows = [draw_window(both[i % 2], c.window_frames, random) for i in range(c.windows)]
         whole = [self._tokens(sequence) for sequence in both]  # one by one, as long ones need much memory
         return tuple(map(torch.cat, zip(*whole, strict=True))), self._tokens(join(windows))  # type: ignore[return-value]
 

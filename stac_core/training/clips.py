@@ -28,6 +28,7 @@ from stac_core.files import write_whole
 from stac_core.training.config import TrainingConfig
 from stac_core.training.sequences import Sequences, join
 from stac_core.worlds import WorldBatch, WorldConfig, build_worlds, world_seeds
+from stac_core.worlds.config import check_count
 
 WORLDS = WorldConfig()
 BLOCK = 32  # clips rendered at once into memory
@@ -65,24 +66,27 @@ class Clips(Protocol):
 def open_clips(config: TrainingConfig, device: torch.device) -> Clips:
     """Where the run keeps its clips."""
     in_memory = config.clips == "memory" or (config.clips == "auto" and device.type == "cuda")
-    return ClipsInMemory(config, device) if in_memory else ClipsInFolder(config, device)
+    if in_memory:
+        return ClipsInMemory(config, device)
+    return ClipsInFolder(
+        config.seed, config.clip_frames, config.clip_width, Path(config.out) / "clips", device
+    )
 
 
-def render_clips(config: TrainingConfig, clips: range, device: torch.device) -> WorldBatch:
-    """Clips of a run, whole."""
-    width = config.clip_width
-    seeds = torch.cat([world_seeds(training_seed(config.seed, clip), 1) for clip in clips])
-    frames = torch.arange(config.clip_frames, device=device)
-    return build_worlds(WORLDS, seeds.to(device)).render(frames, height_of(width), width)
+def render_clips(seed: int, frames: int, width: int, clips: range, device: torch.device) -> WorldBatch:
+    """Clips of the run with a seed, whole."""
+    check_count("clip_frames", frames, 2)
+    seeds = torch.cat([world_seeds(training_seed(seed, clip), 1) for clip in clips])
+    worlds = build_worlds(WORLDS, seeds.to(device))
+    return worlds.render(torch.arange(frames, device=device), height_of(width), width)
 
 
 class ClipsInFolder:
     """One file per clip, rendered where it is missing."""
 
-    def __init__(self, config: TrainingConfig, device: torch.device, folder: Path | None = None) -> None:
-        self._config, self._device = config, device
-        self._folder = folder or Path(config.out) / "clips"
-        self._folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, seed: int, frames: int, width: int, folder: Path, device: torch.device) -> None:
+        self._clip, self._folder, self._device = (seed, frames, width), folder, device
+        folder.mkdir(parents=True, exist_ok=True)
 
     def ready(self, count: int) -> range:
         return range(count)
@@ -96,15 +100,14 @@ class ClipsInFolder:
 
     def render(self, clip: int) -> None:
         """Render one clip into the folder."""
-        world = render_clips(self._config, range(clip, clip + 1), torch.device("cpu"))
+        world = render_clips(*self._clip, range(clip, clip + 1), torch.device("cpu"))
         content = {name: value[0].contiguous() for name, value in _stored(world).items()}
         write_whole(self.path(clip), save(content))
 
     def path(self, clip: int) -> Path:
         """File of one clip."""
-        config = self._config
-        size = f"{config.clip_frames}x{config.clip_width}"
-        return self._folder / f"{config.seed}-{size}-{clip:07d}.safetensors"
+        seed, frames, width = self._clip
+        return self._folder / f"{seed}-{frames}x{width}-{clip:07d}.safetensors"
 
     def _rendered(self, clip: int) -> Path:
         path = self.path(clip)
@@ -145,7 +148,8 @@ class ClipsInMemory:
         return _sequences({name: values[at] for name, values in self._ring.items()})
 
     def _render(self, first: int) -> None:
-        world = render_clips(self._config, range(first, first + BLOCK), self._device)
+        c, clips = self._config, range(first, first + BLOCK)
+        world = render_clips(c.seed, c.clip_frames, c.clip_width, clips, self._device)
         place = slice(first % self._room, first % self._room + BLOCK)
         for name, values in _stored(world).items():
             if name not in self._ring:
@@ -201,9 +205,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--count", type=int, required=True)
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    sizes = {"clip_frames": given.clip_frames, "clip_width": given.clip_width}
-    config = TrainingConfig(seed=given.seed, **sizes, first_frames=2, last_frames=2)
-    clips = ClipsInFolder(config, torch.device("cpu"), given.folder)
+    sizes = given.seed, given.clip_frames, given.clip_width
+    clips = ClipsInFolder(*sizes, given.folder, torch.device("cpu"))
     for clip in range(given.first, given.first + given.count):
         if not clips.path(clip).exists():
             clips.render(clip)

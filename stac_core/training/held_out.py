@@ -18,7 +18,7 @@ def held_out_worlds(first: int, count: int, frames: int, width: int) -> list[Seq
     worlds = (
         World(held_out_seed(first + i), WorldConfig()).render(0, frames, height, width) for i in range(count)
     )
-    return [Sequences(w.images, w.depth, w.world_from_camera, w.intrinsics) for w in worlds]
+    return [Sequences(**vars(world)) for world in worlds]
 
 
 @torch.inference_mode()
