@@ -6,9 +6,12 @@ Every configuration dataclass builds its fields with `setting` and calls `check_
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import math
-from typing import Any
+from typing import Any, TypeVar
+
+Section = TypeVar("Section")
 
 
 def setting(
@@ -60,6 +63,30 @@ def _check_one(section: str, field: dataclasses.Field[Any], value: Any) -> None:
         raise ValueError(f"{where}: below the minimum; nearest value that works: {minimum!r}")
     if maximum is not None and value > maximum:
         raise ValueError(f"{where}: above the maximum; nearest value that works: {maximum!r}")
+
+
+def add_flags(parser: argparse._ActionsContainer, section: type[Any], separator: str = "-") -> None:
+    """`--some-name` for every setting, a switch for a boolean; one that is not given is absent."""
+    for field in dataclasses.fields(section):
+        flag, text = "--" + field.name.replace("_", separator), flag_help(field)
+        if isinstance(field.default, bool):
+            switch = argparse.BooleanOptionalAction
+            parser.add_argument(flag, action=switch, default=argparse.SUPPRESS, help=text)
+            continue
+        kind, choices = type(field.default), field.metadata["choices"]
+        parser.add_argument(flag, type=kind, choices=choices, default=argparse.SUPPRESS, help=text)
+
+
+def flag_help(field: dataclasses.Field[Any]) -> str:
+    """What a setting is, with its default, for the help of a command."""
+    unit = f" {field.metadata['unit']}" if field.metadata["unit"] else ""
+    return f"{field.metadata['help']} (default: {field.default!r}{unit})".replace("%", "%%")
+
+
+def read_flags(section: type[Section], given: argparse.Namespace) -> Section:
+    """The section with the flags that were given. Raises ValueError for a value outside its limits."""
+    names = [field.name for field in dataclasses.fields(section)]  # type: ignore[arg-type]
+    return section(**{name: getattr(given, name) for name in names if hasattr(given, name)})
 
 
 def in_one_line(error: Exception) -> str:

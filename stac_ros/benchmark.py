@@ -25,11 +25,11 @@ from rclpy.node import Node
 from sensor_msgs.msg import CompressedImage, Image, PointCloud2
 from std_msgs.msg import Header
 
+from stac_core.settings import add_flags, read_flags
 from stac_ros import topics
 from stac_ros.arguments import complete, profile_environment
 from stac_ros.clouds import FIELDS, POINT, cloud_message
 from stac_ros.domain import private_ros_environment
-from stac_ros.flags import add_flags, read_flags
 from stac_ros.images import encode_image
 from stac_ros.mapping_node import MappingNode
 from stac_ros.node_process import THREADS

@@ -17,7 +17,7 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.task import Future
 from rclpy.utilities import remove_ros_args
 
-from stac_ros.flags import add_flags, read_flags
+from stac_core.settings import add_flags, read_flags
 from stac_ros.open_source import open_source
 from stac_ros.replay_node import ReplayNode
 from stac_ros.settings import ReplaySettings

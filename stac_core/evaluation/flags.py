@@ -12,6 +12,7 @@ import itertools
 from typing import Any
 
 from stac_core.config import Config
+from stac_core.settings import flag_help
 
 Overrides = dict[str, str]
 _NAMES = {  # flags whose name is not the setting's own
@@ -45,7 +46,6 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
     for dotted, setting in settings_of(Config()).items():
         flag = _NAMES.get(dotted, f"--{setting.name}")
         short = [_SHORT[dotted]] if dotted in _SHORT else []
-        unit = f" {setting.metadata['unit']}" if setting.metadata["unit"] else ""
         choices = setting.metadata["choices"]
         group.add_argument(
             flag,
@@ -53,7 +53,7 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
             dest=dotted,
             metavar="{" + ",".join(map(str, choices)) + "}" if choices else setting.name.upper(),
             default=argparse.SUPPRESS,
-            help=f"{setting.metadata['help']} (default: {setting.default!r}{unit})".replace("%", "%%"),
+            help=flag_help(setting),
         )
 
 

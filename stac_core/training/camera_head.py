@@ -34,10 +34,10 @@ from stac_core.files import write_whole
 from stac_core.geometry import encode_pose
 from stac_core.network.camera_head import CameraHead
 from stac_core.network.causal_vggt import CausalVGGT
-from stac_core.settings import check_settings, refuse, setting
+from stac_core.settings import add_flags, check_settings, read_flags, refuse, setting
 from stac_core.training.batches import mirror
 from stac_core.training.clips import render_clips
-from stac_core.training.config import add_arguments, changed_flags, from_arguments
+from stac_core.training.config import changed_flags
 from stac_core.training.losses import camera_loss
 from stac_core.training.schedule import SHORTEST
 from stac_core.training.sequences import Sequences, join, normalise
@@ -192,7 +192,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Prepare tokens, train, write the network with its new head."""
     parser = argparse.ArgumentParser(prog="python -m stac_core.training.camera_head", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    add_arguments(parser, CameraHeadConfig)
+    add_flags(parser, CameraHeadConfig)
     parser.add_argument("--weights", type=Path, default=BOX, help="network to begin with (default: the box)")
     parser.add_argument(
         "--prepare",
@@ -202,7 +202,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="make the tokens of clips FIRST to STOP - 1, and no more",
     )
     given = parser.parse_args(arguments)
-    config = from_arguments(CameraHeadConfig, given)
+    config = read_flags(CameraHeadConfig, given)
     torch.set_num_threads(config.threads)
     network = load_weights(NETWORKS["embedded"], given.weights, torch.float32, torch.device("cpu"))
     tokens = ClipTokens(network.eval(), config)

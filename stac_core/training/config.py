@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from stac_core.config import NETWORKS, PATCH_SIZE
 from stac_core.settings import check_settings, refuse, setting
@@ -100,28 +99,6 @@ class TrainingConfig:
             raise refuse(self, "last_frames", f"clips have {self.clip_frames} frames", self.clip_frames)
         if self.warmup_steps >= self.steps:
             raise refuse(self, "warmup_steps", f"not below steps = {self.steps}", self.steps // 10)
-
-
-Section = TypeVar("Section")
-
-
-def add_arguments(parser: argparse.ArgumentParser, section: type) -> None:
-    """One flag per setting; an absent flag leaves the default where it is declared."""
-    for field in dataclasses.fields(section):
-        unit = f" [{field.metadata['unit']}]" if field.metadata["unit"] else ""
-        parser.add_argument(
-            "--" + field.name.replace("_", "-"),
-            type=type(field.default),
-            default=argparse.SUPPRESS,
-            choices=field.metadata["choices"],
-            help=f"{field.metadata['help']}{unit} (default {field.default})",
-        )
-
-
-def from_arguments(section: type[Section], arguments: argparse.Namespace) -> Section:
-    """The section with the flags that were given."""
-    names = {field.name for field in dataclasses.fields(section)}  # type: ignore[arg-type]
-    return section(**{name: value for name, value in vars(arguments).items() if name in names})
 
 
 def changed_flags(values: Mapping[str, Any], section: type) -> str:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-from stac_core.training.config import TrainingConfig, add_arguments, from_arguments
+from stac_core.settings import add_flags, read_flags
+from stac_core.training.config import TrainingConfig
 from stac_core.training.processes import join_processes
 from stac_core.training.state import export_state, read_state
 from stac_core.training.trainer import Trainer
@@ -25,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Train, or export the state of an earlier run."""
     parser = argparse.ArgumentParser(prog="python -m stac_core.training.train", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    add_arguments(parser, TrainingConfig)
+    add_flags(parser, TrainingConfig)
     parser.add_argument("--resume", type=Path, help="start from this state: a file, or a folder of pieces")
     parser.add_argument(
         "--weights", type=Path, help="begin with the network weights of this file, the box for example"
@@ -33,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--export-state", type=Path, metavar="DIR", help="write the state in pieces and stop")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    config = from_arguments(TrainingConfig, given)
+    config = read_flags(TrainingConfig, given)
     if given.export_state:
         for path in export_state(read_state(Path(config.out) / "state.safetensors"), given.export_state):
             print(f"{path}  {path.stat().st_size / 2**20:.1f} MiB")

@@ -24,7 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from stac_core.config import PATCH_SIZE
-from stac_core.settings import check_settings, refuse, setting
+from stac_core.settings import add_flags, check_settings, read_flags, refuse, setting
 from stac_core.worlds.config import WorldConfig, check_frame_size
 from stac_core.worlds.export_bag import BagSettings, BagWriter
 from stac_core.worlds.export_folder import FolderSettings, FolderWriter
@@ -144,14 +144,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--bag", type=Path, metavar="PATH", help="write a rosbag2 recording (MCAP)")
     parser.add_argument("--overwrite", action="store_true", help="replace what exists")
     for section in (ExportConfig, WorldConfig, FolderSettings, BagSettings):
-        _add_flags(parser, section)
+        group = parser.add_argument_group((section.__doc__ or "").splitlines()[0].rstrip("."))
+        add_flags(group, section, separator="_")
     given = parser.parse_args(arguments)
     try:
         export_world(
-            _section(ExportConfig, given),
-            _section(WorldConfig, given),
-            (given.folder, _section(FolderSettings, given)) if given.folder else None,
-            (given.bag, _section(BagSettings, given)) if given.bag else None,
+            read_flags(ExportConfig, given),
+            read_flags(WorldConfig, given),
+            (given.folder, read_flags(FolderSettings, given)) if given.folder else None,
+            (given.bag, read_flags(BagSettings, given)) if given.bag else None,
             overwrite=given.overwrite,
             progress=True,
         )
@@ -165,31 +166,6 @@ def main(arguments: list[str] | None = None) -> int:
         if path:
             print(f"wrote {path}")
     return 0
-
-
-def _add_flags(parser: argparse.ArgumentParser, section: type[Any]) -> None:
-    group = parser.add_argument_group((section.__doc__ or "").splitlines()[0].rstrip("."))
-    for field in dataclasses.fields(section):
-        unit = f" {field.metadata['unit']}" if field.metadata["unit"] else ""
-        choices = field.metadata["choices"]
-        group.add_argument(
-            f"--{field.name}",
-            type=_boolean if isinstance(field.default, bool) else type(field.default),
-            default=argparse.SUPPRESS,
-            metavar="{" + ",".join(choices) + "}" if choices else field.name.upper(),
-            help=f"{field.metadata['help']} (default: {field.default!r}{unit})".replace("%", "%%"),
-        )
-
-
-def _boolean(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected true or false")
-    return text.lower() == "true"
-
-
-def _section(section: type[Any], given: argparse.Namespace) -> Any:
-    names = [field.name for field in dataclasses.fields(section)]
-    return section(**{name: getattr(given, name) for name in names if hasattr(given, name)})
 
 
 if __name__ == "__main__":
