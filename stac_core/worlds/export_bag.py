@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 
 from stac_core.geometry import quaternion_from_rotation
 from stac_core.settings import check_settings, setting
@@ -201,11 +202,4 @@ def _velocity(
     rotation = now.world_from_camera[:3, :3] @ BASE_FROM_CAMERA.T
     moved = rotation.T @ (now.world_from_camera[:3, 3] - before.world_from_camera[:3, 3])
     turned = before.world_from_camera[:3, :3].T @ now.world_from_camera[:3, :3]
-    return moved / seconds, BASE_FROM_CAMERA @ _rotation_vector(turned) / seconds
-
-
-def _rotation_vector(rotation: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Axis times angle."""
-    *axis, real = quaternion_from_rotation(torch.from_numpy(rotation)).tolist()
-    length = float(np.linalg.norm(axis))
-    return np.array(axis) * (2 * np.arctan2(length, real) / length if length > 1e-12 else 2.0)
+    return moved / seconds, BASE_FROM_CAMERA @ Rotation.from_matrix(turned).as_rotvec() / seconds
