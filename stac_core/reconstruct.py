@@ -233,7 +233,7 @@ def _check_that_all_fit(stats: SessionStats, frames: int, kf_every: int, device:
 def _check_that_it_began(session: StreamSession, best: float) -> None:
     """ValueError where every chunk was refused; best: the highest mean confidence of one."""
     cache = session.config.cache
-    if not (session.stats().cache.frames_seen or cache.rules.offline):
+    if cache.first_confidence and not (session.stats().cache.frames_seen or cache.rules.offline):
         raise ValueError(
             f"no chunk reaches cache.first_confidence = {cache.first_confidence}: the stream never began, "
             "and what was written lies in a frame of its own for each chunk; nearest value that works: "
