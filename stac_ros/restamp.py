@@ -7,8 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from rclpy.serialization import deserialize_message
+from std_msgs.msg import Header
 from tf2_msgs.msg import TFMessage
 
+from stac_ros.camera_messages import stamp_message
 from stac_ros.transforms import stamp_nanoseconds
 
 NewStamp = Callable[[int], int]  # nanoseconds → nanoseconds
@@ -17,14 +19,14 @@ NewStamp = Callable[[int], int]  # nanoseconds → nanoseconds
 def restamp(payload: Any, kind: type[Any], new_stamp: NewStamp) -> Any:
     """The same message with every header stamp changed; types without a stamp as they are."""
     if kind is TFMessage:
-        message = deserialize_message(payload, TFMessage) if isinstance(payload, bytes) else payload
+        message = deserialize_message(payload, TFMessage)  # only bags have transforms
         for transform in message.transforms:
-            _change(transform.header.stamp, new_stamp)
+            transform.header = _restamped(transform.header, new_stamp)
         return message
     if not starts_with_header(kind):
         return payload
     if not isinstance(payload, bytes):
-        _change(payload.header.stamp, new_stamp)
+        payload.header = _restamped(payload.header, new_stamp)
         return payload
     layout = _stamp_layout(payload)
     seconds, nanoseconds = divmod(new_stamp(header_stamp_ns(payload)), 1_000_000_000)
@@ -49,5 +51,6 @@ def _stamp_layout(payload: bytes) -> str:
     return "<iI" if payload[1] & 1 else ">iI"
 
 
-def _change(stamp: Any, new_stamp: NewStamp) -> None:
-    stamp.sec, stamp.nanosec = divmod(new_stamp(stamp_nanoseconds(stamp)), 1_000_000_000)
+def _restamped(header: Header, new_stamp: NewStamp) -> Header:
+    """A header of its own: an image and its calibration may share one."""
+    return Header(stamp=stamp_message(new_stamp(stamp_nanoseconds(header.stamp))), frame_id=header.frame_id)

@@ -165,3 +165,14 @@ def test_restamping_reaches_messages_and_serialised_bytes(tmp_path):
         assert stamp(message) == stamp(original) + 3 * 10**9 + 7
         message.header.stamp = original.header.stamp
         assert message == original
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_an_image_that_shares_its_header_with_the_calibration_is_restamped_once(compressed):
+    source = open_plain("world:5,frames=2,height=28,width=42", compressed=compressed)
+    items = []
+    for item in source.items():
+        changed = restamp(item.payload, source.types[item.topic], lambda old: old + 1000 * 10**9)
+        items.append((item.topic, stamp(changed) - item.due_ns, changed.header.frame_id))
+    later = [(topic, 1000 * 10**9, "camera_optical_frame") for topic in ("camera_info", source.image_topic)]
+    assert items == later * 2
