@@ -91,8 +91,9 @@ Part = tuple[bytes, str, Mapping[str, Any]]
 def _input(source: InputState, counts: Snapshot, previous: Snapshot) -> Part:
     if source.complaint:
         level, text = (WARN if source.publishers else STALE), source.complaint
-    elif bad := _new(counts, previous, "bad image") + _new(counts, previous, "no odometry"):
-        level, text = WARN, f"{bad} unusable images since the last report: {counts.last_error}"
+    elif unusable := _new(counts, previous, "bad image", "no odometry"):
+        causes = ", ".join(f"{count} {cause}" for cause, count in unusable.items())
+        level, text = WARN, f"{sum(unusable.values())} unusable images since the last report: {causes}"
     else:
         level, text = OK, "paused" if source.paused else f"{counts.rate_hz:.1f} images/s"
     return level, text, {
@@ -139,13 +140,10 @@ def _map(state: MapState) -> Part:
     return level, text, _numbers(dataclasses.asdict(state))
 
 
-def _new(counts: Snapshot, previous: Snapshot, prefix: str) -> int:
-    """Images dropped since the last report for causes that begin like this."""
-    return sum(
-        count - previous.dropped.get(cause, 0)
-        for cause, count in counts.dropped.items()
-        if cause.startswith(prefix)
-    )
+def _new(counts: Snapshot, previous: Snapshot, *prefixes: str) -> dict[str, int]:
+    """Images dropped since the last report, by cause, for causes that begin like this."""
+    new = {cause: count - previous.dropped.get(cause, 0) for cause, count in sorted(counts.dropped.items())}
+    return {cause: count for cause, count in new.items() if count and cause.startswith(prefixes)}
 
 
 def _numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
