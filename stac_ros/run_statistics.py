@@ -66,9 +66,10 @@ class Statistics:
             self._dropped[cause] += images
 
     def error(self, cause: str, text: str, images: int, failing: bool = False) -> None:
-        """Images were lost because something went wrong. The first of a cause is logged, all are counted."""
+        """Something went wrong: lost images are counted, and the first error of a cause is logged."""
         with self._lock:
-            self._dropped[cause] += images
+            if images:
+                self._dropped[cause] += images
             self._last_error, self._last_error_at = f"{cause}: {text}", time.monotonic()
             self._failing = self._failing or failing
             known = cause in self._logged

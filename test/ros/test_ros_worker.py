@@ -134,7 +134,8 @@ def test_an_order_that_fails_is_told_though_nobody_waits_for_it(bench, caplog):
     done = []
     bench.worker.order(lambda: done.append(True))
     bench.worker.ask(lambda: None).result(LIMIT_S)
-    assert done and "no such cloud" in bench.statistics.snapshot().last_error
+    counts = bench.statistics.snapshot()
+    assert done and "no such cloud" in counts.last_error and counts.dropped == {}, "no image was lost"
     assert caplog.text.count("no such cloud") == 1
 
 
