@@ -6,18 +6,20 @@ import os
 import signal
 import sys
 import threading
+import time
 
 import pytest
+from ros_helpers import PATIENCE_S
 
 from stac_ros.processes import Processes
 
 FOR_EVER = [sys.executable, "-c", "import time\nwhile True: time.sleep(1)"]
-DEAF = [
-    sys.executable,
-    "-c",
-    "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('deaf', flush=True)\n"
-    "while True: time.sleep(1)",
-]
+DEAF = """
+import pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+pathlib.Path(sys.argv[1]).touch()
+while True: time.sleep(1)
+"""
 
 
 def ends_with(status: int) -> list[str]:
@@ -28,13 +30,19 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @pytest.fixture
-def processes():
+def handlers():
+    """Those of signals, as they were before."""
     kept = {number: signal.getsignal(number) for number in ENDING}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def processes(handlers):
     made = Processes(environment={}, patience_s=20.0)
     yield made
     made.end_all()
-    for number, handler in kept.items():
-        signal.signal(number, handler)
 
 
 def test_the_awaited_one_ends_well_and_the_rest_is_ended(processes):
@@ -72,15 +80,14 @@ def test_who_is_to_outlive_the_terminal_does(processes):
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
-def test_a_process_that_does_not_listen_is_killed():
-    kept = {number: signal.getsignal(number) for number in ENDING}
-    processes = Processes(environment={}, patience_s=0.5)
-    processes.start("deaf", [*DEAF])
-    try:
-        assert processes.end("deaf") in (0, -signal.SIGKILL)  # 0: told to end before it could become deaf
-    finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)
+def test_a_process_that_does_not_listen_is_killed(handlers, tmp_path):
+    processes, deaf = Processes(environment={}, patience_s=0.5), tmp_path / "deaf"
+    processes.start("deaf", [sys.executable, "-c", DEAF, str(deaf)])
+    limit = time.monotonic() + PATIENCE_S
+    while not deaf.exists():
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+    assert processes.end("deaf") == -signal.SIGKILL
 
 
 def test_the_environment_reaches_the_processes(processes):
