@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import signal
+import sys
 import threading
 from collections.abc import Callable
 
@@ -13,6 +15,7 @@ from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
 from rclpy.logging import get_logger
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
+from rclpy.utilities import remove_ros_args
 
 from stac_ros.signals import when_asked_to_end
 
@@ -21,6 +24,23 @@ THREADS = 4  # images; services, which may wait for the worker; timers; transfor
 REFUSALS = (ValueError, OSError, ImportError, RuntimeError, NameValidationException)
 
 logger = logging.getLogger(__name__)
+
+
+def own_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments of a command, without those of ROS; of these, bad ones end the process with one line."""
+    try:
+        words = remove_ros_args(sys.argv)[1:]
+    except RuntimeError as error:
+        sys.exit(f"{parser.prog}: {error}")
+    return parser.parse_args(words)
+
+
+def begin_ros(command: str, signals: SignalHandlerOptions | None = None) -> None:
+    """Initialise ROS with the arguments of this process; what it refuses ends the process with one line."""
+    try:
+        rclpy.init(args=sys.argv, signal_handler_options=signals)
+    except RuntimeError as error:
+        sys.exit(f"{command}: {error}")
 
 
 class ClosingNode(Node):

@@ -24,13 +24,13 @@ import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
-from rclpy.utilities import remove_ros_args
 from sensor_msgs.msg import Image
 
 from stac_core.files import write_whole
 from stac_core.ply import write_ply
 from stac_ros.images import decode_depth
 from stac_ros.listen import subscribe
+from stac_ros.node_process import begin_ros, own_arguments
 from stac_ros.report import write_report
 from stac_ros.signals import when_asked_to_end
 from stac_ros.topics import DEPTH, RECORDER_NAME
@@ -112,11 +112,11 @@ def main() -> None:
         prog="stac-record", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="made if missing")
-    folder = parser.parse_args(remove_ros_args(sys.argv)[1:]).folder
+    folder = own_arguments(parser).folder
     asked_to_end = threading.Event()
     when_asked_to_end(lambda number: asked_to_end.set())
     # ROS must go on after a signal, for the last messages: signals are handled here.
-    rclpy.init(args=sys.argv, signal_handler_options=SignalHandlerOptions.NO)
+    begin_ros("stac-record", SignalHandlerOptions.NO)
     try:
         recorder = Recorder(folder)
         executor = SingleThreadedExecutor()

@@ -15,9 +15,9 @@ import threading
 import rclpy
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.task import Future
-from rclpy.utilities import remove_ros_args
 
 from stac_core.settings import add_flags, read_flags
+from stac_ros.node_process import begin_ros, own_arguments
 from stac_ros.open_source import open_source
 from stac_ros.replay_node import ReplayNode
 from stac_ros.settings import ReplaySettings
@@ -30,7 +30,7 @@ def main() -> None:
     )
     parser.add_argument("source", help="rosbag2, video, folder of images, dataset, world:SEED or camera:0")
     add_flags(parser, ReplaySettings)
-    arguments = parser.parse_args(remove_ros_args(sys.argv)[1:])
+    arguments = own_arguments(parser)
     try:
         settings = read_flags(ReplaySettings, arguments)
         more_topics = [topic for topic in settings.more_topics.split(",") if topic]
@@ -39,7 +39,7 @@ def main() -> None:
         )
     except (ValueError, OSError) as error:
         sys.exit(f"stac-replay: {error}")
-    rclpy.init(args=sys.argv)
+    begin_ros("stac-replay")
     node = ReplayNode(source, settings)
     try:
         _play_while_spinning(node)

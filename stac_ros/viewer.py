@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 
 import rclpy
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
-from rclpy.utilities import remove_ros_args
 
+from stac_ros.node_process import begin_ros, own_arguments
 from stac_ros.viewer_scene import Scene
 from stac_ros.watch import Watch
 
@@ -29,8 +28,8 @@ def main() -> None:
         prog="stac-view", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--port", type=int, default=8080, help="the next free one if taken (default: 8080)")
-    port = parser.parse_args(remove_ros_args(sys.argv)[1:]).port
-    rclpy.init(args=sys.argv)
+    port = own_arguments(parser).port
+    begin_ros("stac-view")
     node = Node("stac_view")
     watch, scene = Watch(node), Scene(port)
     steady = Clock(clock_type=ClockType.STEADY_TIME)  # also while simulated time stands still

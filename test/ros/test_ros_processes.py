@@ -9,7 +9,7 @@ import threading
 import time
 
 import pytest
-from ros_helpers import PATIENCE_S
+from ros_helpers import PATIENCE_S, Child
 
 from stac_ros.processes import Processes
 
@@ -96,3 +96,23 @@ def test_the_environment_reaches_the_processes(processes):
         "job", [sys.executable, "-c", "import os, sys; sys.exit(os.environ['STAC_TEST_WORD'] != 'heard')"]
     )
     assert processes.wait("job") == 0
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        ("replay", ["world:5,frames=2,height=28,width=42"]),
+        ("recorder", ["out"]),
+        ("viewer", []),
+    ],
+)
+def test_bad_arguments_of_ros_end_with_one_line(tmp_path, monkeypatch, module, words):
+    monkeypatch.chdir(tmp_path)
+    with Child(f"stac_ros.{module}", *words, "--ros-args", "-r", "image:=a@b") as child:
+        assert child.wait() == 1
+    assert "image:=a@b" in child.output and "Traceback" not in child.output
+    monkeypatch.setenv("ROS_DOMAIN_ID", "home")
+    with Child(f"stac_ros.{module}", *words) as child:
+        assert child.wait() == 1
+    assert "ROS_DOMAIN_ID" in child.output and "Traceback" not in child.output
+    assert not list(tmp_path.iterdir())
