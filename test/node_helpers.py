@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
-import subprocess
-import sys
-import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rclpy
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
-from ros_helpers import PATIENCE_S, spin_until
+from ros_helpers import PATIENCE_S, Child, spin_until
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 from tiny import synthetic_frames
 
 from stac_ros import topics
 from stac_ros.images import encode_image
-from stac_ros.topics import NODE_NAME, Service, Topic
+from stac_ros.listen import outside_name
+from stac_ros.topics import Service, Topic
 from stac_ros.transforms import stamp_nanoseconds
 
 START_S = 120.0  # to load PyTorch and a network, next to all else that a computer may be doing
@@ -33,40 +28,15 @@ HEIGHT, WIDTH = 48, 64
 FAST = {"image.size": 56, "model.device": "cpu"}  # a step of the smallest network takes a tenth of a second
 
 
-class NodeProcess:
-    """`stac_node` in a namespace, with parameters section.field → value; ended by `stop`."""
+class NodeProcess(Child):
+    """`stac_node` in a namespace, with parameters section.field → value."""
 
     def __init__(self, namespace: str, parameters: dict[str, Any]) -> None:
         self.namespace = namespace
-        self._log = tempfile.NamedTemporaryFile("w+", prefix="stac_node_", suffix=".log")  # noqa: SIM115
-        command = [sys.executable, "-m", "stac_ros.mapping_node", "--ros-args", "-r", f"__ns:=/{namespace}"]
+        words = ["--ros-args", "-r", f"__ns:=/{namespace}"]
         for name, value in (FAST | parameters).items():
-            text = str(value).lower() if isinstance(value, bool) else value
-            command += ["-p", f"{name}:={text}"]
-        self.process = subprocess.Popen(command, stdout=self._log, stderr=subprocess.STDOUT)
-
-    def log(self) -> str:
-        with open(self._log.name) as file:
-            return file.read()
-
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        """Send a signal and wait; the exit status."""
-        self.process.send_signal(number)
-        return self.wait()
-
-    def wait(self) -> int:
-        try:
-            return self.process.wait(START_S)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-            raise AssertionError(f"the node did not end:\n{self.log()}") from None
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-        self._log.close()
+            words += ["-p", f"{name}:={str(value).lower() if isinstance(value, bool) else value}"]
+        super().__init__("stac_ros.mapping_node", *words)
 
 
 class Observer:
@@ -82,14 +52,11 @@ class Observer:
 
     def name(self, item: Topic | Service) -> str:
         """The full name of a topic or service of the node under test."""
-        if item.name.startswith("/"):
-            return item.name
-        return f"/{self.under_test.namespace}/{item.name.replace('~', NODE_NAME, 1)}"
+        return str(Path("/", self.under_test.namespace) / outside_name(item))
 
     def wait_until_ready(self) -> None:
         def ready() -> bool:
-            status = self.under_test.process.poll()
-            assert status is None, f"the node ended with {status}:\n{self.under_test.log()}"
+            assert self.under_test.running, f"the node ended:\n{self.under_test.output}"
             heard = all(self.node.count_publishers(self.name(topic)) for topic in topics.OUTPUTS)
             served = all(client.service_is_ready() for client in self._clients.values())
             return heard and served and self._camera.get_subscription_count() > 0
@@ -149,14 +116,14 @@ class Observer:
             if wanted(found):
                 return found
             assert time.monotonic() < limit, (
-                f"diagnostics stay {found}; the node's log:\n{self.under_test.log()}"
+                f"diagnostics stay {found}; the node's log:\n{self.under_test.output}"
             )
 
     def spin_until(self, done, what: str, patience_s: float = PATIENCE_S) -> Any:  # type: ignore[no-untyped-def]
         try:
             return spin_until([self.node], done, what, patience_s)
         except AssertionError as error:
-            raise AssertionError(f"{error}; the node's log:\n{self.under_test.log()}") from None
+            raise AssertionError(f"{error}; the node's log:\n{self.under_test.output}") from None
 
     def _of_node(self, message: DiagnosticArray) -> bool:
         return message.status[0].name.startswith(f"{self.under_test.namespace}/")
@@ -169,18 +136,6 @@ class Observer:
             self.received[topic].append(message)
 
         self.node.create_subscription(topic.type, self.name(topic), keep, qos)
-
-
-@contextlib.contextmanager
-def observer_node() -> Iterator[Node]:
-    context = rclpy.Context()
-    rclpy.init(context=context)
-    node = Node(f"observer_{time.monotonic_ns()}", context=context)
-    try:
-        yield node
-    finally:
-        node.destroy_node()
-        rclpy.try_shutdown(context=context)
 
 
 def images(

@@ -23,12 +23,12 @@ from node_helpers import (
     header,
     images,
     matrix_of,
-    observer_node,
     stamps_s,
 )
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
 from rclpy.qos import ReliabilityPolicy
+from ros_helpers import ros_nodes
 from safetensors.torch import save_file
 from sensor_msgs.msg import CameraInfo, CompressedImage
 from tiny import TINY, golden_weights, synthetic_frames
@@ -70,14 +70,13 @@ def processes(tmp_path_factory):
     with contextlib.ExitStack() as stack:
         found = {}
         for name, parameters in (("plain", plain), ("robot", robot), ("stopped", stopped)):
-            found[name] = NodeProcess(name, parameters)
-            stack.callback(found[name].close)
+            found[name] = stack.enter_context(NodeProcess(name, parameters))
         yield found
 
 
 @pytest.fixture(scope="module")
 def plain_observer(processes):
-    with observer_node() as node:
+    with ros_nodes("observer") as (node,):
         observer = Observer(node, processes["plain"], topics.IMAGE, qos_profile("reliable", 10))
         observer.wait_until_ready()
         yield observer
@@ -90,28 +89,25 @@ def observer(plain_observer):
     return plain_observer
 
 
-def endpoint_of(observer: Observer, topic: topics.Topic, infos):
+def qos_of_node(observer: Observer, infos):
     return next(
-        i
-        for i in infos
-        if i.node_name == topics.NODE_NAME and observer.under_test.namespace in i.node_namespace
+        info.qos_profile
+        for info in infos
+        if info.node_name == topics.NODE_NAME and observer.under_test.namespace in info.node_namespace
     )
 
 
 def test_every_topic_has_the_quality_of_service_of_the_table(observer):
     for topic in topics.OUTPUTS:
         infos = observer.node.get_publishers_info_by_topic(observer.name(topic))
-        found = endpoint_of(observer, topic, infos).qos_profile
-        assert (found.reliability, found.durability) == (topic.qos().reliability, topic.qos().durability), (
-            topic.name
-        )
-    infos = observer.node.get_subscriptions_info_by_topic(observer.name(topics.IMAGE))
-    assert endpoint_of(observer, topics.IMAGE, infos).qos_profile.reliability == ReliabilityPolicy.RELIABLE
-    infos = observer.node.get_subscriptions_info_by_topic(observer.name(topics.CAMERA_INFO))
-    assert (
-        endpoint_of(observer, topics.CAMERA_INFO, infos).qos_profile.reliability
-        == ReliabilityPolicy.BEST_EFFORT
-    )
+        found, wanted = qos_of_node(observer, infos), topic.qos()
+        assert (found.reliability, found.durability) == (wanted.reliability, wanted.durability), topic.name
+    for topic, reliability in (
+        (topics.IMAGE, ReliabilityPolicy.RELIABLE),
+        (topics.CAMERA_INFO, ReliabilityPolicy.BEST_EFFORT),
+    ):
+        infos = observer.node.get_subscriptions_info_by_topic(observer.name(topic))
+        assert qos_of_node(observer, infos).reliability == reliability, topic.name
 
 
 def test_every_topic_speaks_of_every_image_with_its_stamp_and_frame(observer):
@@ -253,7 +249,7 @@ def test_images_of_another_size_begin_a_new_stream(observer):
     path = observer.wait(topics.PATH, lambda path: stamps_s(path.poses) == [200.0, 201.0])
     depth = observer.wait(topics.DEPTH, lambda depth: stamps_s([depth]) == [201.0])
     assert (depth.height, depth.width) == (64, 96) and len(path.poses) == 2
-    assert "image size changed from 64×48 to 96×64: a new stream begins" in observer.under_test.log()
+    assert "image size changed from 64×48 to 96×64: a new stream begins" in observer.under_test.output
 
 
 def test_bad_images_are_counted_and_the_node_lives_on_with_its_map(observer):
@@ -275,7 +271,7 @@ def test_bad_images_are_counted_and_the_node_lives_on_with_its_map(observer):
         assert int(after[key]) - int(before.get(key, 0)) == count, cause
     path = observer.wait(topics.PATH, lambda path: len(path.poses) == 6)
     assert stamps_s(path.poses)[0] == 100.0, "the stream and its map went on"
-    assert "'rgb9' is not supported: publish one of rgb8" in observer.under_test.log()
+    assert "'rgb9' is not supported: publish one of rgb8" in observer.under_test.output
 
     flat.height, flat.data = (
         1,
@@ -320,11 +316,11 @@ def test_a_camera_that_has_a_parent_already_is_warned_of_once(observer):
 
     def look_on() -> bool:
         observer.map_images(*images(1, int(time.time()), frame="colour_optical_frame"))
-        return warning in observer.under_test.log()
+        return warning in observer.under_test.output
 
     observer.spin_until(look_on, "the warning")
     look_on()
-    log = observer.under_test.log()
+    log = observer.under_test.output
     assert log.count(warning) == 1 and "or where there is none to mount, the root" in log
 
 
@@ -358,7 +354,7 @@ def odom_from_camera(stamp_s: float) -> np.ndarray:
 
 def test_with_odometry_the_node_corrects_it_in_metres(processes):
     """Compressed, best-effort images; the camera is part of a robot: map → odom, never a second parent."""
-    with observer_node() as node:
+    with ros_nodes("observer") as (node,):
         observer = Observer(node, processes["robot"], topics.COMPRESSED_IMAGE, topics.COMPRESSED_IMAGE.qos())
         observer.wait_until_ready()
         broadcaster = TransformBroadcaster(node)
@@ -400,7 +396,7 @@ def test_with_odometry_the_node_corrects_it_in_metres(processes):
             "the transform of every pose",  # another topic, which may come later
         )
         assert all(stamp_s % 1 == 0 for stamp_s in ours()), "stamps of another clock: nothing in between"
-        log = observer.under_test.log()
+        log = observer.under_test.output
         assert log.count("this node's clock says") == 1 and "set use_sim_time to true" in log
         for pose in observer.received[topics.POSE]:
             seconds = stamps_s([pose])[0]
@@ -418,12 +414,13 @@ def test_with_odometry_the_node_corrects_it_in_metres(processes):
             lambda now: "dropped: no odometry" in now["input"], lambda: observer.publish(jpeg(5000.0))
         )
         assert now["map"]["scale"] == "fixed, 3 m per unit"
-    assert processes["robot"].stop(signal.SIGINT) == 0
+    processes["robot"].signal(signal.SIGINT)
+    assert processes["robot"].wait() == 0
 
 
 def test_a_signal_lets_the_chunk_at_hand_finish_and_be_heard(processes):
     """Even where the terminal is closed: then shell and system send SIGHUP, both."""
-    with observer_node() as node:
+    with ros_nodes("observer") as (node,):
         observer = Observer(node, processes["stopped"], topics.IMAGE, qos_profile("reliable", 100))
         observer.wait_until_ready()
         endless = itertools.cycle(images(3))
@@ -437,11 +434,11 @@ def test_a_signal_lets_the_chunk_at_hand_finish_and_be_heard(processes):
 
         observer.spin_until(hear_a_pose, "a pose")  # more images wait: a chunk is at hand now
         for _ in range(2):
-            processes["stopped"].process.send_signal(signal.SIGHUP)
+            processes["stopped"].signal(signal.SIGHUP)
             time.sleep(0.05)  # two that wait at the same time would be one
-        observer.spin_until(lambda: processes["stopped"].process.poll() is not None, "the end of the node")
+        observer.spin_until(lambda: not processes["stopped"].running, "the end of the node")
         assert processes["stopped"].wait() == 0
-        log = processes["stopped"].log()
+        log = processes["stopped"].output
         assert "the chunk at hand is finished first" in log and "Traceback" not in log
         heard = len(observer.received[topics.POSE])
         assert f"stopped: {heard} images mapped" in log
