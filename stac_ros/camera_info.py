@@ -9,8 +9,10 @@ import logging
 
 import numpy as np
 from numpy.typing import NDArray
-from sensor_msgs.msg import CameraInfo, RegionOfInterest
+from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Header
+
+from stac_ros.camera_messages import calibration_message
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +33,7 @@ class CameraCalibration:
         received = self._received
         if received is None or not self._fits(received, height, width):
             self.source = "predicted"
-            return predicted_camera_info(header, height, width, predicted)
+            return calibration_message(predicted, height, width, header)
         self.source = "camera_info"
         return CameraInfo(
             header=header,
@@ -63,15 +65,3 @@ class CameraCalibration:
         if text not in self._said:
             self._said.add(text)
             logger.warning(text)
-
-
-def predicted_camera_info(
-    header: Header, height: int, width: int, intrinsics: NDArray[np.float64]
-) -> CameraInfo:
-    """A pinhole camera without distortion; intrinsics [3, 3] in pixels."""
-    k = intrinsics.reshape(-1)
-    message = CameraInfo(header=header, height=height, width=width, roi=RegionOfInterest())
-    message.distortion_model, message.d = "plumb_bob", [0.0] * 5
-    message.k, message.r = k, np.eye(3).reshape(-1)
-    message.p = np.column_stack([intrinsics, np.zeros(3)]).reshape(-1)
-    return message

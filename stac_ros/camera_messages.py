@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
-from stac_ros.images import byte_array, encode_image
+from stac_ros.images import encode_image
+from stac_ros.message_data import byte_array
 
 _JPEG_QUALITY = 95
 
