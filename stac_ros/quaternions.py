@@ -15,8 +15,6 @@ except ImportError:
     tf_transformations = None
     from transforms3d import quaternions as _wxyz
 
-LIBRARY = "tf_transformations" if tf_transformations else "transforms3d"
-
 
 def rotation_from_quaternion(xyzw: NDArray[np.float64]) -> NDArray[np.float64]:
     """The 3×3 rotation of a quaternion [4]; its length is normalised first.
@@ -30,6 +28,14 @@ def rotation_from_quaternion(xyzw: NDArray[np.float64]) -> NDArray[np.float64]:
     if tf_transformations:
         return np.asarray(tf_transformations.quaternion_matrix(unit))[:3, :3]
     return np.asarray(_wxyz.quat2mat(np.roll(unit, 1)))
+
+
+def pose_matrix(translation: NDArray[np.float64], xyzw: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The rigid 4×4 matrix of a translation [3] and a quaternion [4]."""
+    matrix = np.eye(4)
+    matrix[:3, :3] = rotation_from_quaternion(xyzw)
+    matrix[:3, 3] = translation
+    return matrix
 
 
 def quaternion_from_rotation(rotation: NDArray[np.float64]) -> NDArray[np.float64]:

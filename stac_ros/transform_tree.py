@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from stac_ros.quaternions import interpolate_quaternions, rotation_from_quaternion
+from stac_ros.quaternions import interpolate_quaternions, pose_matrix
 
 
 class TransformError(LookupError):
@@ -30,10 +30,7 @@ class Sample:
     quaternion: NDArray[np.float64]
 
     def matrix(self) -> NDArray[np.float64]:  # parent_from_child [4, 4]
-        pose = np.eye(4)
-        pose[:3, :3] = rotation_from_quaternion(self.quaternion)
-        pose[:3, 3] = self.translation
-        return pose
+        return pose_matrix(self.translation, self.quaternion)
 
 
 @dataclass

@@ -18,7 +18,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.time import Time
 from tf2_msgs.msg import TFMessage
 
-from stac_ros.quaternions import quaternion_from_rotation, rotation_from_quaternion
+from stac_ros.quaternions import pose_matrix, quaternion_from_rotation
 from stac_ros.transform_tree import Sample, TransformError, TransformTree
 
 try:
@@ -51,11 +51,7 @@ def transform_matrix(message: Transform) -> NDArray[np.float64]:
 
     Raises ValueError for a quaternion that is no rotation.
     """
-    translation, quaternion = _numbers(message)
-    matrix = np.eye(4)
-    matrix[:3, :3] = rotation_from_quaternion(quaternion)
-    matrix[:3, 3] = translation
-    return matrix
+    return pose_matrix(*_numbers(message))
 
 
 def stamped_transform(  # type: ignore[no-untyped-def]

@@ -19,7 +19,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from stac_ros.clouds import cloud_points
 from stac_ros.images import ImageError, decode_colour, decode_depth
 from stac_ros.listen import subscribe
-from stac_ros.quaternions import rotation_from_quaternion
+from stac_ros.quaternions import pose_matrix
 from stac_ros.topics import (
     COMPRESSED_IMAGE,
     DEPTH,
@@ -138,9 +138,7 @@ class Watch:
     def _on_pose(self, message: PoseWithCovarianceStamped) -> None:
         self.heard_at = time.monotonic()
         place, turn = message.pose.pose.position, message.pose.pose.orientation
-        pose = np.eye(4)
-        pose[:3, :3] = rotation_from_quaternion(np.array([turn.x, turn.y, turn.z, turn.w]))
-        pose[:3, 3] = place.x, place.y, place.z
+        pose = pose_matrix(np.array([place.x, place.y, place.z]), np.array([turn.x, turn.y, turn.z, turn.w]))
         stamp_ns = stamp_nanoseconds(message.header.stamp)
         if self.seen.stamps_ns and stamp_ns < self.seen.stamps_ns[-1]:
             self.seen.stamps_ns, self.seen.map_from_camera = [], []  # a new stream has begun
