@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -90,9 +90,7 @@ class Mapper:
         if self.paused:
             self._statistics.drop("paused", len(messages))
             return
-        views = [view for message in messages if (view := self._view(message)) is not None]
-        for run in self._runs(views):
-            self._map_run(run)
+        self._map([view for message in messages if (view := self._view(message)) is not None])
 
     def pause(self, paused: bool) -> str:
         self.paused = paused
@@ -161,20 +159,17 @@ class Mapper:
             return None
         return _View(header, image, odom)
 
-    def _runs(self, views: list[_View]) -> Iterator[list[_View]]:
-        """Parts of a chunk that belong to one stream; a new stream begins in between."""
+    def _map(self, views: list[_View]) -> None:
+        """Together what belongs to one stream; where an image cannot continue it, a new one begins."""
         run: list[_View] = []
         for view in views:
-            reason = self._break_before(view)
-            if reason:
-                if run:
-                    yield run
-                    run = []
+            if reason := self._break_before(view):
+                self._map_run(run)
                 self._restart(reason)
+                run = []
             self._size, self._last_stamp_ns = view.image.shape[:2], view.stamp_ns
             run.append(view)
-        if run:
-            yield run
+        self._map_run(run)
 
     def _break_before(self, view: _View) -> str:
         """Why this image cannot continue the stream; empty = it can."""
@@ -191,6 +186,8 @@ class Mapper:
         return ""
 
     def _map_run(self, views: list[_View]) -> None:
+        if not views:
+            return
         started = time.monotonic()
         try:
             prediction = self._session.step([view.image for view in views]).to_host()
