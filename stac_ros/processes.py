@@ -53,15 +53,14 @@ class Processes:
         process = self._running.pop(name, None)
         if process is None:
             return 0
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            process.send_signal(number)
-            try:
-                status = process.wait(self._patience_s)
-            except subprocess.TimeoutExpired:
-                logger.warning("%s does not end within %g s; it is killed", name, self._patience_s)
-                continue
-            return 0 if status == -signal.SIGTERM else status  # before it could listen: also an end
-        return process.wait()
+        process.terminate()
+        try:
+            status = process.wait(self._patience_s)
+        except subprocess.TimeoutExpired:
+            logger.warning("%s does not end within %g s; it is killed", name, self._patience_s)
+            process.kill()
+            status = process.wait()
+        return 0 if status == -signal.SIGTERM else status  # before it could listen: also an end
 
     def end_all(self) -> int:
         """End what still runs, the last started first; the first status that is not 0."""
