@@ -12,9 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stac_core.config import Config
 from stac_ros.listen import outside_name
-from stac_ros.settings import RosConfig
 from stac_ros.share import share_file
 from stac_ros.topics import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, NODE_NAME, OUTPUTS, RECORDER_NAME
 
@@ -25,7 +23,10 @@ LOG_LEVELS = ("debug", "info", "warn", "error", "fatal")
 
 @dataclass(frozen=True)
 class Argument:
-    """One `name:=value`; where `parameter` is named, a given value sets that parameter of the node."""
+    """One `name:=value`; where `parameter` is named, a given value sets that parameter of the node.
+
+    The parameter is a bool where the choices are `SWITCH`, else a text.
+    """
 
     name: str
     default: str
@@ -143,13 +144,16 @@ def _with_kind_of_images(values: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def _mapping_node(values: Mapping[str, str]) -> Child:
-    given = {argument.parameter: values[argument.name] for argument in ARGUMENTS if argument.parameter}
-    typed = {name: _typed(name, text) for name, text in given.items() if text}
+    given = {
+        argument.parameter: is_true(text) if argument.choices == SWITCH else text
+        for argument in ARGUMENTS
+        if argument.parameter and (text := values[argument.name])
+    }
     return Child(
         "stac_node",
         "stac_ros.mapping_node",
         parameter_files=[values["params_file"]] if values["params_file"] else [],
-        parameters=typed | _sim_time(values),
+        parameters=given | _sim_time(values),
         remappings=_remappings(values),
     )
 
@@ -200,11 +204,3 @@ def _image_topics(values: Mapping[str, str]) -> dict[str, str]:
 
 def _sim_time(values: Mapping[str, str]) -> dict[str, Any]:
     return {"use_sim_time": True} if is_true(values["use_sim_time"]) else {}
-
-
-def _typed(parameter: str, text: str) -> Any:
-    """A text as the type of the node's parameter."""
-    section, name = parameter.split(".")
-    config = Config() if hasattr(Config(), section) else RosConfig()
-    default = getattr(getattr(config, section), name)
-    return is_true(text) if isinstance(default, bool) else type(default)(text)

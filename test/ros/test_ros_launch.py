@@ -13,7 +13,7 @@ import yaml
 from ros_recordings import write_bag
 
 from stac_core.config import Config
-from stac_ros.arguments import ARGUMENTS, children, complete, profile_environment
+from stac_ros.arguments import ARGUMENTS, SWITCH, children, complete, profile_environment
 from stac_ros.reference import parameter_reference
 from stac_ros.settings import RosConfig
 from stac_ros.share import share_file
@@ -36,12 +36,12 @@ def child(executable: str, **given: str):
     return found
 
 
-def parameter_names() -> set[str]:
+def parameter_types() -> dict[str, type]:
     return {
-        f"{section}.{name}"
+        f"{section}.{name}": type(default)
         for config in (Config(), RosConfig())
         for section in vars(config)
-        for name in vars(getattr(config, section))
+        for name, default in vars(getattr(config, section)).items()
     }
 
 
@@ -71,7 +71,8 @@ def test_every_argument_is_described_and_names_a_real_parameter():
     for argument in ARGUMENTS:
         assert argument.help
         assert not argument.choices or argument.default in (*argument.choices, "")
-        assert not argument.parameter or argument.parameter in parameter_names()
+        if argument.parameter:
+            assert parameter_types()[argument.parameter] is (bool if argument.choices == SWITCH else str)
 
 
 def test_by_default_the_node_alone_with_its_own_defaults():
@@ -204,7 +205,7 @@ def test_parameter_files_hold_declared_parameters_of_the_right_type(file):
 def test_the_reference_of_parameters_is_up_to_date():
     written = (ROOT / "docs" / "parameters.md").read_text()
     assert written.strip() == parameter_reference().strip(), "run: stac-ros parameters > docs/parameters.md"
-    assert all(f"`{name}`" in written for name in parameter_names())
+    assert all(f"`{name}`" in written for name in parameter_types())
 
 
 DISPLAY_CLASSES = {
