@@ -28,7 +28,7 @@ from stac_ros.outputs import Outputs
 from stac_ros.parameters import Parameters
 from stac_ros.run_statistics import Statistics
 from stac_ros.topics import Service, qos_profile
-from stac_ros.transforms import TransformBuffer
+from stac_ros.transforms import transform_buffer
 from stac_ros.watchdog import Watchdog
 
 DIAGNOSTICS_PERIOD_S = 1.0  # a convention of ROS
@@ -67,7 +67,7 @@ class MappingNode(ClosingNode):
         self.statistics = Statistics()
         self.calibration = CameraCalibration()
         self.outputs = Outputs(self, self.parameters, self.calibration)
-        odometry = OdometryLink(TransformBuffer(self), ros.frames) if ros.frames.odom else None
+        odometry = OdometryLink(transform_buffer(self), ros.frames) if ros.frames.odom else None
         self.mapper = Mapper(session, self.parameters, self.statistics, self.outputs, odometry)
         self._reported = self.statistics.snapshot()
         self.worker = InferenceWorker(

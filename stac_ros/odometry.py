@@ -87,7 +87,7 @@ class Correction:
 
     def _send(self, map_from_odom: NDArray[np.float64], stamp: Time) -> None:
         message = stamped_transform(map_from_odom, self._settings.map, self._settings.odom, stamp)
-        self._broadcaster.send([message])
+        self._broadcaster.send(message)
 
     def _on_clock(self, stamp: Time) -> bool:
         """Whether the image was stamped by the clock of this node; says so once where it was not."""

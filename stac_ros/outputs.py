@@ -122,7 +122,7 @@ class Outputs:
             camera = frame.header.frame_id
             self._warn_of_second_parent(camera)
             message = stamped_transform(frame.map_from_camera, frames.map, camera, self._stamp)
-            self._broadcaster.send([message])
+            self._broadcaster.send(message)
 
     def _warn_of_second_parent(self, camera: str) -> None:
         above = self._parents.above(camera)

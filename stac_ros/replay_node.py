@@ -12,7 +12,7 @@ from rclpy.clock import ClockType
 from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.publisher import Publisher
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.topic_endpoint_info import TopicEndpointInfo
 from rosgraph_msgs.msg import Clock
 from std_srvs.srv import SetBool, Trigger
@@ -119,7 +119,7 @@ class ReplayNode(Node):
 
     def _advertise(self, topic: str) -> Publisher:
         if topic in STATIC_TOPICS:
-            qos = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+            qos = qos_profile("latched", 100)
         elif topic == self._source.image_topic:
             qos = qos_profile(self._settings.image_qos, 10)
         else:

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from stac_ros.quaternions import interpolate_quaternions, pose_matrix
 
+KEPT_S = 10.0  # of moving frames, as tf2 does
+
 
 class TransformError(LookupError):
     """A transform that cannot be told; the message names the frames and the reason."""
@@ -45,7 +47,7 @@ class _History:
 class TransformTree:
     """The last `seconds` of every frame; safe to fill and to ask from different threads."""
 
-    def __init__(self, seconds: float = 10.0) -> None:
+    def __init__(self, seconds: float = KEPT_S) -> None:
         self._keep_ns = int(seconds * 1e9)
         self._histories: dict[str, _History] = {}
         self._lock = threading.Lock()

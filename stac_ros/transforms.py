@@ -1,25 +1,22 @@
 """Transforms to and from ROS: the only seam to tf2.
 
-Where `tf2_ros` is installed it does the work; elsewhere a publisher of tf2_msgs and the
-`TransformTree` of this package. Both speak on /tf and /tf_static with the same QoS, so the two
-kinds understand each other.
+Transforms are looked up by `tf2_ros` where it is installed, elsewhere by the `TransformTree` of this
+package. They are sent without it: on /tf and with the QoS of tf2, so every other node understands them.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 from geometry_msgs.msg import Transform, TransformStamped
 from numpy.typing import NDArray
 from rclpy.duration import Duration
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.time import Time
 from tf2_msgs.msg import TFMessage
 
 from stac_ros.quaternions import pose_matrix, quaternion_from_rotation
-from stac_ros.transform_tree import Sample, TransformError, TransformTree
+from stac_ros.topics import TF, qos_profile
+from stac_ros.transform_tree import KEPT_S, Sample, TransformError, TransformTree
 
 try:
     import tf2_ros
@@ -27,9 +24,7 @@ except ImportError:
     tf2_ros = None
 
 LIBRARY = "tf2_ros" if tf2_ros else "stac_ros"
-TF_QOS = QoSProfile(depth=100)
-TF_STATIC_QOS = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-TF_STATIC_LISTENER_QOS = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+STATIC_QOS = qos_profile("latched", 100)
 
 
 def stamp_nanoseconds(stamp) -> int:  # type: ignore[no-untyped-def]
@@ -68,26 +63,10 @@ class TransformBroadcaster:
     """Sends moving transforms on /tf."""
 
     def __init__(self, node: Node) -> None:
-        self._publisher = node.create_publisher(TFMessage, "/tf", TF_QOS)
+        self._publisher = node.create_publisher(TF.type, TF.name, TF.qos())
 
-    def send(self, transforms: Sequence[TransformStamped]) -> None:
-        self._publisher.publish(TFMessage(transforms=list(transforms)))
-
-
-class StaticTransformBroadcaster:
-    """Sends transforms that never change on /tf_static, also to those who come later.
-
-    Every message replaces the last one for late subscribers, so each holds all transforms sent so
-    far.
-    """
-
-    def __init__(self, node: Node) -> None:
-        self._publisher = node.create_publisher(TFMessage, "/tf_static", TF_STATIC_QOS)
-        self._by_child: dict[str, TransformStamped] = {}
-
-    def send(self, transforms: Sequence[TransformStamped]) -> None:
-        self._by_child.update({transform.child_frame_id: transform for transform in transforms})
-        self._publisher.publish(TFMessage(transforms=list(self._by_child.values())))
+    def send(self, transform: TransformStamped) -> None:
+        self._publisher.publish(TFMessage(transforms=[transform]))
 
 
 class StaticParents:
@@ -95,7 +74,7 @@ class StaticParents:
 
     def __init__(self, node: Node) -> None:
         self._parents: dict[str, str] = {}
-        node.create_subscription(TFMessage, "/tf_static", self._receive, TF_STATIC_LISTENER_QOS)
+        node.create_subscription(TFMessage, "/tf_static", self._receive, STATIC_QOS)
 
     def above(self, frame: str) -> list[str]:
         """The frame's parent, that one's parent, and so on; empty = it has none."""
@@ -108,24 +87,22 @@ class StaticParents:
         self._parents |= {t.child_frame_id: t.header.frame_id for t in message.transforms}
 
 
-class _OwnBuffer:
-    """`TransformTree` filled from /tf and /tf_static."""
+class _OwnBuffer(TransformTree):
+    """Filled from /tf and /tf_static."""
 
-    def __init__(self, node: Node, seconds: float) -> None:
+    def __init__(self, node: Node) -> None:
+        super().__init__()
         self._logger = node.get_logger()
-        self._tree = TransformTree(seconds)
-        self.clear = self._tree.clear
-        self.lookup = self._tree.lookup
-        node.create_subscription(TFMessage, "/tf", self._moving, TF_QOS)
-        node.create_subscription(TFMessage, "/tf_static", self._static, TF_STATIC_LISTENER_QOS)
+        node.create_subscription(TF.type, TF.name, self._hear_moving, TF.qos())
+        node.create_subscription(TFMessage, "/tf_static", self._hear_static, STATIC_QOS)
 
-    def _moving(self, message: TFMessage) -> None:
-        self._add(message, static=False)
+    def _hear_moving(self, message: TFMessage) -> None:
+        self._hear(message, static=False)
 
-    def _static(self, message: TFMessage) -> None:
-        self._add(message, static=True)
+    def _hear_static(self, message: TFMessage) -> None:
+        self._hear(message, static=True)
 
-    def _add(self, message: TFMessage, static: bool) -> None:
+    def _hear(self, message: TFMessage, static: bool) -> None:
         for transform in message.transforms:
             translation, quaternion = _numbers(transform.transform)
             length = float(np.linalg.norm(quaternion))
@@ -138,14 +115,14 @@ class _OwnBuffer:
                 continue
             sample = Sample(transform.header.frame_id, translation, quaternion / length)
             stamp_ns = stamp_nanoseconds(transform.header.stamp)
-            self._tree.add(transform.child_frame_id, stamp_ns, sample, static)
+            self.add(transform.child_frame_id, stamp_ns, sample, static)
 
 
 class _Tf2Buffer:
     """`tf2_ros.Buffer` behind the same methods."""
 
-    def __init__(self, node: Node, seconds: float) -> None:
-        self._buffer = tf2_ros.Buffer(cache_time=Duration(seconds=seconds), node=node)
+    def __init__(self, node: Node) -> None:
+        self._buffer = tf2_ros.Buffer(cache_time=Duration(seconds=KEPT_S), node=node)
         self._listener = tf2_ros.TransformListener(self._buffer, node)
         self.clear = self._buffer.clear
 
@@ -157,22 +134,12 @@ class _Tf2Buffer:
         return transform_matrix(found.transform)
 
 
-class TransformBuffer:
-    """The transforms of the last `seconds`, asked by frame names and stamp."""
+TransformBuffer = _OwnBuffer | _Tf2Buffer
 
-    def __init__(self, node: Node, seconds: float = 10.0) -> None:
-        self._buffer = _Tf2Buffer(node, seconds) if tf2_ros else _OwnBuffer(node, seconds)
 
-    def lookup(self, target: str, source: str, stamp_ns: int = 0) -> NDArray[np.float64]:
-        """target_from_source [4, 4] at a stamp in nanoseconds; 0 = the newest common time.
-
-        Raises TransformError naming the frames and the reason.
-        """
-        return self._buffer.lookup(target, source, stamp_ns)
-
-    def clear(self) -> None:
-        """Forget the moving transforms, e.g. after time jumped back."""
-        self._buffer.clear()
+def transform_buffer(node: Node) -> TransformBuffer:
+    """Transforms asked for by frame names and stamp: the static ones, and the last `KEPT_S` of others."""
+    return _Tf2Buffer(node) if tf2_ros else _OwnBuffer(node)
 
 
 def _numbers(message: Transform) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -10,8 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import rclpy
+from geometry_msgs.msg import TransformStamped
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
+from tf2_msgs.msg import TFMessage
+
+from stac_ros.topics import qos_profile
 
 PATIENCE_S = 30.0  # generous: two slow cores may be shared with other work
 
@@ -45,6 +49,21 @@ def spin_until(nodes: list[Node], done: Callable[[], object], what: str, patienc
         for node in nodes:
             executor.remove_node(node)
         executor.shutdown()
+
+
+class StaticTransformBroadcaster:
+    """Sends transforms that never change on /tf_static, also to those who come later.
+
+    Every message replaces the last one for late subscribers, so each holds all transforms sent so far.
+    """
+
+    def __init__(self, node: Node) -> None:
+        self._publisher = node.create_publisher(TFMessage, "/tf_static", qos_profile("latched", 1))
+        self._by_child: dict[str, TransformStamped] = {}
+
+    def send(self, transform: TransformStamped) -> None:
+        self._by_child[transform.child_frame_id] = transform
+        self._publisher.publish(TFMessage(transforms=list(self._by_child.values())))
 
 
 class Child:

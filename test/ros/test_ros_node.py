@@ -28,7 +28,7 @@ from node_helpers import (
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
 from rclpy.qos import ReliabilityPolicy
-from ros_helpers import ros_nodes
+from ros_helpers import StaticTransformBroadcaster, ros_nodes
 from safetensors.torch import save_file
 from sensor_msgs.msg import CameraInfo, CompressedImage
 from tiny import TINY, golden_weights, synthetic_frames
@@ -40,7 +40,6 @@ from stac_ros.mapping_node import MappingNode
 from stac_ros.node_process import run_node
 from stac_ros.topics import qos_profile
 from stac_ros.transforms import (
-    StaticTransformBroadcaster,
     TransformBroadcaster,
     stamped_transform,
     transform_matrix,
@@ -311,7 +310,7 @@ def test_a_camera_that_has_a_parent_already_is_warned_of_once(observer):
     """As drivers place it; the root of what they place is what the map can be tied to."""
     drivers = StaticTransformBroadcaster(observer.node)
     for parent, child in (("mount", "camera_link"), ("camera_link", "colour_optical_frame")):
-        drivers.send([stamped_transform(np.eye(4), parent, child, header(1).stamp)])
+        drivers.send(stamped_transform(np.eye(4), parent, child, header(1).stamp))
     warning = "colour_optical_frame has the parent camera_link on /tf_static"
 
     def look_on() -> bool:
@@ -366,7 +365,7 @@ def test_with_odometry_the_node_corrects_it_in_metres(processes):
 
         def move_and_look(stamp_s: float) -> bool:
             pose = odom_from_camera(stamp_s)
-            broadcaster.send([stamped_transform(pose, "odom", "front", header(stamp_s).stamp)])
+            broadcaster.send(stamped_transform(pose, "odom", "front", header(stamp_s).stamp))
             observer.publish(jpeg(stamp_s))
             return bool(observer.received[topics.POSE])
 

@@ -20,7 +20,7 @@ from stac_ros.open_source import open_source
 from stac_ros.replay_node import ReplayNode
 from stac_ros.settings import ReplaySettings
 from stac_ros.topics import POSE, qos_profile
-from stac_ros.transforms import TransformBuffer, stamp_nanoseconds
+from stac_ros.transforms import stamp_nanoseconds, transform_buffer
 
 PATIENT = ("--wait-for-subscribers", 60, "--wait-for-nodes", "listener")
 
@@ -64,7 +64,7 @@ def test_a_bag_is_replayed_with_transforms_calibration_and_clock(tmp_path, liste
     images = collect(listener, Image, "image", qos_profile("reliable", 50))
     infos = collect(listener, CameraInfo, "camera_info", 50)
     clocks = collect(listener, Clock, "/clock", 50)
-    buffer = TransformBuffer(listener)
+    buffer = transform_buffer(listener)
     bag = write_bag(tmp_path / "bag", 5)
     with Child("stac_ros.replay", bag, *PATIENT, "--clock", 100) as replay:
         spin_until([listener], lambda: len(images) == len(infos) == 5 and clocks, "a bag")

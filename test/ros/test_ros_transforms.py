@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from builtin_interfaces.msg import Time
 from rclpy.parameter import Parameter
-from ros_helpers import ros_nodes, spin_until
+from ros_helpers import StaticTransformBroadcaster, ros_nodes, spin_until
 from rosgraph_msgs.msg import Clock
 from scipy.spatial.transform import Rotation
 from tf2_msgs.msg import TFMessage
@@ -15,12 +15,12 @@ from stac_ros import transforms
 from stac_ros.odometry import Correction
 from stac_ros.settings import FrameSettings
 from stac_ros.transforms import (
-    StaticTransformBroadcaster,
     TransformBroadcaster,
     TransformBuffer,
     TransformError,
     stamp_nanoseconds,
     stamped_transform,
+    transform_buffer,
     transform_matrix,
     transform_message,
 )
@@ -60,15 +60,15 @@ def test_what_one_node_sends_another_looks_up(library):
     stamp = Time(sec=12, nanosec=345)
     with ros_nodes("sender", "receiver") as (sender, receiver):
         static = StaticTransformBroadcaster(sender)
-        static.send([stamped_transform(base_from_camera, "base", "camera", Time())])
-        static.send([stamped_transform(base_from_laser, "base", "laser", Time())])
+        static.send(stamped_transform(base_from_camera, "base", "camera", Time()))
+        static.send(stamped_transform(base_from_laser, "base", "laser", Time()))
         moving = TransformBroadcaster(sender)
-        buffer = TransformBuffer(receiver)  # subscribes after the static transforms were sent
+        buffer = transform_buffer(receiver)  # subscribes after the static transforms were sent
         spin_until([sender, receiver], lambda: sender.count_subscribers("/tf"), "the subscriber of /tf")
         spin_until([sender, receiver], lambda: known(buffer, "laser", "camera"), "static transforms")
 
         def heard() -> bool:
-            moving.send([stamped_transform(odom_from_base, "odom", "base", stamp)])
+            moving.send(stamped_transform(odom_from_base, "odom", "base", stamp))
             return known(buffer, "odom", "camera")
 
         spin_until([sender, receiver], heard, "the moving transform")
@@ -104,7 +104,7 @@ def test_the_correction_is_said_once_for_every_moment_of_the_clock(caplog):
         def say_again(times: int, expected: list[float]) -> None:
             for _ in range(times):
                 correction.say_again()
-            broadcaster.send([stamped_transform(pose(2), "a", "b", Time(sec=1))])  # the last word
+            broadcaster.send(stamped_transform(pose(2), "a", "b", Time(sec=1)))  # the last word
             spin_until([outside], lambda: 1.0 in heard, "what was said")
             assert heard == [*expected, 1.0]
             heard.clear()
@@ -133,12 +133,13 @@ def test_a_broken_transform_is_ignored(monkeypatch):
     monkeypatch.setattr(transforms, "tf2_ros", None)
     broken = stamped_transform(pose(1), "map", "broken", Time(sec=1))
     broken.transform.rotation.w = float("nan")
+    good = stamped_transform(pose(2), "map", "good", Time(sec=1))
     with ros_nodes("sender", "receiver") as (sender, receiver):
-        moving = TransformBroadcaster(sender)
-        buffer = TransformBuffer(receiver)
+        moving = sender.create_publisher(TFMessage, "/tf", 1)
+        buffer = transform_buffer(receiver)
 
         def heard() -> bool:
-            moving.send([broken, stamped_transform(pose(2), "map", "good", Time(sec=1))])
+            moving.publish(TFMessage(transforms=[broken, good]))
             return known(buffer, "map", "good")
 
         spin_until([sender, receiver], heard, "the good transform")
