@@ -29,11 +29,10 @@ from sensor_msgs.msg import Image
 from stac_core.files import write_whole
 from stac_core.ply import write_ply
 from stac_ros.images import decode_depth
-from stac_ros.listen import subscribe
 from stac_ros.node_process import begin_ros, own_arguments
 from stac_ros.report import write_report
 from stac_ros.signals import when_asked_to_end
-from stac_ros.topics import DEPTH, RECORDER_NAME
+from stac_ros.topics import RECORDER_NAME
 from stac_ros.trajectory import Trajectory
 from stac_ros.transforms import stamp_nanoseconds
 from stac_ros.watch import LEVELS, Seen, Watch
@@ -53,8 +52,7 @@ class Recorder(Node):
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._begun = False
-        self._depth = subscribe(self, DEPTH, self._on_depth, 100)
-        self.watch = Watch(self)
+        self.watch = Watch(self, self._on_depth)
 
     @property
     def quiet(self) -> bool:
@@ -66,11 +64,6 @@ class Recorder(Node):
         """The map holds the newest frame."""
         seen = self.watch.seen
         return not seen.stamps_ns or seen.map_stamp_ns >= seen.stamps_ns[-1]
-
-    def ignore_new_frames(self) -> None:
-        """From now on only the map of those heard so far is of interest."""
-        self.destroy_subscription(self._depth)
-        self.watch.listen_only_to_map()
 
     def write(self) -> bool:
         """Write the files; false if there was nothing to record. OSError naming what cannot be written."""
@@ -138,7 +131,7 @@ def _hear_the_rest(recorder: Recorder, executor: SingleThreadedExecutor) -> None
     if not (recorder.quiet and recorder.complete):
         logger.info("asked to end: waiting for the map of the last frame, up to %g s", LIMIT_S)
     _spin(executor, until=lambda: recorder.quiet or time.monotonic() > asked_at + REST_S)
-    recorder.ignore_new_frames()
+    recorder.watch.listen_only_to_map()
     _spin(executor, until=lambda: recorder.complete or time.monotonic() > asked_at + LIMIT_S)
     if not recorder.complete:
         logger.warning("the map of the last frame did not come: map.ply is older than the trajectory's end")

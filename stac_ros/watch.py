@@ -43,7 +43,6 @@ _MAPS = 3  # large; but an empty one tells that a stream has ended, and must not
 class View:
     """One camera image with its depth."""
 
-    stamp_ns: int
     image: NDArray[np.uint8]  # [H, W, 3] RGB
     depth: NDArray[np.float32]  # [H, W], NaN = invalid
 
@@ -95,7 +94,9 @@ class Watch:
     Must be spun by one thread.
     """
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, on_depth: Callable[[Image], None] = lambda message: None) -> None:
+        """on_depth: is given every depth image, also one whose camera image was not heard."""
+        self._keep_depth = on_depth
         self.seen = Seen()
         self.heard_at = time.monotonic()  # the last message that an image caused
         self._logger = node.get_logger()
@@ -160,12 +161,12 @@ class Watch:
 
     def _on_depth(self, message: Image) -> None:
         self.heard_at = time.monotonic()
-        stamp_ns = stamp_nanoseconds(message.header.stamp)
-        image = self._images.get(stamp_ns)
+        self._keep_depth(message)
+        image = self._images.get(stamp_nanoseconds(message.header.stamp))
         if image is None:
             return
         try:
-            self.seen.view = View(stamp_ns, decode_colour(image), decode_depth(message))
+            self.seen.view = View(decode_colour(image), decode_depth(message))
         except ImageError as error:
             self._logger.warning(f"an image cannot be shown: {error}", throttle_duration_sec=10.0)
 

@@ -62,8 +62,7 @@ class ScriptedMapping:
         }
 
     def _heard(self, *topics) -> bool:
-        counts = {topic: self.publishers[topic].get_subscription_count() for topic in topics}
-        return all(counts.values()) and counts.get(DEPTH, 2) >= 2  # the watch, and the writer of depth images
+        return all(self.publishers[topic].get_subscription_count() for topic in topics)
 
     def outputs_heard(self) -> bool:
         return self._heard(POSE, DEPTH, MAP_POINTS, DIAGNOSTICS)

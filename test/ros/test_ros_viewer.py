@@ -38,7 +38,7 @@ def room() -> Seen:
         map_stamp_ns=9,
         map_positions=np.vstack([floor, wall]).astype(np.float32),
         map_colours=colours,
-        view=View(9, image, np.ones((90, 120), np.float32)),
+        view=View(image, np.ones((90, 120), np.float32)),
         intrinsics=np.array([[60.0, 0, 60], [0, 45.0, 45], [0, 0, 1]]),
         health={
             "inference": Health(1, "random weights", {"weights": "random weights, seed 0", "device": "cpu"}),
