@@ -10,8 +10,8 @@ from rclpy.node import Node
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
-from stac_ros.listen import outside_name
-from stac_ros.topics import DIAGNOSTICS, OUTPUTS, POSE, Topic, qos_profile
+from stac_ros.listen import outside_name, subscribe
+from stac_ros.topics import DIAGNOSTICS, OUTPUTS, POSE, Topic, type_name
 
 IMAGE_SENT = "/evaluation/image_sent"
 _HEADER = "std_msgs/msg/Header"
@@ -36,9 +36,7 @@ class AnswerRecorder(Node):
 
     def _record(self, topic: Topic) -> None:
         name = self.resolve_topic_name(outside_name(topic))
-        package = topic.type.__module__.split(".")[0]
-        kind = f"{package}/msg/{topic.type.__name__}"
-        connection = self._writer.add_connection(name, kind, typestore=self._store)
+        connection = self._writer.add_connection(name, type_name(topic.type), typestore=self._store)
 
         def write(raw: bytes) -> None:
             now = time.time_ns()
@@ -50,7 +48,7 @@ class AnswerRecorder(Node):
                 self._answered_at = time.monotonic()
                 self.poses += 1
 
-        self.create_subscription(topic.type, name, write, qos_profile(topic.profile, 100), raw=True)
+        subscribe(self, topic, write, 100, raw=True)
 
     def image_sent(self, stamp_ns: int) -> None:
         """Note that an image is on its way now."""

@@ -16,8 +16,13 @@ def outside_name(item: Topic | Service) -> str:
     return item.name.replace("~", NODE_NAME, 1)
 
 
-def subscribe(node: Node, topic: Topic, callback: Callable[[Any], None], depth: int = 0) -> Subscription:
-    """Listen to one topic of the mapping node with its own QoS, keeping `depth` messages (0 = as sent)."""
+def subscribe(
+    node: Node, topic: Topic, callback: Callable[[Any], None], depth: int = 0, raw: bool = False
+) -> Subscription:
+    """Listen to one topic of the mapping node with its own QoS, keeping `depth` messages (0 = as sent).
+
+    raw: the callback is given the bytes as they came.
+    """
     qos = topic.qos()
     qos.depth = depth or qos.depth
-    return node.create_subscription(topic.type, outside_name(topic), callback, qos)
+    return node.create_subscription(topic.type, outside_name(topic), callback, qos, raw=raw)

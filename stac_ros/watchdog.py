@@ -12,7 +12,7 @@ from rclpy.subscription import Subscription
 from rclpy.topic_endpoint_info import TopicEndpointInfo
 
 from stac_ros.run_statistics import Snapshot
-from stac_ros.topics import COMPRESSED_IMAGE, Topic
+from stac_ros.topics import COMPRESSED_IMAGE, Topic, type_name
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Watchdog:
                 if self._node.count_publishers(name):
                     return f"nobody publishes it, but {name} is published: {cure}"
             return "nobody publishes it; start the camera, or remap `image` (list topics: ros2 topic list)"
-        wanted = _type_name(self._subscription.msg_type)
+        wanted = type_name(self._subscription.msg_type)
         if all(info.topic_type != wanted for info in infos):
             return self._cause_of_type(infos[0], wanted)
         best_effort = [i for i in infos if i.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT]
@@ -79,14 +79,9 @@ class Watchdog:
     def _cause_of_type(self, info: TopicEndpointInfo, wanted: str) -> str:
         text = f"{info.node_name} sends {info.topic_type} and this node wants {wanted}; "
         for topic, cure in self._alternatives.items():
-            if info.topic_type == _type_name(topic.type):
+            if info.topic_type == type_name(topic.type):
                 text += f"{cure} and remap `{topic.name}` to it"
                 if topic is COMPRESSED_IMAGE and self.topic.endswith("/compressed"):
                     text += " (launch, stac-ros: compressed:=true, and image_topic without /compressed)"
                 return text
         return text + "choose a topic of images"
-
-
-def _type_name(message: type) -> str:
-    """As the ROS graph tells it, e.g. sensor_msgs/msg/Image."""
-    return f"{message.__module__.partition('.')[0]}/msg/{message.__name__}"
