@@ -7,15 +7,16 @@ import time
 from pathlib import Path
 
 from rclpy.node import Node
+from rclpy.serialization import serialize_message
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
+from std_msgs.msg import Header
 
 from stac_ros.listen import outside_name, subscribe
+from stac_ros.stamps import stamp_message
 from stac_ros.topics import DIAGNOSTICS, OUTPUTS, POSE, Topic, type_name
 
 IMAGE_SENT = "/evaluation/image_sent"
-_HEADER = "std_msgs/msg/Header"
-_SECOND = 1_000_000_000
 
 
 class AnswerRecorder(Node):
@@ -27,7 +28,7 @@ class AnswerRecorder(Node):
         self._writer = Writer(path, version=9, storage_plugin=StoragePlugin.MCAP)
         self._writer.open()
         self._writing = threading.Lock()  # answers arrive in one thread, images may leave in another
-        self._sent = self._writer.add_connection(IMAGE_SENT, _HEADER, typestore=self._store)
+        self._sent = self._writer.add_connection(IMAGE_SENT, type_name(Header), typestore=self._store)
         self.images = self.poses = 0
         self.heard_at = time.monotonic()  # the last message that came because of an image
         self._answered_at = 0.0  # the last pose, or the first image
@@ -52,9 +53,7 @@ class AnswerRecorder(Node):
 
     def image_sent(self, stamp_ns: int) -> None:
         """Note that an image is on its way now."""
-        types, now = self._store.types, time.time_ns()
-        moment = types["builtin_interfaces/msg/Time"](*divmod(stamp_ns, _SECOND))
-        message = self._store.serialize_cdr(types[_HEADER](moment, ""), _HEADER)
+        now, message = time.time_ns(), serialize_message(Header(stamp=stamp_message(stamp_ns)))
         with self._writing:
             self._writer.write(self._sent, now, message)
         self.images += 1

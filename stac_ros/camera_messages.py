@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-from builtin_interfaces.msg import Time
 from numpy.typing import NDArray
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
@@ -13,10 +12,6 @@ from stac_ros.images import encode_image
 from stac_ros.message_data import byte_array
 
 _JPEG_QUALITY = 95
-
-
-def stamp_message(stamp_ns: int) -> Time:
-    return Time(sec=stamp_ns // 1_000_000_000, nanosec=stamp_ns % 1_000_000_000)
 
 
 def image_message(pixels: NDArray[np.uint8], header: Header, compressed: bool) -> Image | CompressedImage:

@@ -10,8 +10,9 @@ import cv2
 import numpy as np
 from std_msgs.msg import Header
 
-from stac_ros.camera_messages import image_message, stamp_message
+from stac_ros.camera_messages import image_message
 from stac_ros.sources import Item
+from stac_ros.stamps import stamp_message
 from stac_ros.topics import COMPRESSED_IMAGE, IMAGE
 
 PREFIX = "camera:"

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from rclpy.clock import Clock
 
 from stac_ros.settings import FrameSettings
+from stac_ros.stamps import stamp_nanoseconds
 from stac_ros.transforms import (
     TransformBroadcaster,
     TransformBuffer,
     TransformError,
-    stamp_nanoseconds,
     stamped_transform,
 )
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from std_msgs.msg import Header
 
 from stac_ros.quaternions import quaternion_from_rotation
-from stac_ros.transforms import stamp_nanoseconds
+from stac_ros.stamps import stamp_nanoseconds
 
 
 def pose_message(parent_from_child: NDArray[np.float64]) -> Pose:

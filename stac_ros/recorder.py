@@ -28,13 +28,14 @@ from sensor_msgs.msg import Image
 
 from stac_core.files import write_whole
 from stac_core.ply import write_ply
+from stac_core.stamps import stamp_text
 from stac_ros.images import decode_depth
 from stac_ros.node_process import begin_ros, own_arguments
 from stac_ros.report import write_report
 from stac_ros.signals import when_asked_to_end
+from stac_ros.stamps import stamp_nanoseconds
 from stac_ros.topics import RECORDER_NAME
 from stac_ros.trajectory import Trajectory
-from stac_ros.transforms import stamp_nanoseconds
 from stac_ros.watch import LEVELS, Seen, Watch
 
 QUIET_S = 1.0  # without a message: none is on its way any more
@@ -159,7 +160,7 @@ def summary(seen: Seen, folder: Path, written: bool) -> str:
 
 
 def _depth_name(stamp_ns: int) -> str:
-    return f"{stamp_ns // 10**9}.{stamp_ns % 10**9:09d}.png"
+    return f"{stamp_text(stamp_ns)}.png"
 
 
 def _remove_depth(folder: Path, kept: set[str]) -> None:

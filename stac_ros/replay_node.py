@@ -17,17 +17,15 @@ from rclpy.topic_endpoint_info import TopicEndpointInfo
 from rosgraph_msgs.msg import Clock
 from std_srvs.srv import SetBool, Trigger
 
-from stac_ros.camera_messages import stamp_message
 from stac_ros.listen import outside_name, subscribe
 from stac_ros.progress import Progress
 from stac_ros.restamp import header_stamp_ns, restamp
 from stac_ros.schedule import Schedule
 from stac_ros.settings import ReplaySettings
 from stac_ros.sources import STATIC_TOPICS, Item, Source
+from stac_ros.stamps import SECOND, stamp_message, stamp_nanoseconds
 from stac_ros.topics import COMPRESSED_IMAGE, IMAGE, NODE_NAME, POSE, qos_profile
-from stac_ros.transforms import stamp_nanoseconds
 
-SECOND = 1_000_000_000
 SETTLE_S = 1.0  # this side knows of a match before the other side does
 
 

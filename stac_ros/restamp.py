@@ -6,12 +6,12 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
+from builtin_interfaces.msg import Time
 from rclpy.serialization import deserialize_message
 from std_msgs.msg import Header
 from tf2_msgs.msg import TFMessage
 
-from stac_ros.camera_messages import stamp_message
-from stac_ros.transforms import stamp_nanoseconds
+from stac_ros.stamps import stamp_message, stamp_nanoseconds
 
 NewStamp = Callable[[int], int]  # nanoseconds → nanoseconds
 
@@ -29,8 +29,8 @@ def restamp(payload: Any, kind: type[Any], new_stamp: NewStamp) -> Any:
         payload.header = _restamped(payload.header, new_stamp)
         return payload
     layout = _stamp_layout(payload)
-    seconds, nanoseconds = divmod(new_stamp(header_stamp_ns(payload)), 1_000_000_000)
-    return payload[:4] + struct.pack(layout, seconds, nanoseconds) + payload[12:]
+    stamp = stamp_message(new_stamp(header_stamp_ns(payload)))
+    return payload[:4] + struct.pack(layout, stamp.sec, stamp.nanosec) + payload[12:]
 
 
 def starts_with_header(kind: type[Any]) -> bool:
@@ -43,7 +43,7 @@ def header_stamp_ns(payload: Any) -> int:
     if not isinstance(payload, bytes):
         return stamp_nanoseconds(payload.header.stamp)
     seconds, nanoseconds = struct.unpack(_stamp_layout(payload), payload[4:12])
-    return int(seconds) * 1_000_000_000 + int(nanoseconds)
+    return stamp_nanoseconds(Time(sec=seconds, nanosec=nanoseconds))
 
 
 def _stamp_layout(payload: bytes) -> str:

@@ -8,8 +8,9 @@ from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Header
 
 from stac_core.evaluation.datasets import Sequence
-from stac_ros.camera_messages import calibration_message, image_message, stamp_message
+from stac_ros.camera_messages import calibration_message, image_message
 from stac_ros.sources import Item
+from stac_ros.stamps import stamp_message
 from stac_ros.topics import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE
 
 

@@ -7,6 +7,7 @@ import array
 import numpy as np
 from numpy.typing import NDArray
 
+from stac_core.stamps import stamp_text
 from stac_ros.quaternions import quaternion_from_rotation
 
 _NUMBERS = 7  # translation x, y, z and quaternion x, y, z, w
@@ -39,7 +40,6 @@ class Trajectory:
         poses = np.asarray(self._numbers).reshape(-1, _NUMBERS)
         lines = []
         for stamp, pose in zip(self._stamps, poses, strict=True):
-            seconds, nanoseconds = divmod(stamp, 1_000_000_000)
             numbers = " ".join(f"{value:.9g}" for value in pose)
-            lines.append(f"{seconds}.{nanoseconds:09d} {numbers}\n")
+            lines.append(f"{stamp_text(stamp)} {numbers}\n")
         return "".join(lines)

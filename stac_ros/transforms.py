@@ -15,6 +15,7 @@ from rclpy.time import Time
 from tf2_msgs.msg import TFMessage
 
 from stac_ros.quaternions import pose_matrix, quaternion_from_rotation
+from stac_ros.stamps import stamp_nanoseconds
 from stac_ros.topics import TF, qos_profile
 from stac_ros.transform_tree import KEPT_S, Sample, TransformError, TransformTree
 
@@ -25,11 +26,6 @@ except ImportError:
 
 LIBRARY = "tf2_ros" if tf2_ros else "stac_ros"
 STATIC_QOS = qos_profile("latched", 100)
-
-
-def stamp_nanoseconds(stamp) -> int:  # type: ignore[no-untyped-def]
-    """A builtin_interfaces/Time as whole nanoseconds."""
-    return int(stamp.sec) * 1_000_000_000 + int(stamp.nanosec)
 
 
 def transform_message(parent_from_child: NDArray[np.float64]) -> Transform:

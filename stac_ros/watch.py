@@ -20,6 +20,7 @@ from stac_ros.clouds import cloud_points
 from stac_ros.images import ImageError, decode_colour, decode_depth
 from stac_ros.listen import subscribe
 from stac_ros.quaternions import pose_matrix
+from stac_ros.stamps import stamp_nanoseconds
 from stac_ros.topics import (
     COMPRESSED_IMAGE,
     DEPTH,
@@ -31,7 +32,6 @@ from stac_ros.topics import (
     POSE,
     Topic,
 )
-from stac_ros.transforms import stamp_nanoseconds
 
 LEVELS = ("OK", "warning", "error", "stale")  # of diagnostics
 _IMAGES_KEPT = 32  # camera images that wait for their depth

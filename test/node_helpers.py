@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
@@ -20,8 +19,8 @@ from tiny import synthetic_frames
 from stac_ros import topics
 from stac_ros.images import encode_image
 from stac_ros.listen import outside_name
+from stac_ros.stamps import stamp_message, stamp_nanoseconds
 from stac_ros.topics import Service, Topic
-from stac_ros.transforms import stamp_nanoseconds
 
 START_S = 120.0  # to load PyTorch and a network, next to all else that a computer may be doing
 HEIGHT, WIDTH = 48, 64
@@ -149,8 +148,7 @@ def images(
 
 
 def header(stamp_s: float, frame: str = "camera") -> Header:
-    nanoseconds = round(stamp_s * 1e9)
-    return Header(stamp=Time(sec=nanoseconds // 10**9, nanosec=nanoseconds % 10**9), frame_id=frame)
+    return Header(stamp=stamp_message(round(stamp_s * 1e9)), frame_id=frame)
 
 
 def stamps_s(messages: list[Any]) -> list[float]:

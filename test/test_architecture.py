@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 BASICS = {"settings", "config", "geometry", "prediction", "device"}
-FILES = {"files", "ply"}
+FILES = {"files", "ply", "stamps"}
 METHOD = BASICS | {"images", "checkpoint", "session"}
 MAY_IMPORT = {  # part of stac_core → the parts it may import
     "settings": set(),
@@ -23,6 +23,7 @@ MAY_IMPORT = {  # part of stac_core → the parts it may import
     "device": set(),
     "files": set(),
     "ply": {"files"},
+    "stamps": set(),
     "geometry": set(),
     "prediction": set(),
     "images": {"config", "geometry", "device"},
@@ -31,7 +32,7 @@ MAY_IMPORT = {  # part of stac_core → the parts it may import
     "cache": {"kernels", "geometry", "config", "settings", "files", "device"},
     "checkpoint": BASICS | {"network"},
     "session": BASICS | {"network", "cache", "images", "kernels"},
-    "worlds": {"geometry", "config", "settings"},
+    "worlds": {"geometry", "config", "settings", "stamps"},
     # the network as a type; sequences of synthetic worlds; kernels to be checked and timed
     "evaluation": METHOD | FILES | {"network", "worlds", "kernels"},
     "reconstruct": METHOD | FILES | {"evaluation"},
@@ -41,7 +42,10 @@ MAY_IMPORT = {  # part of stac_core → the parts it may import
 # Benchmarks take the method apart to time its pieces.
 BENCHMARKS = {"evaluation/gpu", "evaluation/benchmark_gpu.py", "evaluation/cache_benchmark"}
 # The ROS side: public names, configuration, files; the replay also reads recordings, which are data.
-FOR_ROS = {"stac_core", "stac_core.config", "stac_core.settings", "stac_core.files", "stac_core.ply"}
+FOR_ROS = {
+    "stac_core",
+    *(f"stac_core.{name}" for name in ("config", "settings", "files", "ply", "stamps")),
+}
 FOR_SOURCES = FOR_ROS | {
     "stac_core.evaluation.datasets",
     "stac_core.evaluation.datasets.bag",

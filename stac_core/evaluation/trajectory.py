@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from stac_core.files import write_whole
+from stac_core.stamps import stamp_text
 
 Array = NDArray[np.float64]
 Stamps = NDArray[np.int64]
@@ -84,9 +85,8 @@ def write_tum(path: Path, trajectory: Trajectory) -> None:
     quaternions = Rotation.from_matrix(trajectory.world_from_camera[:, :3, :3]).as_quat()
     lines = []
     for stamp, centre, quaternion in zip(trajectory.stamps_ns, trajectory.centres, quaternions, strict=True):
-        seconds, nanoseconds = divmod(int(stamp), 1_000_000_000)
         values = " ".join(f"{value:.17g}" for value in (*centre, *quaternion))
-        lines.append(f"{seconds}.{nanoseconds:09d} {values}\n")
+        lines.append(f"{stamp_text(int(stamp))} {values}\n")
     write_whole(path, "".join(lines))
 
 

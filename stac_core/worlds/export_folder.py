@@ -12,6 +12,7 @@ import torch
 
 from stac_core.geometry import quaternion_from_rotation
 from stac_core.settings import check_settings, setting
+from stac_core.stamps import stamp_text
 from stac_core.worlds.recording import Camera, RecordedFrame, encode_image, millimetres
 
 
@@ -57,7 +58,7 @@ class FolderWriter:
         )
         turn = quaternion_from_rotation(torch.from_numpy(pose[:3, :3])).tolist()
         numbers = " ".join(f"{value:.9f}" for value in (*pose[:3, 3], *turn))
-        self._truth.append(f"{frame.stamp_ns // 10**9}.{frame.stamp_ns % 10**9:09d} {numbers}\n")
+        self._truth.append(f"{stamp_text(frame.stamp_ns)} {numbers}\n")
 
     def _describe(self) -> None:
         header = "# timestamp tx ty tz qx qy qz qw, camera to world\n"

@@ -27,7 +27,8 @@ from stac_ros.parameters import Parameters
 from stac_ros.pose_messages import OdometryMessages, pose_message
 from stac_ros.run_statistics import Statistics
 from stac_ros.settings import PointSettings
-from stac_ros.transforms import TransformError, stamp_nanoseconds
+from stac_ros.stamps import stamp_nanoseconds
+from stac_ros.transforms import TransformError
 
 HEIGHT, WIDTH = 48, 64
 CONFIG = Config(model=ModelConfig(device="cpu"), image=ImageConfig(size=56))

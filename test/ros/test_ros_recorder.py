@@ -15,10 +15,10 @@ from ros_helpers import Child, ros_nodes, spin_until
 from ros_recordings import picture
 from std_msgs.msg import Header
 
-from stac_ros.camera_messages import stamp_message
 from stac_ros.clouds import cloud_message
 from stac_ros.images import encode_image
 from stac_ros.listen import outside_name
+from stac_ros.stamps import stamp_message
 from stac_ros.topics import DEPTH, DIAGNOSTICS, IMAGE, MAP_POINTS, NODE_NAME, POSE
 
 STAMPS = [5_000_000_000 + index * 100_000_000 for index in range(3)]

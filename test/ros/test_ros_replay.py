@@ -19,8 +19,9 @@ from stac_ros.listen import outside_name
 from stac_ros.open_source import open_source
 from stac_ros.replay_node import ReplayNode
 from stac_ros.settings import ReplaySettings
+from stac_ros.stamps import stamp_nanoseconds
 from stac_ros.topics import POSE, qos_profile
-from stac_ros.transforms import stamp_nanoseconds, transform_buffer
+from stac_ros.transforms import transform_buffer
 
 PATIENT = ("--wait-for-subscribers", 60, "--wait-for-nodes", "listener")
 

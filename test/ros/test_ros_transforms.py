@@ -14,11 +14,11 @@ from tf2_msgs.msg import TFMessage
 from stac_ros import transforms
 from stac_ros.odometry import Correction
 from stac_ros.settings import FrameSettings
+from stac_ros.stamps import stamp_nanoseconds
 from stac_ros.transforms import (
     TransformBroadcaster,
     TransformBuffer,
     TransformError,
-    stamp_nanoseconds,
     stamped_transform,
     transform_buffer,
     transform_matrix,
