@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from std_msgs.msg import Header
+from torch import Tensor
 
 from stac_core import ImageGeometry, unproject_depth
 from stac_ros.settings import PointSettings
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 NEAREST_DEPTH = 1e-8  # the network's own limit of a valid depth
 

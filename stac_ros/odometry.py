@@ -99,6 +99,9 @@ class Correction:
             logger.warning(
                 "images are stamped %.3f s where this node's clock says %.3f s: %s → %s is sent with each "
                 "image only; play recordings with /clock and set use_sim_time to true",
-                *(stamp_s, now_s, self._settings.map, self._settings.odom),
+                stamp_s,
+                now_s,
+                self._settings.map,
+                self._settings.odom,
             )
         return False

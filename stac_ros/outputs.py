@@ -131,7 +131,11 @@ class Outputs:
             logger.warning(
                 "%s has the parent %s on /tf_static; %s → %s is a second one, which cuts the camera out of "
                 "that tree: set frames.odom to the odometry frame, or where there is none to %s, the root",
-                *(camera, above[0], self._frames.map, camera, above[-1]),
+                camera,
+                above[0],
+                self._frames.map,
+                camera,
+                above[-1],
             )
 
     def _publish_poses(self, frame: MappedFrame) -> None:
