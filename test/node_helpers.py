@@ -138,11 +138,16 @@ class Observer:
 
 
 def images(
-    count: int, first_stamp_s: int = 100, height: int = HEIGHT, width: int = WIDTH, frame: str = "camera"
+    count: int,
+    first_stamp_s: float = 100,
+    height: int = HEIGHT,
+    width: int = WIDTH,
+    frame: str = "camera",
+    period_s: float = 1,
 ) -> list[Image]:
-    """rgb8 messages of a textured plane that slides past, a second apart."""
+    """rgb8 messages of a textured plane that slides past."""
     return [
-        encode_image(pixels, "rgb8", header(first_stamp_s + index, frame))
+        encode_image(pixels, "rgb8", header(first_stamp_s + period_s * index, frame))
         for index, pixels in enumerate(synthetic_frames(count, height, width))
     ]
 

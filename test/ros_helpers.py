@@ -8,13 +8,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import rclpy
 from geometry_msgs.msg import TransformStamped
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 from tf2_msgs.msg import TFMessage
 
+from stac_ros.parameters import Parameters
 from stac_ros.topics import qos_profile
 
 PATIENCE_S = 30.0  # generous: two slow cores may be shared with other work
@@ -32,6 +35,15 @@ def ros_nodes(*names: str, **options) -> Iterator[list[Node]]:
         for node in nodes:
             node.destroy_node()
         rclpy.try_shutdown(context=context)
+
+
+@contextmanager
+def parameters_of(**given: Any) -> Iterator[tuple[Node, Parameters]]:
+    """A node whose parameters were given as section__field=value, and its `Parameters`."""
+    overrides = [Parameter(name.replace("__", "."), value=value) for name, value in given.items()]
+    options = {"parameter_overrides": overrides, "automatically_declare_parameters_from_overrides": True}
+    with ros_nodes("settings_holder", **options) as (node,):
+        yield node, Parameters(node)
 
 
 def spin_until(nodes: list[Node], done: Callable[[], object], what: str, patience_s: float = PATIENCE_S):

@@ -18,27 +18,38 @@ def received(
     height: int = 240, width: int = 320, focal: float = 280.0, distortion: float = 0.0
 ) -> CameraInfo:
     k = np.array([focal, 0, 158, 0, focal, 119, 0, 0, 1])
-    return CameraInfo(height=height, width=width, k=k, d=[distortion, 0.0, 0.0, 0.0, 0.0])
+    p, d = np.arange(1.0, 13), [distortion, 0.0, 0.0, 0.0, 0.0]
+    return CameraInfo(height=height, width=width, distortion_model="plumb_bob", k=k, p=p, d=d)
+
+
+def test_a_calibration_that_fits_is_passed_on_under_the_header_of_the_image():
+    calibration, header = CameraCalibration(), Header(frame_id="camera")
+    calibration.receive(received())
+    expected = received()
+    expected.header = header
+    assert calibration.of_image(header, 240, 320, PREDICTED) == expected
+    assert calibration.source == "camera_info"
+    calibration.of_image(header, 60, 80, PREDICTED)
+    assert calibration.source == "predicted", "no calibration fits this size"
 
 
 @pytest.mark.parametrize(
-    ("info", "source", "focal"),
+    ("info", "told"),
     [
-        (None, "predicted", 300),
-        (received(), "camera_info", 280),
-        (received(focal=0.0), "predicted", 300),
-        (received(height=480, width=640), "predicted", 300),
+        (None, ""),
+        (received(focal=0.0), "holds no calibration"),
+        (received(height=480, width=640), "camera_info is of 640×480 images, not of 320×240"),
     ],
 )
-def test_the_source_is_what_was_used(info, source, focal):
-    calibration = CameraCalibration()
+def test_where_none_fits_the_predicted_camera_is_published(info, told, caplog):
+    calibration, header = CameraCalibration(), Header(frame_id="camera")
     if info is not None:
         calibration.receive(info)
-    assert calibration.source == "predicted", "nothing has been published yet"
-    assert calibration.of_image(Header(), 240, 320, PREDICTED).k[0] == focal
-    assert calibration.source == source
-    calibration.of_image(Header(), 60, 80, PREDICTED)
-    assert calibration.source == "predicted", "no calibration fits this size"
+    found = calibration.of_image(header, 240, 320, PREDICTED)
+    assert found.header == header and (found.height, found.width) == (240, 320)
+    assert np.array_equal(found.k.reshape(3, 3), PREDICTED) and np.array_equal(found.r, np.eye(3).ravel())
+    assert np.array_equal(found.p.reshape(3, 4), np.column_stack([PREDICTED, np.zeros(3)]))
+    assert calibration.source == "predicted" and told in caplog.text and bool(told) == bool(caplog.text)
 
 
 def test_distortion_is_told_once_and_not_held_against_rectified_images(caplog):

@@ -14,6 +14,7 @@ from ros_recordings import write_bag
 
 from stac_core.config import Config
 from stac_ros.arguments import ARGUMENTS, SWITCH, children, complete, profile_environment
+from stac_ros.listen import outside_name
 from stac_ros.reference import parameter_reference
 from stac_ros.settings import RosConfig
 from stac_ros.share import share_file
@@ -229,7 +230,7 @@ def test_rviz_knows_every_class():
 
 
 def test_rviz_displays_match_what_is_published():
-    topics = {f"/{topic.name.replace('~', 'stac_mapping')}": topic for topic in (*INPUTS, *OUTPUTS)}
+    topics = {str(Path("/", outside_name(topic))): topic for topic in (*INPUTS, *OUTPUTS)}
     displays = [one for one in rviz_config()["Visualization Manager"]["Displays"] if "Topic" in one]
     assert len(displays) >= 5
     for display in displays:

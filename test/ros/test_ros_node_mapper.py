@@ -9,28 +9,24 @@ import numpy as np
 import pytest
 import torch
 from builtin_interfaces.msg import Time
-from rclpy.parameter import Parameter
-from ros_helpers import ros_nodes, spin_until
-from sensor_msgs.msg import CameraInfo, Image
+from node_helpers import HEIGHT, WIDTH, images
+from ros_helpers import parameters_of, spin_until
+from sensor_msgs.msg import Image
 from std_msgs.msg import Header
-from tiny import synthetic_frames
 
 from stac_core import Config, StreamSession, load_network
 from stac_core.config import ImageConfig, ModelConfig
 from stac_ros import topics
 from stac_ros.camera_info import CameraCalibration
-from stac_ros.images import encode_image
 from stac_ros.mapped_frame import MappedFrame
 from stac_ros.mapper import MAP_FROM_OPTICAL, Mapper
 from stac_ros.outputs import Outputs
-from stac_ros.parameters import Parameters
 from stac_ros.pose_messages import OdometryMessages, pose_message
 from stac_ros.run_statistics import Statistics
 from stac_ros.settings import PointSettings
 from stac_ros.stamps import stamp_nanoseconds
 from stac_ros.transforms import TransformError
 
-HEIGHT, WIDTH = 48, 64
 CONFIG = Config(model=ModelConfig(device="cpu"), image=ImageConfig(size=56))
 
 
@@ -56,33 +52,25 @@ class Notes:
 @contextmanager
 def mapper_of(network, odometry=None, config=CONFIG, **given):
     """A mapper with settings given as section__field=value, what it says, and its statistics."""
-    overrides = [Parameter(name.replace("__", "."), value=value) for name, value in given.items()]
-    options = {"parameter_overrides": overrides, "automatically_declare_parameters_from_overrides": True}
-    with ros_nodes("mapper_holder", **options) as (node,):
+    with parameters_of(**given) as (_, parameters):
         notes, statistics = Notes(), Statistics()
-        parameters = Parameters(node)
         session = StreamSession(network, config)
         yield Mapper(session, parameters, statistics, notes, odometry), notes, statistics
 
 
-def messages(count: int, first_stamp: float = 10.0, height: int = HEIGHT, width: int = WIDTH) -> list[Image]:
+def messages(count: int, first_stamp_s: float = 10.0, *size: int, **options: int) -> list[Image]:
     """Images a tenth of a second apart."""
-    found = []
-    for index, frame in enumerate(synthetic_frames(count, height, width)):
-        nanoseconds = round((first_stamp + 0.1 * index) * 1e9)
-        stamp = Time(sec=nanoseconds // 10**9, nanosec=nanoseconds % 10**9)
-        found.append(encode_image(frame, "rgb8", Header(stamp=stamp, frame_id="camera")))
-    return found
+    return images(count, first_stamp_s, *size, period_s=0.1, **options)
 
 
 def test_what_is_published_agrees_with_what_the_session_predicts(network):
-    images = messages(3)
+    sent = messages(3)
     session = StreamSession(network, CONFIG)
-    pixels = [np.frombuffer(image.data, np.uint8).reshape(HEIGHT, WIDTH, 3) for image in images]
+    pixels = [np.frombuffer(image.data, np.uint8).reshape(HEIGHT, WIDTH, 3) for image in sent]
     expected = session.step(pixels).to_host()
     with mapper_of(network, points__confidence_percentile=0.0) as (mapper, notes, statistics):
-        mapper.process(images)
-        assert [frame.header for frame in notes.frames] == [image.header for image in images]
+        mapper.process(sent)
+        assert [frame.header for frame in notes.frames] == [image.header for image in sent]
         assert statistics.snapshot().mapped == 3 and len(mapper.trajectory) == 3
     for index, frame in enumerate(notes.frames):
         world_from_camera = expected.world_from_camera[index].double().numpy()
@@ -317,9 +305,8 @@ def test_unheard_topics_cost_nothing(network, monkeypatch):
     for name in ("depth_image", "confidence_image", "camera_intrinsics"):
         monkeypatch.setattr(MappedFrame, name, refuse)
     monkeypatch.setattr("stac_ros.outputs.cloud_message", refuse)
-    options = {"automatically_declare_parameters_from_overrides": True}
-    with ros_nodes("publisher", **options) as (node,):
-        outputs = Outputs(node, Parameters(node), CameraCalibration())
+    with parameters_of() as (node, parameters):
+        outputs = Outputs(node, parameters, CameraCalibration())
         outputs.publish(notes.frames[0], notes.points[0])
         assert not outputs.whole_is_due()
 
@@ -343,39 +330,13 @@ def test_velocity_is_that_between_two_images():
     assert same_time.linear.x == 0
 
 
-def test_a_calibration_is_used_where_it_fits(caplog):
-    calibration, header = CameraCalibration(), Header(frame_id="camera")
-    predicted = np.array([[50.0, 0, 31], [0, 51, 23], [0, 0, 1]])
-    guess = calibration.of_image(header, HEIGHT, WIDTH, predicted)
-    assert guess.k.reshape(3, 3).tolist() == predicted.tolist() and calibration.source == "predicted"
-    assert (
-        guess.p.reshape(3, 4)[:, :3].tolist() == predicted.tolist()
-        and guess.r.tolist() == np.eye(3).ravel().tolist()
-    )
-    received = CameraInfo(height=HEIGHT, width=WIDTH, distortion_model="plumb_bob", d=[0.1, 0, 0, 0, 0])
-    received.k, received.p = np.arange(1.0, 10), np.arange(1.0, 13)
-    calibration.receive(received)
-    info = calibration.of_image(header, HEIGHT, WIDTH, predicted)
-    assert info.header is header and np.array_equal(info.k, received.k) and np.array_equal(info.p, received.p)
-    assert "map rectified ones" in caplog.text and calibration.source == "camera_info"
-    assert np.array_equal(calibration.of_image(header, 2 * HEIGHT, WIDTH, predicted).k, predicted.ravel())
-    assert "camera_info is of 64×48 images, not of 64×96" in caplog.text
-    calibration.receive(CameraInfo(height=HEIGHT, width=WIDTH))
-    assert np.array_equal(calibration.of_image(header, HEIGHT, WIDTH, predicted).k, predicted.ravel())
-    assert "holds no calibration" in caplog.text
-
-
 def test_the_path_is_bounded(network):
     with mapper_of(network) as (mapper, notes, _):
         mapper.process(messages(4))
-    options = {
-        "parameter_overrides": [Parameter("publish.path_length", value=3)],
-        "automatically_declare_parameters_from_overrides": True,
-    }
     heard: list = []
-    with ros_nodes("publisher", **options) as (node,):
+    with parameters_of(publish__path_length=3) as (node, parameters):
         node.create_subscription(topics.PATH.type, topics.PATH.name, heard.append, topics.PATH.qos())
-        outputs = Outputs(node, Parameters(node), CameraCalibration())
+        outputs = Outputs(node, parameters, CameraCalibration())
         for frame, points in zip(notes.frames, notes.points, strict=True):
             outputs.publish(frame, points)
         spin_until([node], outputs.whole_is_due, "the own subscription")

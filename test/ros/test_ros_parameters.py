@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from rclpy.parameter import Parameter
-from ros_helpers import ros_nodes
+from ros_helpers import parameters_of
 
 from stac_core.config import Config
-from stac_ros.parameters import Parameters
 from stac_ros.settings import LIVE_SECTIONS, RosConfig
-
-
-@contextmanager
-def parameters_of(**given: Any):
-    """A node whose parameters were given as section__field=value, and its `Parameters`."""
-    overrides = [Parameter(name.replace("__", "."), value=value) for name, value in given.items()]
-    options = {"parameter_overrides": overrides, "automatically_declare_parameters_from_overrides": True}
-    with ros_nodes("settings_holder", **options) as (node,):
-        yield node, Parameters(node)
 
 
 def test_every_setting_is_a_described_and_limited_parameter():
