@@ -5,7 +5,8 @@ from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironment
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
-from stac_ros.arguments import ARGUMENTS, Child, children, complete, profile_environment
+from stac_ros.arguments import ARGUMENTS, Child, children, complete
+from stac_ros.fastdds import profile_environment
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -20,7 +21,7 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """The profile first: a node reads it when it is made."""
     given = {argument.name: LaunchConfiguration(argument.name).perform(context) for argument in ARGUMENTS}
     values = complete(given)
-    variables = profile_environment(values).items()
+    variables = profile_environment(values["fastdds_profile"]).items()
     environment = [SetEnvironmentVariable(name, value) for name, value in variables]
     return [*environment, *(node(child, values) for child in children(values))]
 

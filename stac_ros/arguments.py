@@ -6,7 +6,6 @@ value means "not set": the node's own default holds (`stac_core.config`, `stac_r
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,6 @@ from stac_ros.share import share_file
 from stac_ros.topics import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, NODE_NAME, OUTPUTS, RECORDER_NAME
 
 SWITCH = ("true", "false")
-_BEFORE_KILTED = ("humble", "iron", "jazzy")
 LOG_LEVELS = ("debug", "info", "warn", "error", "fatal")
 
 
@@ -111,22 +109,6 @@ def children(values: Mapping[str, str]) -> list[Child]:
     if values["source"]:
         wanted.append(_replay(values))
     return wanted
-
-
-def profile_environment(values: Mapping[str, str]) -> dict[str, str]:
-    """The variable that gives Fast DDS its profile; `auto` respects one that the user has set.
-
-    Raises FileNotFoundError where the profile is missing.
-    """
-    choice = values["fastdds_profile"]
-    older = os.environ.get("ROS_DISTRO") in _BEFORE_KILTED  # these ignore the new name silently
-    variable = "FASTRTPS_DEFAULT_PROFILES_FILE" if older else "FASTDDS_DEFAULT_PROFILES_FILE"
-    if choice == "none" or (choice == "auto" and variable in os.environ):
-        return {}
-    path = share_file("config/fastdds.xml") if choice == "auto" else Path(choice)
-    if not path.is_file():
-        raise FileNotFoundError(f"fastdds_profile:={choice}: no such file; use auto, none or a file")
-    return {variable: str(path)}
 
 
 def is_true(text: str) -> bool:

@@ -23,9 +23,9 @@ from rclpy.signals import SignalHandlerOptions
 from tqdm import tqdm
 
 from stac_ros.answer_recorder import AnswerRecorder
-from stac_ros.arguments import complete, profile_environment
 from stac_ros.bag_source import BagSource
 from stac_ros.domain import private_ros_environment
+from stac_ros.fastdds import profile_environment
 from stac_ros.players import START_LIMIT_S, OutsidePlayer, OwnPlayer
 from stac_ros.processes import POLL_S, Processes
 from stac_ros.settings import ReplaySettings
@@ -47,7 +47,7 @@ def main() -> int:
         return 1
     # Strangers are kept out, unless one of them is to play.
     environment = {} if arguments.outside_player else private_ros_environment()
-    environment |= profile_environment(complete({}))
+    environment |= profile_environment()
     os.environ.update(environment)
     source = BagSource(arguments.bag, arguments.topic, [])
     partial = arguments.recording.parent / ".part" / arguments.recording.name  # the file bears its name

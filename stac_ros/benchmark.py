@@ -27,9 +27,9 @@ from std_msgs.msg import Header
 
 from stac_core.settings import add_flags, read_flags
 from stac_ros import topics
-from stac_ros.arguments import complete, profile_environment
 from stac_ros.clouds import FIELDS, POINT, cloud_message
 from stac_ros.domain import private_ros_environment
+from stac_ros.fastdds import profile_environment
 from stac_ros.images import encode_image
 from stac_ros.mapping_node import MappingNode
 from stac_ros.node_process import THREADS
@@ -67,7 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     add_flags(parser, BenchmarkSettings)
     settings = read_flags(BenchmarkSettings, parser.parse_args())
-    os.environ.update(private_ros_environment() | profile_environment(complete({})))
+    os.environ.update(private_ros_environment() | profile_environment())
     print(_publishing_table(settings))
     print(_start_table())
     print(_callback_table(settings))

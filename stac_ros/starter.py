@@ -19,8 +19,9 @@ import shutil
 import sys
 from typing import Any
 
-from stac_ros.arguments import ARGUMENTS, Child, children, complete, is_true, profile_environment
+from stac_ros.arguments import ARGUMENTS, Child, children, complete, is_true
 from stac_ros.domain import private_ros_environment
+from stac_ros.fastdds import profile_environment
 from stac_ros.processes import Processes
 from stac_ros.reference import parameter_reference
 
@@ -51,7 +52,9 @@ def main() -> None:
         given = dict(_split(text) for text in arguments.values)
         demo = arguments.action == "demo"
         values = complete({**DEMO, **given} if demo else given)
-        environment = profile_environment(values) | (private_ros_environment() if demo else {})
+        environment = profile_environment(values["fastdds_profile"])
+        if demo:
+            environment |= private_ros_environment()
         if values["source"]:
             logger.info("mapping %s%s", values["source"], values["record"] and f" into {values['record']}/")
         sys.exit(run(values, environment))

@@ -6,13 +6,12 @@ import os
 import signal
 import tempfile
 
-os.environ.pop("ROS_DOMAIN_ID", None)  # also where a worker inherits the domain of its parent
-
 from stac_ros.domain import private_ros_environment
-from stac_ros.share import share_file
+from stac_ros.fastdds import profile_environment
 
-os.environ.update(private_ros_environment())
+for name in ("ROS_DOMAIN_ID", "FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE"):
+    os.environ.pop(name, None)  # the user's own; and of a parent, where this process is a worker
+os.environ.update(private_ros_environment() | profile_environment())
 os.environ["ROS_LOG_DIR"] = tempfile.mkdtemp(prefix="stac_ros_test_log_")
-os.environ["FASTDDS_DEFAULT_PROFILES_FILE"] = str(share_file("config/fastdds.xml"))
 # A shell starts background jobs with SIGINT ignored, which processes of tests would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -13,7 +13,8 @@ import yaml
 from ros_recordings import write_bag
 
 from stac_core.config import Config
-from stac_ros.arguments import ARGUMENTS, SWITCH, children, complete, profile_environment
+from stac_ros.arguments import ARGUMENTS, SWITCH, children, complete
+from stac_ros.fastdds import profile_environment
 from stac_ros.listen import outside_name
 from stac_ros.reference import parameter_reference
 from stac_ros.settings import RosConfig
@@ -162,16 +163,17 @@ def test_unknown_arguments_and_values_are_refused(given, reason):
 
 
 def test_the_transport_profile_is_named_as_the_distribution_knows_it(monkeypatch, tmp_path):
-    monkeypatch.delenv("FASTDDS_DEFAULT_PROFILES_FILE")
+    for name in ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("ROS_DISTRO", "kilted")
-    assert set(profile_environment(complete({}))) == {"FASTDDS_DEFAULT_PROFILES_FILE"}
+    assert set(profile_environment()) == {"FASTDDS_DEFAULT_PROFILES_FILE"}
     monkeypatch.setenv("ROS_DISTRO", "jazzy")
-    assert set(profile_environment(complete({}))) == {"FASTRTPS_DEFAULT_PROFILES_FILE"}
+    assert set(profile_environment()) == {"FASTRTPS_DEFAULT_PROFILES_FILE"}
     monkeypatch.setenv("FASTRTPS_DEFAULT_PROFILES_FILE", "the user's")
-    assert profile_environment(complete({})) == {}
-    assert profile_environment(complete({"fastdds_profile": "none"})) == {}
+    assert profile_environment() == {}
+    assert profile_environment("none") == {}
     with pytest.raises(FileNotFoundError, match="no such file; use auto, none or a file"):
-        profile_environment(complete({"fastdds_profile": str(tmp_path / "missing.xml")}))
+        profile_environment(str(tmp_path / "missing.xml"))
 
 
 def test_the_table_of_commands_is_that_of_the_package():
