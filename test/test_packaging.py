@@ -25,6 +25,7 @@ SOURCES = (
     "stac_ros",
 )
 SOURCES += ("pip",)
+MESSAGES = ("_msgs", "_srvs", "_interfaces")
 
 
 def run(*command: object, cwd: Path, **variables: str) -> str:
@@ -51,8 +52,9 @@ def test_the_manifest_agrees_with_the_build():
     assert {"rclpy", "cv_bridge", "sensor_msgs_py", "tf_transformations", "tf2_ros"} <= depends
 
 
-def test_every_message_package_that_is_imported_is_declared():
-    declared = {element.text for element in ElementTree.parse(ROOT / "package.xml").findall("exec_depend")}
+def test_message_packages_are_declared_where_they_are_imported_and_nowhere_else():
+    depends = {element.text for element in ElementTree.parse(ROOT / "package.xml").findall("exec_depend")}
+    declared = {name for name in depends if name.endswith(MESSAGES)}
     used = set()
     for file in ROOT.glob("stac_ros/**/*.py"):
         words = [
@@ -60,8 +62,8 @@ def test_every_message_package_that_is_imported_is_declared():
             for line in file.read_text().splitlines()
             if line.startswith("from ")
         ]
-        used |= {word for word in words if word.endswith(("_msgs", "_srvs", "_interfaces"))}
-    assert used and used <= declared
+        used |= {word for word in words if word.endswith(MESSAGES)}
+    assert used == declared
 
 
 # import name → rosdep key or name on the command line of pip
