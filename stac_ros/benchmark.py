@@ -2,8 +2,8 @@
 
     python -m stac_ros.benchmark
 
-Three tables: a cloud and a depth image from arrays to the wire, beside the way by `bytes`; how long the
-image callback takes while the model is busy; how long a node takes until it listens.
+Three figures: a cloud and a depth image from arrays to the wire; how long the image callback takes while the
+model is busy; how long a node takes until it listens.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import rclpy
 from rclpy.executors import MultiThreadedExecutor
 from rclpy.node import Node
-from sensor_msgs.msg import CompressedImage, Image, PointCloud2
+from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 from stac_core.settings import add_flags, read_flags
 from stac_ros import topics
-from stac_ros.clouds import FIELDS, POINT, cloud_message
+from stac_ros.clouds import cloud_message
 from stac_ros.domain import private_ros_environment
 from stac_ros.fastdds import profile_environment
 from stac_ros.images import encode_image
@@ -84,35 +84,17 @@ def _publishing_table(settings: BenchmarkSettings) -> str:
     node = Node(topics.NODE_NAME)
     clouds, depths = (node.create_publisher(t.type, t.name, t.qos()) for t in (topics.POINTS, topics.DEPTH))
 
-    def ours() -> None:
+    def publish() -> None:
         clouds.publish(cloud_message(header, positions, colours))
         depths.publish(encode_image(depth, "32FC1", header))
 
-    def by_bytes(check_fields: bool) -> None:
-        """What a first version would do."""
-        points = np.empty(len(positions), POINT)
-        for axis, name in enumerate("xyz"):
-            points[name] = positions[:, axis]
-        red, green, blue = colours.astype(np.uint32).T
-        points["rgb"] = (red << 16 | green << 8 | blue).view(np.float32)
-        cloud = PointCloud2(header=header, fields=FIELDS, height=1, check_fields=check_fields)
-        cloud.width, cloud.point_step, cloud.row_step = len(points), POINT.itemsize, points.nbytes
-        cloud.data = points.tobytes()
-        clouds.publish(cloud)
-        image = Image(header=header, encoding="32FC1", check_fields=check_fields)
-        image.height, image.width, image.step = *depth.shape, depth.strides[0]
-        image.data = depth.tobytes()
-        depths.publish(image)
-
-    rows = [f"{settings.points} points and a {settings.width}×{settings.height} depth image, arrays → wire"]
+    title = f"{settings.points} points and a {settings.width}×{settings.height} depth image, arrays → wire"
     with child("-c", _LISTENER):
         _wait_until(lambda: clouds.get_subscription_count() and depths.get_subscription_count())
-        ways = {"this package": ours, "data = bytes": lambda: by_bytes(False)}
-        rows += _compare(ways, settings.repeats)
-        rows += _compare({"data = bytes, fields checked": lambda: by_bytes(True)}, settings.repeats // 10)
+        durations = _durations_ms(publish, settings.repeats)
     node.destroy_node()
     rclpy.shutdown()
-    return "\n".join(rows)
+    return f"{title}\n{_row('conversion and publishing', durations)}"
 
 
 class _TimedNode(MappingNode):
@@ -186,17 +168,15 @@ def child(*arguments: str) -> Iterator[subprocess.Popen[str]]:
         process.wait()
 
 
-def _compare(ways: Mapping[str, Callable[[], None]], repeats: int) -> list[str]:
-    """A row for each way, called in turns with pauses that let listeners keep up; the first call of each is
-    to warm up."""
-    durations_ms: dict[str, list[float]] = {name: [] for name in ways}
+def _durations_ms(action: Callable[[], None], repeats: int) -> list[float]:
+    """Of each call, with pauses that let listeners keep up; a first call, not counted, is to warm up."""
+    durations_ms: list[float] = []
     for _ in range(repeats + 1):
-        for name, action in ways.items():
-            started = time.perf_counter()
-            action()
-            durations_ms[name].append(1e3 * (time.perf_counter() - started))
-            time.sleep(0.02)
-    return [_row(name, values[1:]) for name, values in durations_ms.items()]
+        started = time.perf_counter()
+        action()
+        durations_ms.append(1e3 * (time.perf_counter() - started))
+        time.sleep(0.02)
+    return durations_ms[1:]
 
 
 def _row(name: str, durations_ms: list[float]) -> str:

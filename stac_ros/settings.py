@@ -174,7 +174,7 @@ class BenchmarkSettings:
     points: int = setting(203_000, "points of the cloud: a network image of 518×392 pixels", minimum=1)
     width: int = setting(640, "width of camera and depth images", minimum=64, unit="px")
     height: int = setting(480, "height of camera and depth images", minimum=64, unit="px")
-    repeats: int = setting(100, "messages of each kind", minimum=10)
+    repeats: int = setting(100, "messages of each kind", minimum=1)
     rate: float = setting(30.0, "camera images while the model is busy", minimum=1.0, unit="Hz")
     seconds: float = setting(15.0, "how long the model is kept busy", minimum=1.0, unit="s")
 
