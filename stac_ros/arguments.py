@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from stac_ros.listen import outside_name
+from stac_ros.replay_settings import START_LIMIT_S, ReplaySettings
 from stac_ros.share import share_file
 from stac_ros.topics import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, NODE_NAME, OUTPUTS, RECORDER_NAME
 
 SWITCH = ("true", "false")
+VIEWER_PORT = 8080
 LOG_LEVELS = ("debug", "info", "warn", "error", "fatal")
 
 
@@ -52,13 +54,13 @@ ARGUMENTS = (
     Argument("map_directory", "", "where ~/save_map writes", parameter="map.directory"),
     Argument("source", "", "play this: rosbag2, video, folder of images, dataset, world:SEED or camera:0"),
     Argument("topic", "", "image topic of a bag with several"),
-    Argument("rate", "1.0", "speed of the replay; 0 = as fast as the node answers"),
+    Argument("rate", str(ReplaySettings.rate), "speed of the replay; 0 = as fast as the node answers"),
     Argument("loop", "false", "replay for ever", SWITCH),
     Argument("record", "", "write map, trajectory, depth and a report into this folder"),
     Argument("rviz", "false", "open RViz", SWITCH),
     Argument("rviz_config", "", "RViz configuration; empty = rviz/stac.rviz"),
     Argument("viewer", "false", "serve the web viewer on this computer", SWITCH),
-    Argument("viewer_port", "8080", "port of the web viewer"),
+    Argument("viewer_port", str(VIEWER_PORT), "port of the web viewer"),
     Argument("fastdds_profile", "auto", "Fast DDS profile: auto = config/fastdds.xml, none, or a file"),
     Argument("log_level", "info", "least severe message shown", LOG_LEVELS),
 )
@@ -164,7 +166,7 @@ def _rviz(values: Mapping[str, str]) -> Child:
 
 def _replay(values: Mapping[str, str]) -> Child:
     """It makes the time of the others, so it follows the wall clock itself."""
-    arguments = [values["source"], "--rate", values["rate"], "--wait-for-subscribers", "180"]
+    arguments = [values["source"], "--rate", values["rate"], "--wait-for-subscribers", f"{START_LIMIT_S:g}"]
     listeners = [NODE_NAME, *([RECORDER_NAME] if values["record"] else [])]
     arguments += ["--wait-for-nodes", ",".join(listeners)]
     arguments += ["--topic", values["topic"]] if values["topic"] else []

@@ -26,9 +26,9 @@ from stac_ros.answer_recorder import AnswerRecorder
 from stac_ros.bag_source import BagSource
 from stac_ros.domain import private_ros_environment
 from stac_ros.fastdds import profile_environment
-from stac_ros.players import START_LIMIT_S, OutsidePlayer, OwnPlayer
+from stac_ros.players import OutsidePlayer, OwnPlayer
 from stac_ros.processes import POLL_S, Processes
-from stac_ros.settings import ReplaySettings
+from stac_ros.replay_settings import START_LIMIT_S, ReplaySettings
 from stac_ros.topics import COMPRESSED_IMAGE
 
 logger = logging.getLogger("stac-eval bag")

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import rclpy
@@ -25,7 +26,7 @@ from rclpy.node import Node
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
-from stac_core.settings import add_flags, read_flags
+from stac_core.settings import add_flags, check_settings, read_flags, setting
 from stac_ros import topics
 from stac_ros.clouds import cloud_message
 from stac_ros.domain import private_ros_environment
@@ -33,7 +34,6 @@ from stac_ros.fastdds import profile_environment
 from stac_ros.images import encode_image
 from stac_ros.mapping_node import MappingNode
 from stac_ros.node_process import THREADS
-from stac_ros.settings import BenchmarkSettings
 
 _LISTENER = """
 import rclpy
@@ -61,6 +61,21 @@ while rclpy.ok():
     camera.publish(encode_image(pixels, "rgb8", header))
     time.sleep(1 / rate)
 """
+
+
+@dataclass(frozen=True)
+class BenchmarkSettings:
+    """What is measured with."""
+
+    points: int = setting(203_000, "points of the cloud: a network image of 518×392 pixels", minimum=1)
+    width: int = setting(640, "width of camera and depth images", minimum=64, unit="px")
+    height: int = setting(480, "height of camera and depth images", minimum=64, unit="px")
+    repeats: int = setting(100, "messages of each kind", minimum=1)
+    rate: float = setting(30.0, "camera images while the model is busy", minimum=1.0, unit="Hz")
+    seconds: float = setting(15.0, "how long the model is kept busy", minimum=1.0, unit="s")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 def main() -> None:

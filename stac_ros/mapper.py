@@ -24,13 +24,13 @@ from stac_ros.mapped_frame import MappedFrame, Points
 from stac_ros.odometry import OdometryLink
 from stac_ros.parameters import Parameters
 from stac_ros.run_statistics import Statistics
+from stac_ros.settings import NAMELESS_CAMERA
 from stac_ros.stamps import stamp_nanoseconds
 from stac_ros.trajectory import Trajectory
 from stac_ros.transforms import TransformError
 
 # REP-103: a map has x forward, y left and z up, where the first camera has z, −x and −y.
 MAP_FROM_OPTICAL = np.array([[0.0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
-NAMELESS_CAMERA = "camera_optical_frame"  # where neither image nor settings name a frame
 
 logger = logging.getLogger(__name__)
 

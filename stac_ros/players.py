@@ -11,12 +11,11 @@ from rclpy.node import Node
 from stac_ros.answer_recorder import AnswerRecorder
 from stac_ros.bag_source import BagSource
 from stac_ros.replay_node import ReplayNode
+from stac_ros.replay_settings import START_LIMIT_S, ReplaySettings
 from stac_ros.restamp import header_stamp_ns
-from stac_ros.settings import ReplaySettings
 from stac_ros.sources import Item
 from stac_ros.topics import NODE_NAME, qos_profile
 
-START_LIMIT_S = 180.0  # a large model loads for long from a slow disk; so long may a user take, too
 _DISCOVERY_S = 5  # until all listeners and a new player have found each other; what is played before is lost
 _END_OF_PLAYING_S = 10.0  # without an image, where nobody tells the end
 logger = logging.getLogger("stac-eval bag")
@@ -84,7 +83,7 @@ class OutsidePlayer(Node):
         now = time.monotonic()
         if self._heard_at:
             return now - self._heard_at < _END_OF_PLAYING_S
-        return not self._ready_at or now - self._ready_at < START_LIMIT_S
+        return not self._ready_at or now - self._ready_at < START_LIMIT_S  # so long may a user take, too
 
     def end(self) -> None:
         """Nothing here holds it."""

@@ -20,7 +20,7 @@ from stac_core.settings import add_flags, read_flags
 from stac_ros.node_process import begin_ros, own_arguments
 from stac_ros.open_source import open_source
 from stac_ros.replay_node import ReplayNode
-from stac_ros.settings import ReplaySettings
+from stac_ros.replay_settings import ReplaySettings
 
 
 def main() -> None:

@@ -19,9 +19,9 @@ from std_srvs.srv import SetBool, Trigger
 
 from stac_ros.listen import outside_name, subscribe
 from stac_ros.progress import Progress
+from stac_ros.replay_settings import ReplaySettings
 from stac_ros.restamp import header_stamp_ns, restamp
 from stac_ros.schedule import Schedule
-from stac_ros.settings import ReplaySettings
 from stac_ros.sources import STATIC_TOPICS, Item, Source
 from stac_ros.stamps import SECOND, stamp_message, stamp_nanoseconds
 from stac_ros.topics import COMPRESSED_IMAGE, IMAGE, NODE_NAME, POSE, qos_profile

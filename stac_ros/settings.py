@@ -1,4 +1,4 @@
-"""Every setting of the ROS side, its default and its limits; names are ROS parameters and YAML keys alike.
+"""Every setting of the node's ROS side, its default and limits; names are ROS parameters and YAML keys alike.
 
 The core's settings are in `stac_core.config`; a node has both. Lengths are in the stream's own unit unless
 `scale` makes it metres.
@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from stac_core.settings import check_settings, refuse, setting
-from stac_ros.topics import CAMERA_INFO, IMAGE, INPUT_PROFILES, NODE_NAME
+from stac_ros.topics import CAMERA_INFO, IMAGE, INPUT_PROFILES
 
+NAMELESS_CAMERA = "camera_optical_frame"  # where neither an image nor its user names the frame
 LARGEST_CLOUD = 2_000_000  # points; 32 MB, the largest message of config/fastdds.xml
 
 
@@ -165,51 +166,3 @@ class RosConfig:
 
 # Sections that take effect while the node runs; all others are read once, at start.
 LIVE_SECTIONS = ("points",)
-
-
-@dataclass(frozen=True)
-class BenchmarkSettings:
-    """What `python -m stac_ros.benchmark` measures with; no ROS parameters."""
-
-    points: int = setting(203_000, "points of the cloud: a network image of 518×392 pixels", minimum=1)
-    width: int = setting(640, "width of camera and depth images", minimum=64, unit="px")
-    height: int = setting(480, "height of camera and depth images", minimum=64, unit="px")
-    repeats: int = setting(100, "messages of each kind", minimum=1)
-    rate: float = setting(30.0, "camera images while the model is busy", minimum=1.0, unit="Hz")
-    seconds: float = setting(15.0, "how long the model is kept busy", minimum=1.0, unit="s")
-
-    def __post_init__(self) -> None:
-        check_settings(self)
-
-
-@dataclass(frozen=True)
-class ReplaySettings:
-    """How `stac-replay` plays a recording; its flags, no ROS parameters."""
-
-    topic: str = setting("", "image topic of a bag; empty = the only one")
-    more_topics: str = setting("", "further topics of a bag to replay, separated by commas")
-    rate: float = setting(1.0, "speed; 0 = as fast as the mapping node answers", minimum=0.0, maximum=1000.0)
-    in_flight: int = setting(4, "images sent and not yet answered, with rate 0", minimum=1, maximum=1000)
-    answer_limit: float = setting(
-        60.0, "patience for an answer before the next image is sent, with rate 0", minimum=0.1, unit="s"
-    )
-    loop: bool = setting(False, "begin again at the end; recorded time jumps back")
-    start_offset: float = setting(0.0, "skip this much of the recording", minimum=0.0, unit="s")
-    duration: float = setting(0.0, "play this much of the recording; 0 = all", minimum=0.0, unit="s")
-    clock: float = setting(0.0, "rate of /clock; 0 = none", minimum=0.0, maximum=1000.0, unit="Hz")
-    wait_for_subscribers: float = setting(
-        0.0,
-        "wait up to this long for someone to listen to the images; 0 = begin at once",
-        minimum=0.0,
-        unit="s",
-    )
-    wait_for_nodes: str = setting(
-        NODE_NAME, "the listeners that are waited for, separated by commas; empty = anyone"
-    )
-    use_wall_stamps: bool = setting(False, "stamp messages with the time of playing, not of recording")
-    compressed: bool = setting(False, "send JPEG images (bags are sent as recorded)")
-    frame_id: str = setting("camera_optical_frame", "frame of images that carry none")
-    image_qos: str = setting("reliable", "QoS of the images", choices=INPUT_PROFILES)
-
-    def __post_init__(self) -> None:
-        check_settings(self)

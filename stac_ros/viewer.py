@@ -13,6 +13,7 @@ from rclpy.clock import Clock, ClockType
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 
+from stac_ros.arguments import VIEWER_PORT
 from stac_ros.node_process import begin_ros, own_arguments
 from stac_ros.viewer_scene import Scene
 from stac_ros.watch import Watch
@@ -27,7 +28,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="stac-view", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--port", type=int, default=8080, help="the next free one if taken (default: 8080)")
+    told = f"the next free one if taken (default: {VIEWER_PORT})"
+    parser.add_argument("--port", type=int, default=VIEWER_PORT, help=told)
     port = own_arguments(parser).port
     begin_ros("stac-view")
     node = Node("stac_view")

@@ -18,7 +18,7 @@ from tf2_msgs.msg import TFMessage
 from stac_ros.listen import outside_name
 from stac_ros.open_source import open_source
 from stac_ros.replay_node import ReplayNode
-from stac_ros.settings import ReplaySettings
+from stac_ros.replay_settings import ReplaySettings
 from stac_ros.stamps import stamp_nanoseconds
 from stac_ros.topics import POSE, qos_profile
 from stac_ros.transforms import transform_buffer
