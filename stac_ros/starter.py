@@ -1,10 +1,11 @@
-"""`stac-ros`: what the launch file does, where `launch` is not installed.
+"""`stac-ros`: start the mapping node and what belongs to it, where `launch` is not installed.
 
     stac-ros up image_topic:=/camera/image_raw viewer:=true
     stac-ros demo source:=walk.mp4
     stac-ros parameters
 
-Arguments are those of launch/stac.launch.py, written in the same way. `demo` maps a recording, by
+Arguments are those of launch/stac.launch.py, written in the same way. `up` ends with the recording that it
+plays, unless a viewer shows the map; the launch file goes on until Ctrl-C. `demo` maps a recording, by
 default a synthetic one, and writes map, trajectory and report into a folder; it talks to nobody but
 its own processes, in a ROS domain of their own (`up source:=…` plays in yours). `parameters` prints
 all parameters of the mapping node, as Markdown.
