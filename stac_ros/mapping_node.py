@@ -170,7 +170,7 @@ class MappingNode(ClosingNode):
         every(DIAGNOSTICS_PERIOD_S, self.on_diagnostics_timer)
         every(ros.publish.map_period, self.on_map_timer)
         if ros.frames.odom and ros.frames.publish_tf and ros.frames.republish_period:
-            every(ros.frames.republish_period, self.outputs.correction.say_again)
+            every(ros.frames.republish_period, self.outputs.map_to_odom.republish)
 
     def _subscribe(self) -> None:
         settings = self.parameters.ros.input

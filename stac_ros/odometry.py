@@ -52,20 +52,20 @@ class OdometryLink:
             time.sleep(_POLL_S)
 
 
-class Correction:
-    """map → odom, said with the stamp of every image and, in between, again for the present.
+class MapToOdom:
+    """map → odom, published with the stamp of every image and, in between, again for the present.
 
     The present is told by the node's clock. Where images are stamped by another one, as in a recording
-    played without /clock, a transform of "now" would mix two times: there only images are spoken of.
+    played without /clock, a transform of "now" would mix two times: there it is published with images only.
     """
 
     def __init__(self, broadcaster: TransformBroadcaster, clock: Clock, settings: FrameSettings) -> None:
         self._broadcaster, self._clock, self._settings = broadcaster, clock, settings
         self._latest: tuple[NDArray[np.float64], int] | None = None  # map_from_odom, stamp of its image
-        self._said_again_ns = 0
+        self._republished_ns = 0
         self._warned = False
 
-    def say(self, map_from_odom: NDArray[np.float64], stamp: Time) -> None:
+    def publish(self, map_from_odom: NDArray[np.float64], stamp: Time) -> None:
         """Of an image; belongs to the worker's thread, as `forget` does."""
         self._send(map_from_odom, stamp)
         self._latest = (map_from_odom, stamp_nanoseconds(stamp)) if self._on_clock(stamp) else None
@@ -74,15 +74,15 @@ class Correction:
         """A new stream begins, whose map lies elsewhere."""
         self._latest = None
 
-    def say_again(self) -> None:
+    def republish(self) -> None:
         """For the present, which odometry has reached but no image yet; any thread may call it."""
         latest, now = self._latest, self._clock.now()
         if latest is None:
             return
         map_from_odom, stamp_ns = latest
-        if now.nanoseconds <= stamp_ns or now.nanoseconds == self._said_again_ns:
+        if now.nanoseconds <= stamp_ns or now.nanoseconds == self._republished_ns:
             return  # simulated time stands still
-        self._said_again_ns = now.nanoseconds
+        self._republished_ns = now.nanoseconds
         self._send(map_from_odom, now.to_msg())
 
     def _send(self, map_from_odom: NDArray[np.float64], stamp: Time) -> None:

@@ -88,7 +88,7 @@ class Seen:
         return self.told("inference", "weights") or "unknown, no diagnostics were heard"
 
 
-class Watch:
+class OutputListener:
     """Subscribes a node to the mapping node's outputs and to the camera, and keeps the newest.
 
     Must be spun by one thread.

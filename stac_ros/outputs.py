@@ -19,7 +19,7 @@ from stac_ros.clouds import cloud_message
 from stac_ros.images import encode_image
 from stac_ros.map import VoxelMap
 from stac_ros.mapped_frame import MappedFrame, Points
-from stac_ros.odometry import Correction
+from stac_ros.odometry import MapToOdom
 from stac_ros.parameters import Parameters
 from stac_ros.pose_messages import (
     OdometryMessages,
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 class Outputs:
-    """Publishers of the node. All but `correction.say_again` belong to the worker's thread."""
+    """Publishers of the node. All but `map_to_odom.republish` belong to the worker's thread."""
 
     def __init__(self, node: Node, parameters: Parameters, calibration: CameraCalibration) -> None:
         self._parameters, self._calibration = parameters, calibration
@@ -49,13 +49,13 @@ class Outputs:
         self._broadcaster = TransformBroadcaster(node)
         self._parents = StaticParents(node)
         self._warned_of: set[str] = set()  # cameras with a parent of their own
-        self.correction = Correction(self._broadcaster, node.get_clock(), self._frames)
+        self.map_to_odom = MapToOdom(self._broadcaster, node.get_clock(), self._frames)
         self._odometry = OdometryMessages()
         self._path: deque[PoseStamped] = deque()
         self._stamp = Time()  # of the latest image
         self._unsent = {topics.MAP_POINTS: False, topics.PATH: False}
 
-    def heard(self, topic: Topic) -> bool:
+    def has_subscribers(self, topic: Topic) -> bool:
         """Whether somebody listens."""
         return self._publishers[topic].get_subscription_count() > 0
 
@@ -65,25 +65,25 @@ class Outputs:
         self._unsent = dict.fromkeys(self._unsent, True)
         self._publish_transform(frame)
         self._publish_poses(frame)
-        if self.heard(topics.POINTS):
+        if self.has_subscribers(topics.POINTS):
             message = cloud_message(self._in_map(), points.positions, points.colours)
             self._publishers[topics.POINTS].publish(message)
-        if self.heard(topics.DEPTH):
+        if self.has_subscribers(topics.DEPTH):
             message = encode_image(frame.depth_image(), "32FC1", frame.header)
             self._publishers[topics.DEPTH].publish(message)
-        if self.heard(topics.DEPTH_INFO):
+        if self.has_subscribers(topics.DEPTH_INFO):
             height, width = frame.image.shape[:2]
             predicted = frame.camera_intrinsics()
             info = self._calibration.of_image(frame.header, height, width, predicted)
             self._publishers[topics.DEPTH_INFO].publish(info)
-        if self.heard(topics.CONFIDENCE):
+        if self.has_subscribers(topics.CONFIDENCE):
             message = encode_image(frame.confidence_image(), "32FC1", frame.header)
             self._publishers[topics.CONFIDENCE].publish(message)
 
     def begin_stream(self, keep: bool) -> None:
         """The next frame has no predecessor; without `keep` map and path are empty, and said so at once."""
         self._odometry.clear()
-        self.correction.forget()
+        self.map_to_odom.forget()
         if not keep:
             self._path.clear()
             self._unsent = dict.fromkeys(self._unsent, False)
@@ -92,17 +92,17 @@ class Outputs:
 
     def whole_is_due(self) -> bool:
         """Whether `publish_whole` would say anything."""
-        return any(unsent and self.heard(topic) for topic, unsent in self._unsent.items())
+        return any(unsent and self.has_subscribers(topic) for topic, unsent in self._unsent.items())
 
     def publish_whole(self, voxel_map: VoxelMap) -> None:
         """The whole map and the whole path, where they have changed and somebody listens.
 
         A map without a point is none: an empty one tells that a stream has ended, see `begin_stream`.
         """
-        if len(voxel_map) and self._unsent[topics.MAP_POINTS] and self.heard(topics.MAP_POINTS):
+        if len(voxel_map) and self._unsent[topics.MAP_POINTS] and self.has_subscribers(topics.MAP_POINTS):
             self._publishers[topics.MAP_POINTS].publish(cloud_message(self._in_map(), *voxel_map.points()))
             self._unsent[topics.MAP_POINTS] = False
-        if self._unsent[topics.PATH] and self.heard(topics.PATH):
+        if self._unsent[topics.PATH] and self.has_subscribers(topics.PATH):
             self._publishers[topics.PATH].publish(Path(header=self._in_map(), poses=list(self._path)))
             self._unsent[topics.PATH] = False
 
@@ -117,7 +117,7 @@ class Outputs:
             return
         if frame.odom_from_camera is not None:
             map_from_odom = frame.map_from_camera @ np.linalg.inv(frame.odom_from_camera)
-            self.correction.say(map_from_odom, self._stamp)
+            self.map_to_odom.publish(map_from_odom, self._stamp)
         else:
             camera = frame.header.frame_id
             self._warn_of_second_parent(camera)
@@ -144,9 +144,9 @@ class Outputs:
         while len(self._path) > self._parameters.ros.publish.path_length:
             self._path.popleft()
         odometry = self._odometry.next(header, frame.header.frame_id, pose, frame.map_from_camera)
-        if self.heard(topics.POSE):
+        if self.has_subscribers(topics.POSE):
             self._publishers[topics.POSE].publish(stamped_pose_with_covariance(header, pose))
-        if self.heard(topics.ODOMETRY):
+        if self.has_subscribers(topics.ODOMETRY):
             self._publishers[topics.ODOMETRY].publish(odometry)
 
     def _in_map(self) -> Header:

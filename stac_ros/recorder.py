@@ -31,12 +31,12 @@ from stac_core.ply import write_ply
 from stac_core.stamps import stamp_text
 from stac_ros.images import decode_depth
 from stac_ros.node_process import begin_ros, own_arguments
+from stac_ros.output_listener import LEVELS, OutputListener, Seen
 from stac_ros.report import write_report
 from stac_ros.signals import when_asked_to_end
 from stac_ros.stamps import stamp_nanoseconds
 from stac_ros.topics import RECORDER_NAME
 from stac_ros.trajectory import Trajectory
-from stac_ros.watch import LEVELS, Seen, Watch
 
 QUIET_S = 1.0  # without a message: none is on its way any more
 REST_S = 2.0  # of waiting, once asked to end, for that quiet
@@ -53,22 +53,22 @@ class Recorder(Node):
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._begun = False
-        self.watch = Watch(self, self._on_depth)
+        self.listener = OutputListener(self, self._on_depth)
 
     @property
     def quiet(self) -> bool:
         """All that was said has been heard."""
-        return time.monotonic() - self.watch.heard_at > QUIET_S
+        return time.monotonic() - self.listener.heard_at > QUIET_S
 
     @property
     def complete(self) -> bool:
         """The map holds the newest frame."""
-        seen = self.watch.seen
+        seen = self.listener.seen
         return not seen.stamps_ns or seen.map_stamp_ns >= seen.stamps_ns[-1]
 
     def write(self) -> bool:
         """Write the files; false if there was nothing to record. OSError naming what cannot be written."""
-        seen = self.watch.seen
+        seen = self.listener.seen
         if not (self._begun or seen.stamps_ns):
             return False
         self._begin()
@@ -123,7 +123,7 @@ def main() -> None:
         sys.exit(f"stac-record: {error}")
     finally:
         rclpy.try_shutdown()
-    print(summary(recorder.watch.seen, folder, written))
+    print(summary(recorder.listener.seen, folder, written))
 
 
 def _hear_the_rest(recorder: Recorder, executor: SingleThreadedExecutor) -> None:
@@ -132,7 +132,7 @@ def _hear_the_rest(recorder: Recorder, executor: SingleThreadedExecutor) -> None
     if not (recorder.quiet and recorder.complete):
         logger.info("asked to end: waiting for the map of the last frame, up to %g s", LIMIT_S)
     _spin(executor, until=lambda: recorder.quiet or time.monotonic() > asked_at + REST_S)
-    recorder.watch.listen_only_to_map()
+    recorder.listener.listen_only_to_map()
     _spin(executor, until=lambda: recorder.complete or time.monotonic() > asked_at + LIMIT_S)
     if not recorder.complete:
         logger.warning("the map of the last frame did not come: map.ply is older than the trajectory's end")

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from stac_core.files import write_whole
-from stac_ros.watch import MemorySample, Seen
+from stac_ros.output_listener import MemorySample, Seen
 
 matplotlib.use("agg")  # no screen is needed
 _MOST_POINTS = 120_000  # more would only paint over each other

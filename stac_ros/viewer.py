@@ -15,8 +15,8 @@ from rclpy.node import Node
 
 from stac_ros.arguments import VIEWER_PORT
 from stac_ros.node_process import begin_ros, own_arguments
+from stac_ros.output_listener import OutputListener
 from stac_ros.viewer_scene import Scene
-from stac_ros.watch import Watch
 
 PERIOD_S = 0.2
 logger = logging.getLogger("stac-view")
@@ -33,9 +33,9 @@ def main() -> None:
     port = own_arguments(parser).port
     begin_ros("stac-view")
     node = Node("stac_view")
-    watch, scene = Watch(node), Scene(port)
+    listener, scene = OutputListener(node), Scene(port)
     steady = Clock(clock_type=ClockType.STEADY_TIME)  # also while simulated time stands still
-    node.create_timer(PERIOD_S, lambda: scene.show(watch.seen), clock=steady)
+    node.create_timer(PERIOD_S, lambda: scene.show(listener.seen), clock=steady)
     logger.info("open %s", scene.address)
     try:
         rclpy.spin(node)

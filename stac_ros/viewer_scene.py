@@ -8,8 +8,8 @@ import numpy as np
 import viser
 from numpy.typing import NDArray
 
+from stac_ros.output_listener import LEVELS, Seen
 from stac_ros.quaternions import quaternion_from_rotation
-from stac_ros.watch import LEVELS, Seen
 
 HOST = "127.0.0.1"  # nobody else: a map shows the inside of a home
 _MOST_POINTS = 400_000  # what a browser draws fluently; beyond, evenly spread ones

@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 from tf2_msgs.msg import TFMessage
 
 from stac_ros import transforms
-from stac_ros.odometry import Correction
+from stac_ros.odometry import MapToOdom
 from stac_ros.settings import FrameSettings
 from stac_ros.stamps import stamp_nanoseconds
 from stac_ros.transforms import (
@@ -80,7 +80,7 @@ def test_what_one_node_sends_another_looks_up(library):
             buffer.lookup("odom", "nowhere")
 
 
-def test_the_correction_is_said_once_for_every_moment_of_the_clock(caplog):
+def test_the_correction_is_published_once_for_every_moment_of_the_clock(caplog):
     """Of simulated time, which may stand still, run back, or never have been that of the images."""
     sim_time = {"parameter_overrides": [Parameter("use_sim_time", value=True)]}
     heard: list[float] = []
@@ -92,7 +92,7 @@ def test_the_correction_is_said_once_for_every_moment_of_the_clock(caplog):
         clock = outside.create_publisher(Clock, "/clock", 1)
         outside.create_subscription(TFMessage, "/tf", keep, 10)
         broadcaster = TransformBroadcaster(robot)
-        correction = Correction(broadcaster, robot.get_clock(), FrameSettings(odom="odom"))
+        map_to_odom = MapToOdom(broadcaster, robot.get_clock(), FrameSettings(odom="odom"))
 
         def set_clock(now_s: int) -> None:
             def told() -> bool:
@@ -101,9 +101,9 @@ def test_the_correction_is_said_once_for_every_moment_of_the_clock(caplog):
 
             spin_until([robot], told, "simulated time")
 
-        def say_again(times: int, expected: list[float]) -> None:
+        def republish(times: int, expected: list[float]) -> None:
             for _ in range(times):
-                correction.say_again()
+                map_to_odom.republish()
             broadcaster.send(stamped_transform(pose(2), "a", "b", Time(sec=1)))  # the last word
             spin_until([outside], lambda: 1.0 in heard, "what was said")
             assert heard == [*expected, 1.0]
@@ -112,20 +112,20 @@ def test_the_correction_is_said_once_for_every_moment_of_the_clock(caplog):
         spin_until([outside], lambda: outside.count_publishers("/tf"), "the robot")
         spin_until([robot], lambda: robot.count_subscribers("/tf"), "the listener")
         set_clock(100)
-        say_again(1, [])
-        correction.say(pose(1), Time(sec=99))
-        say_again(3, [99.0, 100.0])
+        republish(1, [])
+        map_to_odom.publish(pose(1), Time(sec=99))
+        republish(3, [99.0, 100.0])
         set_clock(98)  # earlier than the image
-        say_again(2, [])
-        correction.say(pose(1), Time(sec=97))
-        say_again(2, [97.0, 98.0])
-        correction.forget()
+        republish(2, [])
+        map_to_odom.publish(pose(1), Time(sec=97))
+        republish(2, [97.0, 98.0])
+        map_to_odom.forget()
         set_clock(99)
-        say_again(2, [])
-        correction.say(pose(1), Time(sec=2000))
-        correction.say(pose(1), Time(sec=2001))
+        republish(2, [])
+        map_to_odom.publish(pose(1), Time(sec=2000))
+        map_to_odom.publish(pose(1), Time(sec=2001))
         set_clock(3000)
-        say_again(2, [2000.0, 2001.0])
+        republish(2, [2000.0, 2001.0])
     assert caplog.text.count("images are stamped 2000.000 s where this node's clock says 99.000 s") == 1
 
 

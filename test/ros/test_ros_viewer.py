@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 import pytest
 
+from stac_ros.output_listener import Health, MemorySample, Seen, View
 from stac_ros.viewer_scene import HOST, Scene, extent, field_of_view, figures
-from stac_ros.watch import Health, MemorySample, Seen, View
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
