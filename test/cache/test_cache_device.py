@@ -1,0 +1,99 @@
+"""Whole streams where host and device are kept apart as on a GPU: nothing mixes them, nothing is left behind.
+
+What a GPU computes is not seen here: the numbers are those of the host.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from pretended_gpu import OnGpu, move, pretended_gpu
+from tiny import synthetic_frames, tiny_network
+
+from stac_core import Config, StreamSession
+from stac_core.config import CacheConfig, ImageConfig, KernelConfig
+
+SMALL = {"window_size": 2, "chunk_size": 2, "hh_size": 1, "retrieval_size": 1, "edge_test": 0.0}
+STREAMS = {
+    "stac": {},
+    "16 bits": {"buffer_bits": 16, "pivot_bits": 16},
+    "all coded": {"window_bits": 8, "anchor_bits": 8, "pinned_bits": 8, "retrieved_bits": 8},
+    "by query": {"retrieve_by": "query"},
+    "by distance": {"retrieve_by": "near", "prefetch": True},
+    "points": {"positions": "points", "first_confidence": 0.5, "lost_confidence": 0.5},
+    "rounded by chance": {"pivot_rounding": "stochastic", "pivot_bits": 4, "eviction": "random"},
+    "spilled": {"memory_budget": 1, "host_budget": 10**7},
+    "forgotten": {"memory_budget": 1, "when_full": "forget"},
+    "posed again": {"repose_frames": 6},
+    "xstream": {"mode": "xstream"},
+    "window": {"mode": "window_kv"},
+}
+
+
+def budgeted(network, settings: dict) -> dict:
+    """With a budget that leaves the voxels 100 000 bytes, where one is asked for."""
+    if "memory_budget" not in settings:
+        return settings
+    try:
+        session_of(network, settings).step(synthetic_frames(1, 48, 64))
+    except ValueError as error:
+        return {**settings, "memory_budget": int(str(error).rsplit(" ", 1)[-1]) + 100_000}
+    raise AssertionError("a budget of one byte was taken")
+
+
+def session_of(network, settings: dict) -> StreamSession:
+    cache = CacheConfig(**{"mode": "stac", **SMALL, **settings})
+    kernels = KernelConfig(backend="torch")
+    return StreamSession(network, Config(cache=cache, kernels=kernels, image=ImageConfig(size=70)))
+
+
+@pytest.mark.parametrize("settings", STREAMS.values(), ids=STREAMS)
+def test_a_stream_keeps_host_and_device_apart(settings, tmp_path, monkeypatch):
+    network, frames = tiny_network(), synthetic_frames(12, 48, 64)
+    settings = budgeted(network, settings)
+    with pretended_gpu(monkeypatch):
+        network = copy.deepcopy(network)
+        move(network)
+        session = session_of(network, settings)
+        for first in range(0, 6, 2):
+            session.step(frames[first : first + 2])
+        session.save(tmp_path / "stream")
+        session.load(tmp_path / "stream")
+        for first in range(6, 12, 2):
+            prediction = session.step(frames[first : first + 2])
+        if session.config.cache.repose_frames:
+            session.repose(move_voxels=True)
+            session.step(frames[:1])
+        told = prediction.to_host()
+        stats = session.stats()
+    assert isinstance(prediction.depth, OnGpu) and not isinstance(told.depth, OnGpu)
+    assert bool(told.depth.isfinite().all())
+    assert stats.cache.frames_seen == (13 if "repose_frames" in settings else 12)
+    if "host_budget" in settings:
+        assert stats.cache.spilled_voxels > 0
+
+
+def test_a_session_warms_up_on_the_device(monkeypatch):
+    network = tiny_network()
+    with pretended_gpu(monkeypatch):
+        network = copy.deepcopy(network)
+        move(network)
+        session_of(network, {}).warm_up()
+
+
+def test_the_pretended_gpu_refuses_what_a_gpu_refuses(monkeypatch):
+    with pretended_gpu(monkeypatch):
+        there, here = torch.zeros(3, device="cuda"), torch.arange(3)
+        assert there.device.type == "cuda" and (there + 1).device.type == "cuda"
+        assert there[here].device.type == "cuda"  # an index may come from the host
+        for mixed in (
+            lambda: there + here,
+            lambda: torch.stack([there, here.float()]),
+            lambda: here[there > 0],
+        ):
+            with pytest.raises(RuntimeError, match="beside some of the GPU"):
+                mixed()
+        there[0] = 2.0
+        assert there.cpu().tolist() == [2.0, 0.0, 0.0]
