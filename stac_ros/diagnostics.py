@@ -134,7 +134,7 @@ def _inference(facts: Facts, counts: Snapshot, previous: Snapshot) -> Part:
 
 def _map(state: MapState) -> Part:
     if state.coarsened:
-        level, text = WARN, f"the map was full: voxels are {state.voxel_size:g} now; raise map.max_points"
+        level, text = WARN, f"the map was full: voxels are {state.voxel_size:g} now; raise map.voxel_size"
     else:
         level, text = OK, f"{state.points} points"
     return level, text, _numbers(dataclasses.asdict(state))

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-_BITS = 21  # of a cell's index along each axis: three of them fit one int64 key
-_HALF = 1 << (_BITS - 1)
+_BITS = 21  # of a voxel's index along each axis: three of them fit one int64 key
+_HALF = 1 << (_BITS - 1)  # added to an index, so that it is not negative
+_EACH = 1 | 1 << _BITS | 1 << 2 * _BITS  # times a number: that number along each axis
 _VALUES = 6  # x, y, z, r, g, b
 
 logger = logging.getLogger(__name__)
@@ -17,8 +21,9 @@ logger = logging.getLogger(__name__)
 class VoxelMap:
     """Means of position and colour per voxel, weighted by confidence.
 
-    Voxels are kept sorted by key, so that a frame is merged by one binary search. Beyond `max_points` the
-    edge doubles: the map gets coarser, but stays whole.
+    A voxel stays in the slot that it was given when first seen; sorted keys lead to the slots. An image is
+    merged by sorting its own keys, one search, and one update of the slots found. Space for `max_points` is
+    reserved from the start; what would exceed it doubles the edge: the map gets coarser, but stays whole.
     """
 
     def __init__(self, voxel_size: float, max_points: int) -> None:
@@ -32,63 +37,84 @@ class VoxelMap:
         self._forget()
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._keys) - 1
 
     @property
     def bytes(self) -> int:
-        return self._keys.nbytes + self._weights.nbytes + self._means.nbytes
+        """Of memory, reserved space included."""
+        return self._keys.nbytes + self._slots.nbytes + self._weights.nbytes + self._means.nbytes
 
     def add(
         self, positions: NDArray[np.float32], colours: NDArray[np.uint8], confidences: NDArray[np.float32]
     ) -> None:
         """Merge points: positions [N, 3], RGB colours [N, 3], confidences [N] > 0."""
-        values = np.concatenate([positions, colours], axis=1, dtype=np.float32)
-        self._merge(values, confidences.astype(np.float32))
-        while len(self) > self._max_points:
-            values, weights = self._means, self._weights
-            self._forget()
-            self.voxel_size *= 2
-            self._merge(values, weights)
-            logger.warning(
-                "the map exceeded map.max_points = %d: voxels are %g now", self._max_points, self.voxel_size
-            )
-
-    def points(self) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """Copies of all positions [N, 3] and RGB colours [N, 3]."""
-        return self._means[:, :3].copy(), np.rint(self._means[:, 3:]).astype(np.uint8)
-
-    def _forget(self) -> None:
-        self._keys: NDArray[np.int64] = np.empty(0, np.int64)  # [M], ascending
-        self._weights: NDArray[np.float32] = np.empty(0, np.float32)  # [M]
-        self._means: NDArray[np.float32] = np.empty((0, _VALUES), np.float32)  # [M, 6]
-
-    def _merge(self, values: NDArray[np.float32], weights: NDArray[np.float32]) -> None:
-        cells = np.floor(values[:, :3] / np.float32(self.voxel_size))
-        inside = (np.abs(cells) < _HALF).all(axis=1)  # false for NaN too
+        columns = np.ascontiguousarray(positions.T)
+        cells = np.floor(columns / np.float32(self.voxel_size))
+        inside = (np.abs(cells) < _HALF).all(axis=0)  # false for NaN too
         if not inside.all():
             self.points_outside += int((~inside).sum())
-            cells, values, weights = cells[inside], values[inside], weights[inside]
-        x, y, z = (cells.astype(np.int64) + _HALF).T
-        keys, group = np.unique((x << 2 * _BITS) | (y << _BITS) | z, return_inverse=True)
-        summed = np.bincount(group, weights, len(keys))
-        means = np.empty((len(keys), _VALUES), np.float32)
-        for axis in range(_VALUES):
-            means[:, axis] = np.bincount(group, weights * values[:, axis], len(keys)) / summed
-        self._insert(keys, summed.astype(np.float32), means)
+            cells, columns = cells[:, inside], columns[:, inside]
+            colours, confidences = colours[inside], confidences[inside]
+        x, y, z = cells.astype(np.int64) + _HALF
+        self._merge((x << 2 * _BITS) | (y << _BITS) | z, confidences, (*columns, *colours.T))
 
-    def _insert(
-        self, keys: NDArray[np.int64], weights: NDArray[np.float32], means: NDArray[np.float32]
+    def points(self) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """Copies of all positions [N, 3] and RGB colours [N, 3], in the order of the voxels in space."""
+        means = self._means.take(self._slots[1:], axis=1)
+        return means[:3].T.copy(), np.rint(means[3:]).astype(np.uint8).T.copy()
+
+    def _forget(self) -> None:
+        self._keys = np.array([-1])  # [1 + M], ascending; the first is below all that occur
+        self._slots = np.zeros(1, np.int32)  # [1 + M], of the keys
+        self._weights = np.zeros(self._max_points, np.float32)  # [max_points], of slots; 0 = not yet used
+        self._means = np.zeros((_VALUES, self._max_points), np.float32)
+
+    def _merge(
+        self, keys: NDArray[np.int64], weights: NDArray[np.float32], columns: Iterable[NDArray[Any]]
     ) -> None:
-        """Merge voxels given in ascending order of their keys."""
-        places = np.searchsorted(self._keys, keys)
-        known = np.zeros(len(keys), bool)
-        within = places < len(self)
-        known[within] = self._keys[places[within]] == keys[within]
-        slots = places[known]
-        self._weights[slots] += weights[known]
-        share = (weights[known] / self._weights[slots])[:, None]
-        self._means[slots] += share * (means[known] - self._means[slots])
-        new = ~known
-        self._keys = np.insert(self._keys, places[new], keys[new])
-        self._weights = np.insert(self._weights, places[new], weights[new])
-        self._means = np.insert(self._means, places[new], means[new], axis=0)
+        """Merge points, or voxels into larger ones: keys [N], weights [N], six columns [N] of values."""
+        voxels, group = (t.numpy() for t in torch.unique(torch.from_numpy(keys), return_inverse=True))
+        above = np.searchsorted(self._keys, voxels, side="right")  # the first key above each voxel's
+        new = np.flatnonzero(self._keys.take(above - 1) != voxels)
+        if len(self) + len(new) > self._max_points:
+            self._coarsen()
+            self._merge(_parents(voxels)[group], weights, columns)
+            return
+        slots = self._slots.take(above - 1).astype(np.int64)
+        slots[new] = np.arange(len(self), len(self) + len(new))
+        self._slots = np.insert(self._slots, above[new], slots[new])
+        self._keys = np.insert(self._keys, above[new], voxels[new])
+        self._average(slots, group, weights, columns)
+
+    def _average(
+        self,
+        slots: NDArray[np.int64],  # [M], distinct
+        group: NDArray[np.int64],  # [N], which of the slots
+        weights: NDArray[np.float32],  # [N]
+        columns: Iterable[NDArray[Any]],  # [N]
+    ) -> None:
+        """Move the means in the slots towards the values that came in."""
+        added = np.bincount(group, weights, len(slots)).astype(np.float32)
+        total = self._weights.take(slots) + added
+        self._weights[slots] = total
+        for means, values in zip(self._means, columns, strict=True):
+            mean = means.take(slots)
+            summed = np.bincount(group, weights * values, len(slots)).astype(np.float32)
+            means[slots] = mean + (summed - added * mean) / total
+
+    def _coarsen(self) -> None:
+        """Double the edge."""
+        slots = self._slots[1:]
+        keys, weights, means = self._keys[1:], self._weights.take(slots), self._means.take(slots, axis=1)
+        self._forget()
+        self.voxel_size *= 2
+        self._merge(_parents(keys), weights, means)
+        logger.warning(
+            "the map exceeded map.max_points = %d: voxels are %g now; raise map.voxel_size",
+            *(self._max_points, self.voxel_size),
+        )
+
+
+def _parents(keys: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Keys of the voxels of twice the edge: each index halved and rounded down."""
+    return (keys >> 1 & (_HALF - 1) * _EACH) + (_HALF >> 1) * _EACH

@@ -86,7 +86,7 @@ def test_a_healthy_node_is_ok_and_tells_its_figures():
         ("inference", WARN, "random weights", {"facts": replace(FACTS, weights="random weights, seed 0: …")}),
         ("inference", ERROR, "the last chunk failed: inference: boom",
          {"counts": replace(COUNTS, failing=True, last_error="inference: boom")}),
-        ("map", WARN, "voxels are 0.02 now; raise map.max_points",
+        ("map", WARN, "voxels are 0.02 now; raise map.voxel_size",
          {"map_state": replace(MAP, coarsened=True, voxel_size=0.02)}),
     ],
 )  # fmt: skip
