@@ -2,13 +2,14 @@
 
     python -m stac_ros.benchmark
 
-Three figures: a cloud and a depth image from arrays to the wire; how long the image callback takes while the
-model is busy; how long a node takes until it listens.
+Four figures: an image merged into the voxel map; a cloud and a depth image from arrays to the wire; how long
+a node takes until it listens; how long the image callback takes while the model is busy.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import re
 import subprocess
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import rclpy
+from numpy.typing import NDArray
 from rclpy.executors import MultiThreadedExecutor
 from rclpy.node import Node
 from sensor_msgs.msg import CompressedImage, Image
@@ -32,8 +34,11 @@ from stac_ros.clouds import cloud_message
 from stac_ros.domain import private_ros_environment
 from stac_ros.fastdds import profile_environment
 from stac_ros.images import encode_image
+from stac_ros.map import VoxelMap
+from stac_ros.mapped_frame import Points
 from stac_ros.mapping_node import MappingNode
 from stac_ros.node_process import THREADS
+from stac_ros.settings import MapSettings, PointSettings
 
 _LISTENER = """
 import rclpy
@@ -68,9 +73,10 @@ class BenchmarkSettings:
     """What is measured with."""
 
     points: int = setting(203_000, "points of the cloud: a network image of 518×392 pixels", minimum=1)
+    voxels: int = setting(500_000, "voxels of the map that images are merged into", minimum=1000)
     width: int = setting(640, "width of camera and depth images", minimum=64, unit="px")
     height: int = setting(480, "height of camera and depth images", minimum=64, unit="px")
-    repeats: int = setting(100, "messages of each kind", minimum=1)
+    repeats: int = setting(100, "images merged, and messages of each kind", minimum=1)
     rate: float = setting(30.0, "camera images while the model is busy", minimum=1.0, unit="Hz")
     seconds: float = setting(15.0, "how long the model is kept busy", minimum=1.0, unit="s")
 
@@ -83,9 +89,35 @@ def main() -> None:
     add_flags(parser, BenchmarkSettings)
     settings = read_flags(BenchmarkSettings, parser.parse_args())
     os.environ.update(private_ros_environment() | profile_environment())
+    print(_map_table(settings))
     print(_publishing_table(settings))
     print(_start_table())
     print(_callback_table(settings))
+
+
+def _map_table(settings: BenchmarkSettings) -> str:
+    """Merging of images whose points lie anywhere in a known map, in no order."""
+    rng = np.random.default_rng(0)
+    count = round(settings.points * (1 - PointSettings().confidence_percentile / 100))
+    edge = int(np.ceil(np.cbrt(settings.voxels)))
+    cells = rng.permutation(np.argwhere(np.ones((edge, edge, edge), bool))[: settings.voxels])
+    voxel_map = VoxelMap(MapSettings().voxel_size, settings.voxels)
+
+    def image(cells: NDArray[np.int64]) -> Points:
+        """A point in each of the cells [N, 3]."""
+        positions = (cells + rng.uniform(0.1, 0.9, cells.shape)) * voxel_map.voxel_size
+        colours = rng.integers(0, 256, cells.shape, dtype=np.uint8)
+        confidences = rng.uniform(1, 9, len(cells))
+        return Points(positions.astype(np.float32), colours, confidences.astype(np.float32))
+
+    def add(points: Points) -> None:
+        voxel_map.add(points.positions, points.colours, points.confidences)
+
+    for start in range(0, len(cells), count):
+        add(image(cells[start : start + count]))
+    images = itertools.cycle([image(rng.choice(cells, count)) for _ in range(8)])
+    durations = _durations_ms(lambda: add(next(images)), settings.repeats)
+    return f"{count} points of an image into a map of {len(voxel_map)} voxels\n{_row('merging', durations)}"
 
 
 def _publishing_table(settings: BenchmarkSettings) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections import defaultdict
 
 import numpy as np
@@ -78,6 +79,107 @@ def test_points_that_are_no_place_are_left_out_and_counted():
     assert len(found) == 1 and found.points_outside == 3
     found.add(np.empty((0, 3), np.float32), np.empty((0, 3), np.uint8), np.empty(0, np.float32))
     assert len(found) == 1
+
+
+def known_voxels(frames, found: VoxelMap) -> np.ndarray:
+    """What the map should hold after these frames, which it is given: means [M, 6], by cell."""
+    kept = []
+    for positions, colours, weights in frames:
+        cells = np.floor(positions / np.float32(found.voxel_size))
+        inside = np.array([all(abs(index) < 2**20 for index in cell) for cell in cells], bool)
+        kept.append((positions[inside], colours[inside], weights[inside]))
+        outside = found.points_outside + int((~inside).sum())
+        found.add(positions, colours, weights)
+        assert found.points_outside == outside
+    expected = weighted_means(kept, found.voxel_size)
+    return np.array([expected[cell] for cell in sorted(expected)]).reshape(-1, 6)
+
+
+@pytest.mark.parametrize("max_points", [1000, 100_000], ids=["doubling", "roomy"])
+@pytest.mark.parametrize("seed", range(6))
+def test_any_frames_leave_what_a_dictionary_holds(max_points, seed):
+    rng = np.random.default_rng(seed)
+    frames = []
+    for count in (0, *rng.integers(500, 2000, 6), 0, 1):
+        positions, colours, weights = points(count, int(rng.integers(1 << 30)), 10 ** rng.uniform(-2, 0.5))
+        positions += rng.normal(size=3).astype(np.float32)
+        spoilt = rng.random(positions.shape) < 0.01
+        positions[spoilt] = rng.choice([np.nan, np.inf, -np.inf, 1e9, -1e9, 3e4], spoilt.sum())
+        frames.append((positions, colours, weights))
+    found = VoxelMap(0.02, max_points)
+    expected = known_voxels(frames, found)
+    positions, colours = found.points()
+    assert (found.voxel_size > 0.02) == (max_points == 1000)
+    assert len(found) == len(positions) == len(expected) <= max_points
+    assert np.allclose(positions, expected[:, :3], atol=1e-5, rtol=1e-6)
+    assert np.abs(colours - expected[:, 3:]).max() <= 0.501
+
+
+def test_the_outermost_cells_keep_their_place_when_the_edge_doubles():
+    outermost = np.float32(2**20 - 1)
+    corners = np.array([[x, y, z] for x in (0.5, -0.5) for y in (0.5, -0.5) for z in (0.5, -0.5)], np.float32)
+    corners[:, :2] *= outermost * 2  # cells 2**20 - 1 and -(2**20 - 1)
+    near = np.random.default_rng(0).uniform(0, 30, (1200, 3)).astype(np.float32)
+    frames = [
+        (positions, np.zeros((len(positions), 3), np.uint8), np.ones(len(positions), np.float32))
+        for positions in (corners, near)
+    ]
+    found = VoxelMap(1.0, 1000)
+    expected = known_voxels(frames, found)
+    assert found.points_outside == 0 and found.voxel_size > 1
+    assert np.allclose(found.points()[0], expected[:, :3], rtol=1e-6, atol=1e-5)
+
+
+def test_unweighted_means_are_those_of_open3d():
+    o3d = pytest.importorskip("open3d", reason="Open3D is the judge here")
+    rng = np.random.default_rng(0)
+    cells = rng.integers(-8, 8, (5000, 3))
+    cells[0] = -8  # Open3D's grid begins half an edge below the lowest point: here at a wall of ours
+    positions = ((cells + rng.uniform(0.5, 0.9, cells.shape)) * 0.25).astype(np.float32)
+    positions[0] = (-8 + 0.5) * 0.25
+    colours = rng.integers(0, 256, (5000, 3), dtype=np.uint8)
+    found = VoxelMap(0.25, 100_000)
+    for start in range(0, 5000, 1000):
+        part = slice(start, start + 1000)
+        found.add(positions[part], colours[part], np.full(1000, 3, np.float32))
+    cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(positions.astype(float)))
+    cloud.colors = o3d.utility.Vector3dVector(colours / 255)
+    thinned = cloud.voxel_down_sample(0.25)
+    theirs = np.concatenate([np.asarray(thinned.points), 255 * np.asarray(thinned.colors)], axis=1)
+    ours = np.concatenate(found.points(), axis=1)
+    in_order = [rows[np.lexsort(np.floor(rows[:, :3] / 0.25).T)] for rows in (ours, theirs)]
+    assert np.allclose(in_order[0][:, :3], in_order[1][:, :3], atol=1e-6)
+    assert np.abs(in_order[0][:, 3:] - in_order[1][:, 3:]).max() <= 0.501
+
+
+def test_the_same_frames_make_the_same_map_to_the_bit():
+    maps = VoxelMap(0.05, 1500), VoxelMap(0.05, 1500)
+    for found in maps:
+        for seed in range(5):
+            found.add(*points(1000, seed))
+    for one, other in zip(*(found.points() for found in maps), strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_memory_is_bounded_however_long_the_way():
+    found = VoxelMap(0.01, 5000)
+    tracemalloc.start()
+    for step in range(200):
+        positions, colours, weights = points(1000, step)
+        found.add(positions + np.float32(0.1 * step), colours, weights)
+        assert len(found) <= 5000 and found.bytes <= 5001 * 40
+    kept = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert kept < 5000 * 40 + 100_000
+
+
+def test_a_voxel_seen_very_often_does_not_drift():
+    found = VoxelMap(0.01, 1000)
+    position, colour = np.array([[700.003, -0.004, 3.3]], np.float32), np.array([[1, 127, 255]], np.uint8)
+    found.add(position, colour, np.full(1, 1e9, np.float32))
+    for weight in np.random.default_rng(0).uniform(1, 1e6, 3000).astype(np.float32):
+        found.add(position, colour, np.array([weight]))
+    assert np.allclose(found.points()[0], position, rtol=1e-7) and (found.points()[1] == colour).all()
 
 
 def test_a_written_trajectory_is_read_by_evo(tmp_path):
