@@ -57,7 +57,7 @@ def test_the_order_of_frames_and_their_division_do_not_matter():
     assert np.allclose(once.points()[0], parts.points()[0], atol=1e-5)
 
 
-def test_a_full_map_gets_coarser_and_stays_whole():
+def test_a_full_map_gets_coarser_and_stays_whole(caplog):
     found = VoxelMap(0.01, 2000)
     positions, colours, weights = points(20_000, 2)
     found.add(positions, colours, weights)
@@ -65,6 +65,7 @@ def test_a_full_map_gets_coarser_and_stays_whole():
         np.log2(found.voxel_size / 0.01)
     )
     assert found.bytes < 2000 * 40
+    assert f"voxels are {found.voxel_size:g} now; raise map.voxel_size" in caplog.text
     kept = found.points()[0]
     assert np.abs(kept.mean(axis=0) - positions.mean(axis=0)).max() < 0.3
     assert np.allclose(kept.max(axis=0), positions.max(axis=0), atol=2 * found.voxel_size)
