@@ -6,8 +6,6 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -20,6 +18,7 @@ from stac_core.files import write_whole
 from stac_core.ply import write_ply
 from stac_ros.images import ImageError, decode_colour
 from stac_ros.map import VoxelMap
+from stac_ros.map_directory import explained, new_folder
 from stac_ros.mapped_frame import MappedFrame, Points
 from stac_ros.odometry import OdometryLink
 from stac_ros.parameters import Parameters
@@ -110,10 +109,13 @@ class Mapper:
         """
         if not len(self.trajectory):
             raise ValueError("nothing to save yet: no image has been mapped")
-        base = Path(self._parameters.ros.map.directory).expanduser().absolute()
-        folder = base / datetime.now().strftime("%Y-%m-%d_%H-%M-%S.%f")
-        write_ply(folder / "map.ply", *self.map.points())
-        write_whole(folder / "trajectory.tum", self.trajectory.tum())
+        directory = self._parameters.ros.map.directory
+        folder = new_folder(directory)
+        try:
+            write_ply(folder / "map.ply", *self.map.points())
+            write_whole(folder / "trajectory.tum", self.trajectory.tum())
+        except OSError as error:
+            raise explained(error, directory) from error
         logger.info("saved %d points and %d poses to %s", len(self.map), len(self.trajectory), folder)
         return f"{folder / 'map.ply'}\n{folder / 'trajectory.tum'}"
 

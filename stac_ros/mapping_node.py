@@ -21,6 +21,7 @@ from stac_ros.diagnostics import Facts, InputState, MapState, diagnostic_array
 from stac_ros.image_library import image_library
 from stac_ros.inference_worker import InferenceWorker
 from stac_ros.logs import log_to_ros
+from stac_ros.map_directory import try_to_write
 from stac_ros.mapper import Mapper
 from stac_ros.node_process import ClosingNode, run_node
 from stac_ros.odometry import OdometryLink
@@ -50,6 +51,7 @@ class MappingNode(ClosingNode):
         core, ros = self.parameters.core, self.parameters.ros
         logger.info("configuration (* differs from the default)\n%s", self.parameters.describe())
         require_stream(core)
+        _warn_of_map_directory(ros.map.directory)
         started = time.monotonic()
         loaded = load_network(core.model)
         session = StreamSession(loaded.network, core)
@@ -196,6 +198,14 @@ class MappingNode(ClosingNode):
         cure = f"set input.compressed to {str(not settings.compressed).lower()}"
         self.watchdog = Watchdog(self, subscription, settings.silence, {other: cure})
         logger.info("subscribed to %s (%s)", subscription.topic_name, settings.image_qos)
+
+
+def _warn_of_map_directory(directory: str) -> None:
+    """No reason to refuse: a map may be all that is wanted of a live run, and the folder may yet change."""
+    try:
+        try_to_write(directory)
+    except OSError as error:
+        logger.warning("%s", error)
 
 
 def _facts(node: str, loaded: LoadedNetwork) -> Facts:

@@ -17,7 +17,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from stac_core.config import Config
-from stac_ros.settings import LIVE_SECTIONS, RosConfig
+from stac_ros.settings import RosConfig, is_live
 
 Sections = TypeVar("Sections", Config, RosConfig)
 _LARGEST_INTEGER = 2**63 - 1
@@ -120,7 +120,7 @@ def _descriptor(name: str, setting: dataclasses.Field[Any]) -> ParameterDescript
     metadata = setting.metadata
     unit = f" [{metadata['unit']}]" if metadata["unit"] else ""
     found = ParameterDescriptor(name=name, description=metadata["help"] + unit)
-    found.read_only = name.split(".")[0] not in LIVE_SECTIONS
+    found.read_only = not is_live(name)
     if metadata["choices"] is not None:
         found.additional_constraints = "one of " + ", ".join(map(repr, metadata["choices"]))
     minimum, maximum = metadata["minimum"], metadata["maximum"]

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from stac_core.config import Config
-from stac_ros.settings import LIVE_SECTIONS, RosConfig
+from stac_ros.settings import RosConfig, is_live
 
 _HEAD = """# Parameters of the mapping node
 
@@ -22,10 +22,10 @@ def parameter_reference() -> str:
     for config in (RosConfig(), Config()):
         for section in dataclasses.fields(config):
             values = getattr(config, section.name)
-            when = "while the node runs" if section.name in LIVE_SECTIONS else "at start"
+            when = _when([f"{section.name}.{field.name}" for field in dataclasses.fields(values)])
             lines += [
                 f"## {section.name}\n",
-                f"{_first_line(values)} Takes effect {when}.\n",
+                f"{_first_line(values)} {when}\n",
                 "| parameter | default | limits | meaning |",
                 "|---|---|---|---|",
             ]
@@ -36,6 +36,14 @@ def parameter_reference() -> str:
 
 def _first_line(section: Any) -> str:
     return (type(section).__doc__ or "").strip().splitlines()[0]
+
+
+def _when(names: list[str]) -> str:
+    live = [name for name in names if is_live(name)]
+    if live == names:
+        return "Takes effect while the node runs."
+    exceptions = f"; {', '.join(f'`{name}`' for name in live)} while the node runs" if live else ""
+    return f"Takes effect at start{exceptions}."
 
 
 def _row(section: str, field: dataclasses.Field[Any]) -> str:

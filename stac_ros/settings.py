@@ -164,5 +164,11 @@ class RosConfig:
     map: MapSettings = field(default_factory=MapSettings)
 
 
-# Sections that take effect while the node runs; all others are read once, at start.
+# Sections, and settings of others, that take effect while the node runs; all else is read once, at start.
 LIVE_SECTIONS = ("points",)
+LIVE_SETTINGS = ("map.directory",)
+
+
+def is_live(name: str) -> bool:
+    """Whether the parameter section.field may change while the node runs."""
+    return name.split(".")[0] in LIVE_SECTIONS or name in LIVE_SETTINGS

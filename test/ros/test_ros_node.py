@@ -501,6 +501,15 @@ def test_what_ros_or_the_kernels_refuse_ends_in_one_message_too(capfd, loggers, 
         assert "Traceback" not in log and "subscribed" not in log
 
 
+def test_a_map_directory_that_cannot_be_written_is_told_at_start(tmp_path, capfd, loggers):
+    (tmp_path / "file").write_text("in the way")
+    for directory, told in {tmp_path / "file" / "maps": True, tmp_path / "new" / "maps": False}.items():
+        assert start(f"map.directory:={directory}", "model.device:=quantum") == 1
+        log = "".join(capfd.readouterr())
+        assert (f"map.directory = '{directory}' cannot be written: " in log) == told
+        assert "quantum" in log, "a warning, no refusal: the start went on to the device"
+
+
 def test_bad_parameters_are_refused_before_anything_is_loaded(capfd, loggers):
     for parameter, text in {
         "cache.windw_size:=3": "did you mean 'cache.window_size'",

@@ -9,7 +9,7 @@ from rclpy.parameter import Parameter
 from ros_helpers import parameters_of
 
 from stac_core.config import Config
-from stac_ros.settings import LIVE_SECTIONS, RosConfig
+from stac_ros.settings import LIVE_SECTIONS, LIVE_SETTINGS, RosConfig
 
 
 def test_every_setting_is_a_described_and_limited_parameter():
@@ -24,7 +24,8 @@ def test_every_setting_is_a_described_and_limited_parameter():
         assert {"frames.map", "input.image_qos", "worker.mailbox_size", "map.voxel_size"} < set(descriptors)
         for name, descriptor in descriptors.items():
             assert len(descriptor.description) > 5, name
-            assert descriptor.read_only == (name.split(".")[0] not in LIVE_SECTIONS), name
+            live = name.split(".")[0] in LIVE_SECTIONS or name in LIVE_SETTINGS
+            assert descriptor.read_only != live, name
         window = descriptors["cache.window_size"]
         assert window.integer_range[0].from_value == 1 and window.description.endswith("[frames]")
         percentile = descriptors["points.confidence_percentile"].floating_point_range[0]
@@ -93,4 +94,6 @@ def test_live_settings_change_at_run_time_and_only_to_what_is_valid():
         assert "type" in change(("points.max_points", "many"))
         assert parameters.ros.points.confidence_percentile == 55.0
         assert node.get_parameter("points.max_points").value == 10
+        assert change(("map.directory", "/elsewhere")) == "" and parameters.ros.map.directory == "/elsewhere"
+        assert "read-only" in change(("map.voxel_size", 1.0))
         assert change(("use_sim_time", True)) == ""

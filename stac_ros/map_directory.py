@@ -1,0 +1,38 @@
+"""The folder that ~/save_map writes to: tried at start, as a map that took an hour is saved at its end."""
+
+from __future__ import annotations
+
+import tempfile
+from datetime import datetime
+from pathlib import Path
+
+
+def try_to_write(directory: str) -> None:
+    """Make the folder and, for a moment, a file in it. OSError naming the parameter and the cure.
+
+    Nothing less tells: permissions say little to root, and nothing about a read-only or full disk.
+    """
+    folder = _absolute(directory)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"map")
+    except OSError as error:
+        raise explained(error, directory) from error
+
+
+def new_folder(directory: str) -> Path:
+    """A name in it that nobody has used yet, made of the time."""
+    return _absolute(directory) / datetime.now().strftime("%Y-%m-%d_%H-%M-%S.%f")
+
+
+def explained(error: OSError, directory: str) -> OSError:
+    """The error of writing there, for somebody who has yet to learn that a parameter decides where."""
+    return OSError(
+        f"map.directory = {directory!r} cannot be written: {error}; set it to another folder, which is "
+        "possible while the node runs (ros2 param set)"
+    )
+
+
+def _absolute(directory: str) -> Path:
+    return Path(directory).expanduser().absolute()
