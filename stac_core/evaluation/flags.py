@@ -51,7 +51,8 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
             flag,
             *short,
             dest=dotted,
-            metavar="{" + ",".join(map(str, choices)) + "}" if choices else setting.name.upper(),
+            # not as argparse does it, with commas: some choices hold commas themselves
+            metavar="|".join(map(str, choices)) if choices else setting.name.upper(),
             default=argparse.SUPPRESS,
             help=flag_help(setting),
         )

@@ -1,7 +1,7 @@
 """Command: train a network on synthetic worlds; goes on from the state in its folder, if there is one.
 
-    python -m stac_core.training.train --steps 12000
-    python -m stac_core.training.train --weights stac_core/weights/embedded.safetensors
+    stac-train --steps 12000
+    stac-train --weights stac_core/weights/embedded.safetensors
     torchrun --nproc-per-node 8 -m stac_core.training.train
 
 Interrupt it (SIGINT, SIGTERM) whenever you like: it writes its state first.
@@ -24,7 +24,7 @@ from stac_core.training.trainer import Trainer
 
 def main(arguments: list[str] | None = None) -> int:
     """Train, or export the state of an earlier run."""
-    parser = argparse.ArgumentParser(prog="python -m stac_core.training.train", description=__doc__)
+    parser = argparse.ArgumentParser(prog="stac-train", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add_flags(parser, TrainingConfig)
     parser.add_argument("--resume", type=Path, help="start from this state: a file, or a folder of pieces")

@@ -1,7 +1,7 @@
 """Write one synthetic world as an image folder with its truth, as a rosbag2 recording, or as both.
 
-    python -m stac_core.worlds.export --folder room --frames 300
-    python -m stac_core.worlds.export --bag loop --seed 7 --kind rooms --frames 3000 --step_max 0.02
+    stac-world --folder room --frames 300
+    stac-world --bag loop --seed 7 --kind rooms --frames 3000 --step_max 0.02
 
 Everything appears under its final name only when it is complete. Needs no ROS: bags are written in
 pure Python.
