@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import sys
 import time
@@ -23,7 +24,7 @@ from stac_ros.inference_worker import InferenceWorker
 from stac_ros.logs import log_to_ros
 from stac_ros.map_directory import try_to_write
 from stac_ros.mapper import Mapper
-from stac_ros.node_process import ClosingNode, run_node
+from stac_ros.node_process import ClosingNode, own_arguments, run_node
 from stac_ros.odometry import OdometryLink
 from stac_ros.outputs import Outputs
 from stac_ros.parameters import Parameters
@@ -33,6 +34,14 @@ from stac_ros.transforms import transform_buffer
 from stac_ros.watchdog import Watchdog
 
 DIAGNOSTICS_PERIOD_S = 1.0  # a convention of ROS
+HELP = """The mapping node: turns a camera topic into a live 3D map. It takes arguments of ROS alone:
+
+    stac_node --ros-args -r image:=/camera/image_raw -p cache.memory_budget:=2000000000
+    stac_node --ros-args --params-file mine.yaml
+
+`ros2 param describe /stac_mapping NAME` explains a parameter of the running node, `stac-ros parameters`
+prints all of them (docs/parameters.md). Topics, services and frames are in README.md. `stac-ros up`, or
+`ros2 launch stac_ros stac.launch.py`, starts the node together with replay, recorder, viewer and RViz."""
 
 logger = logging.getLogger("stac_ros.mapping_node")  # also where this file is run as __main__
 
@@ -224,6 +233,8 @@ def _facts(node: str, loaded: LoadedNetwork) -> Facts:
 
 def main(args: list[str] | None = None) -> None:
     """Command `stac_node`. Ends with status 1 and one message where it cannot start."""
+    form = argparse.RawDescriptionHelpFormatter
+    own_arguments(argparse.ArgumentParser("stac_node", description=HELP, formatter_class=form), args)
     sys.exit(run_node(MappingNode, topics.NODE_NAME, args))
 
 

@@ -26,10 +26,13 @@ REFUSALS = (ValueError, OSError, ImportError, RuntimeError, NameValidationExcept
 logger = logging.getLogger(__name__)
 
 
-def own_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The arguments of a command, without those of ROS; of these, bad ones end the process with one line."""
+def own_arguments(parser: argparse.ArgumentParser, args: list[str] | None = None) -> argparse.Namespace:
+    """The arguments of a command, without those of ROS; of these, bad ones end the process with one line.
+
+    args: those of `main`, None = this process's own.
+    """
     try:
-        words = remove_ros_args(sys.argv)[1:]
+        words = remove_ros_args(sys.argv)[1:] if args is None else remove_ros_args(args)
     except RuntimeError as error:
         sys.exit(f"{parser.prog}: {error}")
     return parser.parse_args(words)

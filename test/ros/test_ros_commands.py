@@ -10,6 +10,7 @@ import pytest
 
 from stac_core.config import Config
 from stac_core.evaluation.flags import settings_of
+from stac_ros.mapping_node import main
 
 SETUP = (Path(__file__).resolve().parents[2] / "setup.py").read_text()
 COMMANDS = dict(
@@ -41,3 +42,10 @@ def test_help_tells_choices_apart_though_they_hold_commas(monkeypatch, capsys):
             if line:  # some flags have other names
                 assert line.split()[1].rstrip(",").split("|") == list(map(str, choices)), line
     assert "--when_full spill,coarsen,forget|coarsen,spill,forget|forget" in text
+
+
+def test_the_node_refuses_arguments_that_nobody_would_read(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--device", "cpu", "--ros-args", "-p", "model.device:=quantum"])
+    assert end.value.code == 2
+    assert "unrecognized arguments: --device cpu" in capsys.readouterr().err
