@@ -16,7 +16,7 @@ from std_srvs.srv import SetBool, Trigger
 
 from stac_core import LoadedNetwork, StreamSession, load_network
 from stac_core.config import require_stream
-from stac_ros import clouds, topics, transforms
+from stac_ros import clouds, parameter_files, topics, transforms
 from stac_ros.camera_info import CameraCalibration
 from stac_ros.diagnostics import Facts, InputState, MapState, diagnostic_array
 from stac_ros.image_library import image_library
@@ -59,6 +59,8 @@ class MappingNode(ClosingNode):
         self.parameters = Parameters(self)
         core, ros = self.parameters.core, self.parameters.ros
         logger.info("configuration (* differs from the default)\n%s", self.parameters.describe())
+        for complaint in parameter_files.complaints(sys.argv, self.get_fully_qualified_name()):
+            logger.warning(complaint)
         require_stream(core)
         _warn_of_map_directory(ros.map.directory)
         started = time.monotonic()

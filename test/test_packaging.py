@@ -78,6 +78,7 @@ LIBRARIES = {
     "torch": "torch",
     "tqdm": "python3-tqdm",
     "viser": "viser",
+    "yaml": "python3-yaml",
 }
 
 

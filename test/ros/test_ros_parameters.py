@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import yaml
 from rclpy.parameter import Parameter
-from ros_helpers import parameters_of
+from ros_helpers import parameters_of, ros_nodes
 
 from stac_core.config import Config
+from stac_ros.parameter_files import complaints
+from stac_ros.parameters import Parameters
 from stac_ros.settings import LIVE_SECTIONS, LIVE_SETTINGS, RosConfig
 
 
@@ -48,6 +51,26 @@ def test_parameters_that_nobody_knows_are_refused_with_the_nearest_name():
         parameters_of(cache__windw_size=3, x=1),
     ):
         pass
+
+
+NODE_NAMES = "/** /* /**/stac_mapping /*/stac_mapping /robot1/stac_mapping robot1/stac_mapping stac_mapping"
+NODE_NAMES = [*NODE_NAMES.split(), "/stac_mapping", "/robot1/**", "/robot1/*", "/stac_mapper", "nested"]
+
+
+@pytest.mark.parametrize("namespace", ["", "/robot1"])
+@pytest.mark.parametrize("key", NODE_NAMES)
+def test_files_are_complained_of_exactly_where_ros_ignores_them(tmp_path, namespace, key):
+    parameters = {"ros__parameters": {"cache": {"window_size": 7}}}
+    content = {"robot1": {"stac_mapping": parameters}} if key == "nested" else {key: parameters}
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(content))
+    words = ["--ros-args", "--params-file", str(file), *(["-r", f"__ns:={namespace}"] if namespace else [])]
+    options = {"automatically_declare_parameters_from_overrides": True, "cli_args": words}
+    with ros_nodes("stac_mapping", **options) as (node,):
+        applied = Parameters(node).core.cache.window_size == 7
+    found = complaints(words, f"{namespace}/stac_mapping")
+    assert len(found) == (not applied)
+    assert applied or f"use /**: or {namespace}/stac_mapping: as its key" in found[0]
 
 
 def test_names_of_ros_itself_pass():
