@@ -13,6 +13,7 @@ from torch import Tensor
 
 from stac_core.cache import open_cache
 from stac_core.cache.camera_tokens import Cameras
+from stac_core.cache.memory_model import within_budget
 from stac_core.cache.offline_cache import OfflineCache
 from stac_core.cache.one_pass import OnePass
 from stac_core.cache.saved_state import read_state, write_state
@@ -21,12 +22,12 @@ from stac_core.cache.token_positions import TokenPositions, View, token_position
 from stac_core.config import Config
 from stac_core.device import Stopwatch
 from stac_core.geometry import decode_pose, unproject_depth
-from stac_core.images import ImageGeometry, prepare_images
+from stac_core.images import ImageGeometry, plan_resize, prepare_images
 from stac_core.kernels.select import select_kernels
 from stac_core.network.causal_vggt import CausalVGGT
 from stac_core.prediction import Prediction
 
-NOISE_SIZE = 480, 640  # height and width of the frames that warm a session up
+USUAL_SIZE = 480, 640  # height and width that images are supposed to have until one has come
 
 
 @dataclass(frozen=True)
@@ -88,11 +89,21 @@ class StreamSession:
             return
         cache = replace(self.config.cache, first_confidence=0.0, lost_confidence=0.0)
         session = StreamSession(self._network, replace(self.config, cache=cache))
-        noise = np.random.default_rng(0).integers(0, 256, (cache.chunk_size, *NOISE_SIZE, 3), dtype=np.uint8)
+        noise = np.random.default_rng(0).integers(0, 256, (cache.chunk_size, *USUAL_SIZE, 3), dtype=np.uint8)
         frames = cache.pinned_frames + cache.window_size + cache.hh_size + 2 * cache.chunk_size
         steps = [cache.chunk_size] * -(-frames // cache.chunk_size) + list(range(1, cache.chunk_size))
         for count in steps:
             session.step(list(noise[:count]))
+
+    def check_budget(self, dtype: torch.dtype) -> None:
+        """ValueError, as of the first step, where the cache's limits leave no room for the live cache.
+
+        Images are taken to be 4:3, since it depends on their shape. dtype: of `LoadedNetwork`.
+        """
+        network, patch = self._network.config, self._network.config.patch_size
+        plan = plan_resize(*USUAL_SIZE, self.config.image, network.image_size)
+        tokens = plan.height // patch * (plan.width // patch) + network.special_tokens
+        within_budget(self.config.cache, network, tokens, dtype)
 
     def reset(self) -> None:
         """Forget everything: the next frame begins a new stream."""

@@ -66,7 +66,7 @@ class MappingNode(ClosingNode):
         started = time.monotonic()
         loaded = load_network(core.model)
         session = StreamSession(loaded.network, core)
-        if loaded.device.type == "cuda":
+        if _has_room(session, loaded) and loaded.device.type == "cuda":
             session.warm_up()  # now, not with the first image
         logger.info("network ready in %.1f s: %s", time.monotonic() - started, loaded.weights)
         self.facts = _facts(self.get_fully_qualified_name().lstrip("/"), loaded)
@@ -209,6 +209,16 @@ class MappingNode(ClosingNode):
         cure = f"set input.compressed to {str(not settings.compressed).lower()}"
         self.watchdog = Watchdog(self, subscription, settings.silence, {other: cure})
         logger.info("subscribed to %s (%s)", subscription.topic_name, settings.image_qos)
+
+
+def _has_room(session: StreamSession, loaded: LoadedNetwork) -> bool:
+    """Whether the cache holds a usual image; as one of another shape may take less, this only warns."""
+    try:
+        session.check_budget(loaded.dtype)
+    except ValueError as error:
+        logger.warning("4:3 images cannot be mapped: %s", error)
+        return False
+    return True
 
 
 def _warn_of_map_directory(directory: str) -> None:

@@ -34,7 +34,7 @@ class Parameters:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._fields = _fields(Config) | _fields(RosConfig)
-        given = _take_given(node, list(self._fields))
+        given = _take_given(node, self._fields)
         self.core, self.ros = _build(Config, given), _build(RosConfig, given)
         values = _values(self.core) | _values(self.ros)
         for name, setting in self._fields.items():
@@ -101,12 +101,12 @@ def _values(config: Config | RosConfig) -> dict[str, Any]:
     return found
 
 
-def _take_given(node: Node, known: list[str]) -> dict[str, Any]:
+def _take_given(node: Node, known: dict[str, dataclasses.Field[Any]]) -> dict[str, Any]:
     """The values given by YAML and command line; ValueError naming every name that is no setting."""
     given, problems = {}, []
     for name in map(str, node.list_parameters([], 0).names):
         if name in known:
-            given[name] = node.get_parameter(name).value
+            given[name] = _whole(node.get_parameter(name).value, known[name].default)
             node.undeclare_parameter(name)  # declared again, with its description and limits
         elif name not in _OF_ROS and not name.startswith("qos_overrides."):
             near = difflib.get_close_matches(name, known, 1)
@@ -114,6 +114,12 @@ def _take_given(node: Node, known: list[str]) -> dict[str, Any]:
     if problems:
         raise ValueError(f"unknown parameters: {', '.join(problems)}; remove them or correct the names")
     return given
+
+
+def _whole(value: Any, default: Any) -> Any:
+    """YAML takes 1e9 for a float: where an integer is wanted, a whole number is one."""
+    wanted = type(default) is int and isinstance(value, float) and value.is_integer()
+    return int(value) if wanted else value
 
 
 def _descriptor(name: str, setting: dataclasses.Field[Any]) -> ParameterDescriptor:

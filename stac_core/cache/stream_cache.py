@@ -17,7 +17,7 @@ from stac_core.cache.camera_memory import CameraMemory
 from stac_core.cache.camera_tokens import Cameras, CameraTokens
 from stac_core.cache.key_values import KeyScale
 from stac_core.cache.live_cache import LiveCache, LiveTokens
-from stac_core.cache.memory_model import anchor_tokens, camera_frames, live_bytes, window_frames
+from stac_core.cache.memory_model import anchor_tokens, camera_frames, window_frames, within_budget
 from stac_core.cache.retrieved_set import RetrievedSet
 from stac_core.cache.saved_state import State
 from stac_core.cache.spatial_memory import SpatialMemory
@@ -302,19 +302,8 @@ class StreamCache:
             raise ValueError(f"pinned no more, so step again: frames {refused}. {cause}") from None
 
     def _budgeted(self, pins: int, dtype: torch.dtype, merged: int = 0) -> int:
-        """Bytes of the live cache at its fullest; ValueError where the byte limit does not hold that.
-
-        merged: bytes that the voxel memory has taken, and never gives back.
-        """
-        budget = self._config.memory_budget
-        most = live_bytes(self._config, self._network, self._tokens_per_frame, dtype, pins)
-        if budget < most + merged:
-            beside = f" beside {merged} that the voxel memory has taken" if merged else " alone"
-            raise ValueError(
-                f"cache.memory_budget = {budget}: less than the {most} bytes of the live cache{beside}, "
-                f"with {pins} pinned frames; nearest value that works: {most + merged}"
-            )
-        return most
+        """Bytes of the live cache at its fullest; ValueError where the byte limit does not hold that."""
+        return within_budget(self._config, self._network, self._tokens_per_frame, dtype, pins, merged)
 
     @property
     def _oldest_whole(self) -> int:

@@ -235,3 +235,27 @@ def test_a_thousand_frames_do_not_grow_the_process(network):
             sizes.append(resident())
     assert session.stats().cache.frames_seen == 1000
     assert sizes[1] - sizes[0] < 20 * 2**20
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"pinned_frames": 2}, {"mode": "xstream"}, {"mode": "window_kv"}], ids=str
+)
+def test_a_budget_is_checked_before_the_first_image_as_with_it(network, settings):
+    """What is told without an image is what the first one meets, to the byte."""
+    image = synthetic_frames(1, 480, 640)
+
+    def refusal(budget: int) -> str:
+        told = []
+        session = session_for(network, memory_budget=budget, **settings)
+        for act in (lambda: session.check_budget(torch.float32), lambda: session.step(image)):
+            try:
+                act()
+            except ValueError as error:
+                told.append(str(error))
+            else:
+                told.append("")
+        assert told[0] == told[1]
+        return told[0]
+
+    needed = int(refusal(1).rpartition("nearest value that works: ")[2])
+    assert refusal(needed - 1) and not refusal(needed)

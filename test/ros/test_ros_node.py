@@ -510,6 +510,18 @@ def test_a_map_directory_that_cannot_be_written_is_told_at_start(tmp_path, capfd
         assert "quantum" in log, "a warning, no refusal: the start went on to the device"
 
 
+def test_a_budget_without_room_for_an_image_is_told_at_start(capfd, loggers, monkeypatch):
+    def stop(node: MappingNode) -> None:
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(MappingNode, "_subscribe", stop)
+    for budget, told in {"1e3": True, "1e9": False}.items():
+        assert start(f"cache.memory_budget:={budget}", "model.device:=cpu") == 1
+        log = "".join(capfd.readouterr())
+        assert ("4:3 images cannot be mapped: cache.memory_budget = 1000: less than the " in log) == told
+        assert "far enough" in log, "a warning, no refusal"
+
+
 def test_bad_parameters_are_refused_before_anything_is_loaded(capfd, loggers):
     for parameter, text in {
         "cache.windw_size:=3": "did you mean 'cache.window_size'",

@@ -36,9 +36,12 @@ def test_every_setting_is_a_described_and_limited_parameter():
         assert "'reset', 'continue'" in descriptors["input.time_jump"].additional_constraints
 
 
-def test_given_values_replace_defaults_and_whole_numbers_may_be_floats():
-    with parameters_of(cache__window_size=7, map__voxel_size=1, frames__odom="odom") as (node, parameters):
+def test_given_values_replace_defaults_and_whole_numbers_are_floats_and_integers_alike():
+    given = {"cache__window_size": 7, "cache__memory_budget": 1e9, "map__voxel_size": 1}
+    with parameters_of(**given, frames__odom="odom") as (node, parameters):
         assert parameters.core.cache.window_size == 7
+        assert type(parameters.core.cache.memory_budget) is int
+        assert node.get_parameter("cache.memory_budget").value == 1_000_000_000
         assert parameters.ros.frames.odom == "odom"
         assert node.get_parameter("map.voxel_size").value == 1.0
         text = parameters.describe()
