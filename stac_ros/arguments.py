@@ -11,13 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from stac_core.config import Config
 from stac_ros.listen import outside_name
 from stac_ros.replay_settings import START_LIMIT_S, ReplaySettings
+from stac_ros.settings import RosConfig, settings_of, unknown
 from stac_ros.share import share_file
 from stac_ros.topics import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, NODE_NAME, OUTPUTS, RECORDER_NAME
 
 SWITCH = ("true", "false")
 VIEWER_PORT = 8080
+SETTINGS = settings_of(RosConfig, Config)
 LOG_LEVELS = ("debug", "info", "warn", "error", "fatal")
 
 
@@ -79,19 +82,29 @@ class Child:
     remappings: dict[str, str] = field(default_factory=dict)
 
 
-def complete(given: Mapping[str, str]) -> dict[str, str]:
-    """All arguments, the given ones over the defaults.
+def complete(given: Mapping[str, str], usual: Mapping[str, str] | None = None) -> dict[str, str]:
+    """All arguments, the given ones over the defaults, and the parameters given as section.field.
 
-    Raises ValueError naming an argument that does not exist, or a value that is no choice.
+    usual: arguments whose default is another one.
+
+    A parameter that has an argument of its own is found under that. Raises ValueError naming an argument or
+    a parameter that does not exist, a value that is no choice, or one thing given twice.
     """
     known = {argument.name: argument for argument in ARGUMENTS}
+    own_names = {argument.parameter: argument.name for argument in ARGUMENTS if argument.parameter}
+    found: dict[str, str] = {}
     for name, value in given.items():
-        if name not in known:
-            raise ValueError(f"no argument {name!r}; arguments: {', '.join(known)}")
-        choices = known[name].choices
-        if value and choices and value.lower() not in choices:
-            raise ValueError(f"{name}:={value}: choose one of {', '.join(choices)}")
-    return {name: given.get(name, argument.default) for name, argument in known.items()}
+        own_name = own_names.get(name, name)
+        if own_name in found:
+            raise ValueError(f"{name}:={value}: {own_name} says the same; give one of them")
+        if own_name in known:
+            _check_choice(name, value, known[own_name].choices)
+        elif "." in name and name not in SETTINGS:
+            raise ValueError(f"no parameter {unknown(name, SETTINGS)}; `stac-ros parameters` lists them")
+        elif name not in SETTINGS:
+            raise ValueError(f"no argument {unknown(name, known)}; arguments: {', '.join(known)}")
+        found[own_name] = value
+    return {name: argument.default for name, argument in known.items()} | dict(usual or {}) | found
 
 
 def children(values: Mapping[str, str]) -> list[Child]:
@@ -117,6 +130,22 @@ def is_true(text: str) -> bool:
     return text.lower() == "true"
 
 
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value and choices and value.lower() not in choices:
+        raise ValueError(f"{name}:={value}: choose one of {', '.join(choices)}")
+
+
+def _typed(name: str, text: str) -> Any:
+    """The value of a parameter, of the type of its default. Raises ValueError where it is none."""
+    kind: type[Any] = type(SETTINGS[name].default)
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[text.lower()]
+        return int(float(text)) if kind is int and float(text).is_integer() else kind(text)
+    except (ValueError, KeyError):
+        raise ValueError(f"{name}:={text}: expected {kind.__name__}") from None
+
+
 def _with_kind_of_images(values: Mapping[str, str]) -> Mapping[str, str]:
     """What is played decides it, and the node listens accordingly: a bag is sent as recorded."""
     if not values["source"]:
@@ -133,6 +162,7 @@ def _mapping_node(values: Mapping[str, str]) -> Child:
         for argument in ARGUMENTS
         if argument.parameter and (text := values[argument.name])
     }
+    given |= {name: _typed(name, text) for name, text in values.items() if name in SETTINGS}
     return Child(
         "stac_node",
         "stac_ros.mapping_node",

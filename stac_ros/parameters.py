@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import sys
 from typing import Any, TypeVar
 
@@ -17,7 +16,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from stac_core.config import Config
-from stac_ros.settings import RosConfig, is_live
+from stac_ros.settings import RosConfig, class_of, is_live, settings_of, unknown
 
 Sections = TypeVar("Sections", Config, RosConfig)
 _LARGEST_INTEGER = 2**63 - 1
@@ -33,7 +32,7 @@ class Parameters:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._fields = _fields(Config) | _fields(RosConfig)
+        self._fields = settings_of(Config, RosConfig)
         given = _take_given(node, self._fields)
         self.core, self.ros = _build(Config, given), _build(RosConfig, given)
         values = _values(self.core) | _values(self.ros)
@@ -66,35 +65,22 @@ class Parameters:
         self.ros = _build(RosConfig, _values(self.ros) | changes)
 
 
-def _class_of(section: dataclasses.Field[Any]) -> type[Any]:
-    return section.default_factory  # type: ignore[return-value]
-
-
-def _fields(sections: type[Any]) -> dict[str, dataclasses.Field[Any]]:
-    """Every setting by its dotted name."""
-    return {
-        f"{section.name}.{setting.name}": setting
-        for section in dataclasses.fields(sections)
-        for setting in dataclasses.fields(_class_of(section))
-    }
-
-
 def _build(sections: type[Sections], given: dict[str, Any]) -> Sections:
     """The dataclasses of the given values, defaults elsewhere; ValueError if they refuse."""
     built = {}
     for section in dataclasses.fields(sections):
-        names = [setting.name for setting in dataclasses.fields(_class_of(section))]
+        names = [setting.name for setting in dataclasses.fields(class_of(section))]
         values = {
             name: given[f"{section.name}.{name}"] for name in names if f"{section.name}.{name}" in given
         }
-        built[section.name] = _class_of(section)(**values)
+        built[section.name] = class_of(section)(**values)
     return sections(**built)
 
 
 def _values(config: Config | RosConfig) -> dict[str, Any]:
     """Every value by its dotted name, of the type of its default."""
     found = {}
-    for name, setting in _fields(type(config)).items():
+    for name, setting in settings_of(type(config)).items():
         section, key = name.split(".")
         kind: type[Any] = type(setting.default)
         found[name] = kind(getattr(getattr(config, section), key))
@@ -109,8 +95,7 @@ def _take_given(node: Node, known: dict[str, dataclasses.Field[Any]]) -> dict[st
             given[name] = _whole(node.get_parameter(name).value, known[name].default)
             node.undeclare_parameter(name)  # declared again, with its description and limits
         elif name not in _OF_ROS and not name.startswith("qos_overrides."):
-            near = difflib.get_close_matches(name, known, 1)
-            problems.append(f"{name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
+            problems.append(unknown(name, known))
     if problems:
         raise ValueError(f"unknown parameters: {', '.join(problems)}; remove them or correct the names")
     return given

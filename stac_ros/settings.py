@@ -6,7 +6,10 @@ The core's settings are in `stac_core.config`; a node has both. Lengths are in t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import difflib
+from collections.abc import Iterable
+from dataclasses import Field, dataclass, field, fields
+from typing import Any
 
 from stac_core.settings import check_settings, refuse, setting
 from stac_ros.topics import CAMERA_INFO, IMAGE, INPUT_PROFILES
@@ -167,6 +170,27 @@ class RosConfig:
 # Sections, and settings of others, that take effect while the node runs; all else is read once, at start.
 LIVE_SECTIONS = ("points",)
 LIVE_SETTINGS = ("map.directory",)
+
+
+def settings_of(*configs: type[Any]) -> dict[str, Field[Any]]:
+    """Every setting of the configurations by its dotted name, which is that of its ROS parameter."""
+    return {
+        f"{section.name}.{setting.name}": setting
+        for config in configs
+        for section in fields(config)
+        for setting in fields(class_of(section))
+    }
+
+
+def class_of(section: Field[Any]) -> type[Any]:
+    """Of a section of `Config` or `RosConfig`."""
+    return section.default_factory  # type: ignore[return-value]
+
+
+def unknown(name: str, known: Iterable[str]) -> str:
+    """A name that nobody knows, and the one that may have been meant."""
+    near = difflib.get_close_matches(name, known, 1)
+    return f"{name!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
 
 
 def is_live(name: str) -> bool:

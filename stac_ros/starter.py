@@ -4,11 +4,12 @@
     stac-ros demo source:=walk.mp4
     stac-ros parameters
 
-Arguments are those of launch/stac.launch.py, written in the same way. `up` ends with the recording that it
-plays, unless a viewer shows the map; the launch file goes on until Ctrl-C. `demo` maps a recording, by
-default a synthetic one, and writes map, trajectory and report into a folder; it talks to nobody but
-its own processes, in a ROS domain of their own (`up source:=…` plays in yours). `parameters` prints
-all parameters of the mapping node, as Markdown.
+Arguments are those of launch/stac.launch.py, written in the same way; parameters of the mapping node may
+stand among them, as cache.memory_budget:=1e9. `up` ends with the recording that it plays, unless a viewer
+shows the map; the launch file goes on until Ctrl-C. `demo` maps a recording, by default a synthetic one,
+and writes map, trajectory and report into a folder; it talks to nobody but its own processes, in a ROS
+domain of their own (`up source:=…` plays in yours). `parameters` prints all parameters of the mapping
+node, as Markdown.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def main() -> None:
     try:
         given = dict(_split(text) for text in arguments.values)
         demo = arguments.action == "demo"
-        values = complete({**DEMO, **given} if demo else given)
+        values = complete(given, DEMO if demo else None)
         environment = profile_environment(values["fastdds_profile"])
         if demo:
             environment |= private_ros_environment()
@@ -122,6 +123,7 @@ def _show_arguments() -> None:
     for argument in ARGUMENTS:
         choices = f" ({', '.join(argument.choices)})" if argument.choices else ""
         print(f"  {argument.name}:={argument.default}\n      {argument.help}{choices}")
+    print("  section.name:=value\n      any parameter of the mapping node; `stac-ros parameters` lists them")
 
 
 if __name__ == "__main__":

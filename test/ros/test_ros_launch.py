@@ -103,6 +103,24 @@ def test_values_reach_the_processes_with_their_types():
     assert "__ns:=/robot1" in words and 'model.device:="cpu"' in words and "input.compressed:=true" in words
 
 
+def test_parameters_may_stand_among_the_arguments():
+    given = {"cache.memory_budget": "1e9", "cache.retrieve_buf": "False", "frames.map": "m"}
+    given |= {"frames.republish_period": "1", "input.time_jump": "continue"}
+    node = child("stac_node", **given)
+    assert node.parameters == {
+        "cache.memory_budget": 1_000_000_000,
+        "cache.retrieve_buf": False,
+        "frames.map": "m",
+        "frames.republish_period": 1.0,
+        "input.time_jump": "continue",
+    }
+    assert [type(node.parameters[name]) for name in given] == [int, bool, str, float, str]
+    assert complete({"input.image_qos": "reliable"}, {"image_qos": "sensor_data"})["image_qos"] == "reliable"
+    for text in ("many", "2.5", "inf", ""):
+        with pytest.raises(ValueError, match=f"cache.memory_budget:={text}: expected int"):
+            child("stac_node", **{"cache.memory_budget": text})
+
+
 def test_a_camera_topic_is_remapped_alike_for_node_and_replay():
     given = {"image_topic": "/cam/image_raw", "camera_info_topic": "/cam/camera_info", "source": "walk.mp4"}
     expected = {
@@ -153,7 +171,16 @@ def test_rviz_follows_the_namespace_and_the_image_topic(given, image):
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        ({"imagetopic": "x"}, "no argument 'imagetopic'; arguments: namespace"),
+        (
+            {"imagetopic": "x"},
+            r"'imagetopic' [(]did you mean 'image_topic'[?][)]; arguments: namespace",
+        ),
+        (
+            {"cache.windw_size": "3"},
+            r"no parameter 'cache.windw_size' [(]did you mean 'cache.window_size'",
+        ),
+        ({"input.compressed": "yes"}, "input.compressed:=yes: choose one of true, false"),
+        ({"map_frame": "m", "frames.map": "n"}, "frames.map:=n: map_frame says the same; give one of them"),
         ({"rviz": "yes"}, "rviz:=yes: choose one of true, false"),
     ],
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from stac_core.config import NETWORKS, Config
-from stac_ros.arguments import ARGUMENTS
+from stac_ros.arguments import ARGUMENTS, SETTINGS
 from stac_ros.settings import RosConfig
 from stac_ros.topics import INPUTS, NODE_NAME, OUTPUTS, SERVICES
 
@@ -28,7 +28,7 @@ def test_topics_and_services_are_in_the_tables(item):
 
 
 def test_arguments_parameters_and_commands_exist():
-    assert set(re.findall(r"\b(\w+):=", TEXT)) <= {argument.name for argument in ARGUMENTS}
+    assert set(re.findall(r"([\w.]+):=", TEXT)) <= {argument.name for argument in ARGUMENTS} | set(SETTINGS)
     parameters = [
         one for one in re.findall(r"`([a-z]+)\.([a-z_]+)`", TEXT) if one[0] in SECTIONS and one not in FILES
     ]
