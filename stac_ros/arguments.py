@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,8 @@ ARGUMENTS = (
     Argument("fastdds_profile", "auto", "Fast DDS profile: auto = config/fastdds.xml, none, or a file"),
     Argument("log_level", "info", "least severe message shown", LOG_LEVELS),
 )
+# Files and folders: ~ is the home directory, which no shell says in name:=~/value.
+_PATHS = ("params_file", "checkpoint", "map_directory", "source", "record", "rviz_config", "fastdds_profile")
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ def complete(given: Mapping[str, str], usual: Mapping[str, str] | None = None) -
             raise ValueError(f"no parameter {unknown(name, SETTINGS)}; `stac-ros parameters` lists them")
         elif name not in SETTINGS:
             raise ValueError(f"no argument {unknown(name, known)}; arguments: {', '.join(known)}")
-        found[own_name] = value
+        found[own_name] = expanduser(value) if own_name in _PATHS else value
     return {name: argument.default for name, argument in known.items()} | dict(usual or {}) | found
 
 

@@ -121,6 +121,14 @@ def test_parameters_may_stand_among_the_arguments():
             child("stac_node", **{"cache.memory_budget": text})
 
 
+def test_files_may_be_named_from_the_home_directory(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("params_file", "checkpoint", "source", "record", "rviz_config", "fastdds_profile"):
+        assert complete({name: "~/x"})[name] == f"{tmp_path}/x"
+    assert complete({"map.directory": "~/x"})["map_directory"] == f"{tmp_path}/x"
+    assert complete({"image_topic": "~/x"})["image_topic"] == "~/x", "a topic below the node's own name"
+
+
 def test_a_camera_topic_is_remapped_alike_for_node_and_replay():
     given = {"image_topic": "/cam/image_raw", "camera_info_topic": "/cam/camera_info", "source": "walk.mp4"}
     expected = {
