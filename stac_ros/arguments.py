@@ -182,7 +182,7 @@ def _listener(executable: str, module: str, arguments: list[str], values: Mappin
 
 
 def _rviz(values: Mapping[str, str]) -> Child:
-    """Its configuration holds absolute names; they follow the namespace and the image topic."""
+    """Its configuration holds absolute names; they follow the namespace, the image topic, the map's frame."""
     config = values["rviz_config"] or str(share_file("rviz/stac.rviz"))
     wanted = {outside_name(one): outside_name(one) for one in OUTPUTS if one.name.startswith("~/")}
     wanted |= _image_topics(values)
@@ -191,7 +191,7 @@ def _rviz(values: Mapping[str, str]) -> Child:
     return Child(
         "rviz2",
         package="rviz2",
-        arguments=["-d", config],
+        arguments=["-d", config, *(["-f", values["map_frame"]] if values["map_frame"] else [])],
         parameters=_sim_time(values),
         remappings={ours: theirs for ours, theirs in remappings.items() if ours != theirs},
     )

@@ -176,6 +176,13 @@ def test_rviz_follows_the_namespace_and_the_image_topic(given, image):
     assert not child("rviz2", rviz="true").remappings
 
 
+def test_rviz_looks_from_the_frame_of_the_map():
+    """Its -f replaces the fixed frame of the configuration; without, that of the default stands there."""
+    assert child("rviz2", rviz="true", map_frame="m").arguments[2:] == ["-f", "m"]
+    assert not child("rviz2", rviz="true").arguments[2:]
+    assert rviz_config()["Visualization Manager"]["Global Options"]["Fixed Frame"] == RosConfig().frames.map
+
+
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
@@ -263,7 +270,6 @@ def test_rviz_knows_every_class():
     manager = config["Visualization Manager"]
     shown = [*manager["Displays"], *manager["Tools"], manager["Views"]["Current"]]
     assert {item["Class"] for item in shown} <= DISPLAY_CLASSES
-    assert manager["Global Options"]["Fixed Frame"] == RosConfig().frames.map
 
 
 def test_rviz_displays_match_what_is_published():
