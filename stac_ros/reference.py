@@ -22,10 +22,9 @@ def parameter_reference() -> str:
     for config in (RosConfig(), Config()):
         for section in dataclasses.fields(config):
             values = getattr(config, section.name)
-            when = _when([f"{section.name}.{field.name}" for field in dataclasses.fields(values)])
             lines += [
                 f"## {section.name}\n",
-                f"{_first_line(values)} {when}\n",
+                f"{_first_line(values)} {_when(section.name, values)}\n",
                 "| parameter | default | limits | meaning |",
                 "|---|---|---|---|",
             ]
@@ -38,11 +37,12 @@ def _first_line(section: Any) -> str:
     return (type(section).__doc__ or "").strip().splitlines()[0]
 
 
-def _when(names: list[str]) -> str:
+def _when(section: str, values: Any) -> str:
+    names = [f"{section}.{field.name}" for field in dataclasses.fields(values)]
     live = [name for name in names if is_live(name)]
     if live == names:
         return "Takes effect while the node runs."
-    exceptions = f"; {', '.join(f'`{name}`' for name in live)} while the node runs" if live else ""
+    exceptions = "".join(f", but `{name}` while the node runs" for name in live)
     return f"Takes effect at start{exceptions}."
 
 

@@ -167,9 +167,8 @@ class RosConfig:
     map: MapSettings = field(default_factory=MapSettings)
 
 
-# Sections, and settings of others, that take effect while the node runs; all else is read once, at start.
-LIVE_SECTIONS = ("points",)
-LIVE_SETTINGS = ("map.directory",)
+# Sections and settings that take effect while the node runs; all others are read once, at start.
+LIVE = ("points", "map.directory")
 
 
 def settings_of(*configs: type[Any]) -> dict[str, Field[Any]]:
@@ -194,5 +193,5 @@ def unknown(name: str, known: Iterable[str]) -> str:
 
 
 def is_live(name: str) -> bool:
-    """Whether the parameter section.field may change while the node runs."""
-    return name.split(".")[0] in LIVE_SECTIONS or name in LIVE_SETTINGS
+    """Whether the setting `section.field` takes effect while the node runs."""
+    return name in LIVE or name.split(".")[0] in LIVE

@@ -12,7 +12,7 @@ from ros_helpers import parameters_of, ros_nodes
 from stac_core.config import Config
 from stac_ros.parameter_files import complaints
 from stac_ros.parameters import Parameters
-from stac_ros.settings import LIVE_SECTIONS, LIVE_SETTINGS, RosConfig
+from stac_ros.settings import LIVE, RosConfig
 
 
 def test_every_setting_is_a_described_and_limited_parameter():
@@ -27,7 +27,7 @@ def test_every_setting_is_a_described_and_limited_parameter():
         assert {"frames.map", "input.image_qos", "worker.mailbox_size", "map.voxel_size"} < set(descriptors)
         for name, descriptor in descriptors.items():
             assert len(descriptor.description) > 5, name
-            live = name.split(".")[0] in LIVE_SECTIONS or name in LIVE_SETTINGS
+            live = name in LIVE or name.split(".")[0] in LIVE
             assert descriptor.read_only != live, name
         window = descriptors["cache.window_size"]
         assert window.integer_range[0].from_value == 1 and window.description.endswith("[frames]")
