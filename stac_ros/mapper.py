@@ -27,6 +27,7 @@ from stac_ros.settings import NAMELESS_CAMERA
 from stac_ros.stamps import stamp_nanoseconds
 from stac_ros.trajectory import Trajectory
 from stac_ros.transforms import TransformError
+from stac_ros.unscaled import UnscaledOdometry
 
 # REP-103: a map has x forward, y left and z up, where the first camera has z, −x and −y.
 MAP_FROM_OPTICAL = np.array([[0.0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
@@ -73,6 +74,7 @@ class Mapper:
     ) -> None:
         self._session, self._parameters, self._statistics = session, parameters, statistics
         self._output, self._odometry = output, odometry
+        self._unscaled = UnscaledOdometry()
         settings = parameters.ros.map
         self.map = VoxelMap(settings.voxel_size, settings.max_points)
         self.trajectory = Trajectory(settings.max_poses)
@@ -156,6 +158,8 @@ class Mapper:
             stamp_ns, odom = stamp_nanoseconds(header.stamp), None
             if self._odometry is not None:
                 odom = self._odometry.odom_from_camera(frame, stamp_ns)
+                if self._parameters.ros.scale.mode == "none":
+                    self._unscaled.see(odom)
         except TransformError as error:
             cure = "publish odometry, or leave frames.odom empty"
             self._statistics.error("no odometry", f"{error}: {cure}", 1)

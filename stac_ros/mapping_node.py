@@ -71,11 +71,6 @@ class MappingNode(ClosingNode):
         logger.info("network ready in %.1f s: %s", time.monotonic() - started, loaded.weights)
         self.facts = _facts(self.get_fully_qualified_name().lstrip("/"), loaded)
         logger.info("libraries: %s", self.facts.libraries)
-        if ros.frames.odom and ros.scale.mode == "none":
-            logger.warning(
-                "frames.odom is named but scale.mode is none: its transforms are in metres, the map is not; "
-                "set scale.mode to fixed and scale.factor"
-            )
 
         self.statistics = Statistics()
         self.calibration = CameraCalibration()

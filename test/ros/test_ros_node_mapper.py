@@ -298,6 +298,27 @@ def test_with_odometry_the_map_begins_where_odometry_is(network, caplog):
         assert notes.streams == [], "an image without odometry is dropped before its stamp counts"
 
 
+class DriverTree:
+    """The frames of a camera's own driver: nothing in them moves, but for a mount that shakes."""
+
+    def odom_from_camera(self, camera: str, stamp_ns: int) -> np.ndarray:
+        pose = MAP_FROM_OPTICAL.copy()
+        pose[0, 3] = 0.01 * np.sin(stamp_ns)
+        return pose
+
+
+@pytest.mark.parametrize(("odometry", "mode", "warned"), [
+    (Robot(), "none", True), (Robot(), "fixed", False), (DriverTree(), "none", False),
+])  # fmt: skip
+def test_metres_are_missed_only_where_odometry_moves(network, caplog, odometry, mode, warned):
+    given = {"frames__odom": "odom", "frames__camera": "front", "scale__mode": mode}
+    with mapper_of(network, odometry, **given) as (mapper, notes, _):
+        mapper.process(messages(3))
+        mapper.process(messages(1, 11))
+    assert len(notes.frames) == 4
+    assert caplog.text.count("the camera moves in frames.odom, in metres, but scale.mode is none") == warned
+
+
 def test_unheard_topics_cost_nothing(network, monkeypatch):
     with mapper_of(network) as (mapper, notes, _):
         mapper.process(messages(1))
