@@ -39,7 +39,7 @@ bench: setup  ## what model, node, cache modes and cloud measures cost on this c
 	$(BIN)/python -m stac_core.evaluation.cache_benchmark
 	$(BIN)/python -m stac_core.evaluation.benchmark
 
-bench-quality: setup  ## what cache modes and switches cost in quality, with the network in the box; hours
+bench-quality: setup  ## what cache modes and switches cost in quality, with the bundled network; hours
 	$(BIN)/python -m stac_core.evaluation.cache_quality
 
 bench-gpu: setup  ## check and time the kernels and the full-size network on a GPU

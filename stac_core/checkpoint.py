@@ -53,14 +53,14 @@ class LoadedNetwork:
     config: NetworkConfig
     device: torch.device
     dtype: torch.dtype
-    weights: str  # for people: "box model, step 12000"
+    weights: str  # for people: "bundled model, step 12000"
     execution: str  # what `model.execution` came to: eager, compiled or recorded
 
 
 def load_network(model: ModelConfig) -> LoadedNetwork:
     """The network that the settings name, with its weights, on its device.
 
-    Without weights the box network runs with random ones, and a warning says so. CheckpointError where
+    Without weights the embedded network runs with random ones, and a warning says so. CheckpointError where
     weights are asked for and cannot serve; ValueError for a device that does not exist.
     """
     config = NETWORKS[model.name]
@@ -81,7 +81,7 @@ def load_network(model: ModelConfig) -> LoadedNetwork:
 
 
 def find_weights(model: ModelConfig) -> Path | None:
-    """The file to load; None = none for the box network, the only one that runs without."""
+    """The file to load; None = none for the embedded network, the only one that runs without."""
     if model.checkpoint:
         return _find_given(Path(model.checkpoint).expanduser(), model.name)
     usual = Path("ckpt") / model.name
@@ -225,7 +225,7 @@ def _check_config(metadata: Mapping[str, str], config: NetworkConfig, path: Path
 
 def _describe(path: Path) -> str:
     """Whose weights these are, for people."""
-    name, step = "box model" if path == BOX else str(path), _metadata(path).get("step")
+    name, step = "bundled model" if path == BOX else str(path), _metadata(path).get("step")
     return f"{name}, step {step}" if step else name
 
 

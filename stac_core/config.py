@@ -120,7 +120,7 @@ class ModelConfig:
 
     name: str = setting("embedded", "backbone", choices=tuple(NETWORKS))
     checkpoint: str = setting(
-        "", "weights: file or directory; empty = ckpt/<name>/model.* if present, else the box model"
+        "", "weights: file or directory; empty = ckpt/<name>/model.* if present, else the bundled model"
     )
     device: str = setting("auto", "auto = cuda where there is one, else cpu; or a torch device name")
     dtype: str = setting(

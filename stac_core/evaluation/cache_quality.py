@@ -41,7 +41,7 @@ from stac_core.files import replacing, write_whole
 from stac_core.geometry import unproject_depth
 from stac_core.network.causal_vggt import CausalVGGT
 
-SIZE = (126, 168)  # height and width in pixels that the network in the box was trained at
+SIZE = (126, 168)  # height and width in pixels that the bundled network was trained at
 CLOUD = ReconOptions(voxel_size=0.05, threshold=0.1, icp_distance=0.0)  # pixels correspond: no registration
 PIXEL_STRIDE = 7  # of the pixels whose points are compared
 
@@ -222,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--frames", type=int, default=300)
     parser.add_argument("--worlds", type=int, default=4, help="rooms; their seeds follow from the frames")
     parser.add_argument("--seeds", type=int, nargs="+", default=[], help="these rooms instead")
-    parser.add_argument("--checkpoint", default="", help="weights instead of those in the box")
+    parser.add_argument("--checkpoint", default="", help="weights instead of the bundled ones")
     parser.add_argument("--out", type=Path, default=Path("out/cache_quality"))
     parser.add_argument("--renders", type=Path, default=None, help="where rendered rooms lie (OUT/worlds)")
     given = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""Command: how fast the box model runs on the cores of this computer.
+"""Command: how fast the bundled model runs on the cores of this computer.
 
     python -m stac_core.evaluation.speed                       # frames per second, 2 cores, `stac` mode
     python -m stac_core.evaluation.speed --execution eager,compiled

@@ -1,6 +1,6 @@
 """The whole network, top to bottom: images → tokens → cameras, depth, points.
 
-One class serves STream3R, StreamVGGT and the model in the box: they differ in numbers (NetworkConfig)
+One class serves STream3R, StreamVGGT and the bundled model: they differ in numbers (NetworkConfig)
 and in the past that their context lets them see.
 """
 

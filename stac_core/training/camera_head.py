@@ -193,7 +193,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m stac_core.training.camera_head", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add_flags(parser, CameraHeadConfig)
-    parser.add_argument("--weights", type=Path, default=BOX, help="network to begin with (default: the box)")
+    parser.add_argument("--weights", type=Path, default=BOX, help="network to begin with (default: bundled)")
     parser.add_argument(
         "--prepare",
         type=int,

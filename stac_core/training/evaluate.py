@@ -1,4 +1,4 @@
-"""Command: what the box model reaches, beside what is asked of it.
+"""Command: what the bundled model reaches, beside what is asked of it.
 
     python -m stac_core.training.evaluate
     python -m stac_core.training.evaluate --out out/training      # the state of a run instead
@@ -164,7 +164,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(prog="python -m stac_core.training.evaluate", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--out", type=Path, help="folder of a run; without it the box model is evaluated")
+    parser.add_argument("--out", type=Path, help="folder of a run; without it the bundled model is evaluated")
     parser.add_argument(
         "--recordings", type=Path, default=default_recordings(), help="folder of real recordings"
     )

@@ -1,4 +1,4 @@
-"""Command: write the trained network as the model in the box.
+"""Command: write the trained network as the bundled model.
 
     python -m stac_core.training.ship --out out/training
     python -m stac_core.training.ship --weights out/camera_head/weights.safetensors
@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--out", type=Path, default=Path(TrainingConfig().out), help="folder of the run")
     parser.add_argument("--weights", type=Path, help="ship this file of `camera_head` instead")
-    parser.add_argument("--target", type=Path, default=BOX, help="file to write (default: the box)")
+    parser.add_argument("--target", type=Path, default=BOX, help="file to write (default: bundled)")
     parser.add_argument(
         "--recordings", type=Path, default=default_recordings(), help="folder of real recordings"
     )

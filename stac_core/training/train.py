@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_flags(parser, TrainingConfig)
     parser.add_argument("--resume", type=Path, help="start from this state: a file, or a folder of pieces")
     parser.add_argument(
-        "--weights", type=Path, help="begin with the network weights of this file, the box for example"
+        "--weights", type=Path, help="begin with the network weights of this file, as the bundled one"
     )
     parser.add_argument("--export-state", type=Path, metavar="DIR", help="write the state in pieces and stop")
     given = parser.parse_args(arguments)

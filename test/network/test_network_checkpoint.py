@@ -211,7 +211,7 @@ def test_the_box_names_its_training_and_must_be_of_this_network(tmp_path, monkey
     sizes = dataclasses.asdict(NETWORKS["embedded"])
     save_file(state, checkpoint.BOX, {"config": json.dumps(sizes), "step": "12000"})
     loaded = load_network(ModelConfig(device="cpu", dtype="bfloat16"))
-    assert loaded.weights == "box model, step 12000"
+    assert loaded.weights == "bundled model, step 12000"
     assert loaded.network.aggregator.global_blocks[0].mlp.fc1.weight.dtype == torch.bfloat16
     assert loaded.network.depth_head.norm.weight.dtype == torch.float32
     save_file(state, checkpoint.BOX, {"config": json.dumps(sizes | {"heads": 6}), "step": "12000"})

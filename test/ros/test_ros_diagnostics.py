@@ -18,7 +18,7 @@ from stac_ros.run_statistics import Snapshot, Statistics
 from stac_ros.topics import COMPRESSED_IMAGE, qos_profile
 from stac_ros.watchdog import Watchdog
 
-FACTS = Facts("robot/stac_mapping", "embedded", "box model, step 12", "cuda:0", "bfloat16", "images by X")
+FACTS = Facts("robot/stac_mapping", "embedded", "bundled model, step 12", "cuda:0", "bfloat16", "images by X")
 SOURCE = InputState(topic="/image", publishers=1, complaint="", waiting=2, paused=False)
 COUNTS = Snapshot(
     received=50, rate_hz=10.25, age_s=0.0312, mapped=40, dropped={"mailbox full": 8},
@@ -61,7 +61,7 @@ def test_a_healthy_node_is_ok_and_tells_its_figures():
         "115.0",
         "400.0",
     )
-    assert values["weights"] == "box model, step 12" and values["libraries"] == "images by X"
+    assert values["weights"] == "bundled model, step 12" and values["libraries"] == "images by X"
     memory = found["memory"][2]
     assert memory["cache.live_bytes"] == "12345" and memory["cache.members.2"] == "3"
     assert memory["settle_ms"] == "2.5"

@@ -197,7 +197,7 @@ class NetworkBench:
 
 
 def check(device: torch.device, setting: str) -> list[dict[str, Any]]:
-    """A stream of the box network's shape, run as the setting says, against operation by operation.
+    """A stream of the embedded network's shape, run as the setting says, against operation by operation.
 
     The twice-rule: at most twice the error of the plain network in this dtype, against float32.
     """
