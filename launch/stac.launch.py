@@ -20,6 +20,8 @@ def generate_launch_description() -> LaunchDescription:
 def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """The profile first: a node reads it when it is made."""
     given = {argument.name: LaunchConfiguration(argument.name).perform(context) for argument in ARGUMENTS}
+    # launch keeps what it was given beyond that; the node's parameters have a dot in their names.
+    given |= {name: value for name, value in context.launch_configurations.items() if "." in name}
     values = complete(given)
     variables = profile_environment(values["fastdds_profile"]).items()
     environment = [SetEnvironmentVariable(name, value) for name, value in variables]

@@ -5,7 +5,7 @@
     stac-ros parameters
 
 Arguments are those of launch/stac.launch.py, written in the same way; parameters of the mapping node may
-stand among them, as cache.memory_budget:=1e9. `up` ends with the recording that it plays, unless a viewer
+stand among both, as cache.memory_budget:=1e9. `up` ends with the recording that it plays, unless a viewer
 shows the map; the launch file goes on until Ctrl-C. `demo` maps a recording, by default a synthetic one,
 and writes map, trajectory and report into a folder; it talks to nobody but its own processes, in a ROS
 domain of their own (`up source:=…` plays in yours). `parameters` prints all parameters of the mapping

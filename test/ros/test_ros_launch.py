@@ -68,6 +68,26 @@ def test_the_launch_description_declares_the_table():
     assert declared == [argument.name for argument in ARGUMENTS]
 
 
+@pytest.mark.skipif(not HAVE_LAUNCH, reason="launch_ros is part of a ROS installation, no wheel carries it")
+def test_the_launch_file_takes_parameters_and_refuses_unknown_ones():
+    from launch import LaunchContext
+
+    spec = importlib.util.spec_from_file_location("stac_launch", LAUNCH_FILE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def start(**parameters: str):
+        context = LaunchContext()
+        for argument in ARGUMENTS:
+            context.launch_configurations[argument.name] = argument.default
+        context.launch_configurations.update(parameters)
+        return module.start(context)
+
+    assert start(**{"cache.memory_budget": "1e9", "of_another_launch_file": "x"})
+    with pytest.raises(ValueError, match=r"did you mean 'cache.memory_budget'"):
+        start(**{"cache.memry_budget": "1e9"})
+
+
 def test_every_argument_is_described_and_names_a_real_parameter():
     assert len({argument.name for argument in ARGUMENTS}) == len(ARGUMENTS)
     for argument in ARGUMENTS:
