@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from stac_ros.rescaling import Rescaling
+
 _BITS = 21  # of a voxel's index along each axis: three of them fit one int64 key
 _HALF = 1 << (_BITS - 1)  # added to an index, so that it is not negative
 _EACH = 1 | 1 << _BITS | 1 << 2 * _BITS  # times a number: that number along each axis
@@ -45,7 +47,7 @@ class VoxelMap:
         return self._keys.nbytes + self._slots.nbytes + self._weights.nbytes + self._means.nbytes
 
     def add(
-        self, positions: NDArray[np.float32], colours: NDArray[np.uint8], confidences: NDArray[np.float32]
+        self, positions: NDArray[np.float32], colours: NDArray[Any], confidences: NDArray[np.float32]
     ) -> None:
         """Merge points: positions [N, 3], RGB colours [N, 3], confidences [N] > 0."""
         columns = np.ascontiguousarray(positions.T)
@@ -57,6 +59,14 @@ class VoxelMap:
             colours, confidences = colours[inside], confidences[inside]
         x, y, z = cells.astype(np.int64) + _HALF
         self._merge((x << 2 * _BITS) | (y << _BITS) | z, confidences, (*columns, *colours.T))
+
+    def rescale(self, rescaling: Rescaling) -> None:
+        """Move all points accordingly; the voxels have their first size again."""
+        slots = self._slots[1:]
+        weights, means = self._weights.take(slots), self._means.take(slots, axis=1)
+        self._forget()
+        self.voxel_size = self._first_size
+        self.add(rescaling.of(means[:3].T).astype(np.float32), means[3:].T, weights)
 
     def points(self) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         """Copies of all positions [N, 3] and RGB colours [N, 3], in the order of the voxels in space."""

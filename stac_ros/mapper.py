@@ -22,7 +22,9 @@ from stac_ros.map_directory import explained, new_folder
 from stac_ros.mapped_frame import MappedFrame, Points
 from stac_ros.odometry import OdometryLink
 from stac_ros.parameters import Parameters
+from stac_ros.rescaling import Rescaling
 from stac_ros.run_statistics import Statistics
+from stac_ros.scale import StreamScale
 from stac_ros.settings import NAMELESS_CAMERA
 from stac_ros.stamps import stamp_nanoseconds
 from stac_ros.trajectory import Trajectory
@@ -57,6 +59,9 @@ class Output(Protocol):
     def begin_stream(self, keep: bool) -> None:
         """What follows is a new stream; keep = so far published poses and points remain valid."""
 
+    def rescale(self, rescaling: Rescaling) -> None:
+        """What has been published of this stream has other lengths now."""
+
 
 class Mapper:
     """One stream, its map and its trajectory. Not safe to share: only the worker's thread calls it.
@@ -78,14 +83,10 @@ class Mapper:
         settings = parameters.ros.map
         self.map = VoxelMap(settings.voxel_size, settings.max_points)
         self.trajectory = Trajectory(settings.max_poses)
+        self.scale = StreamScale(parameters)
         self.paused = False
         self.session_stats: SessionStats = session.stats()
         self._ready_for_first_image()
-
-    @property
-    def scale(self) -> float:
-        """Lengths of ROS per length of the network."""
-        return self._parameters.ros.scale.factor  # 1 in mode none
 
     def process(self, messages: Sequence[Image | CompressedImage]) -> None:
         """Map up to a chunk of images in order of arrival; bad ones are counted and left out."""
@@ -125,10 +126,13 @@ class Mapper:
         self._size: tuple[int, ...] | None = None  # height, width
         self._last_stamp_ns = 0
         self._map_from_world: NDArray[np.float64] | None = None
+        self._fixed_point = np.zeros(3)  # of the map, where a scale changes nothing
+        self._factor = 1.0  # lengths of the map per length of the network
 
     def _begin_stream(self, keep: bool) -> None:
         self._session.reset()
         self.session_stats = self._session.stats()
+        self.scale.begin_stream()
         self._ready_for_first_image()
         if not keep:
             self.map.clear()
@@ -221,28 +225,42 @@ class Mapper:
 
     def _frame(self, view: _View, prediction: Prediction, index: int, geometry: ImageGeometry) -> MappedFrame:
         world_from_camera = prediction.world_from_camera[index].double().numpy()
-        world_from_camera[:3, 3] *= self.scale
+        self._set_factor(self.scale.next(world_from_camera, view.odom_from_camera))
+        world_from_camera[:3, 3] *= self._factor
         if self._map_from_world is None:
-            self._map_from_world = _place(world_from_camera, view.odom_from_camera)
+            self._place(world_from_camera, view.odom_from_camera)
+        assert self._map_from_world is not None
         return MappedFrame(
             header=view.header,
             image=view.image,
             map_from_camera=self._map_from_world @ world_from_camera,
             odom_from_camera=view.odom_from_camera,
-            depth=prediction.depth[index] * self.scale,
+            depth=prediction.depth[index] * self._factor,
             confidence=prediction.depth_confidence[index],
             intrinsics=prediction.intrinsics[index],
             geometry=geometry,
         )
 
+    def _place(
+        self, world_from_camera: NDArray[np.float64], odom_from_camera: NDArray[np.float64] | None
+    ) -> None:
+        """The stream in the map by its first image: level as odometry is, else as the camera looks."""
+        if odom_from_camera is None:
+            self._map_from_world, self._fixed_point = MAP_FROM_OPTICAL, np.zeros(3)
+        else:
+            self._map_from_world = odom_from_camera @ np.linalg.inv(world_from_camera)
+            self._fixed_point = odom_from_camera[:3, 3]
 
-def _place(
-    world_from_camera: NDArray[np.float64], odom_from_camera: NDArray[np.float64] | None
-) -> NDArray[np.float64]:
-    """map_from_world of a stream by its first image: level as odometry is, else as the camera looks."""
-    if odom_from_camera is None:
-        return MAP_FROM_OPTICAL
-    return odom_from_camera @ np.linalg.inv(world_from_camera)
+    def _set_factor(self, factor: float) -> None:
+        """The lengths of this stream in the map; what has been mapped is rescaled once they change."""
+        if self._map_from_world is not None and factor != self._factor:
+            rescaling = Rescaling(factor / self._factor, self._fixed_point)
+            self.map.rescale(rescaling)
+            self.trajectory.rescale(rescaling)
+            self._output.rescale(rescaling)
+            self._map_from_world = self._map_from_world.copy()
+            self._map_from_world[:3, 3] = rescaling.of(self._map_from_world[:3, 3])
+        self._factor = factor
 
 
 def _with_cure(error: Exception) -> str:

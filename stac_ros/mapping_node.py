@@ -132,7 +132,6 @@ class MappingNode(ClosingNode):
 
     def _map_state(self) -> MapState:
         mapper, ros = self.mapper, self.parameters.ros
-        fixed = ros.scale.mode == "fixed"
         return MapState(
             points=len(mapper.map),
             bytes=mapper.map.bytes,
@@ -140,9 +139,7 @@ class MappingNode(ClosingNode):
             coarsened=mapper.map.voxel_size > ros.map.voxel_size,
             points_outside=mapper.map.points_outside,
             poses=len(mapper.trajectory),
-            scale=f"fixed, {mapper.scale:g} m per unit"
-            if fixed
-            else "none: lengths are in the stream's own unit",
+            scale=str(mapper.scale),
             intrinsics=self.calibration.source,
         )
 

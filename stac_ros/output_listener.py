@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
-from geometry_msgs.msg import PoseWithCovarianceStamped
+from geometry_msgs.msg import Pose, PoseWithCovarianceStamped
+from nav_msgs.msg import Path
 from numpy.typing import NDArray
 from rclpy.node import Node
 from rclpy.subscription import Subscription
@@ -29,6 +30,7 @@ from stac_ros.topics import (
     IMAGE,
     MAP_POINTS,
     NODE_NAME,
+    PATH,
     POSE,
     Topic,
 )
@@ -108,6 +110,7 @@ class OutputListener:
         self._listens_to_camera = False
         for topic, callback in (
             (POSE, self._on_pose),
+            (PATH, self._on_path),
             (MAP_POINTS, self._on_map),
             (DEPTH, self._on_depth),
             (DEPTH_INFO, self._on_depth_info),
@@ -138,13 +141,19 @@ class OutputListener:
 
     def _on_pose(self, message: PoseWithCovarianceStamped) -> None:
         self.heard_at = time.monotonic()
-        place, turn = message.pose.pose.position, message.pose.pose.orientation
-        pose = pose_matrix(np.array([place.x, place.y, place.z]), np.array([turn.x, turn.y, turn.z, turn.w]))
         stamp_ns = stamp_nanoseconds(message.header.stamp)
         if self.seen.stamps_ns and stamp_ns < self.seen.stamps_ns[-1]:
             self.seen.stamps_ns, self.seen.map_from_camera = [], []  # a new stream has begun
         self.seen.stamps_ns.append(stamp_ns)
-        self.seen.map_from_camera.append(pose)
+        self.seen.map_from_camera.append(_matrix(message.pose.pose))
+
+    def _on_path(self, message: Path) -> None:
+        """What is told of poses again is true: their lengths change where the node learns its scale."""
+        known = {stamp_ns: index for index, stamp_ns in enumerate(self.seen.stamps_ns)}
+        for stamped in message.poses:
+            index = known.get(stamp_nanoseconds(stamped.header.stamp))
+            if index is not None:
+                self.seen.map_from_camera[index] = _matrix(stamped.pose)
 
     def _on_map(self, message: PointCloud2) -> None:
         self.heard_at = time.monotonic()
@@ -188,3 +197,9 @@ class OutputListener:
             cache_bytes = int(live) + int(voxels)
             frames = len(self.seen.stamps_ns)
             self.seen.memory.append(MemorySample(now - self._first, cache_bytes, frames))
+
+
+def _matrix(pose: Pose) -> NDArray[np.float64]:
+    """[4, 4] as a pose message says."""
+    place, turn = pose.position, pose.orientation
+    return pose_matrix(np.array([place.x, place.y, place.z]), np.array([turn.x, turn.y, turn.z, turn.w]))

@@ -26,6 +26,7 @@ from stac_ros.pose_messages import (
     pose_message,
     stamped_pose_with_covariance,
 )
+from stac_ros.rescaling import Rescaling
 from stac_ros.topics import Topic
 from stac_ros.transforms import StaticParents, TransformBroadcaster, stamped_transform
 
@@ -89,6 +90,14 @@ class Outputs:
             self._unsent = dict.fromkeys(self._unsent, False)
             self._publishers[topics.MAP_POINTS].publish(cloud_message(self._in_map(), *NO_POINTS))
             self._publishers[topics.PATH].publish(Path(header=self._in_map()))
+
+    def rescale(self, rescaling: Rescaling) -> None:
+        """Map and path have other lengths and are to be said anew; no velocity leads from old to new ones."""
+        self._odometry.clear()
+        for stamped in self._path:
+            at = stamped.pose.position
+            at.x, at.y, at.z = map(float, rescaling.of(np.array([at.x, at.y, at.z])))
+        self._unsent = dict.fromkeys(self._unsent, True)
 
     def whole_is_due(self) -> bool:
         """Whether `publish_whole` would say anything."""

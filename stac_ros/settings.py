@@ -123,13 +123,28 @@ class ScaleSettings:
     """From the stream's own unit of length to metres."""
 
     mode: str = setting(
-        "none", "none = the stream's own unit, fixed = times factor", choices=("none", "fixed")
+        "none",
+        "none = the stream's own unit, fixed = times factor, odometry = measured along frames.odom once per "
+        "stream, whose map then becomes metric; drift of the scale is not followed",
+        choices=("none", "fixed", "odometry"),
     )
-    factor: float = setting(1.0, "metres per unit of the stream", minimum=1e-6, maximum=1e6)
+    factor: float = setting(
+        1.0,
+        "metres per unit of the stream, in mode fixed; a change rescales the map with the next image, or, "
+        "with map.keep_on_new_stream, only the next stream",
+        minimum=1e-6,
+        maximum=1e6,
+    )
+    baseline: float = setting(
+        0.5,
+        "way of the camera along which mode odometry measures, in steps of at least a tenth",
+        minimum=0.01,
+        unit="m",
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if self.mode == "none" and self.factor != 1.0:
+        if self.mode != "fixed" and self.factor != 1.0:
             raise refuse(self, "mode", f"factor {self.factor} would do nothing", "fixed")
 
 
@@ -166,9 +181,16 @@ class RosConfig:
     scale: ScaleSettings = field(default_factory=ScaleSettings)
     map: MapSettings = field(default_factory=MapSettings)
 
+    def __post_init__(self) -> None:
+        if self.scale.mode == "odometry" and not self.frames.odom:
+            raise refuse(self.scale, "mode", "frames.odom must name the odometry frame of the robot", "none")
+        if self.scale.mode == "odometry" and self.map.keep_on_new_stream:
+            why = "scale.mode odometry rescales a map, which must not hold earlier streams"
+            raise refuse(self.map, "keep_on_new_stream", why, False)
+
 
 # Sections and settings that take effect while the node runs; all others are read once, at start.
-LIVE = ("points", "map.directory")
+LIVE = ("points", "map.directory", "scale.factor")
 
 
 def settings_of(*configs: type[Any]) -> dict[str, Field[Any]]:

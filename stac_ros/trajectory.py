@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from stac_core.stamps import stamp_text
 from stac_ros.quaternions import quaternion_from_rotation
+from stac_ros.rescaling import Rescaling
 
 _NUMBERS = 7  # translation x, y, z and quaternion x, y, z, w
 
@@ -34,6 +35,10 @@ class Trajectory:
         if len(self) > self._max_poses:  # a tenth at once: to shift all of them for each pose would be slow
             leave = max(1, self._max_poses // 10)
             del self._stamps[:leave], self._numbers[: leave * _NUMBERS]
+
+    def rescale(self, rescaling: Rescaling) -> None:
+        positions = np.frombuffer(self._numbers).reshape(-1, _NUMBERS)[:, :3]
+        positions[:] = rescaling.of(positions)
 
     def tum(self) -> str:
         """The lines of a TUM file: seconds, translation, quaternion xyzw."""

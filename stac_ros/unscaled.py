@@ -28,5 +28,5 @@ class UnscaledOdometry:
             self._warned = True
             logger.warning(
                 "the camera moves in frames.odom, in metres, but scale.mode is none: the map is in its own "
-                "unit, so map → odom cannot fit; set scale.mode to fixed and scale.factor"
+                "unit, so map → odom cannot fit; set scale.mode to odometry, or to fixed with scale.factor"
             )

@@ -1,0 +1,80 @@
+"""The factor between the camera's path as odometry sees it, in metres, and as the network sees it."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+from numpy.typing import NDArray
+
+STEPS = 10  # that the baseline is made of; fewer images say too little, however far apart
+AGREEMENT = 0.9  # correlation of two paths, 1 = of the same shape
+
+
+class OdometryScale:
+    """Measured over the latest `STEPS` steps, each at least a tenth of the baseline along odometry.
+
+    Standing still makes no step. The longest step is left out, since it may be a jump of odometry. The
+    factor is that of the least-squares similarity between what remains of both paths (Umeyama 1991,
+    PAMI 13(4), eq. 42); it is settled by the first paths that agree in shape, and stays.
+    """
+
+    def __init__(self, baseline: float) -> None:
+        """baseline: how far the camera must travel, in metres."""
+        self._baseline = baseline
+        self._in_odom: deque[NDArray[np.float64]] = deque(maxlen=STEPS + 1)  # positions [3], a step apart
+        self._in_world: deque[NDArray[np.float64]] = deque(maxlen=STEPS + 1)
+        self._agreement = 0.0
+        self.factor: float | None = None  # metres per unit of the network's lengths; None = not known yet
+
+    def add(self, odom_from_camera: NDArray[np.float64], world_from_camera: NDArray[np.float64]) -> None:
+        """The camera [4, 4] of the next image, in metres and in the network's unit."""
+        position = odom_from_camera[:3, 3]
+        if self._in_odom and np.linalg.norm(position - self._in_odom[-1]) < self._baseline / STEPS:
+            return
+        self._in_odom.append(position.copy())
+        self._in_world.append(world_from_camera[:3, 3].copy())
+        if self.factor is None and len(self._in_odom) > STEPS:
+            factor, self._agreement = _similarity(*_paths_without_longest_step(self._in_odom, self._in_world))
+            if self._agreement >= AGREEMENT:
+                self.factor = factor
+
+    @property
+    def travelled(self) -> float:
+        """Metres of the baseline behind the camera; a step counts a tenth of it, however long."""
+        return self._baseline * max(len(self._in_odom) - 1, 0) / STEPS
+
+    def __str__(self) -> str:
+        if self.factor is not None:
+            return f"odometry, {self.factor:.3g} m per unit"
+        if len(self._in_odom) > STEPS:
+            return (
+                f"odometry: its path and the network's agree to {self._agreement:.2f}, {AGREEMENT} is needed"
+            )
+        return f"odometry: {self.travelled:.2g} of {self._baseline:g} m travelled"
+
+
+def _paths_without_longest_step(
+    in_odom: deque[NDArray[np.float64]], in_world: deque[NDArray[np.float64]]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Both paths [STEPS, 3], as if odometry's longest step had not been made."""
+    odom_steps, world_steps = np.diff(in_odom, axis=0), np.diff(in_world, axis=0)
+    longest = np.linalg.norm(odom_steps, axis=1).argmax()
+    return _path(np.delete(odom_steps, longest, axis=0)), _path(np.delete(world_steps, longest, axis=0))
+
+
+def _path(steps: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The positions [N + 1, 3] between and around steps [N, 3]."""
+    return np.vstack([np.zeros(3), steps.cumsum(axis=0)])
+
+
+def _similarity(metric: NDArray[np.float64], own: NDArray[np.float64]) -> tuple[float, float]:
+    """Factor from the points `own` [N, 3] to the points `metric` [N, 3], and the correlation of the two."""
+    metric, own = metric - metric.mean(axis=0), own - own.mean(axis=0)
+    left, common, right = np.linalg.svd(metric.T @ own)
+    if np.linalg.det(left @ right) < 0:
+        common[-1] *= -1  # a mirror is no rotation
+    metric_square, own_square = np.square(metric).sum(), np.square(own).sum()
+    if not metric_square * own_square > 0:
+        return 1.0, 0.0
+    return common.sum() / own_square, common.sum() / np.sqrt(metric_square * own_square)
