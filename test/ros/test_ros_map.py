@@ -11,6 +11,7 @@ from scipy.spatial.transform import Rotation
 
 from stac_core.files import write_whole
 from stac_ros.map import VoxelMap
+from stac_ros.rescaling import Rescaling
 from stac_ros.trajectory import Trajectory
 
 
@@ -71,6 +72,28 @@ def test_a_full_map_gets_coarser_and_stays_whole(caplog):
     assert np.allclose(kept.max(axis=0), positions.max(axis=0), atol=2 * found.voxel_size)
     found.clear()
     assert len(found) == 0 and found.voxel_size == 0.01
+
+
+@pytest.mark.parametrize("factor", [0.3, 1.0, 2.5])
+def test_a_rescaled_map_is_the_map_of_rescaled_points(factor):
+    positions, colours, weights = points(3000, 5)
+    rescaling = Rescaling(factor, np.array([1.0, -2, 0.5]))
+    fine, found = VoxelMap(1e-4, 100_000), VoxelMap(1e-4, 100_000)
+    fine.add(rescaling.of(positions).astype(np.float32), colours, weights)
+    found.add(positions, colours, weights)
+    found.rescale(rescaling)
+    assert len(found) == len(fine) == 3000
+    assert np.allclose(np.sort(found.points()[0], axis=0), np.sort(fine.points()[0], axis=0), atol=1e-5)
+
+
+def test_a_rescaled_map_has_voxels_of_the_size_that_was_set():
+    positions, colours, weights = points(20_000, 2)
+    found = VoxelMap(0.01, 2000)
+    found.add(positions, colours, weights)
+    full = len(found)
+    found.rescale(Rescaling(0.1, np.zeros(3)))
+    assert found.voxel_size == 0.01 and 250 < len(found) <= full
+    assert len(np.unique(np.floor(found.points()[0] / 0.01), axis=0)) == pytest.approx(len(found), rel=0.01)
 
 
 def test_points_that_are_no_place_are_left_out_and_counted():
@@ -197,6 +220,18 @@ def test_a_written_trajectory_is_read_by_evo(tmp_path):
     write_whole(tmp_path / "trajectory.tum", trajectory.tum())
     read = file_interface.read_tum_trajectory_file(tmp_path / "trajectory.tum")
     assert np.allclose(read.poses_se3, poses, atol=1e-7)
+
+
+def test_a_rescaled_trajectory_keeps_its_turns_and_one_point():
+    trajectory, pose = Trajectory(100), np.eye(4)
+    pose[:3, :3], pose[:3, 3] = Rotation.from_rotvec([0.1, 0.2, 0.3]).as_matrix(), [1, 2, 3]
+    trajectory.add(0, pose)
+    before = np.array(trajectory.tum().split(), float)
+    trajectory.rescale(Rescaling(2.0, np.array([1.0, 1, 1])))
+    trajectory.add(1, pose)  # it can grow on
+    after = [np.array(line.split(), float) for line in trajectory.tum().splitlines()]
+    assert after[0][1:4].tolist() == [1, 3, 5] and after[0][4:].tolist() == before[4:].tolist()
+    assert after[1][1:].tolist() == before[1:].tolist()
 
 
 def test_the_trajectory_is_bounded():

@@ -10,6 +10,7 @@ import pytest
 import torch
 from builtin_interfaces.msg import Time
 from node_helpers import HEIGHT, WIDTH, images
+from rclpy.parameter import Parameter
 from ros_helpers import parameters_of, spin_until
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
@@ -18,6 +19,7 @@ from stac_core import Config, StreamSession, load_network
 from stac_core.config import ImageConfig, ModelConfig
 from stac_ros import topics
 from stac_ros.camera_info import CameraCalibration
+from stac_ros.map import VoxelMap
 from stac_ros.mapped_frame import MappedFrame
 from stac_ros.mapper import MAP_FROM_OPTICAL, Mapper
 from stac_ros.outputs import Outputs
@@ -25,6 +27,7 @@ from stac_ros.pose_messages import OdometryMessages, pose_message
 from stac_ros.run_statistics import Statistics
 from stac_ros.settings import PointSettings
 from stac_ros.stamps import stamp_nanoseconds
+from stac_ros.trajectory import Trajectory
 from stac_ros.transforms import TransformError
 
 CONFIG = Config(model=ModelConfig(device="cpu"), image=ImageConfig(size=56))
@@ -39,7 +42,7 @@ class Notes:
     """An output that keeps what it is told."""
 
     def __init__(self) -> None:
-        self.frames, self.points, self.streams = [], [], []
+        self.frames, self.points, self.streams, self.rescalings = [], [], [], []
 
     def publish(self, frame, points) -> None:
         self.frames.append(frame)
@@ -47,6 +50,9 @@ class Notes:
 
     def begin_stream(self, keep: bool) -> None:
         self.streams.append(keep)
+
+    def rescale(self, rescaling) -> None:
+        self.rescalings.append(rescaling)
 
 
 @contextmanager
@@ -317,6 +323,112 @@ def test_metres_are_missed_only_where_odometry_moves(network, caplog, odometry, 
         mapper.process(messages(1, 11))
     assert len(notes.frames) == 4
     assert caplog.text.count("the camera moves in frames.odom, in metres, but scale.mode is none") == warned
+
+
+class MetricRobot:
+    """Odometry of a robot that moves as the network sees it, in metres and in a frame of its own."""
+
+    metres_per_unit = 2.31
+
+    def __init__(self, frames: list[MappedFrame]) -> None:
+        """frames: of the same images, mapped in the network's unit."""
+        self._odom_from_world = np.eye(4)
+        self._odom_from_world[:3, :3] = [[0.6, -0.8, 0], [0.8, 0.6, 0], [0, 0, 1]]
+        self._odom_from_world[:3, 3] = 5, -2, 0.3
+        self._cameras = {stamp_nanoseconds(f.header.stamp): f.map_from_camera for f in frames}
+
+    def odom_from_camera(self, camera: str, stamp_ns: int) -> np.ndarray:
+        world_from_camera = self._cameras[stamp_ns].copy()
+        world_from_camera[:3, 3] *= self.metres_per_unit
+        return self._odom_from_world @ world_from_camera
+
+    @property
+    def shortest_step(self) -> float:
+        positions = [camera[:3, 3] for camera in self._cameras.values()]
+        steps = np.linalg.norm(np.diff(positions, axis=0), axis=1)
+        return float(steps.min() * self.metres_per_unit)
+
+
+def chunks() -> list[list[Image]]:
+    """A stream of 16 images in four steps."""
+    sent = messages(16)
+    return [sent[first : first + 4] for first in range(0, 16, 4)]
+
+
+def process(mapper: Mapper, *chunks: list[Image]) -> None:
+    for chunk in chunks:
+        mapper.process(chunk)
+
+
+@pytest.fixture(scope="module")
+def metric_robot(network) -> MetricRobot:
+    with mapper_of(network) as (mapper, notes, _):
+        process(mapper, *chunks())
+    return MetricRobot(notes.frames)
+
+
+def numbers(trajectory: Trajectory) -> np.ndarray:
+    return np.array([line.split() for line in trajectory.tum().splitlines()], float)
+
+
+def sorted_points(voxel_map: VoxelMap) -> np.ndarray:
+    positions, colours = voxel_map.points()
+    rows = np.hstack([positions.round(3), colours])
+    return rows[np.lexsort(rows.T)]
+
+
+FINE = {"frames__odom": "odom", "map__voxel_size": 1e-5}  # no two points in a voxel, in whatever unit
+
+
+def test_along_odometry_map_and_path_become_metric_as_if_they_had_always_been(network, metric_robot):
+    sent, factor = chunks(), metric_robot.metres_per_unit
+    with mapper_of(network, metric_robot, scale__mode="fixed", scale__factor=factor, **FINE) as (right, *_):
+        process(right, *sent)
+    given = {"scale__mode": "odometry", "scale__baseline": 9.99 * metric_robot.shortest_step}
+    with mapper_of(network, metric_robot, **given, **FINE) as (mapper, notes, _):
+        process(mapper, *sent[:2])
+        assert not notes.rescalings and "travelled" in str(mapper.scale)
+        assert not np.allclose(
+            numbers(mapper.trajectory)[:, 1:4], numbers(right.trajectory)[:8, 1:4], atol=1e-3
+        )
+        process(mapper, *sent[2:])
+        (rescaling,) = notes.rescalings
+        assert rescaling.factor == pytest.approx(factor, rel=1e-5) and "2.31 m per unit" in str(mapper.scale)
+        assert np.allclose(numbers(mapper.trajectory), numbers(right.trajectory), atol=1e-5)
+        found, expected = sorted_points(mapper.map), sorted_points(right.map)
+        assert len(found) == len(expected) and np.allclose(found.mean(0), expected.mean(0), atol=1e-3)
+        assert np.allclose(found.std(0), expected.std(0), atol=1e-3)
+    map_from_odom = [frame.map_from_camera @ np.linalg.inv(frame.odom_from_camera) for frame in notes.frames]
+    assert np.allclose(map_from_odom[0], np.eye(4), atol=1e-6)
+    assert np.allclose(map_from_odom[11:], np.eye(4), atol=1e-5), "such odometry needs no correction"
+    assert np.abs(map_from_odom[9] - np.eye(4)).max() > 1e-3
+
+
+def test_every_stream_has_its_own_scale(network, metric_robot):
+    sent = chunks()
+    given = {"scale__mode": "odometry", "scale__baseline": 9.99 * metric_robot.shortest_step}
+    with mapper_of(network, metric_robot, **given, **FINE) as (mapper, notes, _):
+        process(mapper, *sent)
+        assert str(mapper.scale) == "odometry, 2.31 m per unit"
+        process(mapper, *sent[:2])  # stamps go back
+        assert notes.streams == [False] and str(mapper.scale).endswith("m travelled")
+        for old, new in zip(notes.frames[:8], notes.frames[16:], strict=True):
+            assert np.array_equal(old.depth_image(), new.depth_image()), "in its own unit again"
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_factor_set_while_running_holds_for_the_whole_stream_or_for_the_next(network, keep):
+    with parameters_of(scale__mode="fixed", scale__factor=2.0, map__keep_on_new_stream=keep) as (node, given):
+        mapper = Mapper(StreamSession(network, CONFIG), given, Statistics(), notes := Notes())
+        mapper.process(messages(2))
+        before = numbers(mapper.trajectory)
+        assert all(node.set_parameters([Parameter("scale.factor", value=3.0)]))
+        mapper.process(messages(1, 11))
+        now = 1.0 if keep else 1.5
+        assert np.allclose(numbers(mapper.trajectory)[:2, 1:4], now * before[:, 1:4], atol=1e-6)
+        assert len(notes.rescalings) == (not keep) and str(mapper.scale) == f"fixed, {2 * now:g} m per unit"
+        mapper.process(messages(2))  # stamps go back
+        assert np.allclose(notes.frames[-2].depth_image(), 1.5 * notes.frames[0].depth_image(), rtol=1e-5)
 
 
 def test_unheard_topics_cost_nothing(network, monkeypatch):

@@ -96,11 +96,19 @@ def test_names_of_ros_itself_pass():
         ),
         ("frames__odom", "map", "the map needs a frame of its own"),
         ("scale__factor", 2.0, "factor 2.0 would do nothing; nearest value that works: 'fixed'"),
+        ("scale__mode", "odometry", "frames.odom must name the odometry frame of the robot"),
         ("map__voxel_size", float("nan"), "voxel_size = nan: must be finite"),
     ],
 )
 def test_bad_values_are_refused_at_start(name, value, text):
     with pytest.raises(ValueError, match=text), parameters_of(**{name: value}):
+        pass
+
+
+def test_a_map_of_several_streams_cannot_follow_the_scale_of_one():
+    given = {"scale__mode": "odometry", "frames__odom": "odom", "map__keep_on_new_stream": True}
+    text = "keep_on_new_stream = True: scale.mode odometry rescales a map"
+    with pytest.raises(ValueError, match=text), parameters_of(**given):
         pass
 
 

@@ -1,0 +1,183 @@
+"""Scale from odometry against evo's alignment, and as a user has it: a recording in, a metric map out."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from evaluation.evaluation_judges import evo
+from ros_helpers import Child, parameters_of
+from scipy.spatial.transform import Rotation
+
+from stac_core.worlds import World, WorldConfig
+from stac_core.worlds.export import ExportConfig, export_world
+from stac_core.worlds.export_bag import BagSettings
+from stac_ros.odometry_scale import STEPS, OdometryScale
+from stac_ros.scale import PATIENCE, StreamScale
+from stac_ros.trajectory import Trajectory
+
+METRES_PER_UNIT = 2.31
+BASELINE = 0.5
+
+
+def walk(seed: int, count: int = 200, step_m: float = 0.03) -> np.ndarray:
+    """Camera positions [N, 3] in metres of a walk whose direction changes smoothly."""
+    rng = np.random.default_rng(seed)
+    turns = Rotation.from_rotvec(rng.normal(scale=0.15, size=(count, 3)))
+    direction, heading = Rotation.identity(), []
+    for turn in turns:
+        direction = direction * turn
+        heading.append(direction.apply([1.0, 0, 0]))
+    return np.cumsum(step_m * np.array(heading), axis=0)
+
+
+def poses(positions: np.ndarray) -> np.ndarray:
+    found = np.tile(np.eye(4), (len(positions), 1, 1))
+    found[:, :3, 3] = positions
+    return found
+
+
+def seen_by_network(metric: np.ndarray, noise_m: float = 0.0, seed: int = 0) -> np.ndarray:
+    """The same positions in another frame and unit, with the network's error."""
+    rng = np.random.default_rng(seed)
+    turned = Rotation.random(rng=rng).apply(metric + rng.normal(scale=noise_m, size=metric.shape))
+    return turned / METRES_PER_UNIT + rng.normal(size=3)
+
+
+def measure(metric: np.ndarray, own: np.ndarray) -> OdometryScale:
+    scale = OdometryScale(BASELINE)
+    for in_odom, in_world in zip(poses(metric), poses(own), strict=True):
+        scale.add(in_odom, in_world)
+    return scale
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_paths_of_one_shape_give_their_factor_exactly(seed):
+    metric = walk(seed)
+    assert measure(metric, seen_by_network(metric)).factor == pytest.approx(METRES_PER_UNIT, rel=1e-9)
+
+
+def test_with_noise_it_is_as_near_as_an_alignment_of_the_same_way():
+    geometry = pytest.importorskip("evo.core.geometry")
+    own_errors, judged_errors = [], []
+    for seed in range(30):
+        metric = walk(seed)
+        own = seen_by_network(metric, noise_m=0.01, seed=seed)
+        way = np.linalg.norm(np.diff(metric, axis=0), axis=1).cumsum()
+        used = slice(0, int(np.searchsorted(way, 1.2 * BASELINE)))
+        judged = geometry.umeyama_alignment(own[used].T, metric[used].T, with_scale=True)[2]
+        own_errors.append(abs(np.log(measure(metric, own).factor / METRES_PER_UNIT)))
+        judged_errors.append(abs(np.log(judged / METRES_PER_UNIT)))
+    assert np.mean(judged_errors) > 0.005, "the noise is felt"
+    assert np.mean(own_errors) < 0.04 and np.mean(own_errors) < 2.5 * np.mean(judged_errors)
+
+
+@pytest.mark.parametrize("at", range(5, 20, 2))
+@pytest.mark.parametrize("jump_m", [0.2, 1.0, 30.0])
+def test_one_jump_of_odometry_does_not_matter(at, jump_m):
+    metric = walk(1)
+    own = seen_by_network(metric)
+    metric[at:] += [0.0, jump_m, 0.0]
+    assert measure(metric, own).factor == pytest.approx(METRES_PER_UNIT, rel=0.03)
+
+
+def test_standing_still_adds_nothing_however_long_and_noisy():
+    rng = np.random.default_rng(0)
+    metric = np.concatenate([np.zeros((1000, 3)), walk(2)])
+    own = seen_by_network(metric, noise_m=0.003)
+    metric += rng.normal(scale=0.003, size=metric.shape)
+    standing = measure(metric[:1000], own[:1000])
+    assert standing.factor is None and standing.travelled == 0
+    assert str(standing) == "odometry: 0 of 0.5 m travelled"
+    assert measure(metric, own).factor == pytest.approx(METRES_PER_UNIT, rel=0.05)
+
+
+def test_it_tells_how_far_it_has_come():
+    metric = walk(3, step_m=BASELINE / STEPS + 1e-9)
+    own = seen_by_network(metric)
+    assert str(measure(metric[:5], own[:5])) == "odometry: 0.2 of 0.5 m travelled"
+    assert measure(metric[:STEPS], own[:STEPS]).factor is None
+    assert str(measure(metric[: STEPS + 1], own[: STEPS + 1])) == "odometry, 2.31 m per unit"
+
+
+def test_two_ways_that_do_not_agree_have_no_factor():
+    told = measure(walk(4), walk(5, step_m=0.0) + np.random.default_rng(6).normal(size=(200, 3)))
+    assert told.factor is None and re.search(r"agree to 0\.\d\d, 0\.9 is needed", str(told))
+    stuck = measure(walk(4), np.zeros((200, 3)))
+    assert stuck.factor is None and "agree to 0.00" in str(stuck)
+
+
+def test_a_factor_stays_for_its_stream_and_the_next_has_its_own():
+    first, second = walk(7), walk(8)
+    with parameters_of(scale__mode="odometry", frames__odom="odom") as (_, parameters):
+        scale = StreamScale(parameters)
+        factors = [scale.next(w, o) for o, w in zip(poses(first), poses(first / 2), strict=True)]
+        factors += [scale.next(w, o) for o, w in zip(poses(first), poses(first / 9), strict=True)]
+        assert factors[0] == 1 and set(np.round(factors, 6)) == {1.0, 2.0} and factors[-1] == factors[199]
+        assert np.all(np.diff(factors) >= 0), "settled once"
+        scale.begin_stream()
+        assert str(scale) == "odometry: 0 of 0.5 m travelled"
+        factors = [scale.next(w, o) for o, w in zip(poses(second), poses(second / 3), strict=True)]
+        assert factors[0] == 1 and factors[-1] == pytest.approx(3)
+
+
+def test_odometry_that_does_not_move_is_said_once(caplog):
+    with parameters_of(scale__mode="odometry", frames__odom="camera_link") as (_, parameters):
+        scale = StreamScale(parameters)
+        for in_world in poses(walk(9)):
+            assert scale.next(in_world, np.eye(4)) == 1
+        assert caplog.text.count(f"no scale after {PATIENCE} images (odometry: 0 of 0.5 m travelled)") == 1
+        assert "does camera_link lead to it by a transform that moves?" in caplog.text
+
+
+def test_a_fixed_factor_is_doubted_with_every_new_stream(caplog):
+    with parameters_of(scale__mode="fixed", scale__factor=3.0) as (_, parameters):
+        scale = StreamScale(parameters)
+        assert scale.next(np.eye(4), None) == 3 and not caplog.text
+        scale.begin_stream()
+        assert caplog.text.count("scale.factor is still 3, but the unit of a new stream depends on") == 1
+
+
+@pytest.fixture(scope="module")
+def mapped(tmp_path_factory) -> tuple[Path, float]:
+    """A recording with odometry on /tf, mapped as a user does: folder of truth.tum and out/, the factor."""
+    folder = tmp_path_factory.mktemp("odometry")
+    config, world, frames = ExportConfig(seed=1, frames=24, height=126, width=168), WorldConfig(), 24
+    export_world(config, world, bag=(folder / "bag", BagSettings()))
+    given = "/**: {ros__parameters: {scale.mode: odometry, frames.odom: odom}}"
+    (folder / "metric.yaml").write_text(given)
+    words = f"demo source:={folder}/bag record:={folder}/out params_file:={folder}/metric.yaml"
+    with Child("stac_ros.starter", *words.split()) as demo:
+        assert demo.wait(180) == 0, demo.output
+    truth = Trajectory(frames)
+    for index, pose in enumerate(
+        World(config.seed, world).poses(0, frames).double().numpy().reshape(-1, 4, 4)
+    ):
+        truth.add(config.start * 10**9 + round(index * 1e9 / config.rate), pose)
+    (folder / "truth.tum").write_text(truth.tum())
+    told = json.loads((folder / "out" / "diagnostics.json").read_text())["last"]["map"]["values"]["scale"]
+    factor = re.fullmatch(r"odometry, (.*) m per unit", told)
+    assert factor, told
+    return folder, float(factor[1])
+
+
+def test_the_recorded_path_is_metric_from_its_first_pose_on(mapped):
+    """As far as the small model sees the way at all; in its own unit the same path is much shorter."""
+    folder, factor = mapped
+    truth, estimate = (np.loadtxt(folder / name) for name in ("truth.tum", "out/trajectory.tum"))
+    assert factor > 2 and np.allclose(estimate[:, 0], truth[:, 0])
+    assert np.allclose(estimate[0], truth[0], atol=1e-6), "the map begins where odometry does"
+    length, true_length = (
+        np.linalg.norm(np.diff(p[:, 1:4], axis=0), axis=1).sum() for p in (estimate, truth)
+    )
+    assert length == pytest.approx(true_length, rel=0.25) and length / factor < 0.5 * true_length
+    errors = []
+    for scale in (1.0, 1 / factor):
+        estimate[:, 1:4] *= scale
+        np.savetxt(folder / "estimate.tum", estimate, "%.9f")
+        errors.append(evo("evo_ape", folder, "--align")["rmse"])
+    metric, own_unit = errors
+    assert metric < 0.75 * own_unit
