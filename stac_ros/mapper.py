@@ -126,7 +126,6 @@ class Mapper:
         self._size: tuple[int, ...] | None = None  # height, width
         self._last_stamp_ns = 0
         self._map_from_world: NDArray[np.float64] | None = None
-        self._fixed_point = np.zeros(3)  # of the map, where a scale changes nothing
         self._factor = 1.0  # lengths of the map per length of the network
 
     def _begin_stream(self, keep: bool) -> None:
@@ -228,8 +227,7 @@ class Mapper:
         self._set_factor(self.scale.next(world_from_camera, view.odom_from_camera))
         world_from_camera[:3, 3] *= self._factor
         if self._map_from_world is None:
-            self._place(world_from_camera, view.odom_from_camera)
-        assert self._map_from_world is not None
+            self._map_from_world, self._fixed_point = _place(world_from_camera, view.odom_from_camera)
         return MappedFrame(
             header=view.header,
             image=view.image,
@@ -241,16 +239,6 @@ class Mapper:
             geometry=geometry,
         )
 
-    def _place(
-        self, world_from_camera: NDArray[np.float64], odom_from_camera: NDArray[np.float64] | None
-    ) -> None:
-        """The stream in the map by its first image: level as odometry is, else as the camera looks."""
-        if odom_from_camera is None:
-            self._map_from_world, self._fixed_point = MAP_FROM_OPTICAL, np.zeros(3)
-        else:
-            self._map_from_world = odom_from_camera @ np.linalg.inv(world_from_camera)
-            self._fixed_point = odom_from_camera[:3, 3]
-
     def _set_factor(self, factor: float) -> None:
         """The lengths of this stream in the map; what has been mapped is rescaled once they change."""
         if self._map_from_world is not None and factor != self._factor:
@@ -261,6 +249,18 @@ class Mapper:
             self._map_from_world = self._map_from_world.copy()
             self._map_from_world[:3, 3] = rescaling.of(self._map_from_world[:3, 3])
         self._factor = factor
+
+
+def _place(
+    world_from_camera: NDArray[np.float64], odom_from_camera: NDArray[np.float64] | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """map_from_world of a stream by its first image: level as odometry is, else as the camera looks.
+
+    Also the point of the map [3] that stays where it is under any scale of the stream.
+    """
+    if odom_from_camera is None:
+        return MAP_FROM_OPTICAL, np.zeros(3)
+    return odom_from_camera @ np.linalg.inv(world_from_camera), odom_from_camera[:3, 3]
 
 
 def _with_cure(error: Exception) -> str:

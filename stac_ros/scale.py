@@ -45,11 +45,9 @@ class StreamScale:
         mode = self._parameters.ros.scale.mode
         if mode == "odometry":
             return str(self._odometry)
-        return (
-            f"fixed, {self._fixed:g} m per unit"
-            if mode == "fixed"
-            else "none: lengths are in the stream's own unit"
-        )
+        if mode == "fixed":
+            return f"fixed, {self._fixed:g} m per unit"
+        return "none: lengths are in the stream's own unit"
 
     def _begin(self) -> None:
         settings = self._parameters.ros.scale
