@@ -395,8 +395,10 @@ def test_with_odometry_the_node_corrects_it_in_metres(processes):
             "the transform of every pose",  # another topic, which may come later
         )
         assert all(stamp_s % 1 == 0 for stamp_s in ours()), "stamps of another clock: nothing in between"
+        clock_warning = "this node's clock says"
+        observer.spin_until(lambda: clock_warning in observer.under_test.output, "the warning of the clock")
         log = observer.under_test.output
-        assert log.count("this node's clock says") == 1 and "set use_sim_time to true" in log
+        assert log.count(clock_warning) == 1 and "set use_sim_time to true" in log
         for pose in observer.received[topics.POSE]:
             seconds = stamps_s([pose])[0]
             map_from_camera = transform_matrix(ours()[seconds].transform) @ odom_from_camera(seconds)
