@@ -50,7 +50,6 @@ ARGUMENTS = (
     Argument("map_frame", "", "the fixed frame", parameter="frames.map"),
     Argument("odom_frame", "", "odometry frame, where there is one", parameter="frames.odom"),
     Argument("camera_frame", "", "optical frame; empty = as the images say", parameter="frames.camera"),
-    Argument("scale_mode", "", "metric lengths: none, fixed or odometry", parameter="scale.mode"),
     Argument("publish_tf", "", "publish transforms", SWITCH, "frames.publish_tf"),
     Argument("model", "", "backbone", parameter="model.name"),
     Argument("checkpoint", "", "weights: file or folder", parameter="model.checkpoint"),

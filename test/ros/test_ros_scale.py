@@ -149,9 +149,7 @@ def mapped(tmp_path_factory) -> tuple[Path, float]:
     images, bag = (folder / "images", FolderSettings()), (folder / "bag", BagSettings())
     export_world(ExportConfig(seed=1, frames=24, height=126, width=168), WorldConfig(), images, bag)
     shutil.copy(folder / "images" / "groundtruth.txt", folder / "truth.tum")
-    given = "/**: {ros__parameters: {scale.mode: odometry, frames.odom: odom}}"
-    (folder / "metric.yaml").write_text(given)
-    words = f"demo source:={folder}/bag record:={folder}/out params_file:={folder}/metric.yaml"
+    words = f"demo source:={folder}/bag record:={folder}/out odom_frame:=odom scale.mode:=odometry"
     with Child("stac_ros.starter", *words.split()) as demo:
         assert demo.wait(180) == 0, demo.output
     told = json.loads((folder / "out" / "diagnostics.json").read_text())["last"]["map"]["values"]["scale"]
