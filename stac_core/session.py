@@ -78,6 +78,10 @@ class StreamSession:
         self._watch, self.geometry = watch, geometry
         return replace(prediction, camera_tokens=None)
 
+    def check_image_size(self, height: int, width: int) -> None:
+        """ValueError if images of this size become too small for the network, whatever the stream."""
+        plan_resize(height, width, self.config.image, self._network.config.image_size)
+
     def warm_up(self) -> None:
         """Step over noise until every kernel has run: a GPU compiles and records on first use.
 

@@ -22,6 +22,9 @@ OK, WARN, ERROR, STALE = (
     DiagnosticStatus.STALE,
 )
 
+# Causes, by their beginning, for which images are dropped through no fault of this computer's speed.
+_LEFT_OUT = ("bad image", "no odometry", "late", "duplicate", "size")
+
 
 @dataclass(frozen=True)
 class InputState:
@@ -91,9 +94,8 @@ Part = tuple[bytes, str, Mapping[str, Any]]
 def _input(source: InputState, counts: Snapshot, previous: Snapshot) -> Part:
     if source.complaint:
         level, text = (WARN if source.publishers else STALE), source.complaint
-    elif unusable := _new(counts, previous, "bad image", "no odometry"):
-        causes = ", ".join(f"{count} {cause}" for cause, count in unusable.items())
-        level, text = WARN, f"{sum(unusable.values())} unusable images since the last report: {causes}"
+    elif troubles := _input_troubles(source, counts, previous):
+        level, text = WARN, "; ".join(troubles)
     else:
         level, text = OK, "paused" if source.paused else f"{counts.rate_hz:.1f} images/s"
     return level, text, {
@@ -107,6 +109,20 @@ def _input(source: InputState, counts: Snapshot, previous: Snapshot) -> Part:
         **{f"dropped: {cause}": count for cause, count in sorted(counts.dropped.items())},
         **{f"events: {name}": count for name, count in sorted(counts.events.items())},
     }  # fmt: skip
+
+
+def _input_troubles(source: InputState, counts: Snapshot, previous: Snapshot) -> list[str]:
+    """What is wrong with the images though they arrive."""
+    found = []
+    if source.publishers > 1:
+        found.append(
+            f"{source.publishers} publishers on {source.topic}, whose images would mix: stop one, or remap "
+            "`image` to the topic of one camera"
+        )
+    if left_out := _new(counts, previous, *_LEFT_OUT):
+        causes = ", ".join(f"{count} {cause}" for cause, count in left_out.items())
+        found.append(f"{sum(left_out.values())} images left out since the last report: {causes}")
+    return found
 
 
 def _inference(facts: Facts, counts: Snapshot, previous: Snapshot) -> Part:

@@ -16,6 +16,7 @@ from std_msgs.msg import Header
 from stac_core import ImageGeometry, Prediction, SessionStats, StreamSession
 from stac_core.files import write_whole
 from stac_core.ply import write_ply
+from stac_ros.continuity import Change, Continuity, StrayImage
 from stac_ros.images import ImageError, decode_colour
 from stac_ros.map import VoxelMap
 from stac_ros.map_directory import explained, new_folder
@@ -44,10 +45,15 @@ class _View:
     header: Header
     image: NDArray[np.uint8]  # RGB [height, width, 3]
     odom_from_camera: NDArray[np.float64] | None
+    change: Change | None  # against the stream so far
 
     @property
     def stamp_ns(self) -> int:
         return stamp_nanoseconds(self.header.stamp)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return _size(self.image)
 
 
 class Output(Protocol):
@@ -86,14 +92,30 @@ class Mapper:
         self.scale = StreamScale(parameters)
         self.paused = False
         self.session_stats: SessionStats = session.stats()
-        self._ready_for_first_image()
+        self._continuity = Continuity(parameters.ros.input)
+        self._map_from_world: NDArray[np.float64] | None = None  # known from the first image on
+        self._factor = 1.0  # lengths of the map per length of the network
 
     def process(self, messages: Sequence[Image | CompressedImage]) -> None:
         """Map up to a chunk of images in order of arrival; bad ones are counted and left out."""
         if self.paused:
             self._statistics.drop("paused", len(messages))
             return
-        self._map([view for message in messages if (view := self._view(message)) is not None])
+        run: list[_View] = []  # what belongs to one stream is mapped together
+        for message in messages:
+            view = self._view(message)
+            if view is None:
+                continue
+            if view.change is not None and view.change.ends_stream:
+                self._statistics.event(view.change.event)
+                self._map_run(run)
+                self._restart(view.change.text)
+                run = []
+            elif view.change is not None:
+                self._statistics.event(view.change.event, view.change.text)
+            self._continuity.accept(view.size, view.stamp_ns)
+            run.append(view)
+        self._map_run(run)
 
     def pause(self, paused: bool) -> str:
         self.paused = paused
@@ -122,17 +144,13 @@ class Mapper:
         logger.info("saved %d points and %d poses to %s", len(self.map), len(self.trajectory), folder)
         return f"{folder / 'map.ply'}\n{folder / 'trajectory.tum'}"
 
-    def _ready_for_first_image(self) -> None:
-        self._size: tuple[int, ...] | None = None  # height, width
-        self._last_stamp_ns = 0
-        self._map_from_world: NDArray[np.float64] | None = None
-        self._factor = 1.0  # lengths of the map per length of the network
-
     def _begin_stream(self, keep: bool) -> None:
         self._session.reset()
         self.session_stats = self._session.stats()
         self.scale.begin_stream()
-        self._ready_for_first_image()
+        self._continuity.forget()
+        self._map_from_world = None
+        self._factor = 1.0
         if not keep:
             self.map.clear()
             self.trajectory.clear()
@@ -147,53 +165,40 @@ class Mapper:
         self._begin_stream(keep)
 
     def _view(self, message: Image | CompressedImage) -> _View | None:
-        """The image decoded and placed; None, and counted, if it cannot be used."""
+        """The image decoded and placed; None, and counted, if it is not to be mapped."""
         try:
             image = decode_colour(message)
+            self._check_size(image)
+            header = self._header(message.header)
+            stamp_ns, odom = stamp_nanoseconds(header.stamp), None
+            change = self._continuity.judge(_size(image), stamp_ns)
+            if self._odometry is not None:
+                odom = self._odometry.odom_from_camera(header.frame_id, stamp_ns)
+                if self._parameters.ros.scale.mode == "none":
+                    self._unscaled.see(odom)
         except ImageError as error:
             self._statistics.error(f"bad image ({error.cause})", str(error), 1)
             return None
-        header = message.header
-        frame = self._parameters.ros.frames.camera or header.frame_id or NAMELESS_CAMERA
-        if frame != header.frame_id:
-            header = Header(stamp=header.stamp, frame_id=frame)
-        try:
-            stamp_ns, odom = stamp_nanoseconds(header.stamp), None
-            if self._odometry is not None:
-                odom = self._odometry.odom_from_camera(frame, stamp_ns)
-                if self._parameters.ros.scale.mode == "none":
-                    self._unscaled.see(odom)
+        except StrayImage as stray:
+            self._statistics.drop(stray.cause, 1, str(stray))
+            return None
         except TransformError as error:
             cure = "publish odometry, or leave frames.odom empty"
             self._statistics.error("no odometry", f"{error}: {cure}", 1)
             return None
-        return _View(header, image, odom)
+        return _View(header, image, odom, change)
 
-    def _map(self, views: list[_View]) -> None:
-        """Together what belongs to one stream; where an image cannot continue it, a new one begins."""
-        run: list[_View] = []
-        for view in views:
-            if reason := self._break_before(view):
-                self._map_run(run)
-                self._restart(reason)
-                run = []
-            self._size, self._last_stamp_ns = view.image.shape[:2], view.stamp_ns
-            run.append(view)
-        self._map_run(run)
+    def _check_size(self, image: NDArray[np.uint8]) -> None:
+        """ImageError if the network could see nothing of it; better now than after it has ended a stream."""
+        try:
+            self._session.check_image_size(*_size(image))
+        except ValueError as error:
+            raise ImageError("size", str(error)) from error
 
-    def _break_before(self, view: _View) -> str:
-        """Why this image cannot continue the stream; empty = it can."""
-        if self._size not in (None, view.image.shape[:2]):
-            self._statistics.event("size changes")
-            (old_height, old_width), (height, width) = self._size, view.image.shape[:2]
-            return f"image size changed from {old_width}×{old_height} to {width}×{height}"
-        if view.stamp_ns < self._last_stamp_ns:
-            self._statistics.event("time jumps")
-            text = f"stamps went back by {(self._last_stamp_ns - view.stamp_ns) / 1e9:.3f} s"
-            if self._parameters.ros.input.time_jump == "reset":
-                return text
-            logger.warning("%s: the stream goes on, as input.time_jump says", text)
-        return ""
+    def _header(self, header: Header) -> Header:
+        """The image's own, but in the frame that the settings name."""
+        frame = self._parameters.ros.frames.camera or header.frame_id or NAMELESS_CAMERA
+        return header if frame == header.frame_id else Header(stamp=header.stamp, frame_id=frame)
 
     def _map_run(self, views: list[_View]) -> None:
         if not views:
@@ -249,6 +254,11 @@ class Mapper:
             self._map_from_world = self._map_from_world.copy()
             self._map_from_world[:3, 3] = rescaling.of(self._map_from_world[:3, 3])
         self._factor = factor
+
+
+def _size(image: NDArray[np.uint8]) -> tuple[int, int]:
+    """Height and width."""
+    return image.shape[0], image.shape[1]
 
 
 def _place(

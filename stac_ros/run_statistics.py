@@ -56,14 +56,19 @@ class Statistics:
             self._steps_ms.append(1e3 * seconds)
             self._failing = False
 
-    def event(self, name: str) -> None:
+    def event(self, name: str, text: str = "") -> None:
+        """Something noteworthy happened; its first text is logged."""
         with self._lock:
             self._events[name] += 1
+        if text:
+            self._log_once(logging.WARNING, name, text)
 
-    def drop(self, cause: str, images: int = 1) -> None:
-        """Images were left out for a reason that is no error."""
+    def drop(self, cause: str, images: int = 1, text: str = "") -> None:
+        """Images were left out for a reason that is no error; the first text of a cause is logged."""
         with self._lock:
             self._dropped[cause] += images
+        if text:
+            self._log_once(logging.WARNING, cause, text)
 
     def error(self, cause: str, text: str, images: int, failing: bool = False) -> None:
         """Something went wrong: lost images are counted, and the first error of a cause is logged."""
@@ -72,10 +77,7 @@ class Statistics:
                 self._dropped[cause] += images
             self._last_error, self._last_error_at = f"{cause}: {text}", time.monotonic()
             self._failing = self._failing or failing
-            known = cause in self._logged
-            self._logged.add(cause)
-        if not known:
-            logger.error("%s: %s (counted from now on, see /diagnostics)", cause, text)
+        self._log_once(logging.ERROR, cause, text)
 
     def log_again(self) -> None:
         """Forget what has been logged: a new stream deserves to hear it once more."""
@@ -97,6 +99,13 @@ class Statistics:
                 last_error=self._last_error,
                 last_error_age_s=now - self._last_error_at,
             )
+
+    def _log_once(self, level: int, cause: str, text: str) -> None:
+        with self._lock:
+            known = cause in self._logged
+            self._logged.add(cause)
+        if not known:
+            logger.log(level, "%s: %s (counted from now on, see /diagnostics)", cause, text)
 
     def _rate(self, now: float) -> float:
         """Images per second over the latest arrivals; falls towards 0 when they cease."""

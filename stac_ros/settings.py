@@ -65,8 +65,16 @@ class InputSettings:
     silence: float = setting(5.0, "a warning follows after this long without images", minimum=0.1, unit="s")
     time_jump: str = setting(
         "reset",
-        "stamps going back, as in a recording that loops: reset = begin a new stream, continue = only warn",
+        "stamps going back by late_tolerance or more, as in a recording that loops: reset = begin a new "
+        "stream, continue = only warn",
         choices=("reset", "continue"),
+    )
+    late_tolerance: float = setting(
+        1.0,
+        "an image stamped less than this before the one mapped last is late and left out; what lies further "
+        "back is a time_jump. Keep it below the length of a recording that loops; 0 = nothing is late",
+        minimum=0.0,
+        unit="s",
     )
 
     def __post_init__(self) -> None:

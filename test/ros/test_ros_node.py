@@ -35,6 +35,7 @@ from tiny import TINY, golden_weights, synthetic_frames
 
 from stac_ros import topics
 from stac_ros.clouds import cloud_points
+from stac_ros.continuity import PERSISTENT
 from stac_ros.images import decode_depth
 from stac_ros.mapping_node import MappingNode
 from stac_ros.node_process import run_node
@@ -244,9 +245,13 @@ def test_a_recording_that_loops_begins_a_new_stream(observer):
 
 def test_images_of_another_size_begin_a_new_stream(observer):
     observer.map_images(*images(2))
-    observer.map_images(*images(2, 200, 64, 96))
-    path = observer.wait(topics.PATH, lambda path: stamps_s(path.poses) == [200.0, 201.0])
-    depth = observer.wait(topics.DEPTH, lambda depth: stamps_s([depth]) == [201.0])
+    set_anew = images(PERSISTENT + 1, 200, 64, 96)
+    for stray in set_anew[: PERSISTENT - 1]:  # what they might be
+        observer.publish(stray)
+    observer.map_images(*set_anew[PERSISTENT - 1 :])
+    last_two = stamps_s(set_anew[-2:])
+    path = observer.wait(topics.PATH, lambda path: stamps_s(path.poses) == last_two)
+    depth = observer.wait(topics.DEPTH, lambda depth: stamps_s([depth]) == last_two[1:])
     assert (depth.height, depth.width) == (64, 96) and len(path.poses) == 2
     assert "image size changed from 64×48 to 96×64: a new stream begins" in observer.under_test.output
 
@@ -272,15 +277,12 @@ def test_bad_images_are_counted_and_the_node_lives_on_with_its_map(observer):
     assert stamps_s(path.poses)[0] == 100.0, "the stream and its map went on"
     assert "'rgb9' is not supported: publish one of rgb8" in observer.under_test.output
 
-    flat.height, flat.data = (
-        1,
-        flat.data[: flat.step],
-    )  # less than a patch of the network: a new stream that fails
+    flat.height, flat.data = 1, flat.data[: flat.step]  # less than a patch of the network
     observer.publish(flat)
     observer.map_images(*images(1, first_stamp_s=400))
-    after = observer.fresh_diagnostics()
-    assert int(after["input"]["dropped: inference"]) == 1
-    assert "less than one patch" in after["inference"]["last error"]
+    assert "less than one patch" in observer.fresh_diagnostics()["inference"]["last error"]
+    path = observer.wait(topics.PATH, lambda path: len(path.poses) == 7)
+    assert stamps_s(path.poses)[0] == 100.0
 
 
 def test_intrinsics_come_from_camera_info_once_there_is_one(observer):
@@ -290,17 +292,21 @@ def test_intrinsics_come_from_camera_info_once_there_is_one(observer):
     info.k = np.array([61.0, 0, 31, 0, 62, 23, 0, 0, 1])
     info.p = np.array([61.0, 0, 31, 0, 0, 62, 23, 0, 0, 0, 1, 0])
 
+    stamps = itertools.count(100)
+
     def map_one() -> None:  # best effort: both are sent until they have arrived
         camera.publish(info)
-        observer.map_images(*images(1))
+        observer.map_images(*images(1, next(stamps)))
 
     observer.diagnostics_when(lambda now: now["map"]["intrinsics"] == "camera_info", map_one)
+    observer.restart()
     sent = images(1)
     observer.map_images(*sent)
     found = observer.wait(topics.DEPTH_INFO)
     assert (
         found.header == sent[0].header and np.array_equal(found.k, info.k) and np.array_equal(found.p, info.p)
     )
+    observer.restart()
     observer.map_images(*images(1, 200, 64, 96))  # no longer the size of the calibration
     found = observer.wait(topics.DEPTH_INFO, lambda found: found.height == 64)
     assert not np.array_equal(found.k, info.k) and found.k[2] == pytest.approx(48, abs=1)
@@ -314,7 +320,7 @@ def test_a_camera_that_has_a_parent_already_is_warned_of_once(observer):
     warning = "colour_optical_frame has the parent camera_link on /tf_static"
 
     def look_on() -> bool:
-        observer.map_images(*images(1, int(time.time()), frame="colour_optical_frame"))
+        observer.map_images(*images(1, time.time(), frame="colour_optical_frame"))
         return warning in observer.under_test.output
 
     observer.spin_until(look_on, "the warning")

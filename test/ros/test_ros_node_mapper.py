@@ -194,35 +194,110 @@ def test_stamps_that_go_back_may_be_ignored(network, caplog):
         assert "the stream goes on" in caplog.text
 
 
-def test_equal_stamps_are_no_jump(network):
-    with mapper_of(network) as (mapper, notes, _):
-        mapper.process([*messages(1, 0), *messages(1, 0)])
-        assert notes.streams == [] and len(notes.frames) == 2
+def stamped(*stamps_s: float, size: tuple[int, int] = (HEIGHT, WIDTH)) -> list[Image]:
+    """One image at each of these times."""
+    return [image for stamp_s in stamps_s for image in messages(1, stamp_s, *size)]
+
+
+def trajectory_s(mapper: Mapper) -> list[float]:
+    """When each pose of the trajectory was."""
+    return [float(line.split()[0]) for line in mapper.trajectory.tum().splitlines()]
+
+
+def test_a_late_image_is_left_out_and_costs_no_map(network, caplog):
+    with mapper_of(network) as (mapper, notes, statistics):
+        mapper.process(stamped(50, 50.1, 50.095))
+        mapper.process(stamped(50.2, 49.3, 50.3))
+        assert notes.streams == [] and trajectory_s(mapper) == [50, 50.1, 50.2, 50.3]
+        counts = statistics.snapshot()
+        assert counts.dropped == {"late": 2} and counts.events == {} and counts.last_error == ""
+        assert caplog.text.count("stamped 0.005 s before the one mapped last") == 1, "told once"
+        assert "late: " in caplog.text and "two publishers" in caplog.text
+        mapper.process(stamped(49.3))
+        assert notes.streams == [False] and trajectory_s(mapper) == [49.3], "a whole second is a jump"
+
+
+def test_the_tolerance_of_lateness_can_be_set(network):
+    with mapper_of(network, input__late_tolerance=0.0) as (mapper, notes, statistics):
+        mapper.process(stamped(50, 49.99))
+        assert notes.streams == [False] and statistics.snapshot().dropped == {}
+    with mapper_of(network, input__late_tolerance=60.0) as (mapper, notes, statistics):
+        mapper.process(stamped(50, 0.5))
+        assert notes.streams == [] and statistics.snapshot().dropped == {"late": 1}
+
+
+def test_two_publishers_on_one_topic_do_not_clear_each_others_maps(network):
+    with mapper_of(network) as (mapper, notes, statistics):
+        for index in range(4):
+            mapper.process(stamped(20 + 0.1 * index, 19.98 + 0.1 * index))
+        assert notes.streams == [] and len(notes.frames) == 4
+        assert statistics.snapshot().dropped == {"late": 4}
+
+
+def test_an_image_said_twice_is_mapped_once(network, caplog):
+    with mapper_of(network) as (mapper, notes, statistics):
+        mapper.process(stamped(20, 20, 20.1, 20.1, 20.1))
+        assert notes.streams == [] and trajectory_s(mapper) == [20, 20.1]
+        assert statistics.snapshot().dropped == {"duplicate": 3}
+        assert caplog.text.count("has the stamp of the one mapped last") == 1
+
+
+@pytest.mark.parametrize("size", [(1, 1), (96, 128)])
+def test_a_stray_image_of_another_size_is_left_out_and_costs_no_map(network, size, caplog):
+    with mapper_of(network) as (mapper, notes, statistics):
+        mapper.process([*stamped(20), *stamped(20.1, size=size), *stamped(20.2)])
+        for index in range(3):  # a second camera on the topic
+            mapper.process([*stamped(20.31 + 0.1 * index, size=size), *stamped(20.33 + 0.1 * index)])
+        assert notes.streams == [] and len(notes.frames) == 5
+        assert statistics.snapshot().dropped == {"size": 4} and statistics.snapshot().events == {}
+        assert caplog.text.count(f"an image of {size[1]}×{size[0]} among those of 64×48") == 1
 
 
 @pytest.mark.parametrize("keep", [False, True])
-def test_another_image_size_begins_a_new_stream(network, keep):
+def test_another_image_size_that_persists_begins_a_new_stream(network, keep, caplog):
     with mapper_of(network, map__keep_on_new_stream=keep) as (mapper, notes, statistics):
         mapper.process(messages(2))
         before = len(mapper.map)
         mapper.process([*messages(1, 11), *messages(2, 12, 40, 80)])
+        assert notes.streams == [] and len(notes.frames) == 3
+        mapper.process(messages(2, 12.2, 40, 80))
         assert notes.streams == [keep] and len(notes.frames) == 5
-        assert len(mapper.trajectory) == (5 if keep else 2)
+        assert trajectory_s(mapper) == [10, 10.1, 11, 12.2, 12.3][-5 if keep else -2 :]
         assert (len(mapper.map) > before) or not keep
         assert notes.frames[-1].depth_image().shape == (40, 80)
         assert statistics.snapshot().events == {"size changes": 1, "new streams": 1}
+        assert statistics.snapshot().dropped == {"size": 2}
+        assert "image size changed from 64×48 to 80×40: a new stream begins" in caplog.text
 
 
-def test_a_chunk_that_fails_is_counted_and_the_stream_goes_on(network, caplog):
-    """Images of one pixel's height are less than a patch: the session refuses them."""
-    with mapper_of(network, map__keep_on_new_stream=True) as (mapper, notes, statistics):
+def test_images_that_cannot_be_mapped_are_refused_before_they_end_a_stream(network, caplog):
+    """Of one pixel's height they are less than a patch."""
+    with mapper_of(network) as (mapper, notes, statistics):
         mapper.process(messages(1))
-        mapper.process(messages(2, 11, height=1))
+        mapper.process(messages(6, 11, height=1))
         counts = statistics.snapshot()
-        assert counts.dropped == {"inference": 2} and counts.failing
+        assert counts.dropped == {"bad image (size)": 6} and counts.events == {} and not counts.failing
         assert "less than one patch" in counts.last_error and "raise image.size" in caplog.text
         mapper.process(messages(1, 12))
-        assert len(notes.frames) == 2 and len(mapper.trajectory) == 2
+        assert notes.streams == [] and len(notes.frames) == 2
+
+
+def test_a_chunk_that_fails_is_counted_and_the_stream_goes_on(caplog):
+    network = load_network(CONFIG.model).network
+
+    def fail(*_) -> None:
+        raise torch.OutOfMemoryError("out of memory: tried to allocate 2 GiB")
+
+    with mapper_of(network) as (mapper, notes, statistics):
+        mapper.process(messages(1))
+        failure = network.register_forward_pre_hook(fail)
+        mapper.process(messages(2, 11))
+        counts = statistics.snapshot()
+        assert counts.dropped == {"inference": 2} and counts.failing
+        assert "lower image.size" in counts.last_error and "2 GiB" in caplog.text
+        failure.remove()
+        mapper.process(messages(1, 12))
+        assert notes.streams == [] and len(notes.frames) == 2 and len(mapper.trajectory) == 2
 
 
 def test_bad_images_leave_a_chunk_without_spoiling_it(network, caplog):
