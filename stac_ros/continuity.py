@@ -40,10 +40,11 @@ class Continuity:
         """What follows is a new stream."""
         self._size: Size | None = None
         self._stamp_ns = 0
+        self._frame = ""
         self._other_size: Size | None = None
         self._others = 0  # images of that size since the last one of the stream's own
 
-    def judge(self, size: Size, stamp_ns: int) -> Change | None:
+    def judge(self, size: Size, stamp_ns: int, frame: str) -> Change | None:
         """What an image would change. Raises StrayImage for one that has to be left out."""
         if self._size is None:
             return None
@@ -51,11 +52,13 @@ class Continuity:
             return self._judge_size(self._size, size)
         self._others = 0
         back_s = (self._stamp_ns - stamp_ns) / SECOND
-        return self._judge_step_back(back_s) if back_s >= 0 else None
+        if back_s >= 0:
+            return self._judge_step_back(back_s)
+        return self._judge_frame(frame) if frame != self._frame else None
 
-    def accept(self, size: Size, stamp_ns: int) -> None:
+    def accept(self, size: Size, stamp_ns: int, frame: str) -> None:
         """An image joins the stream."""
-        self._size, self._stamp_ns = size, stamp_ns
+        self._size, self._stamp_ns, self._frame = size, stamp_ns, frame
 
     def _judge_size(self, old: Size, new: Size) -> Change:
         self._others = self._others + 1 if new == self._other_size else 1
@@ -86,3 +89,10 @@ class Continuity:
         if self._settings.time_jump == "continue":
             return Change("time jumps", f"{text}: the stream goes on, as input.time_jump says", False)
         return Change("time jumps", text, ends_stream=True)
+
+    def _judge_frame(self, frame: str) -> Change:
+        text = (
+            f"frame_id of the images changed from {self._frame!r} to {frame!r} within a stream; if there "
+            "are two cameras, remap `image` to the topic of one; if one, name its frame in frames.camera"
+        )
+        return Change("frame changes", text, ends_stream=False)

@@ -113,7 +113,7 @@ class Mapper:
                 run = []
             elif view.change is not None:
                 self._statistics.event(view.change.event, view.change.text)
-            self._continuity.accept(view.size, view.stamp_ns)
+            self._continuity.accept(view.size, view.stamp_ns, view.header.frame_id)
             run.append(view)
         self._map_run(run)
 
@@ -171,7 +171,7 @@ class Mapper:
             self._check_size(image)
             header = self._header(message.header)
             stamp_ns, odom = stamp_nanoseconds(header.stamp), None
-            change = self._continuity.judge(_size(image), stamp_ns)
+            change = self._continuity.judge(_size(image), stamp_ns, header.frame_id)
             if self._odometry is not None:
                 odom = self._odometry.odom_from_camera(header.frame_id, stamp_ns)
                 if self._parameters.ros.scale.mode == "none":

@@ -270,6 +270,30 @@ def test_another_image_size_that_persists_begins_a_new_stream(network, keep, cap
         assert "image size changed from 64×48 to 80×40: a new stream begins" in caplog.text
 
 
+def of_frame(frame: str, *stamps_s: float) -> list[Image]:
+    """An image at each of these times, said to be in this frame."""
+    found = stamped(*stamps_s)
+    for image in found:
+        image.header.frame_id = frame
+    return found
+
+
+def test_another_frame_within_a_stream_is_told_once_and_counted(network, caplog):
+    with mapper_of(network) as (mapper, notes, statistics):
+        mapper.process([*of_frame("left", 20, 20.1), *of_frame("right", 20.2, 20.3)])
+        mapper.process(of_frame("left", 20.4))
+        assert notes.streams == [] and len(notes.frames) == 5
+        assert statistics.snapshot().events == {"frame changes": 2}
+        assert caplog.text.count("frame_id of the images changed from 'left' to 'right' within a stream") == 1
+        assert "frame_id of the images changed from 'right'" not in caplog.text
+        mapper.reset()
+        mapper.process(of_frame("right", 21))
+        assert statistics.snapshot().events == {"frame changes": 2}, "another stream, another camera"
+    with mapper_of(network, frames__camera="camera") as (mapper, notes, statistics):
+        mapper.process([*of_frame("left", 20, 20.1), *of_frame("right", 20.2)])
+        assert statistics.snapshot().events == {}, "the one frame has been named"
+
+
 def test_images_that_cannot_be_mapped_are_refused_before_they_end_a_stream(network, caplog):
     """Of one pixel's height they are less than a patch."""
     with mapper_of(network) as (mapper, notes, statistics):
