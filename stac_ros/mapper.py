@@ -167,9 +167,9 @@ class Mapper:
     def _view(self, message: Image | CompressedImage) -> _View | None:
         """The image decoded and placed; None, and counted, if it is not to be mapped."""
         try:
+            header = self._header(message.header)
             image = decode_colour(message)
             self._check_size(image)
-            header = self._header(message.header)
             stamp_ns, odom = stamp_nanoseconds(header.stamp), None
             change = self._continuity.judge(_size(image), stamp_ns, header.frame_id)
             if self._odometry is not None:
@@ -196,7 +196,13 @@ class Mapper:
             raise ImageError("size", str(error)) from error
 
     def _header(self, header: Header) -> Header:
-        """The image's own, but in the frame that the settings name."""
+        """The image's own, but in the frame that the settings name. ImageError if it carries no stamp."""
+        if not stamp_nanoseconds(header.stamp):
+            raise ImageError(
+                "stamp",
+                "the image carries no stamp: have its driver set header.stamp; recordings without stamps "
+                "play with stac-replay --use-wall-stamps",
+            )
         frame = self._parameters.ros.frames.camera or header.frame_id or NAMELESS_CAMERA
         return header if frame == header.frame_id else Header(stamp=header.stamp, frame_id=frame)
 

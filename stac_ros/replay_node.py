@@ -110,7 +110,8 @@ class ReplayNode(Node):
     def _publish(self, item: Item) -> None:
         payload, kind = item.payload, self._source.types[item.topic]
         if self._settings.use_wall_stamps and item.topic not in STATIC_TOPICS:
-            payload = restamp(payload, kind, self._schedule.wall_of_ns)
+            # what carries no stamp, 0, takes place when it was recorded
+            payload = restamp(payload, kind, lambda ns: self._schedule.wall_of_ns(ns or item.due_ns))
         if not self._settings.rate and item.topic == self._source.image_topic:
             self._progress.sent(header_stamp_ns(payload))
         self._publishers_by_topic[item.topic].publish(payload)

@@ -27,10 +27,11 @@ class SequenceSource:
     def items(self) -> Iterator[Item]:
         for index in range(len(self._sequence)):
             frame = self._sequence.frame(index)
-            header = Header(frame_id=self._frame_id, stamp=stamp_message(frame.stamp_ns))
+            stamp_ns = frame.stamp_ns or 1  # ROS takes 0 for no stamp at all
+            header = Header(frame_id=self._frame_id, stamp=stamp_message(stamp_ns))
             if frame.intrinsics is not None:
                 height, width, _ = frame.image.shape
                 calibration = calibration_message(frame.intrinsics, height, width, header)
-                yield Item(frame.stamp_ns, CAMERA_INFO.name, calibration)
+                yield Item(stamp_ns, CAMERA_INFO.name, calibration)
             image = image_message(frame.image, header, self._compressed)
-            yield Item(frame.stamp_ns, self.image_topic, image)
+            yield Item(stamp_ns, self.image_topic, image)

@@ -36,10 +36,11 @@ def write_bag(
     plugin: StoragePlugin = StoragePlugin.MCAP,
     image_topics: tuple[str, ...] = ("/camera/image_raw",),
     extra_types: tuple[str, ...] = (),
+    stamped: bool = True,
 ) -> Path:
     """A bag of images with camera_info, /tf and /tf_static, 20 frames per second.
 
-    Images of a topic that ends in /compressed are JPEG.
+    Images of a topic that ends in /compressed are JPEG. They have no stamp unless `stamped`.
     """
     types = STORE.types
     with Writer(path, version=9, storage_plugin=plugin) as writer:
@@ -77,7 +78,7 @@ def write_bag(
             }
             for connection in images:
                 kind = connection.msgtype
-                write(connection, stamp, types[kind](header(stamp, "camera"), *contents[kind]))
+                write(connection, stamp, types[kind](header(stamp * stamped, "camera"), *contents[kind]))
             write(info, stamp, _camera_info(types, header(stamp, "camera"), height, width))
             for connection in others:
                 write(connection, stamp, types[connection.msgtype](f"message {index}"))

@@ -294,6 +294,16 @@ def test_another_frame_within_a_stream_is_told_once_and_counted(network, caplog)
         assert statistics.snapshot().events == {}, "the one frame has been named"
 
 
+def test_images_without_a_stamp_are_refused(network, caplog):
+    """They would all be mapped, and looked up in odometry, under one time that is none."""
+    with mapper_of(network) as (mapper, notes, statistics):
+        mapper.process([*stamped(20), *stamped(0, 0), *stamped(20.1)])
+        assert notes.streams == [] and trajectory_s(mapper) == [20, 20.1]
+        assert statistics.snapshot().dropped == {"bad image (stamp)": 2}
+        assert caplog.text.count("the image carries no stamp") == 1
+        assert "set header.stamp" in caplog.text and "stac-replay --use-wall-stamps" in caplog.text
+
+
 def test_images_that_cannot_be_mapped_are_refused_before_they_end_a_stream(network, caplog):
     """Of one pixel's height they are less than a patch."""
     with mapper_of(network) as (mapper, notes, statistics):

@@ -134,6 +134,18 @@ def test_part_of_a_recording_compressed_with_wall_stamps(tmp_path, listener):
     assert all(begin < stamp <= listener.get_clock().now().nanoseconds + 10**9 for stamp in stamps(images))
 
 
+def test_images_without_a_stamp_get_one_of_the_wall_clock(tmp_path, listener):
+    images = collect(listener, Image, "image", qos_profile("reliable", 50))
+    begin = listener.get_clock().now().nanoseconds
+    bag = write_bag(tmp_path / "bag", 3, stamped=False)
+    with Child("stac_ros.replay", bag, *PATIENT, "--use-wall-stamps") as replay:
+        spin_until([listener], lambda: len(images) == 3, "three images")
+        assert replay.wait() == 0, replay.output
+    first, second, third = stamps(images)
+    assert begin < first < second < third < listener.get_clock().now().nanoseconds + 10**9
+    assert third - first == pytest.approx(2 * PERIOD_NS, abs=PERIOD_NS)
+
+
 def test_a_static_transform_reaches_those_who_come_late(tmp_path, listener):
     bag = write_bag(tmp_path / "bag", 3)
     images = collect(listener, Image, "image", qos_profile("reliable", 50))
