@@ -196,14 +196,22 @@ class Mapper:
             raise ImageError("size", str(error)) from error
 
     def _header(self, header: Header) -> Header:
-        """The image's own, but in the frame that the settings name. ImageError if it carries no stamp."""
+        """The image's own, but in the frame that the settings name. ImageError if it cannot be placed."""
         if not stamp_nanoseconds(header.stamp):
             raise ImageError(
                 "stamp",
                 "the image carries no stamp: have its driver set header.stamp; recordings without stamps "
                 "play with stac-replay --use-wall-stamps",
             )
-        frame = self._parameters.ros.frames.camera or header.frame_id or NAMELESS_CAMERA
+        frames = self._parameters.ros.frames
+        frame = frames.camera or header.frame_id.lstrip("/") or NAMELESS_CAMERA  # tf2 refuses the slash
+        if frame in (frames.map, frames.odom):
+            own = "frames.map" if frame == frames.map else "frames.odom"
+            raise ImageError(
+                "frame",
+                f"frame_id {header.frame_id!r} of the image is the {own} of this node: name the camera's "
+                "optical frame in frames.camera",
+            )
         return header if frame == header.frame_id else Header(stamp=header.stamp, frame_id=frame)
 
     def _map_run(self, views: list[_View]) -> None:

@@ -47,6 +47,8 @@ class FrameSettings:
                 raise refuse(self, name, "frames have no leading slash", getattr(self, name).lstrip("/"))
         if not self.map or self.map in (self.odom, self.camera):
             raise refuse(self, "map", "the map needs a frame of its own", "map")
+        if self.camera and self.camera == self.odom:
+            raise refuse(self, "camera", "the camera needs a frame of its own", "")
 
 
 @dataclass(frozen=True)

@@ -304,6 +304,30 @@ def test_images_without_a_stamp_are_refused(network, caplog):
         assert "set header.stamp" in caplog.text and "stac-replay --use-wall-stamps" in caplog.text
 
 
+@pytest.mark.parametrize("frame", ["/cam", "cam"])
+def test_a_leading_slash_is_no_part_of_a_frame(network, frame):
+    """Names of ROS 1; tf2 refuses them."""
+    with mapper_of(network) as (mapper, notes, _):
+        mapper.process(of_frame(frame, 20))
+        assert notes.frames[0].header.frame_id == "cam"
+
+
+def test_without_any_name_the_camera_gets_one(network):
+    with mapper_of(network) as (mapper, notes, _):
+        mapper.process([*of_frame("", 20), *of_frame("/", 20.1)])
+        assert [frame.header.frame_id for frame in notes.frames] == ["camera_optical_frame"] * 2
+
+
+@pytest.mark.parametrize("frame", ["map", "/map", "odom"])
+def test_a_camera_cannot_be_the_map_or_odometry(network, frame, caplog):
+    with mapper_of(network, Robot(), frames__odom="odom") as (mapper, notes, statistics):
+        mapper.process(of_frame(frame, 20, 20.1))
+        assert notes.frames == [] and statistics.snapshot().dropped == {"bad image (frame)": 2}
+        name = frame.lstrip("/")
+        assert caplog.text.count(f"frame_id {frame!r} of the image is the frames.{name} of this node") == 1
+        assert "name the camera's optical frame in frames.camera" in caplog.text
+
+
 def test_images_that_cannot_be_mapped_are_refused_before_they_end_a_stream(network, caplog):
     """Of one pixel's height they are less than a patch."""
     with mapper_of(network) as (mapper, notes, statistics):

@@ -95,6 +95,7 @@ def test_names_of_ros_itself_pass():
             "map = '/map': frames have no leading slash; nearest value that works: 'map'",
         ),
         ("frames__odom", "map", "the map needs a frame of its own"),
+        ("frames__camera", "map", "the map needs a frame of its own"),
         ("scale__factor", 2.0, "factor 2.0 would do nothing; nearest value that works: 'fixed'"),
         ("scale__mode", "odometry", "frames.odom must name the odometry frame of the robot"),
         ("map__voxel_size", float("nan"), "voxel_size = nan: must be finite"),
@@ -109,6 +110,12 @@ def test_a_map_of_several_streams_cannot_follow_the_scale_of_one():
     given = {"scale__mode": "odometry", "frames__odom": "odom", "map__keep_on_new_stream": True}
     text = "keep_on_new_stream = True: scale.mode odometry rescales a map"
     with pytest.raises(ValueError, match=text), parameters_of(**given):
+        pass
+
+
+def test_the_camera_cannot_be_the_odometry_frame():
+    refusal = pytest.raises(ValueError, match="camera = 'odom': the camera needs a frame of its own")
+    with refusal, parameters_of(frames__odom="odom", frames__camera="odom"):
         pass
 
 
