@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 
 import numpy as np
@@ -16,6 +15,7 @@ from std_msgs.msg import Header
 from stac_ros import topics
 from stac_ros.camera_info import CameraCalibration
 from stac_ros.clouds import cloud_message
+from stac_ros.frame_parents import OtherParents
 from stac_ros.images import encode_image
 from stac_ros.map import VoxelMap
 from stac_ros.mapped_frame import MappedFrame, Points
@@ -28,12 +28,10 @@ from stac_ros.pose_messages import (
 )
 from stac_ros.rescaling import Rescaling
 from stac_ros.topics import Topic
-from stac_ros.transforms import StaticParents, TransformBroadcaster, stamped_transform
+from stac_ros.transforms import TransformBroadcaster, stamped_transform
 
 FLUSH_S = 0.5  # per topic, at shutdown
 NO_POINTS = np.empty((0, 3), np.float32), np.empty((0, 3), np.uint8)  # positions and colours
-
-logger = logging.getLogger(__name__)
 
 
 class Outputs:
@@ -48,8 +46,7 @@ class Outputs:
             if topic not in (topics.TF, topics.DIAGNOSTICS)
         }
         self._broadcaster = TransformBroadcaster(node)
-        self._parents = StaticParents(node)
-        self._warned_of: set[str] = set()  # cameras with a parent of their own
+        self._others = OtherParents(node, self._broadcaster, self._frames)
         self.map_to_odom = MapToOdom(self._broadcaster, node.get_clock(), self._frames)
         self._odometry = OdometryMessages()
         self._path: deque[PoseStamped] = deque()
@@ -124,28 +121,14 @@ class Outputs:
         frames = self._frames
         if not frames.publish_tf:
             return
+        camera = frame.header.frame_id
+        self._others.check(frames.odom or camera)
         if frame.odom_from_camera is not None:
             map_from_odom = frame.map_from_camera @ np.linalg.inv(frame.odom_from_camera)
             self.map_to_odom.publish(map_from_odom, self._stamp)
         else:
-            camera = frame.header.frame_id
-            self._warn_of_second_parent(camera)
             message = stamped_transform(frame.map_from_camera, frames.map, camera, self._stamp)
             self._broadcaster.send(message)
-
-    def _warn_of_second_parent(self, camera: str) -> None:
-        above = self._parents.above(camera)
-        if above and camera not in self._warned_of:
-            self._warned_of.add(camera)
-            logger.warning(
-                "%s has the parent %s on /tf_static; %s → %s is a second one, which cuts the camera out of "
-                "that tree: set frames.odom to the odometry frame, or where there is none to %s, the root",
-                camera,
-                above[0],
-                self._frames.map,
-                camera,
-                above[-1],
-            )
 
     def _publish_poses(self, frame: MappedFrame) -> None:
         pose, header = pose_message(frame.map_from_camera), self._in_map()

@@ -6,6 +6,10 @@ package. They are sent without it: on /tf and with the QoS of tf2, so every othe
 
 from __future__ import annotations
 
+import threading
+from collections import deque
+from collections.abc import Hashable
+
 import numpy as np
 from geometry_msgs.msg import Transform, TransformStamped
 from numpy.typing import NDArray
@@ -25,6 +29,7 @@ except ImportError:
     tf2_ros = None
 
 LIBRARY = "tf2_ros" if tf2_ros else "stac_ros"
+LATEST = 200  # transforms on /tf among which a node may want to know its own
 STATIC_QOS = qos_profile("latched", 100)
 
 
@@ -56,31 +61,22 @@ def stamped_transform(  # type: ignore[no-untyped-def]
 
 
 class TransformBroadcaster:
-    """Sends moving transforms on /tf."""
+    """Sends moving transforms on /tf; any thread may do so."""
 
     def __init__(self, node: Node) -> None:
         self._publisher = node.create_publisher(TF.type, TF.name, TF.qos())
+        self._sent: deque[Hashable] = deque(maxlen=2 * LATEST)  # some may be on their way
+        self._lock = threading.Lock()
 
     def send(self, transform: TransformStamped) -> None:
+        with self._lock:
+            self._sent.append(_identity(transform))
         self._publisher.publish(TFMessage(transforms=[transform]))
 
-
-class StaticParents:
-    """Who is whose parent on /tf_static, where the driver of a camera places its optical frame."""
-
-    def __init__(self, node: Node) -> None:
-        self._parents: dict[str, str] = {}
-        node.create_subscription(TFMessage, "/tf_static", self._receive, STATIC_QOS)
-
-    def above(self, frame: str) -> list[str]:
-        """The frame's parent, that one's parent, and so on; empty = it has none."""
-        found: list[str] = []
-        while (frame := self._parents.get(frame, "")) and frame not in found:
-            found.append(frame)
-        return found
-
-    def _receive(self, message: TFMessage) -> None:
-        self._parents |= {t.child_frame_id: t.header.frame_id for t in message.transforms}
+    def has_sent(self, transform: TransformStamped) -> bool:
+        """Whether one of the `LATEST` transforms on /tf is from here."""
+        with self._lock:
+            return _identity(transform) in self._sent
 
 
 class _OwnBuffer(TransformTree):
@@ -136,6 +132,12 @@ TransformBuffer = _OwnBuffer | _Tf2Buffer
 def transform_buffer(node: Node) -> TransformBuffer:
     """Transforms asked for by frame names and stamp: the static ones, and the last `KEPT_S` of others."""
     return _Tf2Buffer(node) if tf2_ros else _OwnBuffer(node)
+
+
+def _identity(transform: TransformStamped) -> Hashable:
+    """What two nodes are not likely to have in common."""
+    place = transform.transform.translation
+    return transform.child_frame_id, stamp_nanoseconds(transform.header.stamp), place.x, place.y, place.z
 
 
 def _numbers(message: Transform) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
