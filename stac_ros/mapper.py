@@ -29,7 +29,7 @@ from stac_ros.scale import StreamScale
 from stac_ros.settings import NAMELESS_CAMERA
 from stac_ros.stamps import stamp_nanoseconds
 from stac_ros.trajectory import Trajectory
-from stac_ros.transforms import TransformError
+from stac_ros.transforms import StampError, TransformError
 from stac_ros.unscaled import UnscaledOdometry
 
 # REP-103: a map has x forward, y left and z up, where the first camera has z, −x and −y.
@@ -182,6 +182,9 @@ class Mapper:
         except StrayImage as stray:
             self._statistics.drop(stray.cause, 1, str(stray))
             return None
+        except StampError as error:
+            self._statistics.error("no odometry (stamp)", f"{error}. {_cure_of_time(error.ahead_s)}", 1)
+            return None
         except TransformError as error:
             cure = "publish odometry, or leave frames.odom empty"
             self._statistics.error("no odometry", f"{error}: {cure}", 1)
@@ -285,6 +288,18 @@ def _place(
     if odom_from_camera is None:
         return MAP_FROM_OPTICAL, np.zeros(3)
     return odom_from_camera @ np.linalg.inv(world_from_camera), odom_from_camera[:3, 3]
+
+
+def _cure_of_time(ahead_s: float) -> str:
+    if ahead_s >= 0:
+        return (
+            f"The image is ahead of odometry by {ahead_s:.3f} s: synchronise their clocks if they differ, "
+            "raise frames.transform_timeout if odometry comes late, start it again if it has stopped"
+        )
+    return (
+        f"The image is behind all known odometry by {-ahead_s:.3f} s: synchronise their clocks if they "
+        "differ; what was taken before odometry began cannot be mapped"
+    )
 
 
 def _with_cure(error: Exception) -> str:

@@ -23,6 +23,15 @@ class TransformError(LookupError):
     """A transform that cannot be told; the message names the frames and the reason."""
 
 
+class StampError(TransformError):
+    """A transform that is known, but not at the stamp asked for."""
+
+    def __init__(self, message: str, ahead_s: float) -> None:
+        """ahead_s: how far the stamp lies after the newest time known, or before (negative) the oldest."""
+        super().__init__(message)
+        self.ahead_s = ahead_s
+
+
 @dataclass(frozen=True)
 class Sample:
     """Where a child frame was in its parent: translation [3] in metres, unit quaternion [4] xyzw."""
@@ -77,8 +86,8 @@ class TransformTree:
     def lookup(self, target: str, source: str, stamp_ns: int = 0) -> NDArray[np.float64]:
         """target_from_source [4, 4] at a stamp in nanoseconds; 0 = the newest time both are known.
 
-        Raises TransformError for an unknown frame, two separate trees, or a stamp outside of what
-        has been received.
+        Raises TransformError for an unknown frame or two separate trees, StampError for a stamp outside
+        of what has been received.
         """
         with self._lock:
             to_root, from_root = self._path(target), self._path(source)
@@ -137,9 +146,11 @@ def _at(child: str, history: _History, stamp_ns: int) -> Sample:
         return history.samples[0]
     stamps, samples = history.stamps, history.samples
     if not stamps[0] <= stamp_ns <= stamps[-1]:
-        raise TransformError(
+        nearest = stamps[-1] if stamp_ns > stamps[-1] else stamps[0]
+        raise StampError(
             f"frame {child!r} at {stamp_ns / 1e9:.3f} s would be extrapolated: it is known from "
-            f"{stamps[0] / 1e9:.3f} s to {stamps[-1] / 1e9:.3f} s"
+            f"{stamps[0] / 1e9:.3f} s to {stamps[-1] / 1e9:.3f} s",
+            (stamp_ns - nearest) / 1e9,
         )
     after = bisect_right(stamps, stamp_ns)
     before = after - 1

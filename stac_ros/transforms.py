@@ -21,7 +21,7 @@ from tf2_msgs.msg import TFMessage
 from stac_ros.quaternions import pose_matrix, quaternion_from_rotation
 from stac_ros.stamps import stamp_nanoseconds
 from stac_ros.topics import TF, qos_profile
-from stac_ros.transform_tree import KEPT_S, Sample, TransformError, TransformTree
+from stac_ros.transform_tree import KEPT_S, Sample, StampError, TransformError, TransformTree
 
 try:
     import tf2_ros
@@ -121,9 +121,19 @@ class _Tf2Buffer:
     def lookup(self, target: str, source: str, stamp_ns: int = 0) -> NDArray[np.float64]:
         try:
             found = self._buffer.lookup_transform(target, source, Time(nanoseconds=stamp_ns))
+        except tf2_ros.ExtrapolationException as error:
+            raise StampError(str(error), self._ahead_s(target, source, stamp_ns)) from error
         except tf2_ros.TransformException as error:
             raise TransformError(f"no transform between {target!r} and {source!r}: {error}") from error
         return transform_matrix(found.transform)
+
+    def _ahead_s(self, target: str, source: str, stamp_ns: int) -> float:
+        """How far a stamp lies after the newest time known; tf2 does not tell the oldest."""
+        try:
+            newest = self._buffer.lookup_transform(target, source, Time()).header.stamp
+        except tf2_ros.TransformException:  # the links of the chain have no time in common
+            return 0.0
+        return (stamp_ns - stamp_nanoseconds(newest)) / 1e9
 
 
 TransformBuffer = _OwnBuffer | _Tf2Buffer

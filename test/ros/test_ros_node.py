@@ -417,9 +417,12 @@ def test_with_odometry_the_node_corrects_it_in_metres(processes):
         observer.spin_until(lambda: any(stamp_s % 1 for stamp_s in ours()), "map → odom said again")
         assert {transform.child_frame_id for transform in ours().values()} == {"odom"}
 
-        now = observer.diagnostics_when(  # no odometry at that time
-            lambda now: "dropped: no odometry" in now["input"], lambda: observer.publish(jpeg(5000.0))
-        )
+        def look_back() -> None:  # to a time of which odometry does not speak
+            now_s = time.time()
+            broadcaster.send(stamped_transform(odom_from_camera(now_s), "odom", "front", header(now_s).stamp))
+            observer.publish(jpeg(5000.0))
+
+        now = observer.diagnostics_when(lambda now: "dropped: no odometry (stamp)" in now["input"], look_back)
         assert now["map"]["scale"] == "fixed, 3 m per unit"
     processes["robot"].signal(signal.SIGINT)
     assert processes["robot"].wait() == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,12 +23,14 @@ from stac_ros.camera_info import CameraCalibration
 from stac_ros.map import VoxelMap
 from stac_ros.mapped_frame import MappedFrame
 from stac_ros.mapper import MAP_FROM_OPTICAL, Mapper
+from stac_ros.odometry import OdometryLink
 from stac_ros.outputs import Outputs
 from stac_ros.pose_messages import OdometryMessages, pose_message
 from stac_ros.run_statistics import Statistics
-from stac_ros.settings import PointSettings
+from stac_ros.settings import FrameSettings, PointSettings
 from stac_ros.stamps import stamp_nanoseconds
 from stac_ros.trajectory import Trajectory
+from stac_ros.transform_tree import Sample, TransformTree
 from stac_ros.transforms import TransformError
 
 CONFIG = Config(model=ModelConfig(device="cpu"), image=ImageConfig(size=56))
@@ -562,6 +565,37 @@ def test_a_factor_set_while_running_holds_for_the_whole_stream_or_for_the_next(n
         assert len(notes.rescalings) == (not keep) and str(mapper.scale) == f"fixed, {2 * now:g} m per unit"
         mapper.process(messages(2))  # stamps go back
         assert np.allclose(notes.frames[-2].depth_image(), 1.5 * notes.frames[0].depth_image(), rtol=1e-5)
+
+
+def odometry_between(first_s: float, last_s: float) -> OdometryLink:
+    """odom → base → camera, known from one time to another, as /tf would fill it."""
+    tree, unit = TransformTree(), np.array([0.0, 0, 0, 1])
+    tree.add("camera", 0, Sample("base", np.zeros(3), unit), static=True)
+    for stamp_s in (first_s, last_s):
+        tree.add("base", int(stamp_s * 1e9), Sample("odom", np.array([stamp_s, 0, 0]), unit))
+    return OdometryLink(tree, FrameSettings(odom="odom", transform_timeout=0.01))
+
+
+@pytest.mark.parametrize(
+    ("stamp_s", "frame", "cause", "cure"),
+    [
+        (20.5, "nowhere", "no odometry", "unknown.*: publish odometry, or leave frames.odom empty"),
+        (
+            23.5,
+            "camera",
+            "no odometry (stamp)",
+            r"ahead of odometry by 2\.500 s: synch.*transform_timeout",
+        ),
+        (17, "camera", "no odometry (stamp)", r"behind all known odometry by 2\.000 s: synchronise"),
+    ],
+)
+def test_what_is_missing_of_odometry_has_its_own_cure(network, stamp_s, frame, cause, cure, caplog):
+    with mapper_of(network, odometry_between(19, 21), frames__odom="odom") as (mapper, notes, statistics):
+        both = [*of_frame(frame, stamp_s), *of_frame("camera", 20)]
+        mapper.process(sorted(both, key=lambda image: stamp_nanoseconds(image.header.stamp)))
+        assert len(notes.frames) == 1 and statistics.snapshot().dropped == {cause: 1}
+        assert re.search(cure, caplog.text)
+        assert ("publish odometry" in caplog.text) == (frame == "nowhere"), "it is published"
 
 
 def test_unheard_topics_cost_nothing(network, monkeypatch):
