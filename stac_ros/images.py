@@ -24,10 +24,13 @@ COLOUR_ENCODINGS = (
     "rgb8", "bgr8", "rgba8", "bgra8", "mono8", "mono16", "bayer_rggb8", "bayer_bggr8", "bayer_gbrg8",
     "bayer_grbg8", "yuv422", "yuv422_yuy2", *_ALIASES,
 )  # fmt: skip
+_PAIRED = ("yuv422", "yuv422_yuy2", "uyvy", "yuyv")  # 4:2:2, two pixels share a colour
 DEPTH_ENCODINGS = ("16UC1", "32FC1")  # millimetres and metres (REP-118)
 _ENCODED = {"mono8": (np.uint8, 1), "rgb8": (np.uint8, 3), "16UC1": (np.uint16, 1), "32FC1": (np.float32, 1)}
 # A decoder fills what is missing with grey and says nothing, so the end itself is looked for.
+# What follows it is of no interest: drivers pad, and streams may carry more.
 _ENDINGS = {b"\xff\xd8": b"\xff\xd9", b"\x89PNG": b"IEND\xae\x42\x60\x82"}
+_BRIGHTEST_OF_12_BITS = 16  # in 8 of 16 bits
 
 
 class ImageError(ValueError):
@@ -51,6 +54,19 @@ def decode_colour(message: Image | CompressedImage) -> NDArray[np.uint8]:
     _check_encoding(encoding, COLOUR_ENCODINGS)
     pixels = _decode(_plain(message, _ALIASES.get(encoding, encoding)), "rgb8")
     return np.ascontiguousarray(pixels, dtype=np.uint8)
+
+
+def wastes_bits(message: Image | CompressedImage, decoded: NDArray[np.uint8]) -> bool:
+    """Whether an image of 16 bits uses at most its lowest 12, so that it came out nearly black.
+
+    decoded: the same image by `decode_colour`.
+    """
+    if isinstance(message, CompressedImage):
+        head = bytes(message.data[:25])  # a PNG tells its bits in the byte after the size
+        sixteen_bits = head.startswith(b"\x89PNG") and head[-1] == 16
+    else:
+        sixteen_bits = message.encoding == "mono16"
+    return sixteen_bits and int(decoded.max()) <= _BRIGHTEST_OF_12_BITS
 
 
 def decode_depth(message: Image) -> NDArray[np.float32]:
@@ -113,6 +129,12 @@ def _check_sizes(message: Image, row: int) -> int:
         raise ImageError(
             "size", f"step of {message.step} bytes, {size} {message.encoding!r} has rows of {row}: check both"
         )
+    if message.encoding in _PAIRED and message.width % 2:
+        raise ImageError(
+            "size",
+            f"image of {size} {message.encoding!r} has an odd width, though its pixels come in pairs: set an "
+            "even one in the camera driver",
+        )
     needed = message.step * (message.height - 1) + row  # the last row may come without its padding
     if len(message.data) < needed:
         raise ImageError(
@@ -126,7 +148,7 @@ def _check_sizes(message: Image, row: int) -> int:
 def _decode(message: Image, colour: str | None) -> NDArray[Any]:
     try:
         return image_library().decode(message, colour)
-    except Exception as error:  # the libraries raise many kinds; an odd width of 4:2:2 is one
+    except Exception as error:  # the libraries raise many kinds
         size = f"{message.width}×{message.height}"
         raise ImageError(
             "decode", f"{message.encoding!r} image of {size} cannot be decoded: {error}"
@@ -141,12 +163,13 @@ def _decode_compressed(message: CompressedImage) -> NDArray[np.uint8]:
     ending = next((end for start, end in _ENDINGS.items() if data.startswith(start)), None)
     if ending is None:
         raise ImageError("encoding", f"{what} is neither JPEG nor PNG: publish one of them")
-    if not data.rstrip(b"\0").endswith(ending):  # drivers may pad with zeros
+    end = data.rfind(ending)  # the last one: a thumbnail has an end of its own
+    if end < 0:
         raise ImageError("truncated", f"{what} is truncated: check the camera driver and the transport")
     # The stored orientation is ignored: calibration belongs to the sensor's own rows and columns.
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        pixels = cv2.imdecode(np.frombuffer(data[: end + len(ending)], np.uint8), flags)
     except cv2.error as error:
         raise ImageError("decode", f"{what} cannot be decoded: {error.err}") from error
     if pixels is None:

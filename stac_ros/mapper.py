@@ -17,7 +17,7 @@ from stac_core import ImageGeometry, Prediction, SessionStats, StreamSession
 from stac_core.files import write_whole
 from stac_core.ply import write_ply
 from stac_ros.continuity import Change, Continuity, StrayImage
-from stac_ros.images import ImageError, decode_colour
+from stac_ros.images import ImageError, decode_colour, wastes_bits
 from stac_ros.map import VoxelMap
 from stac_ros.map_directory import explained, new_folder
 from stac_ros.mapped_frame import MappedFrame, Points
@@ -34,6 +34,10 @@ from stac_ros.unscaled import UnscaledOdometry
 
 # REP-103: a map has x forward, y left and z up, where the first camera has z, −x and −y.
 MAP_FROM_OPTICAL = np.array([[0.0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
+_WASTED_BITS = (
+    "images of 16 bits use their lowest 12 at most and come out nearly black: unless the scene is as dark, "
+    "have the driver scale them to 16 bits, or send mono8"
+)
 
 logger = logging.getLogger(__name__)
 
@@ -170,6 +174,8 @@ class Mapper:
             header = self._header(message.header)
             image = decode_colour(message)
             self._check_size(image)
+            if wastes_bits(message, image):
+                self._statistics.event("wasted bits", _WASTED_BITS)
             stamp_ns, odom = stamp_nanoseconds(header.stamp), None
             change = self._continuity.judge(_size(image), stamp_ns, header.frame_id)
             if self._odometry is not None:

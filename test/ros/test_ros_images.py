@@ -22,6 +22,7 @@ from stac_ros.images import (
     decode_colour,
     decode_depth,
     encode_image,
+    wastes_bits,
 )
 
 HEIGHT, WIDTH = 8, 12
@@ -174,6 +175,29 @@ def test_compressed_images_decode(kind):
     assert np.abs(decode_colour(image).astype(int) - GREY_RGB).max() <= (0 if kind == ".png" else 8)
 
 
+@pytest.mark.parametrize("trailer", [bytes(64), b"\xaa\x55\x12", b"\xff" * 8, b"\xd9\r\n--boundary\r\n"])
+@pytest.mark.parametrize("kind", ["JPEG", "WITH_THUMBNAIL", "PNG"])
+def test_bytes_after_the_end_of_a_compressed_image_are_no_fault(kind, trailer):
+    data = globals()[kind]
+    assert np.array_equal(decode_colour(compressed(data + trailer)), decode_colour(compressed(data)))
+
+
+@pytest.mark.parametrize(("most", "few"), [(1023, True), (4095, True), (4400, False), (65535, False)])
+@pytest.mark.parametrize("kind", ["mono16", "png"])
+def test_sixteen_bits_of_which_few_are_used_are_noticed(library, most, few, kind):
+    values = np.linspace(0, most, HEIGHT * WIDTH).astype(np.uint16).reshape(HEIGHT, WIDTH)
+    if kind == "mono16":
+        image = message(values, "mono16")
+    else:
+        image = compressed(cv2.imencode(".png", values)[1].tobytes(), "mono16; png compressed")
+    assert wastes_bits(image, decode_colour(image)) == few
+
+
+def test_a_dark_image_of_eight_bits_wastes_none(library):
+    for image in (message(GREY * 0, "mono8"), compressed(cv2.imencode(".png", GREY * 0)[1].tobytes())):
+        assert not wastes_bits(image, decode_colour(image))
+
+
 def changed(**changes) -> Image:
     image = message(SMOOTH, "rgb8")
     for name, value in changes.items():
@@ -186,6 +210,7 @@ def compressed(data: bytes, format: str = "jpeg") -> CompressedImage:
 
 
 JPEG = cv2.imencode(".jpg", BGR)[1].tobytes()
+WITH_THUMBNAIL = JPEG[:2] + b"\xff\xe1" + (2 + len(JPEG)).to_bytes(2, "big") + JPEG + JPEG[2:]
 PNG = cv2.imencode(".png", BGR)[1].tobytes()
 REFUSED = {
     "unknown encoding": (changed(encoding="rgb9"), "encoding", "'rgb9' is not supported: publish one"),
@@ -197,9 +222,10 @@ REFUSED = {
     "cut data": (changed(data=array.array("B", bytes(287))), "truncated", "buffer of 287 bytes"),
     "short step": (changed(step=35), "size", "step of 35 bytes, 12×8 'rgb8' has rows of 36"),
     "encoding too small": (changed(encoding="mono16", step=23), "size", "rows of 24"),
-    "odd 4:2:2": (message(yuv("yuyv")[:, :7], "yuyv"), "decode", "cannot be decoded"),
+    "odd 4:2:2": (message(yuv("yuyv")[:, :7], "yuyv"), "size", "7×8 'yuyv' .* odd width, .*: set an even one"),
     "compressed depth": (compressed(PNG, "16UC1; compressedDepth png"), "encoding", "is depth, not colour"),
     "cut jpeg": (compressed(JPEG[:-40]), "truncated", "is truncated"),
+    "cut jpeg with a thumbnail": (compressed(WITH_THUMBNAIL[:-40]), "decode", "is damaged"),
     "cut png": (compressed(PNG[:-40], "png"), "truncated", "is truncated"),
     "empty": (compressed(b""), "encoding", "neither JPEG nor PNG"),
     "another kind": (compressed(b"GIF89a" + bytes(40), "gif"), "encoding", "neither JPEG nor PNG"),

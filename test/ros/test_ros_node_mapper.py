@@ -23,6 +23,7 @@ from stac_ros.camera_info import CameraCalibration
 from stac_ros.map import VoxelMap
 from stac_ros.mapped_frame import MappedFrame
 from stac_ros.mapper import MAP_FROM_OPTICAL, Mapper
+from stac_ros.message_data import byte_array
 from stac_ros.odometry import OdometryLink
 from stac_ros.outputs import Outputs
 from stac_ros.pose_messages import OdometryMessages, pose_message
@@ -329,6 +330,18 @@ def test_a_camera_cannot_be_the_map_or_odometry(network, frame, caplog):
         name = frame.lstrip("/")
         assert caplog.text.count(f"frame_id {frame!r} of the image is the frames.{name} of this node") == 1
         assert "name the camera's optical frame in frames.camera" in caplog.text
+
+
+def test_images_of_twelve_bits_in_sixteen_are_told_of_once(network, caplog):
+    images = stamped(20, 20.1)
+    for image in images:
+        grey = np.frombuffer(image.data, np.uint8).reshape(HEIGHT, WIDTH, 3)[:, :, 0]
+        image.encoding, image.step = "mono16", 2 * WIDTH
+        image.data = byte_array(grey.astype(np.uint16) * 16)
+    with mapper_of(network) as (mapper, notes, statistics):
+        mapper.process(images)
+        assert len(notes.frames) == 2 and statistics.snapshot().events == {"wasted bits": 2}
+        assert caplog.text.count("nearly black") == 1 and "send mono8" in caplog.text
 
 
 def test_images_that_cannot_be_mapped_are_refused_before_they_end_a_stream(network, caplog):
