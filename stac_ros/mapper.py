@@ -21,7 +21,7 @@ from stac_ros.images import ImageError, decode_colour, wastes_bits
 from stac_ros.map import VoxelMap
 from stac_ros.map_directory import explained, new_folder
 from stac_ros.mapped_frame import MappedFrame, Points
-from stac_ros.odometry import OdometryLink
+from stac_ros.odometry import NoOdometry, OdometryLink
 from stac_ros.parameters import Parameters
 from stac_ros.rescaling import Rescaling
 from stac_ros.run_statistics import Statistics
@@ -29,7 +29,6 @@ from stac_ros.scale import StreamScale
 from stac_ros.settings import NAMELESS_CAMERA
 from stac_ros.stamps import stamp_nanoseconds
 from stac_ros.trajectory import Trajectory
-from stac_ros.transforms import StampError, TransformError
 from stac_ros.unscaled import UnscaledOdometry
 
 # REP-103: a map has x forward, y left and z up, where the first camera has z, −x and −y.
@@ -188,12 +187,8 @@ class Mapper:
         except StrayImage as stray:
             self._statistics.drop(stray.cause, 1, str(stray))
             return None
-        except StampError as error:
-            self._statistics.error("no odometry (stamp)", f"{error}. {_cure_of_time(error.ahead_s)}", 1)
-            return None
-        except TransformError as error:
-            cure = "publish odometry, or leave frames.odom empty"
-            self._statistics.error("no odometry", f"{error}: {cure}", 1)
+        except NoOdometry as error:
+            self._statistics.error(error.cause, str(error), 1)
             return None
         return _View(header, image, odom, change)
 
@@ -294,18 +289,6 @@ def _place(
     if odom_from_camera is None:
         return MAP_FROM_OPTICAL, np.zeros(3)
     return odom_from_camera @ np.linalg.inv(world_from_camera), odom_from_camera[:3, 3]
-
-
-def _cure_of_time(ahead_s: float) -> str:
-    if ahead_s >= 0:
-        return (
-            f"The image is ahead of odometry by {ahead_s:.3f} s: synchronise their clocks if they differ, "
-            "raise frames.transform_timeout if odometry comes late, start it again if it has stopped"
-        )
-    return (
-        f"The image is behind all known odometry by {-ahead_s:.3f} s: synchronise their clocks if they "
-        "differ; what was taken before odometry began cannot be mapped"
-    )
 
 
 def _with_cure(error: Exception) -> str:

@@ -13,6 +13,7 @@ from rclpy.clock import Clock
 from stac_ros.settings import FrameSettings
 from stac_ros.stamps import stamp_nanoseconds
 from stac_ros.transforms import (
+    StampError,
     TransformBroadcaster,
     TransformBuffer,
     TransformError,
@@ -25,6 +26,14 @@ _POLL_S = 0.005
 logger = logging.getLogger(__name__)
 
 
+class NoOdometry(LookupError):
+    """Where the camera was is not known; `cause` is for statistics."""
+
+    def __init__(self, error: TransformError) -> None:
+        super().__init__(f"{error}. {_cure(error)}")
+        self.cause = "no odometry (stamp)" if isinstance(error, StampError) else "no odometry"
+
+
 class OdometryLink:
     """Looks up odom → camera. Lookups wait, so they belong on the worker's thread, never on a callback's."""
 
@@ -33,7 +42,7 @@ class OdometryLink:
         self._last_stamp_ns = 0
 
     def odom_from_camera(self, camera: str, stamp_ns: int) -> NDArray[np.float64]:
-        """[4, 4] at the stamp of an image. TransformError if it is not known within the time limit.
+        """[4, 4] at the stamp of an image. NoOdometry if it is not known within the time limit.
 
         Where stamps go back, as in a recording that begins again, tf2's buffer would go on to refuse what
         is older than its memory of ten seconds: it has to forget first, and may then miss this one image.
@@ -43,12 +52,12 @@ class OdometryLink:
         while True:
             try:
                 return self._buffer.lookup(self._settings.odom, camera, stamp_ns)
-            except TransformError:
+            except TransformError as error:
                 if went_back:
                     self._buffer.clear()
                     went_back = False
                 if time.monotonic() >= deadline:
-                    raise
+                    raise NoOdometry(error) from error
             time.sleep(_POLL_S)
 
 
@@ -105,3 +114,17 @@ class MapToOdom:
                 self._settings.odom,
             )
         return False
+
+
+def _cure(error: TransformError) -> str:
+    if not isinstance(error, StampError):
+        return "Publish odometry, or leave frames.odom empty"
+    if error.ahead_s >= 0:
+        return (
+            f"The image is ahead of odometry by {error.ahead_s:.3f} s: synchronise their clocks if they "
+            "differ, raise frames.transform_timeout if odometry comes late, start it again if it has stopped"
+        )
+    return (
+        f"The image is behind all known odometry by {-error.ahead_s:.3f} s: synchronise their clocks if they "
+        "differ; what was taken before odometry began cannot be mapped"
+    )

@@ -222,7 +222,7 @@ REFUSED = {
     "cut data": (changed(data=array.array("B", bytes(287))), "truncated", "buffer of 287 bytes"),
     "short step": (changed(step=35), "size", "step of 35 bytes, 12×8 'rgb8' has rows of 36"),
     "encoding too small": (changed(encoding="mono16", step=23), "size", "rows of 24"),
-    "odd 4:2:2": (message(yuv("yuyv")[:, :7], "yuyv"), "size", "7×8 'yuyv' .* odd width, .*: set an even one"),
+    "odd 4:2:2": (message(yuv("yuyv")[:, :7], "yuyv"), "size", "7×8 'yuyv' .* odd width, .*: set an even"),
     "compressed depth": (compressed(PNG, "16UC1; compressedDepth png"), "encoding", "is depth, not colour"),
     "cut jpeg": (compressed(JPEG[:-40]), "truncated", "is truncated"),
     "cut jpeg with a thumbnail": (compressed(WITH_THUMBNAIL[:-40]), "decode", "is damaged"),

@@ -24,7 +24,7 @@ from stac_ros.map import VoxelMap
 from stac_ros.mapped_frame import MappedFrame
 from stac_ros.mapper import MAP_FROM_OPTICAL, Mapper
 from stac_ros.message_data import byte_array
-from stac_ros.odometry import OdometryLink
+from stac_ros.odometry import NoOdometry, OdometryLink
 from stac_ros.outputs import Outputs
 from stac_ros.pose_messages import OdometryMessages, pose_message
 from stac_ros.run_statistics import Statistics
@@ -430,7 +430,7 @@ class Robot:
 
     def odom_from_camera(self, camera: str, stamp_ns: int) -> np.ndarray:
         if camera != "front" or stamp_ns < 10_000_000_000:
-            raise TransformError(f"no {camera}")
+            raise NoOdometry(TransformError(f"no {camera}"))
         pose = MAP_FROM_OPTICAL.copy()
         pose[:3, 3] = 3.0, stamp_ns / 1e9, 1.0
         return pose
@@ -445,7 +445,7 @@ def test_with_odometry_the_map_begins_where_odometry_is(network, caplog):
     ):
         mapper.process([*messages(1, 9), *messages(2, 10)])
         assert statistics.snapshot().dropped == {"no odometry": 1}
-        assert "publish odometry, or leave frames.odom empty" in caplog.text
+        assert "Publish odometry, or leave frames.odom empty" in caplog.text
         first = notes.frames[0]
         assert first.header.frame_id == "front" and stamp_nanoseconds(first.header.stamp) == 10_000_000_000
         assert np.allclose(first.map_from_camera, robot.odom_from_camera("front", 10_000_000_000))
@@ -592,7 +592,7 @@ def odometry_between(first_s: float, last_s: float) -> OdometryLink:
 @pytest.mark.parametrize(
     ("stamp_s", "frame", "cause", "cure"),
     [
-        (20.5, "nowhere", "no odometry", "unknown.*: publish odometry, or leave frames.odom empty"),
+        (20.5, "nowhere", "no odometry", "unknown.*Publish odometry, or leave frames.odom empty"),
         (
             23.5,
             "camera",
@@ -608,7 +608,7 @@ def test_what_is_missing_of_odometry_has_its_own_cure(network, stamp_s, frame, c
         mapper.process(sorted(both, key=lambda image: stamp_nanoseconds(image.header.stamp)))
         assert len(notes.frames) == 1 and statistics.snapshot().dropped == {cause: 1}
         assert re.search(cure, caplog.text)
-        assert ("publish odometry" in caplog.text) == (frame == "nowhere"), "it is published"
+        assert ("Publish odometry" in caplog.text) == (frame == "nowhere"), "it is published"
 
 
 def test_unheard_topics_cost_nothing(network, monkeypatch):
