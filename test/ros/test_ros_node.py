@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import TransformStamped
 from node_helpers import (
     HEIGHT,
@@ -188,6 +189,20 @@ def test_diagnostics_tell_what_runs_and_how(observer):
         "predicted",
         "camera_info",
     )
+
+
+def test_a_second_publisher_of_images_is_warned_of(observer):
+    stamps = itertools.count(100)
+
+    def map_one() -> None:  # silence would be the greater trouble
+        observer.map_images(*images(1, next(stamps)))
+
+    second = observer.node.create_publisher(topics.IMAGE.type, observer.name(topics.IMAGE), 1)
+    found = observer.diagnostics_when(lambda now: now["input"]["publishers"] == "2", map_one)["input"]
+    observer.node.destroy_publisher(second)
+    assert found["level"] == DiagnosticStatus.WARN
+    assert "2 publishers on /plain/image, whose images would mix: stop one" in found["message"]
+    observer.diagnostics_when(lambda now: now["input"]["publishers"] == "1")
 
 
 def test_reset_empties_the_map_and_begins_anew(observer):
