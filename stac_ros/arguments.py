@@ -160,11 +160,13 @@ def _with_kind_of_images(values: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def _mapping_node(values: Mapping[str, str]) -> Child:
-    given = {
+    given: dict[str, Any] = {
         argument.parameter: is_true(text) if argument.choices == SWITCH else text
         for argument in ARGUMENTS
         if argument.parameter and (text := values[argument.name])
     }
+    if _sends_as_answered(values):
+        given["worker.chunk_wait"] = ReplaySettings().answer_limit
     given |= {name: _typed(name, text) for name, text in values.items() if name in SETTINGS}
     return Child(
         "stac_node",
@@ -173,6 +175,14 @@ def _mapping_node(values: Mapping[str, str]) -> Child:
         parameters=given | _sim_time(values),
         remappings=_remappings(values),
     )
+
+
+def _sends_as_answered(values: Mapping[str, str]) -> bool:
+    """Whether a source is played as fast as the node answers, so that a chunk is worth waiting for."""
+    try:
+        return bool(values["source"]) and float(values["rate"]) == 0
+    except ValueError:  # stac-replay will say so
+        return False
 
 
 def _listener(executable: str, module: str, arguments: list[str], values: Mapping[str, str]) -> Child:

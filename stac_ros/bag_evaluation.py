@@ -122,6 +122,8 @@ def _node_command(arguments: argparse.Namespace, source: BagSource) -> list[str]
     parameters = []
     if not arguments.rate and not arguments.outside_player:
         parameters.append("input.image_qos:=reliable")  # no image may get lost
+        # Chunks depend on the bag alone: before one goes out that is not full, the silence has ended all.
+        parameters.append(f"worker.chunk_wait:={arguments.limit_s:.3f}")
     if source.image_topic == COMPRESSED_IMAGE.name:
         parameters.append("input.compressed:=true")
     for parameter in parameters + arguments.params:

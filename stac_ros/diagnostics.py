@@ -135,6 +135,7 @@ def _inference(facts: Facts, counts: Snapshot, previous: Snapshot) -> Part:
         level, text = OK, f"{counts.mapped - previous.mapped} images mapped since the last report"
     return level, text, {
         "images mapped": counts.mapped,
+        "chunks": _chunks(counts.chunks),
         "step mean [ms]": f"{steps.mean():.1f}",
         "step p95 [ms]": f"{np.percentile(steps, 95):.1f}",
         "step max [ms]": f"{steps.max():.1f}",
@@ -146,6 +147,13 @@ def _inference(facts: Facts, counts: Snapshot, previous: Snapshot) -> Part:
         "last error": counts.last_error or "none",
         "age of the last error [s]": f"{counts.last_error_age_s:.1f}" if counts.last_error else "never",
     }  # fmt: skip
+
+
+def _chunks(chunks: Mapping[int, int]) -> str:
+    """How many of how many images, the longest first."""
+    return (
+        ", ".join(f"{count} of {images}" for images, count in sorted(chunks.items(), reverse=True)) or "none"
+    )
 
 
 def _map(state: MapState) -> Part:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from stac_ros.mailbox import Mailbox
+from stac_ros.mailbox import Mailbox, mailbox_room
 from stac_ros.run_statistics import Statistics
 
 logger = logging.getLogger(__name__)
@@ -19,6 +19,8 @@ class InferenceWorker:
 
     Nothing can race, because nobody but this thread touches what `process` and the commands touch. What
     they raise is counted, and the thread lives on.
+
+    chunk_wait_s: how long a chunk that is not full yet waits for its next image; 0 = not at all.
     """
 
     def __init__(
@@ -27,9 +29,11 @@ class InferenceWorker:
         chunk_size: int,
         mailbox_size: int,
         statistics: Statistics,
+        chunk_wait_s: float = 0.0,
     ) -> None:
         self._process, self._chunk_size, self._statistics = process, chunk_size, statistics
-        self._mailbox = Mailbox(mailbox_size)
+        self.room = mailbox_room(mailbox_size, chunk_size)  # images that may wait
+        self._mailbox = Mailbox(self.room, chunk_wait_s)
         self._thread = threading.Thread(target=self._run, name="inference")
 
     def start(self) -> None:
@@ -47,11 +51,18 @@ class InferenceWorker:
             self._statistics.drop("mailbox full")
 
     def ask(self, action: Callable[[], Any]) -> Future[Any]:
-        """Call `action` on the worker's thread after all that came before."""
+        """Call `action` on the worker's thread after all that came before; no chunk waits across it."""
         return self._mailbox.put_command(action)
 
+    def flush(self) -> None:
+        """A chunk that is not full yet waits no longer."""
+        self._mailbox.put_command(lambda: None)
+
     def order(self, action: Callable[[], object]) -> None:
-        """As `ask`, where nobody waits for the answer: a failure is told by the statistics."""
+        """Call `action` on the worker's thread when it is free, between two chunks or while one fills up.
+
+        Nobody waits for the answer: a failure is told by the statistics.
+        """
 
         def act() -> None:
             try:
@@ -59,7 +70,7 @@ class InferenceWorker:
             except Exception as error:
                 self._statistics.error("command", repr(error), 0)
 
-        self.ask(act)
+        self._mailbox.put_errand(act)
 
     def stop(self) -> None:
         """Finish the chunk at hand, forget what waits, end the thread."""

@@ -1,26 +1,38 @@
-"""What waits for the worker: a bounded number of images, newest kept, and commands in their place."""
+"""What waits for the worker: a bounded number of images, newest kept, commands in their place, errands."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from itertools import islice, takewhile
 from typing import Any
 
 Command = tuple[Callable[[], Any], "Future[Any]"]
 
 
-class Mailbox:
-    """A queue that never blocks those who put. Items leave in order of arrival.
+def mailbox_room(size: int, chunk_size: int) -> int:
+    """Images a mailbox asked to hold `size` has room for: a chunk at least, which else could never fill."""
+    return max(size, chunk_size)
 
-    An image that finds the mailbox full pushes out the oldest image; commands are never dropped.
+
+class Mailbox:
+    """A queue that never blocks those who put. Images and commands leave in order of arrival.
+
+    An image that finds the mailbox full pushes out the oldest image; commands are never dropped. Errands
+    are commands outside of that order: they go first, and the images do not notice.
+
+    patience_s: how long images wait for others to join them, counted from the newest; 0 = not at all.
     """
 
-    def __init__(self, size: int) -> None:
-        self._size = size
+    def __init__(self, size: int, patience_s: float = 0.0) -> None:
+        self._size, self._patience_s = size, patience_s
         self._items: deque[Any] = deque()  # a tuple is a command, all else an image
+        self._errands: deque[Command] = deque()
         self._images = 0
+        self._newest_at = 0.0  # when the newest image came
         self._closed = False
         self._changed = threading.Condition()
 
@@ -40,41 +52,64 @@ class Mailbox:
                 self._images -= 1
             self._items.append(image)
             self._images += 1
+            self._newest_at = time.monotonic()
             self._changed.notify()
             return full
 
     def put_command(self, action: Callable[[], Any]) -> Future[Any]:
-        """Have the worker call `action` after all that came before; the future holds what it returns."""
-        future: Future[Any] = Future()
-        with self._changed:
-            if self._closed:
-                future.set_exception(RuntimeError("the node is shutting down"))
-            else:
-                self._items.append((action, future))
-                self._changed.notify()
-        return future
+        """Have the worker call `action` after all that came before, and before any image that comes later.
+
+        The future holds what it returns.
+        """
+        return self._put(self._items, action)
+
+    def put_errand(self, action: Callable[[], Any]) -> Future[Any]:
+        """Have the worker call `action` when it is free; images that wait for others go on waiting."""
+        return self._put(self._errands, action)
 
     def take(self, most: int) -> list[Any] | Command | None:
-        """Wait for the next command, or for 1 … `most` images in a row; None when closed."""
+        """Wait for the next errand or command, or for images in a row; None when closed.
+
+        Of images `most`, or fewer where a command follows them or their patience is over.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self._items or self._closed)
-            if self._closed:
-                return None
-            if isinstance(self._items[0], tuple):
-                return self._items.popleft()
-            images: list[Any] = []
-            while self._items and len(images) < most and not isinstance(self._items[0], tuple):
-                images.append(self._items.popleft())
-            self._images -= len(images)
-            return images
+            while not self._closed:
+                if self._errands:
+                    return self._errands.popleft()
+                if self._items and isinstance(self._items[0], tuple):
+                    return self._items.popleft()
+                count = self._images_in_front(most)
+                left_s = self._newest_at + self._patience_s - time.monotonic()
+                followed = count < len(self._items)
+                if count and (count == most or followed or left_s <= 0):
+                    self._images -= count
+                    return [self._items.popleft() for _ in range(count)]
+                self._changed.wait(left_s if count else None)
+            return None
 
     def close(self) -> None:
         """Let nothing in or out any more; commands that still wait fail with RuntimeError."""
         with self._changed:
             self._closed = True
-            commands = [item for item in self._items if isinstance(item, tuple)]
+            commands = [item for item in self._items if isinstance(item, tuple)] + list(self._errands)
             self._items.clear()
+            self._errands.clear()
             self._images = 0
             self._changed.notify_all()
         for _, future in commands:
             future.set_exception(RuntimeError("the node is shutting down"))
+
+    def _put(self, queue: deque[Any], action: Callable[[], Any]) -> Future[Any]:
+        future: Future[Any] = Future()
+        with self._changed:
+            if self._closed:
+                future.set_exception(RuntimeError("the node is shutting down"))
+            else:
+                queue.append((action, future))
+                self._changed.notify()
+        return future
+
+    def _images_in_front(self, most: int) -> int:
+        """How many images, up to `most`, come before the next command."""
+        front = islice(self._items, most)
+        return sum(1 for _ in takewhile(lambda item: not isinstance(item, tuple), front))

@@ -6,12 +6,14 @@ import argparse
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from builtin_interfaces.msg import Time
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType
 from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 
 from stac_core import LoadedNetwork, StreamSession, load_network
@@ -79,8 +81,14 @@ class MappingNode(ClosingNode):
         self.mapper = Mapper(session, self.parameters, self.statistics, self.outputs, odometry)
         self._reported = self.statistics.snapshot()
         self.worker = InferenceWorker(
-            self.mapper.process, core.cache.chunk_size, ros.worker.mailbox_size, self.statistics
+            self._process,
+            core.cache.chunk_size,
+            ros.worker.mailbox_size,
+            self.statistics,
+            ros.worker.chunk_wait,
         )
+        self._newest: Time | None = None  # stamp of the newest image
+        self._last: Time | None = None  # stamp of the last image of a recording, once it is known
         self._offer_services()
         self._start_timers()
         self._subscribe()
@@ -95,6 +103,13 @@ class MappingNode(ClosingNode):
 
     def on_image(self, message: Image | CompressedImage) -> None:
         self.worker.offer(message)
+        self._newest = message.header.stamp
+        self._flush_at_the_end()
+
+    def on_end_of_input(self, last: Header) -> None:
+        """May come before that image: the two travel on topics of their own."""
+        self._last = last.stamp
+        self._flush_at_the_end()
 
     def on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         return self._answer(response, self.mapper.reset)
@@ -129,6 +144,18 @@ class MappingNode(ClosingNode):
         )
         self._reported = counts
         self._diagnostics.publish(message)
+
+    def _flush_at_the_end(self) -> None:
+        if self._newest == self._last:
+            self.worker.flush()
+            self._last = None  # the next recording may pass this stamp and go on
+
+    def _process(self, messages: Sequence[Image | CompressedImage]) -> None:
+        """A chunk, on the worker's thread."""
+        try:
+            self.mapper.process(messages)
+        finally:
+            self.outputs.done_with(messages[-1].header)
 
     def _map_state(self) -> MapState:
         mapper, ros = self.mapper, self.parameters.ros
@@ -195,9 +222,11 @@ class MappingNode(ClosingNode):
             image.type,
             image.name,
             self.on_image,
-            qos_profile(settings.image_qos, image.depth),
+            qos_profile(settings.image_qos, max(image.depth, self.worker.room)),
             callback_group=group,
         )
+        end = topics.END_OF_INPUT
+        self.create_subscription(end.type, end.name, self.on_end_of_input, end.qos(), callback_group=group)
         cure = f"set input.compressed to {str(not settings.compressed).lower()}"
         self.watchdog = Watchdog(self, subscription, settings.silence, {other: cure})
         logger.info("subscribed to %s (%s)", subscription.topic_name, settings.image_qos)

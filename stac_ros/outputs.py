@@ -78,6 +78,10 @@ class Outputs:
             message = encode_image(frame.confidence_image(), "32FC1", frame.header)
             self._publishers[topics.CONFIDENCE].publish(message)
 
+    def done_with(self, newest: Header) -> None:
+        """Say that this image, and all before it, are mapped or left out."""
+        self._publishers[topics.PROGRESS].publish(newest)
+
     def begin_stream(self, keep: bool) -> None:
         """The next frame has no predecessor; without `keep` map and path are empty, and said so at once."""
         self._odometry.clear()

@@ -8,10 +8,9 @@ from collections import deque
 
 
 class Progress:
-    """Stamps in flight. An answer to one stamp also answers all sent before it: those were dropped."""
+    """Stamps in flight. An answer to one stamp also answers all sent before it."""
 
-    def __init__(self, most_in_flight: int) -> None:
-        self._most = most_in_flight
+    def __init__(self) -> None:
         self._in_flight: deque[int] = deque()
         self._changed = threading.Condition()
         self._stopped = False
@@ -22,10 +21,9 @@ class Progress:
 
     def answered(self, stamp_ns: int) -> None:
         with self._changed:
-            if stamp_ns in self._in_flight:
-                while self._in_flight.popleft() != stamp_ns:
-                    pass
-                self._changed.notify_all()
+            while stamp_ns in self._in_flight:  # again where several images bear it
+                self._in_flight.popleft()
+            self._changed.notify_all()
 
     def stop(self) -> None:
         """Let all waiting end."""
@@ -33,9 +31,9 @@ class Progress:
             self._stopped = True
             self._changed.notify_all()
 
-    def wait_for_room(self, limit_s: float) -> bool:
+    def wait_for_room(self, most_in_flight: int, limit_s: float) -> bool:
         """Wait until one more may be sent; False after `limit_s` without any answer."""
-        return self._wait(self._most - 1, limit_s)
+        return self._wait(most_in_flight - 1, limit_s)
 
     def wait_for_all(self, limit_s: float) -> bool:
         """Wait until everything is answered; False after `limit_s` without any answer."""

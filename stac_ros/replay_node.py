@@ -6,25 +6,27 @@ import sys
 import time
 from typing import Any
 
-from geometry_msgs.msg import PoseWithCovarianceStamped
 from rclpy.clock import Clock as RclpyClock
 from rclpy.clock import ClockType
 from rclpy.duration import Duration
 from rclpy.node import Node
+from rclpy.parameter_client import AsyncParameterClient
 from rclpy.publisher import Publisher
-from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.topic_endpoint_info import TopicEndpointInfo
 from rosgraph_msgs.msg import Clock
+from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 
 from stac_ros.listen import outside_name, subscribe
+from stac_ros.mailbox import mailbox_room
 from stac_ros.progress import Progress
 from stac_ros.replay_settings import ReplaySettings
 from stac_ros.restamp import header_stamp_ns, restamp
 from stac_ros.schedule import Schedule
 from stac_ros.sources import STATIC_TOPICS, Item, Source
 from stac_ros.stamps import SECOND, stamp_message, stamp_nanoseconds
-from stac_ros.topics import COMPRESSED_IMAGE, IMAGE, NODE_NAME, POSE, qos_profile
+from stac_ros.topics import COMPRESSED_IMAGE, END_OF_INPUT, IMAGE, NODE_NAME, PROGRESS, qos_profile
 
 SETTLE_S = 1.0  # this side knows of a match before the other side does
 
@@ -36,10 +38,14 @@ class ReplayNode(Node):
         super().__init__("stac_replay", **options)
         self._source, self._settings = source, settings
         self._schedule = Schedule(settings.rate)
-        self._progress = Progress(settings.in_flight)
+        self._progress = Progress()
+        self._most_in_flight = settings.in_flight
+        self._newest_ns = 0  # stamp of the newest image
         self._stopped = False
         if not settings.rate:  # before the images, so that their answers are heard from the first on
-            subscribe(self, POSE, self._on_pose)
+            subscribe(self, PROGRESS, self._on_progress)
+        end = END_OF_INPUT
+        self._end_publisher = self.create_publisher(end.type, outside_name(end), end.qos())
         self._publishers_by_topic = {topic: self._advertise(topic) for topic in source.types}
         self.create_service(SetBool, "~/pause", self._on_pause)
         self.create_service(Trigger, "~/restart", self._on_restart)
@@ -54,6 +60,8 @@ class ReplayNode(Node):
         Raises TimeoutError when nobody listens, ValueError or OSError when the recording breaks off.
         """
         self._wait_for_subscribers()
+        if not self._settings.rate and not self._settings.in_flight:
+            self._most_in_flight = self._room_at_the_node()
         while not self._stopped:
             played = self._play_once()
             if played and not self._settings.loop:
@@ -87,6 +95,7 @@ class ReplayNode(Node):
                 f"no image between start_offset = {self._settings.start_offset:g} s and the end of what is "
                 "to be played; use a smaller offset or a longer duration"
             )
+        self._end_publisher.publish(Header(stamp=stamp_message(self._newest_ns)))
         return True
 
     def _window(self, first_ns: int) -> tuple[int, int]:
@@ -99,9 +108,9 @@ class ReplayNode(Node):
         """With rate 0, hold an image back until the mapping node has come near."""
         if self._settings.rate or item.topic != self._source.image_topic:
             return True
-        if not self._progress.wait_for_room(self._settings.answer_limit):
+        if not self._progress.wait_for_room(self._most_in_flight, self._settings.answer_limit):
             self.get_logger().warning(
-                f"no answer on {outside_name(POSE)} for {self._settings.answer_limit:g} s; "
+                f"no answer on {outside_name(PROGRESS)} for {self._settings.answer_limit:g} s; "
                 "sending the next image all the same"
             )
             self._progress.forget_oldest()
@@ -112,8 +121,10 @@ class ReplayNode(Node):
         if self._settings.use_wall_stamps and item.topic not in STATIC_TOPICS:
             # what carries no stamp, 0, takes place when it was recorded
             payload = restamp(payload, kind, lambda ns: self._schedule.wall_of_ns(ns or item.due_ns))
-        if not self._settings.rate and item.topic == self._source.image_topic:
-            self._progress.sent(header_stamp_ns(payload))
+        if item.topic == self._source.image_topic:
+            self._newest_ns = header_stamp_ns(payload)
+            if not self._settings.rate:
+                self._progress.sent(self._newest_ns)
         self._publishers_by_topic[item.topic].publish(payload)
 
     def _advertise(self, topic: str) -> Publisher:
@@ -121,6 +132,8 @@ class ReplayNode(Node):
             qos = qos_profile("latched", 100)
         elif topic == self._source.image_topic:
             qos = qos_profile(self._settings.image_qos, 10)
+            if not self._settings.rate:  # none may push out another: so many wait for their answer, no more
+                qos.history = HistoryPolicy.KEEP_ALL
         else:
             qos = QoSProfile(depth=100)
         return self.create_publisher(self._source.types[topic], topic, qos)
@@ -142,6 +155,24 @@ class ReplayNode(Node):
                 who = " and ".join(sorted(missing)) or "nobody"
                 raise TimeoutError(f"{who} did not subscribe to {topic} within {limit:g} s; {self._cure()}")
             time.sleep(0.05)
+
+    def _room_at_the_node(self) -> int:
+        """The most images in flight that never push each other out; fewer might not fill a chunk."""
+        limit_s, client, answer = self._settings.answer_limit, AsyncParameterClient(self, NODE_NAME), None
+        end = time.monotonic() + limit_s
+        while not self._stopped and time.monotonic() < end:
+            if answer is None and client.services_are_ready():
+                answer = client.get_parameters(["worker.mailbox_size", "cache.chunk_size"])
+            if answer is not None and (told := answer.result()) is not None:
+                mailbox_size, chunk_size = (value.integer_value for value in told.values)
+                return mailbox_room(mailbox_size, chunk_size)
+            time.sleep(0.02)
+        if self._stopped:
+            return 1
+        raise TimeoutError(
+            f"{NODE_NAME} did not tell within {limit_s:g} s how many images may wait; is it running, in the "
+            "same namespace and ROS_DOMAIN_ID? Without it, set in_flight"
+        )
 
     def _cure(self) -> str:
         """Why nobody listens to the images: most likely to those of the other kind, or not at all."""
@@ -166,15 +197,15 @@ class ReplayNode(Node):
             return
         if not self._settings.rate and not self._progress.wait_for_all(self._settings.answer_limit):
             self.get_logger().warning("the last images were not answered")
-        for publisher in self._publishers_by_topic.values():
+        for publisher in (*self._publishers_by_topic.values(), self._end_publisher):
             publisher.wait_for_all_acked(Duration(seconds=5))
 
     def _on_clock_timer(self) -> None:
         """Recording time at a steady rate of wall time, also while paused; 0, "not yet", before the start."""
         self._clock_publisher.publish(Clock(clock=stamp_message(self._schedule.now_ns())))
 
-    def _on_pose(self, message: PoseWithCovarianceStamped) -> None:
-        self._progress.answered(stamp_nanoseconds(message.header.stamp))
+    def _on_progress(self, message: Header) -> None:
+        self._progress.answered(stamp_nanoseconds(message.stamp))
 
     def _on_pause(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         self._schedule.pause(request.data)

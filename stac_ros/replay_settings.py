@@ -18,7 +18,12 @@ class ReplaySettings:
     topic: str = setting("", "image topic of a bag; empty = the only one")
     more_topics: str = setting("", "further topics of a bag to replay, separated by commas")
     rate: float = setting(1.0, "speed; 0 = as fast as the mapping node answers", minimum=0.0, maximum=1000.0)
-    in_flight: int = setting(4, "images sent and not yet answered, with rate 0", minimum=1, maximum=1000)
+    in_flight: int = setting(
+        0,
+        "images sent and not yet answered, with rate 0; 0 = as many as the mapping node lets wait",
+        minimum=0,
+        maximum=1000,
+    )
     answer_limit: float = setting(
         60.0, "patience for an answer before the next image is sent, with rate 0", minimum=0.1, unit="s"
     )

@@ -23,6 +23,7 @@ class Snapshot:
     mapped: int
     dropped: dict[str, int]  # images by cause
     events: dict[str, int]
+    chunks: dict[int, int]  # mapped so far, by their number of images
     steps_ms: list[float]  # the latest ones
     failing: bool  # the last chunk failed
     last_error: str
@@ -36,6 +37,7 @@ class Statistics:
         self._lock = threading.Lock()
         self._arrivals: deque[float] = deque(maxlen=_ARRIVALS)
         self._steps_ms: deque[float] = deque(maxlen=_STEPS)
+        self._chunks: Counter[int] = Counter()
         self._dropped: Counter[str] = Counter()
         self._events: Counter[str] = Counter()
         self._logged: set[str] = set()
@@ -53,6 +55,7 @@ class Statistics:
         """A chunk was mapped."""
         with self._lock:
             self._mapped += images
+            self._chunks[images] += 1
             self._steps_ms.append(1e3 * seconds)
             self._failing = False
 
@@ -94,6 +97,7 @@ class Statistics:
                 mapped=self._mapped,
                 dropped=dict(self._dropped),
                 events=dict(self._events),
+                chunks=dict(self._chunks),
                 steps_ms=list(self._steps_ms),
                 failing=self._failing,
                 last_error=self._last_error,

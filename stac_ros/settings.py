@@ -88,7 +88,18 @@ class WorkerSettings:
     """The queue in front of the network."""
 
     mailbox_size: int = setting(
-        4, "images that may wait; the oldest leaves when a new one comes", minimum=1, maximum=10000
+        4,
+        "images that may wait, a chunk at least; the oldest leaves when a new one comes",
+        minimum=1,
+        maximum=10000,
+    )
+    chunk_wait: float = setting(
+        0.0,
+        "a chunk that is not full waits this long for its next image; 0 = not at all, the least delay. "
+        "With a long wait the chunks of a recording depend on it alone",
+        minimum=0.0,
+        maximum=1e6,
+        unit="s",
     )
 
     def __post_init__(self) -> None:

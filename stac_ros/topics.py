@@ -14,6 +14,7 @@ from geometry_msgs.msg import PoseWithCovarianceStamped
 from nav_msgs.msg import Odometry, Path
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
+from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 from tf2_msgs.msg import TFMessage
 
@@ -65,7 +66,8 @@ def type_name(message: type[Any]) -> str:
 IMAGE = Topic("image", Image, "sensor_data", 5)
 COMPRESSED_IMAGE = Topic("image/compressed", CompressedImage, "sensor_data", 5)  # JPEG or PNG
 CAMERA_INFO = Topic("camera_info", CameraInfo, "sensor_data", 5)
-INPUTS = (IMAGE, COMPRESSED_IMAGE, CAMERA_INFO)
+END_OF_INPUT = Topic("~/end_of_input", Header, "latched", 1)  # of a recording's last image: no other follows
+INPUTS = (IMAGE, COMPRESSED_IMAGE, CAMERA_INFO, END_OF_INPUT)
 
 POINTS = Topic("~/points", PointCloud2, "reliable", 5)  # what one image adds to the map: x, y, z, rgb
 MAP_POINTS = Topic("~/map_points", PointCloud2, "latched", 1)  # the whole map, one point per voxel
@@ -75,9 +77,22 @@ CONFIDENCE = Topic("~/confidence", Image, "reliable", 5)  # 32FC1, of that depth
 POSE = Topic("~/pose", PoseWithCovarianceStamped, "reliable", 10)  # camera in map; covariance unknown (0)
 ODOMETRY = Topic("~/odom", Odometry, "reliable", 10)  # the same pose, with the velocity between two images
 PATH = Topic("~/path", Path, "latched", 1)  # bounded in length
+PROGRESS = Topic("~/progress", Header, "reliable", 10)  # of the newest image done with, mapped or left out
 TF = Topic("/tf", TFMessage, "reliable", 100)  # map → camera, or map → odom where an odometry frame is named
 DIAGNOSTICS = Topic("/diagnostics", DiagnosticArray, "reliable", 10)  # once a second
-OUTPUTS = (POINTS, MAP_POINTS, DEPTH, DEPTH_INFO, CONFIDENCE, POSE, ODOMETRY, PATH, TF, DIAGNOSTICS)
+OUTPUTS = (
+    POINTS,
+    MAP_POINTS,
+    DEPTH,
+    DEPTH_INFO,
+    CONFIDENCE,
+    POSE,
+    ODOMETRY,
+    PATH,
+    PROGRESS,
+    TF,
+    DIAGNOSTICS,
+)
 
 RESET = Service("~/reset", Trigger)
 PAUSE = Service("~/pause", SetBool)  # true: ignore images until false; the map stays

@@ -70,11 +70,13 @@ def _frame_counts(sequence: BagSequence, result: BagResult) -> dict[str, Any]:
     used = len(result.trajectory)
     sent = len(result.sent_ns.keys() | result.pose_logged_ns.keys()) if result.sent_ns else len(sequence)
     seconds = _seconds(result)
+    chunks = result.diagnostics().texts.get("inference: chunks")  # such as "5 of 4, 1 of 3"
     return {
         "frames": len(sequence),
         "frames_sent": sent,
         "frames_used": used,
         "frames_dropped": sent - used,
+        **({"chunks": chunks} if chunks else {}),
         "seconds": seconds,
         "frames_per_second": used / seconds if seconds > 0 else 0.0,
     }

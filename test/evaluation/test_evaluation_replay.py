@@ -35,8 +35,13 @@ def open_source(name: str) -> Sequence:
     return open_sequence(DATA / name)
 
 
-def write_bag(path: Path, sequence: Sequence, frames: int = 1000, compressed: bool = False) -> Path:
-    """Raw or compressed images, calibration, depth in millimetres and true odometry of the camera itself."""
+def write_bag(
+    path: Path, sequence: Sequence, frames: int = 1000, compressed: bool = False, broken: int = -1
+) -> Path:
+    """Raw or compressed images, calibration, depth in millimetres and true odometry of the camera itself.
+
+    broken: number of an image whose encoding nobody knows.
+    """
     with BagWriter(path) as bag:
         for index in range(min(frames, len(sequence))):
             frame = sequence.frame(index)
@@ -45,7 +50,8 @@ def write_bag(path: Path, sequence: Sequence, frames: int = 1000, compressed: bo
             if compressed:
                 kind, image = "CompressedImage", compressed_message(frame.image, stamp, FRAME)
             else:
-                kind, image = "Image", image_message(frame.image, stamp, "rgb8", FRAME)
+                encoding = "unheard of" if index == broken else "rgb8"
+                kind, image = "Image", image_message(frame.image, stamp, encoding, FRAME)
             bag.write("/rgb", f"sensor_msgs/msg/{kind}", image, stamp)
             bag.write("/camera_info", "sensor_msgs/msg/CameraInfo", camera_info(frame, FRAME), stamp)
             millimetres = np.round(np.minimum(frame.depth_m, 60) * 1000).astype(np.uint16)
@@ -91,6 +97,32 @@ def test_the_report_says_what_the_judges_find_in_the_recorded_answer(tmp_path, s
     assert report["memory"]["cache_mib_max"] > 0
     assert len(messages(answer, "/stac_mapping/points")) == len(sequence)
     assert (folder / "report.html").read_text().count("data:image/png;base64,") >= 8
+
+
+def test_the_same_bag_gives_the_same_answer_again(tmp_path):
+    """Bit by bit, whatever else the computer does, with a broken image and a last chunk that is not full."""
+    bag = write_bag(tmp_path / "bag", open_source(LOOP), frames=11, broken=3)
+    flags = ["--size", "98", "--device", "cpu"]
+    rows = []
+    for number, busy in enumerate([False, True]):
+        out = tmp_path / f"out{number}"
+        burner = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if busy else None
+        try:
+            done = stac_eval("bag", bag, "--output_dir", out, *flags)
+        finally:
+            if burner:
+                burner.kill()
+                burner.wait()
+        assert done.returncode == 0, done.stderr
+        (answer,) = out.glob("*/result")
+        write_poses(out / "trajectory.tum", answer, "/stac_mapping/odom")
+        rows += read_rows(out / "rows.jsonl")
+    paths = [(tmp_path / f"out{number}" / "trajectory.tum").read_bytes() for number in range(2)]
+    assert paths[0] == paths[1] and paths[0].count(b"\n") == 10
+    assert rows[0]["chunks"] == "1 of 4, 2 of 3"
+    depend_on_time = ("latency", "seconds", "frames_per_second")
+    for name, value in rows[0].items():
+        assert name.startswith(depend_on_time) or rows[1][name] == value, name
 
 
 def test_a_node_that_cannot_start_is_told_and_nothing_hangs(tmp_path):

@@ -56,6 +56,7 @@ def test_weights_and_memory_are_told(mapped_bag):
     told = json.loads((folder / "diagnostics.json").read_text())
     assert told["last"]["inference"]["values"]["weights"]
     assert told["last"]["inference"]["values"]["images mapped"] == str(FRAMES)
+    assert told["last"]["inference"]["values"]["chunks"] == "1 of 4, 1 of 2", "whole chunks, then the rest"
     assert told["memory"][-1]["cache_bytes"] > 0
     assert "weights" in said and "report.png" in said
     assert cv2.imread(str(folder / "report.png")) is not None

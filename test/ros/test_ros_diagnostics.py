@@ -22,8 +22,8 @@ FACTS = Facts("robot/stac_mapping", "embedded", "bundled model, step 12", "cuda:
 SOURCE = InputState(topic="/image", publishers=1, complaint="", waiting=2, paused=False)
 COUNTS = Snapshot(
     received=50, rate_hz=10.25, age_s=0.0312, mapped=40, dropped={"mailbox full": 8},
-    events={"new streams": 1}, steps_ms=[100.0] * 95 + [400.0] * 5, failing=False, last_error="",
-    last_error_age_s=0.0,
+    events={"new streams": 1}, chunks={3: 1, 4: 9, 1: 1}, steps_ms=[100.0] * 95 + [400.0] * 5, failing=False,
+    last_error="", last_error_age_s=0.0,
 )  # fmt: skip
 SESSION = SessionStats(CacheStats(frames_seen=40, live_bytes=12345, members={1: 7, 2: 3}), 1.0, 20.0, 2.5)
 MAP = MapState(
@@ -61,6 +61,7 @@ def test_a_healthy_node_is_ok_and_tells_its_figures():
         "115.0",
         "400.0",
     )
+    assert values["chunks"] == "9 of 4, 1 of 3, 1 of 1"
     assert values["weights"] == "bundled model, step 12" and values["libraries"] == "images by X"
     memory = found["memory"][2]
     assert memory["cache.live_bytes"] == "12345" and memory["cache.members.2"] == "3"

@@ -149,6 +149,14 @@ def test_files_may_be_named_from_the_home_directory(monkeypatch, tmp_path):
     assert complete({"image_topic": "~/x"})["image_topic"] == "~/x", "a topic below the node's own name"
 
 
+@pytest.mark.parametrize(("rate", "waits"), [("0", True), ("0.0", True), ("1.0", False), ("fast", False)])
+def test_chunks_are_waited_for_where_a_source_is_played_as_fast_as_the_node_answers(rate, waits):
+    assert ("worker.chunk_wait" in child("stac_node", source="walk.mp4", rate=rate).parameters) is waits
+    assert not child("stac_node", rate=rate).parameters
+    given = {"source": "walk.mp4", "rate": rate, "worker.chunk_wait": "2"}
+    assert child("stac_node", **given).parameters["worker.chunk_wait"] == 2.0
+
+
 def test_a_camera_topic_is_remapped_alike_for_node_and_replay():
     given = {"image_topic": "/cam/image_raw", "camera_info_topic": "/cam/camera_info", "source": "walk.mp4"}
     expected = {

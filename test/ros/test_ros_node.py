@@ -68,9 +68,11 @@ def processes(tmp_path_factory):
         "scale.factor": 3.0,
     }
     stopped = {"input.image_qos": "reliable", "worker.mailbox_size": 100, "publish.map_period": 1000.0}
+    patient = {"input.image_qos": "reliable", "worker.chunk_wait": 3600.0, "worker.mailbox_size": 20}
+    settings = {"plain": plain, "robot": robot, "stopped": stopped, "patient": patient}
     with contextlib.ExitStack() as stack:
         found = {}
-        for name, parameters in (("plain", plain), ("robot", robot), ("stopped", stopped)):
+        for name, parameters in settings.items():
             found[name] = stack.enter_context(NodeProcess(name, parameters))
         yield found
 
@@ -559,3 +561,34 @@ def test_bad_parameters_are_refused_before_anything_is_loaded(capfd, loggers):
         log = "".join(capfd.readouterr())
         assert "cannot start" in log and text in log, parameter
         assert "subscribed" not in log and "Traceback" not in log
+
+
+def test_a_patient_node_takes_whole_chunks_and_what_is_left_at_the_end_of_a_recording(processes):
+    with ros_nodes("player") as (node,):
+        observer = Observer(node, processes["patient"], topics.IMAGE, qos_profile("reliable", 10))
+        end = topics.END_OF_INPUT
+        at_the_end = node.create_publisher(end.type, observer.name(end), end.qos())
+        observer.wait_until_ready()
+
+        def told(count: int) -> list[float]:
+            observer.spin_until(lambda: len(observer.received[topics.POSE]) >= count, f"{count} poses")
+            return stamps_s(observer.received[topics.POSE])
+
+        sent = images(9)
+        sent[3].encoding = "unheard of"  # the last one of its chunk
+        for message in sent[:6]:
+            observer.publish(message)
+        assert told(3) == [100, 101, 102]
+        observer.wait(topics.PROGRESS, lambda newest: newest.stamp == sent[3].header.stamp)
+        found = observer.diagnostics_when(lambda found: found["input"]["images waiting"] == "2")
+        assert found["inference"]["chunks"] == "1 of 3" and len(observer.received[topics.POSE]) == 3
+
+        at_the_end.publish(sent[5].header)  # after its image
+        assert told(5)[3:] == [104, 105]
+        at_the_end.publish(sent[8].header)  # before its image
+        time.sleep(0.5)  # so that it arrives first
+        for message in sent[6:]:
+            observer.publish(message)
+        assert told(8)[5:] == [106, 107, 108]
+        found = observer.diagnostics_when(lambda found: found["inference"]["images mapped"] == "8")
+        assert found["inference"]["chunks"] == "2 of 3, 1 of 2"

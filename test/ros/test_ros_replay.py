@@ -6,7 +6,6 @@ import signal
 
 import numpy as np
 import pytest
-from geometry_msgs.msg import PoseWithCovarianceStamped
 from rclpy.qos import qos_profile_sensor_data
 from ros_helpers import Child, ros_nodes, spin_until
 from ros_recordings import BAG_START_NS, PERIOD_NS, picture, write_bag, write_images
@@ -20,7 +19,7 @@ from stac_ros.open_source import open_source
 from stac_ros.replay_node import ReplayNode
 from stac_ros.replay_settings import ReplaySettings
 from stac_ros.stamps import stamp_nanoseconds
-from stac_ros.topics import POSE, qos_profile
+from stac_ros.topics import END_OF_INPUT, PROGRESS, qos_profile
 from stac_ros.transforms import transform_buffer
 
 PATIENT = ("--wait-for-subscribers", 60, "--wait-for-nodes", "listener")
@@ -110,16 +109,19 @@ def test_pause_and_restart(tmp_path, listener):
 
 def test_rate_zero_sends_only_what_the_node_can_take(tmp_path, listener):
     images = collect(listener, Image, "image", qos_profile("reliable", 50))
-    answers = listener.create_publisher(POSE.type, outside_name(POSE), POSE.qos())
+    answers = listener.create_publisher(PROGRESS.type, outside_name(PROGRESS), PROGRESS.qos())
+    ends = collect(listener, END_OF_INPUT.type, outside_name(END_OF_INPUT), END_OF_INPUT.qos())
     arguments = (write_images(tmp_path, 9), *PATIENT, "--rate", 0, "--in-flight", 3)
     with Child("stac_ros.replay", *arguments) as replay:
         most_unanswered = answered = 0
         while answered < 9:
             spin_until([listener], lambda: len(images) > answered, "the next image")  # noqa: B023
             most_unanswered = max(most_unanswered, len(images) - answered)
-            answers.publish(PoseWithCovarianceStamped(header=images[answered].header))
+            answers.publish(images[answered].header)
             answered += 1
         assert replay.wait() == 0, replay.output
+        spin_until([listener], lambda: ends, "the end of the input")
+    assert [end.stamp for end in ends] == [images[-1].header.stamp]
     assert len(images) == 9 and most_unanswered <= 3
 
 
@@ -161,6 +163,7 @@ def test_a_static_transform_reaches_those_who_come_late(tmp_path, listener):
         (("--rate", "-1"), "rate = -1.0: below the minimum"),
         (("--start-offset", "1000"), "no image between start_offset = 1000 s"),
         (("--wait-for-subscribers", "0.1"), "stac_mapping did not subscribe to /image within 0.1 s"),
+        (("--rate", "0", "--answer-limit", "0.2"), "stac_mapping did not tell within 0.2 s how many images"),
         (("--topic", "/camera"), "is not a rosbag2 recording and has no topics"),
     ],
 )

@@ -70,25 +70,25 @@ def test_wall_time_of_a_recorded_moment():
 
 
 def test_an_answer_also_answers_what_was_dropped_before_it():
-    progress = Progress(most_in_flight=3)
-    for stamp in (10, 20, 30):
+    progress = Progress()
+    for stamp in (10, 20, 20, 30):
         progress.sent(stamp)
-    assert not progress.wait_for_room(limit_s=0.01)
+    assert progress.wait_for_room(5, limit_s=0.0) and not progress.wait_for_room(4, limit_s=0.01)
     progress.answered(25)  # never sent: another source's image
-    assert not progress.wait_for_room(limit_s=0.01)
-    progress.answered(20)
-    assert progress.wait_for_room(limit_s=0.0)
+    assert not progress.wait_for_room(4, limit_s=0.01)
+    progress.answered(20)  # both that bear it
+    assert progress.wait_for_room(2, limit_s=0.0) and not progress.wait_for_room(1, limit_s=0.01)
     assert not progress.wait_for_all(limit_s=0.01)
     progress.answered(30)
     assert progress.wait_for_all(limit_s=0.0)
 
 
 def test_a_lost_image_can_be_given_up_and_waiting_can_be_stopped():
-    progress = Progress(most_in_flight=1)
+    progress = Progress()
     progress.sent(1)
-    assert not progress.wait_for_room(limit_s=0.01)
+    assert not progress.wait_for_room(1, limit_s=0.01)
     progress.forget_oldest()
-    assert progress.wait_for_room(limit_s=0.01)
+    assert progress.wait_for_room(1, limit_s=0.01)
     progress.sent(2)
     thread, results = in_thread(progress.wait_for_all, 3600.0)
     progress.stop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 
 import pytest
@@ -19,11 +20,11 @@ LIMIT_S = 20.0
 
 @given(
     size=st.integers(1, 4),
-    steps=st.lists(st.one_of(st.just("image"), st.just("command"), st.integers(1, 5)), max_size=40),
+    steps=st.lists(st.sampled_from(["image", "command", "errand", 1, 2, 3, 4, 5]), max_size=40),
 )
 def test_the_mailbox_keeps_order_the_newest_images_and_every_command(size, steps):
-    """Against a plain list; a number takes so many images."""
-    mailbox, model = Mailbox(size), deque()
+    """Against a plain list; a number takes so many images. Errands go first."""
+    mailbox, model, errands = Mailbox(size), deque(), deque()
     for number, step in enumerate(steps):
         if step == "image":
             images = [item for item in model if item[0] == "image"]
@@ -34,9 +35,14 @@ def test_the_mailbox_keeps_order_the_newest_images_and_every_command(size, steps
         elif step == "command":
             mailbox.put_command(lambda number=number: number)
             model.append(("command", number))
-        elif model:
+        elif step == "errand":
+            mailbox.put_errand(lambda number=number: number)
+            errands.append(number)
+        elif model or errands:
             taken = mailbox.take(step)
-            if isinstance(taken, tuple):
+            if errands:
+                assert taken[0]() == errands.popleft()
+            elif isinstance(taken, tuple):
                 assert ("command", taken[0]()) == model.popleft()
             else:
                 assert 1 <= len(taken) <= step
@@ -50,10 +56,10 @@ def test_a_closed_mailbox_lets_nothing_through():
     mailbox = Mailbox(2)
     mailbox.put_image(1)
     waiting = mailbox.put_command(lambda: None)
+    errand, late = mailbox.put_errand(lambda: None), mailbox.put_command(lambda: None)
     mailbox.close()
-    late = mailbox.put_command(lambda: None)
     assert mailbox.take(4) is None and mailbox.put_image(2) and len(mailbox) == 0
-    for future in (waiting, late):
+    for future in (waiting, errand, late):
         with pytest.raises(RuntimeError, match="shutting down"):
             future.result(LIMIT_S)
 
@@ -61,11 +67,11 @@ def test_a_closed_mailbox_lets_nothing_through():
 class Bench:
     """A worker whose `process` waits for the test's leave, and notes what it was given."""
 
-    def __init__(self, chunk_size: int = 2, mailbox_size: int = 3) -> None:
+    def __init__(self, chunk_size: int = 2, mailbox_size: int = 3, chunk_wait_s: float = 0.0) -> None:
         self.started, self.leave = threading.Semaphore(0), threading.Semaphore(0)
         self.chunks: list[list] = []
         self.statistics = Statistics()
-        self.worker = InferenceWorker(self._process, chunk_size, mailbox_size, self.statistics)
+        self.worker = InferenceWorker(self._process, chunk_size, mailbox_size, self.statistics, chunk_wait_s)
         self.worker.start()
 
     def _process(self, images) -> None:
@@ -110,6 +116,50 @@ def test_commands_act_between_the_images_they_came_between(bench):
     assert answer.result(LIMIT_S) == [["before"], ["also before"]]
     bench.worker.ask(lambda: None).result(LIMIT_S)
     assert bench.chunks[-1] == ["after"]
+
+
+@pytest.mark.parametrize("pace", ["one by one", "at once"])
+def test_a_patient_worker_takes_chunks_that_do_not_depend_on_when_images_come(pace):
+    """A command ends a chunk, as does a flush; an errand, which comes whenever it likes, does not."""
+    bench, seen = Bench(chunk_size=4, mailbox_size=20, chunk_wait_s=3600.0), threading.Semaphore(0)
+    for _ in range(20):
+        bench.leave.release()
+    for number in range(13):
+        if number == 6:
+            command = bench.worker.ask(lambda: sum(map(len, bench.chunks)))
+        bench.worker.offer(number)
+        if pace == "one by one":
+            bench.worker.order(seen.release)
+            assert seen.acquire(timeout=LIMIT_S)
+    bench.worker.flush()
+    bench.worker.ask(lambda: None).result(LIMIT_S)
+    bench.worker.stop()
+    assert bench.chunks == [[0, 1, 2, 3], [4, 5], [6, 7, 8, 9], [10, 11, 12]]
+    assert command.result(LIMIT_S) == 6 and bench.statistics.snapshot().dropped == {}
+
+
+def test_patience_ends_after_the_newest_image():
+    bench = Bench(chunk_size=4, chunk_wait_s=0.3)
+    bench.leave.release()
+    bench.worker.offer(0)
+    time.sleep(0.1)
+    offered = time.monotonic()
+    bench.worker.offer(1)
+    assert bench.started.acquire(timeout=LIMIT_S)
+    waited = time.monotonic() - offered
+    bench.worker.stop()
+    assert waited >= 0.3 and bench.chunks == [[0, 1]]
+
+
+def test_a_mailbox_too_small_for_a_chunk_holds_one_all_the_same():
+    bench = Bench(chunk_size=5, mailbox_size=2, chunk_wait_s=3600.0)
+    bench.leave.release()
+    for number in range(5):
+        bench.worker.offer(number)
+    assert bench.started.acquire(timeout=LIMIT_S)
+    bench.worker.stop()
+    assert bench.worker.room == 5 and bench.chunks == [[0, 1, 2, 3, 4]]
+    assert bench.statistics.snapshot().dropped == {}
 
 
 def test_what_fails_is_counted_and_the_worker_lives_on(bench, caplog):
@@ -173,6 +223,7 @@ def test_an_error_is_logged_once_and_counted_always(caplog):
     statistics.error("bad image (size)", "4 bytes", 1)
     counts = statistics.snapshot()
     assert not counts.failing and counts.mapped == 4 and counts.steps_ms == [250.0]
+    assert counts.chunks == {4: 1}
     assert len(caplog.records) == 3
 
 
