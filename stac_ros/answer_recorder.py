@@ -7,11 +7,12 @@ import time
 from pathlib import Path
 
 from rclpy.node import Node
-from rclpy.serialization import serialize_message
+from rclpy.serialization import deserialize_message, serialize_message
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 from std_msgs.msg import Header
 
+from stac_ros.diagnostics import failure
 from stac_ros.listen import outside_name, subscribe
 from stac_ros.stamps import stamp_message
 from stac_ros.topics import DIAGNOSTICS, OUTPUTS, POSE, Topic, type_name
@@ -32,6 +33,7 @@ class AnswerRecorder(Node):
         self.images = self.poses = 0
         self.heard_at = time.monotonic()  # the last message that came because of an image
         self._answered_at = 0.0  # the last pose, or the first image
+        self.failure = ""  # the node's error, once it has failed to map a chunk
         for topic in OUTPUTS:
             self._record(topic)
 
@@ -43,7 +45,9 @@ class AnswerRecorder(Node):
             now = time.time_ns()
             with self._writing:
                 self._writer.write(connection, now, raw)
-            if topic is not DIAGNOSTICS:  # these never end
+            if topic is DIAGNOSTICS:
+                self.failure = self.failure or failure(deserialize_message(raw, DIAGNOSTICS.type))
+            else:  # diagnostics never end
                 self.heard_at = time.monotonic()
             if topic is POSE:
                 self._answered_at = time.monotonic()

@@ -106,6 +106,8 @@ def _play(
                 return player.interrupted
             if not processes.is_running(_NODE):
                 return "the mapping node ended; see its messages above"
+            if recorder.failure:
+                return recorder.failure
             if recorder.silence_s() > limit_s:
                 return f"the mapping node has not answered for {limit_s:g} s; see its messages above"
             bar.update(recorder.poses - bar.n)
@@ -114,7 +116,7 @@ def _play(
         while time.monotonic() < min(end, recorder.heard_at + _QUIET_S) and processes.is_running(_NODE):
             time.sleep(POLL_S)
         bar.update(recorder.poses - bar.n)
-    return player.problem
+    return player.problem or recorder.failure
 
 
 def _node_command(arguments: argparse.Namespace, source: BagSource) -> list[str]:

@@ -21,6 +21,7 @@ OK, WARN, ERROR, STALE = (
     DiagnosticStatus.ERROR,
     DiagnosticStatus.STALE,
 )
+CHUNKS_FAILED, LAST_ERROR = "chunks failed", "last error"  # keys that others look for
 
 # Causes, by their beginning, for which images are dropped through no fault of this computer's speed.
 _LEFT_OUT = ("bad image", "no odometry", "late", "duplicate", "size")
@@ -88,6 +89,15 @@ def diagnostic_array(
     )
 
 
+def failure(report: DiagnosticArray) -> str:
+    """What to tell of a mapping node that has failed to map a chunk; empty for others."""
+    for status in report.status:
+        values = {pair.key: pair.value for pair in status.values}
+        if values.get(CHUNKS_FAILED, "0") != "0":
+            return f"the mapping node failed to map a chunk: {values[LAST_ERROR]}"
+    return ""
+
+
 Part = tuple[bytes, str, Mapping[str, Any]]
 
 
@@ -136,6 +146,7 @@ def _inference(facts: Facts, counts: Snapshot, previous: Snapshot) -> Part:
     return level, text, {
         "images mapped": counts.mapped,
         "chunks": _chunks(counts.chunks),
+        CHUNKS_FAILED: counts.failed,
         "step mean [ms]": f"{steps.mean():.1f}",
         "step p95 [ms]": f"{np.percentile(steps, 95):.1f}",
         "step max [ms]": f"{steps.max():.1f}",
@@ -144,7 +155,7 @@ def _inference(facts: Facts, counts: Snapshot, previous: Snapshot) -> Part:
         "device": facts.device,
         "precision": facts.dtype,
         "libraries": facts.libraries,
-        "last error": counts.last_error or "none",
+        LAST_ERROR: counts.last_error or "none",
         "age of the last error [s]": f"{counts.last_error_age_s:.1f}" if counts.last_error else "never",
     }  # fmt: skip
 

@@ -25,7 +25,8 @@ class Snapshot:
     events: dict[str, int]
     chunks: dict[int, int]  # mapped so far, by their number of images
     steps_ms: list[float]  # the latest ones
-    failing: bool  # the last chunk failed
+    failed: int  # chunks that could not be mapped
+    failing: bool  # the last chunk was one of them
     last_error: str
     last_error_age_s: float
 
@@ -41,7 +42,7 @@ class Statistics:
         self._dropped: Counter[str] = Counter()
         self._events: Counter[str] = Counter()
         self._logged: set[str] = set()
-        self._received = self._mapped = 0
+        self._received = self._mapped = self._failed = 0
         self._failing = False
         self._last_error, self._last_error_at = "", 0.0
 
@@ -74,11 +75,15 @@ class Statistics:
             self._log_once(logging.WARNING, cause, text)
 
     def error(self, cause: str, text: str, images: int, failing: bool = False) -> None:
-        """Something went wrong: lost images are counted, and the first error of a cause is logged."""
+        """Something went wrong: lost images are counted, and the first error of a cause is logged.
+
+        failing: it has cost a chunk.
+        """
         with self._lock:
             if images:
                 self._dropped[cause] += images
             self._last_error, self._last_error_at = f"{cause}: {text}", time.monotonic()
+            self._failed += failing
             self._failing = self._failing or failing
         self._log_once(logging.ERROR, cause, text)
 
@@ -99,6 +104,7 @@ class Statistics:
                 events=dict(self._events),
                 chunks=dict(self._chunks),
                 steps_ms=list(self._steps_ms),
+                failed=self._failed,
                 failing=self._failing,
                 last_error=self._last_error,
                 last_error_age_s=now - self._last_error_at,

@@ -134,6 +134,24 @@ def test_a_node_that_cannot_start_is_told_and_nothing_hangs(tmp_path):
     assert not (tmp_path / "out" / "rows.jsonl").exists()
 
 
+def test_a_node_that_fails_at_every_chunk_is_told_at_the_first(tmp_path):
+    bag = write_bag(tmp_path / "bag", open_source(LOOP))
+    flags = [
+        "--memory_budget",
+        "1000",
+        "--limit_s",
+        "3600",
+        "--device",
+        "cpu",
+        "--output_dir",
+        tmp_path / "out",
+    ]
+    done = stac_eval("bag", bag, *flags)
+    assert done.returncode == 1
+    assert "failed to map a chunk: inference: ValueError: " in done.stderr and "memory_budget" in done.stderr
+    assert not (tmp_path / "out" / "rows.jsonl").exists()
+
+
 # As `ros2 bag play` does: recorded names, bytes, stamps and pace, waiting for nobody.
 PLAYER = """
 import importlib, sys, time, rclpy

@@ -7,12 +7,23 @@ from dataclasses import replace
 
 import pytest
 from builtin_interfaces.msg import Time
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from ros_helpers import ros_nodes, spin_until
 from sensor_msgs.msg import CompressedImage, Image, PointCloud2
 
 from stac_core import SessionStats
 from stac_core.cache.stats import CacheStats
-from stac_ros.diagnostics import ERROR, OK, STALE, WARN, Facts, InputState, MapState, diagnostic_array
+from stac_ros.diagnostics import (
+    ERROR,
+    OK,
+    STALE,
+    WARN,
+    Facts,
+    InputState,
+    MapState,
+    diagnostic_array,
+    failure,
+)
 from stac_ros.logs import log_to_ros
 from stac_ros.run_statistics import Snapshot, Statistics
 from stac_ros.topics import COMPRESSED_IMAGE, qos_profile
@@ -22,8 +33,8 @@ FACTS = Facts("robot/stac_mapping", "embedded", "bundled model, step 12", "cuda:
 SOURCE = InputState(topic="/image", publishers=1, complaint="", waiting=2, paused=False)
 COUNTS = Snapshot(
     received=50, rate_hz=10.25, age_s=0.0312, mapped=40, dropped={"mailbox full": 8},
-    events={"new streams": 1}, chunks={3: 1, 4: 9, 1: 1}, steps_ms=[100.0] * 95 + [400.0] * 5, failing=False,
-    last_error="", last_error_age_s=0.0,
+    events={"new streams": 1}, chunks={3: 1, 4: 9, 1: 1}, steps_ms=[100.0] * 95 + [400.0] * 5, failed=0,
+    failing=False, last_error="", last_error_age_s=0.0,
 )  # fmt: skip
 SESSION = SessionStats(CacheStats(frames_seen=40, live_bytes=12345, members={1: 7, 2: 3}), 1.0, 20.0, 2.5)
 MAP = MapState(
@@ -61,7 +72,7 @@ def test_a_healthy_node_is_ok_and_tells_its_figures():
         "115.0",
         "400.0",
     )
-    assert values["chunks"] == "9 of 4, 1 of 3, 1 of 1"
+    assert values["chunks"] == "9 of 4, 1 of 3, 1 of 1" and values["chunks failed"] == "0"
     assert values["weights"] == "bundled model, step 12" and values["libraries"] == "images by X"
     memory = found["memory"][2]
     assert memory["cache.live_bytes"] == "12345" and memory["cache.members.2"] == "3"
@@ -102,6 +113,13 @@ def test_a_healthy_node_is_ok_and_tells_its_figures():
 def test_trouble_shows_in_the_level_and_the_message(part, level, text, changes):
     found = report(**changes)
     assert found[part][0] == level and text in found[part][1]
+
+
+def test_a_failure_is_found_in_a_report_though_later_chunks_succeed():
+    counts = replace(COUNTS, failed=1, failing=False, last_error="inference: boom")
+    for now, told in ((counts, "the mapping node failed to map a chunk: inference: boom"), (COUNTS, "")):
+        assert failure(diagnostic_array(Time(), FACTS, SOURCE, now, COUNTS, SESSION, MAP)) == told
+    assert failure(DiagnosticArray(status=[DiagnosticStatus(name="another node")])) == ""
 
 
 def test_old_bad_images_do_not_worry_for_ever():

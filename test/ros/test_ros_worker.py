@@ -213,7 +213,7 @@ def test_an_error_is_logged_once_and_counted_always(caplog):
     statistics.error("inference", "no", 2, failing=True)
     counts = statistics.snapshot()
     assert counts.dropped == {"bad image (size)": 3, "inference": 2}
-    assert counts.failing and counts.last_error == "inference: no"
+    assert counts.failing and counts.failed == 1 and counts.last_error == "inference: no"
     assert [record.getMessage().split(" (counted")[0] for record in caplog.records] == [
         "bad image (size): 1 bytes",
         "inference: no",
@@ -222,7 +222,7 @@ def test_an_error_is_logged_once_and_counted_always(caplog):
     statistics.log_again()
     statistics.error("bad image (size)", "4 bytes", 1)
     counts = statistics.snapshot()
-    assert not counts.failing and counts.mapped == 4 and counts.steps_ms == [250.0]
+    assert not counts.failing and counts.failed == 1 and counts.mapped == 4 and counts.steps_ms == [250.0]
     assert counts.chunks == {4: 1}
     assert len(caplog.records) == 3
 
