@@ -145,3 +145,26 @@ def test_truncated_recordings_are_refused_with_the_cure(tmp_path, keep, plugin):
     file.write_bytes(file.read_bytes()[: int(file.stat().st_size * keep)])
     with pytest.raises(ValueError, match="mcap recover"):
         open_sequence(path)
+
+
+@pytest.mark.parametrize("plugin", [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
+def test_a_folder_is_read_whatever_its_name(tmp_path, plugin):
+    """A name that ends in .bag is that of a ROS 1 recording, elsewhere."""
+    sequence = open_sequence(write_bag(tmp_path / "walk.bag", "odom", plugin))
+    assert len(sequence) == 6 and sequence.name == "walk"
+    assert np.array_equal(sequence.frame(2).image, tiny_frames(6)[2].image)
+
+
+def test_what_is_no_recording_is_told_apart_from_a_damaged_one(tmp_path):
+    bag = write_bag(tmp_path / "bag", "tf")
+    (bag / "metadata.yaml").unlink()
+    with pytest.raises(
+        ValueError, match=r"without metadata.yaml is no recording; 'ros2 bag reindex' .*bag.mcap"
+    ):
+        bag_reader.read(bag)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"without metadata.yaml is no recording; there is no .mcap or .db3"):
+        bag_reader.read(tmp_path / "empty")
+    (tmp_path / "old.bag").write_bytes(b"#ROSBAG V2.0\n")
+    with pytest.raises(ValueError, match=r"no file of a rosbag2 .* rosbags-convert"):
+        bag_reader.read(tmp_path / "old.bag")

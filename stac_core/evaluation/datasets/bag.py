@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from stac_core.evaluation.datasets.bag_file import (
+    FILE_TYPES,
     IMAGE_TYPES,
     BagFile,
     MessageList,
@@ -23,7 +24,7 @@ _MAX_GAP_NS = 20_000_000
 
 
 def recognises(path: Path) -> bool:
-    return (path / "metadata.yaml").is_file() or path.suffix in (".mcap", ".db3")
+    return (path / "metadata.yaml").is_file() or path.suffix in FILE_TYPES
 
 
 @dataclass(frozen=True)

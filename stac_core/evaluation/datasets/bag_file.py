@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 from rosbags.highlevel import AnyReader
 from rosbags.image import ImageError, message_to_cvimage
 from rosbags.interfaces import Connection
+from rosbags.rosbag2 import Reader
 from rosbags.typesys import Stores, get_typestore
 
 from stac_core.evaluation.datasets.sequence import Array
 from stac_core.evaluation.trajectory import poses_from_quaternions
 
+FILE_TYPES = (".mcap", ".db3")
 IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 
 
@@ -36,14 +38,18 @@ def header_stamp(message: Any) -> int:
 
 
 class BagFile:
-    """One opened recording; a folder with metadata.yaml or a bare .mcap or .db3 file."""
+    """One opened recording; a folder with metadata.yaml or a bare .mcap or .db3 file, whatever its name.
+
+    ValueError for what is none, or is damaged.
+    """
 
     def __init__(self, path: Path) -> None:
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: no such bag")
+        _check_kind(path)
         self.path = path
         try:
             self._reader = AnyReader([path], default_typestore=get_typestore(Stores.ROS2_KILTED))
+            # By its name alone a folder called *.bag would be taken for a file of ROS 1.
+            self._reader.is2, self._reader.readers = True, [Reader(path)]
             self._reader.open()
         except Exception as error:  # the library's errors share no base class with its own assertions
             raise ValueError(
@@ -120,6 +126,21 @@ class MessageList:
             self._next += 1
         self._next += 1
         return next(self._stream).message
+
+
+def _check_kind(path: Path) -> None:
+    """Refuse what no reader of rosbag2 can open, naming what would do."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such bag")
+    if path.is_file() and path.suffix not in FILE_TYPES:
+        other = "; rosbags-convert makes one of a ROS 1 bag" if path.suffix == ".bag" else ""
+        raise ValueError(f"{path}: no file of a rosbag2 recording ({' or '.join(FILE_TYPES)}){other}")
+    if path.is_dir() and not (path / "metadata.yaml").is_file():
+        files = sorted(str(file) for file in path.iterdir() if file.suffix in FILE_TYPES)
+        cure = f"there is no {' or '.join(FILE_TYPES)} file in it either"
+        if files:
+            cure = f"'ros2 bag reindex' writes one, or name a file: {', '.join(files)}"
+        raise ValueError(f"{path}: a folder without metadata.yaml is no recording; {cure}")
 
 
 def decode_image(message: Any, topic: str) -> NDArray[np.uint8]:
