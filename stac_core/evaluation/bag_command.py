@@ -31,7 +31,7 @@ from stac_core.evaluation.flags import (
     sweep,
 )
 from stac_core.evaluation.report_html import to_html
-from stac_core.evaluation.results import ResultTable, Row
+from stac_core.evaluation.results import ResultTable, Row, in_one_line
 from stac_core.evaluation.scene_flags import TOPIC_FLAGS, add_flags
 from stac_core.evaluation.score import ReconOptions
 from stac_core.evaluation.trajectory_metrics import POSE_ALIGNMENTS
@@ -84,21 +84,24 @@ def run(arguments: argparse.Namespace) -> int:
         require_stream(configure(overrides))
     table = ResultTable(arguments.output_dir)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # both signals end the replay, not the report
-    failures = 0
+    failures, rows = 0, []
     for overrides in settings:
-        replayed, problems = _run_one(arguments, sequence, table, overrides)
+        replayed, problems, row = _run_one(arguments, sequence, table, overrides)
+        rows += [row] if row else []
         for problem in problems:
             print(f"stac-eval bag: {sequence.name} [{describe(overrides)}]: {problem}", file=sys.stderr)
         failures += bool(problems)
         if replayed == _INTERRUPTED:
-            return _INTERRUPTED
-    return int(bool(failures))
+            break
+    for row in rows:
+        print(in_one_line(row))
+    return _INTERRUPTED if replayed == _INTERRUPTED else int(bool(failures))
 
 
 def _run_one(
     arguments: argparse.Namespace, sequence: BagSequence, table: ResultTable, overrides: Overrides
-) -> tuple[int, list[str]]:
-    """The exit status of the replay, and what the user must know."""
+) -> tuple[int, list[str], Row | None]:
+    """The exit status of the replay, what the user must know, and the figures, where there are any."""
     key: Row = {
         "task": "bag",
         "dataset": "bag",
@@ -107,9 +110,9 @@ def _run_one(
         "settings": " ".join([describe(overrides), *arguments.node_params]),
         "measured": f"pose={arguments.align} depth={arguments.depth_align} {_player(arguments)}",
     }
-    if table.find(key, unknown="weights"):
+    if known := table.find(key, unknown="weights"):
         logger.info("%s [%s]: already in %s", sequence.name, key["settings"], table.folder)
-        return 0, []
+        return 0, [], known
     folder = arguments.output_dir / _folder_name(sequence.name, key["settings"], _player(arguments))
     recording = arguments.result or folder / "result"
     status = 0 if arguments.result else _replay(arguments, sequence.topic, overrides, recording)
@@ -117,7 +120,7 @@ def _run_one(
     try:
         result = BagResult(recording, sequence.topic)
     except (ValueError, OSError) as error:
-        return status, [*problems, str(error)]
+        return status, [*problems, str(error)], None
     report = judge_bag(sequence, result, arguments.align, arguments.depth_align, ReconOptions())
     problems += _problems(report, arguments.truth)
     key["weights"] = result.diagnostics().texts.get("inference: weights", "")
@@ -126,7 +129,7 @@ def _run_one(
     write_report(folder, arguments.bag, row, report, pictures)
     if not problems:
         table.add(row)
-    return status, problems
+    return status, problems, row
 
 
 def _player(arguments: argparse.Namespace) -> str:

@@ -18,7 +18,7 @@ from stac_core.config import Config, ModelConfig
 from stac_core.evaluation.datasets import Sequence, find_kind, open_sequence
 from stac_core.evaluation.datasets.bag import BagOptions
 from stac_core.evaluation.flags import Overrides, configure, describe, mode_name
-from stac_core.evaluation.results import ResultTable, Row
+from stac_core.evaluation.results import ResultTable, Row, in_one_line
 from stac_core.evaluation.scene_run import SceneRun, frame_indices, run_scene
 from stac_core.evaluation.score import ReconOptions, score_depth, score_pose, score_recon
 from stac_core.evaluation.trajectory import write_tum
@@ -71,18 +71,27 @@ class Plan:
 
 
 def run_plan(plan: Plan) -> int:
-    """Run what is missing in the output folder; names every scene that fails and returns how many did."""
-    table = ResultTable(plan.output)
+    """Run what is missing in the output folder, and tell the main figures of all at the end.
+
+    Names every scene that fails, wholly or in one measure, and returns how many did.
+    """
+    table, rows = ResultTable(plan.output), []
     failures = 0
     with tqdm(total=0, unit="frame", dynamic_ncols=True, disable=None) as bar:  # None: on a terminal only
         for loaded, config, overrides in _networks(plan.settings):
             for source in plan.sources:
                 try:
-                    _run_one(plan, table, source, loaded, config, overrides, bar)
+                    row = _run_one(plan, table, source, loaded, config, overrides, bar)
+                    rows.append(row)
+                    problem = row.get("failed", "")
                 except (ValueError, OSError, RuntimeError) as error:
+                    problem = str(error)
+                if problem:
                     failures += 1
                     where = f"{source} [{describe(overrides)}]"
-                    bar.write(f"stac-eval {plan.task}: {where}: {error}", file=sys.stderr)
+                    bar.write(f"stac-eval {plan.task}: {where}: {problem}", file=sys.stderr)
+    for row in rows:
+        print(in_one_line(row))
     return failures
 
 
@@ -104,7 +113,11 @@ def _run_one(
     config: Config,
     overrides: Overrides,
     bar: tqdm,
-) -> None:
+) -> Row:
+    """The row of one scene, computed unless it is there; its column `failed` tells measures that failed.
+
+    Raises ValueError, OSError or RuntimeError where there is nothing to tell.
+    """
     sequence = open_sequence(source, plan.dataset, plan.bag_options)
     key: Row = {
         "task": plan.task,
@@ -115,9 +128,9 @@ def _run_one(
         "measured": plan.measures.describe(),
         "weights": loaded.weights,
     }
-    if table.find(key):
+    if known := table.find(key):
         logger.info("%s [%s]: already in %s", sequence.name, key["settings"], table.folder)
-        return
+        return known
     started = time.perf_counter()
     folder = plan.output / "scenes" / f"{sequence.name}_{digest(key)}"
     bar.total += len(frame_indices(sequence, plan.measures.stride))
@@ -134,14 +147,14 @@ def _run_one(
         "seconds": round(time.perf_counter() - started, 3),
         "frames_file": str((folder / "frames.csv").relative_to(plan.output)),
     }
-    table.add(row | {"failed": "; ".join(problems)} if problems else row)
+    row |= {"failed": "; ".join(problems)} if problems else {}
+    table.add(row)
     if plan.vis_tag:
         visualise(run, sequence, plan.output / f"vis_{plan.vis_tag}" / folder.name, plan.measures.options)
     else:  # the maps served the scores; they are the only large files
         (folder / "depth.npy").unlink()
         (folder / "confidence.npy").unlink()
-    if problems:
-        raise ValueError("; ".join(problems))
+    return row
 
 
 def _score(run: SceneRun, sequence: Sequence, measures: Measures) -> tuple[dict[str, float], list[str]]:

@@ -15,6 +15,14 @@ MIB = 2**20  # columns named mib are in these
 # What makes two rows the same experiment.
 KEY = ("task", "dataset", "scene", "model_name", "settings", "measured", "weights")
 
+_MAIN = {  # the figures that are told at the end
+    "ate_rmse": "ATE {:.4g} m",
+    "rpe_rmse": "RPE {:.4g} m",
+    "abs_rel": "AbsRel {:.4g}",
+    "f_score": "F-score {:.4g}",
+    "latency_median_ms": "latency {:.4g} ms",
+}
+
 
 class ResultTable:
     """`rows.jsonl` (the record) and `rows.csv` (for spreadsheets) in one folder."""
@@ -54,6 +62,14 @@ def read_rows(path: Path) -> list[Row]:
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}:{number}: not a result row ({error}); move the file away") from error
     return rows
+
+
+def in_one_line(row: Row) -> str:
+    """What was run and the main figures that it has, for people who wait at a terminal."""
+    told = [text.format(row[name]) for name, text in _MAIN.items() if row.get(name) is not None]
+    used, sent = row.get("frames_used", row.get("frames")), row.get("frames_sent", row.get("frames"))
+    frames = f"{used} frames" if used == sent else f"{used} of {sent} frames"
+    return f"{row['scene']} [{row['settings']}]: {', '.join([*told, frames])}"
 
 
 def columns(rows: list[Row]) -> list[str]:

@@ -172,6 +172,7 @@ def test_a_bag_without_truth_keeps_its_costs_and_says_so(judged, capsys, tmp_pat
     assert report["latency"]["latency_median_ms"] == 50
     assert set(report["not judged"]) == {"pose", "depth", "cloud"}
     assert main([*arguments, "--truth", "none"]) == 0
+    assert "bare [defaults]: latency 50 ms, 10 of 12 frames" in capsys.readouterr().out
 
 
 def test_an_answer_that_stands_still_is_named_and_the_rest_is_kept(judged, capsys, tmp_path):

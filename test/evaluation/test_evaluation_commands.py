@@ -32,6 +32,9 @@ def test_recon_measures_all_that_is_asked_in_one_pass(tmp_path, capsys):
     for column in ("accuracy_mean", "f_score", "abs_rel", "ate_rmse", "step_ms_p95", "cache_mib_max"):
         assert np.isfinite(row[column])
     assert row["frames"] == 6 and row["mode"] == Config().cache.mode
+    told = capsys.readouterr().out.splitlines()[-2]
+    for text in ("ATE", "RPE", "AbsRel", "F-score", "6 frames", row["scene"], f"{row['f_score']:.4g}"):
+        assert text in told
     with (tmp_path / "embedded" / "rows.csv").open() as lines:
         assert next(csv.DictReader(lines))["scene"] == row["scene"]
     steps = (tmp_path / "embedded" / row["frames_file"]).read_text().splitlines()
@@ -44,7 +47,7 @@ def test_recon_measures_all_that_is_asked_in_one_pass(tmp_path, capsys):
     assert (pictures / "cloud.ply").read_bytes().startswith(b"ply\n")
 
 
-def test_figures_do_not_depend_on_whether_a_run_was_interrupted(tmp_path):
+def test_figures_do_not_depend_on_whether_a_run_was_interrupted(tmp_path, capsys):
     """A scene that fails leaves the others; the next run adds only what is missing."""
     broken = tmp_path / "7scenes" / "broken" / "seq-01"
     write_image(broken / "frame-000000.color.png", tiny_frames(1)[0].image)
@@ -52,7 +55,9 @@ def test_figures_do_not_depend_on_whether_a_run_was_interrupted(tmp_path):
     assert main(["depth", str(broken), WORLD, *SMALL, *output]) == 1
     (first,) = rows_of(tmp_path / "out")
     stamp = (tmp_path / "out" / "embedded" / "rows.jsonl").stat().st_mtime_ns
+    told = capsys.readouterr().out
     assert main(["depth", WORLD, *SMALL, *output]) == 0
+    assert "AbsRel" in told and capsys.readouterr().out == told  # figures that are there are told again
     assert rows_of(tmp_path / "out") == [first]
     assert (tmp_path / "out" / "embedded" / "rows.jsonl").stat().st_mtime_ns == stamp
     assert main(["depth", WORLD, *SMALL, *output, "--align", "scale_shift"]) == 0
@@ -87,7 +92,9 @@ def test_a_measure_that_fails_leaves_the_others(tmp_path, capsys):
     (scene / "depth.txt").write_text("1.0 0.depth.png\n1.1 1.depth.png\n")
     command = ["depth", str(scene), "--eval_cam", *SMALL, *output]
     assert main(command) == 1
-    assert "pose: desk: 0 frames with a true pose" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "pose: desk: 0 frames with a true pose" in said.err
+    assert "AbsRel" in said.out and "ATE" not in said.out
     (row,) = rows_of(tmp_path / "out")
     assert row["abs_rel"] > 0 and "0 frames with a true pose" in row["failed"]
     pose = "0 0 0 0 0 0 1"
