@@ -513,15 +513,14 @@ def test_bad_weights_are_refused_before_anything_is_subscribed_to(tmp_path, capf
         assert "subscribed" not in log and "Traceback" not in log and "this must not run" not in log
 
 
-def test_what_ros_or_the_kernels_refuse_ends_in_one_message_too(capfd, loggers, monkeypatch):
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # tests of kernels in this process set it
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    on_cpu = ["-p", "model.device:=cpu", "-p", "kernels.backend:=triton"]
+def test_what_ros_or_the_kernels_refuse_ends_in_one_message_too(capfd, loggers):
+    # Not triton: tests of kernels in this process have its interpreter, which runs everywhere.
+    on_cpu = ["-p", "model.device:=cpu", "-p", "kernels.backend:=cuda"]
     for arguments, text in {
         ("--params-file", "nowhere.yaml"): "nowhere.yaml",
         ("-r", "image:=a b"): "a b",
         ("-r", "__ns:=two words"): "two words",
-        tuple(on_cpu): "kernels.backend = 'triton' cannot run",
+        tuple(on_cpu): "kernels.backend = 'cuda' cannot run",
     }.items():
         assert run_node(MappingNode, topics.NODE_NAME, ["--ros-args", *arguments]) == 1
         log = "".join(capfd.readouterr())
