@@ -14,6 +14,7 @@ from geometry_msgs.msg import Pose, PoseWithCovarianceStamped
 from nav_msgs.msg import Path
 from numpy.typing import NDArray
 from rclpy.node import Node
+from rclpy.serialization import deserialize_message
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 
@@ -108,15 +109,16 @@ class OutputListener:
         self._node = node
         self._own_name = node.resolve_topic_name(NODE_NAME).lstrip("/")  # of the mapping node listened to
         self._listens_to_camera = False
+        self._path: bytes | None = None  # the newest ~/path, unless it has been read
         for topic, callback in (
             (POSE, self._on_pose),
-            (PATH, self._on_path),
             (MAP_POINTS, self._on_map),
             (DEPTH, self._on_depth),
             (DEPTH_INFO, self._on_depth_info),
             (DIAGNOSTICS, self._on_diagnostics),
         ):
             self._subscribe(topic, callback, _MAPS if topic is MAP_POINTS else _DEPTH)
+        self._subscribe(PATH, self._on_path, raw=True)
 
     def listen_only_to_map(self) -> None:
         """What is said of new frames is no longer of interest."""
@@ -124,8 +126,24 @@ class OutputListener:
             if topic is not MAP_POINTS:
                 self._node.destroy_subscription(subscription)
 
-    def _subscribe(self, topic: Topic, callback: Callable[[Any], None], depth: int) -> None:
-        self._subscriptions.append((topic, subscribe(self._node, topic, callback, depth)))
+    def correct_poses(self) -> None:
+        """What the newest path tells of poses again is true: lengths change where the node learns its scale.
+
+        Reading a long path takes a tenth of a second; so it is left to those who need the poses.
+        """
+        raw, self._path = self._path, None
+        if raw is None:
+            return
+        known = {stamp_ns: index for index, stamp_ns in enumerate(self.seen.stamps_ns)}
+        for stamped in deserialize_message(raw, Path).poses:
+            index = known.get(stamp_nanoseconds(stamped.header.stamp))
+            if index is not None:
+                self.seen.map_from_camera[index] = _matrix(stamped.pose)
+
+    def _subscribe(
+        self, topic: Topic, callback: Callable[[Any], None], depth: int = 0, raw: bool = False
+    ) -> None:
+        self._subscriptions.append((topic, subscribe(self._node, topic, callback, depth, raw)))
 
     def _listen_to_camera(self) -> None:
         """Only once the mapping node has been heard: a replay that waits for this subscription may then
@@ -147,13 +165,8 @@ class OutputListener:
         self.seen.stamps_ns.append(stamp_ns)
         self.seen.map_from_camera.append(_matrix(message.pose.pose))
 
-    def _on_path(self, message: Path) -> None:
-        """What is told of poses again is true: their lengths change where the node learns its scale."""
-        known = {stamp_ns: index for index, stamp_ns in enumerate(self.seen.stamps_ns)}
-        for stamped in message.poses:
-            index = known.get(stamp_nanoseconds(stamped.header.stamp))
-            if index is not None:
-                self.seen.map_from_camera[index] = _matrix(stamped.pose)
+    def _on_path(self, raw: bytes) -> None:
+        self._path = raw
 
     def _on_map(self, message: PointCloud2) -> None:
         self.heard_at = time.monotonic()

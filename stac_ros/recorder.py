@@ -68,6 +68,7 @@ class Recorder(Node):
 
     def write(self) -> bool:
         """Write the files; false if there was nothing to record. OSError naming what cannot be written."""
+        self.listener.correct_poses()
         seen = self.listener.seen
         if not (self._begun or seen.stamps_ns):
             return False

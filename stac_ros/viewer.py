@@ -34,8 +34,13 @@ def main() -> None:
     begin_ros("stac-view")
     node = Node("stac_view")
     listener, scene = OutputListener(node), Scene(port)
+
+    def show() -> None:
+        listener.correct_poses()
+        scene.show(listener.seen)
+
     steady = Clock(clock_type=ClockType.STEADY_TIME)  # also while simulated time stands still
-    node.create_timer(PERIOD_S, lambda: scene.show(listener.seen), clock=steady)
+    node.create_timer(PERIOD_S, show, clock=steady)
     logger.info("open %s", scene.address)
     try:
         rclpy.spin(node)
