@@ -27,10 +27,7 @@ LOG_LEVELS = ("debug", "info", "warn", "error", "fatal")
 
 @dataclass(frozen=True)
 class Argument:
-    """One `name:=value`; where `parameter` is named, a given value sets that parameter of the node.
-
-    The parameter is a bool where the choices are `SWITCH`, else a text.
-    """
+    """One `name:=value`; where `parameter` is named, a given value sets that parameter of the node."""
 
     name: str
     default: str
@@ -161,7 +158,7 @@ def _with_kind_of_images(values: Mapping[str, str]) -> Mapping[str, str]:
 
 def _mapping_node(values: Mapping[str, str]) -> Child:
     given: dict[str, Any] = {
-        argument.parameter: is_true(text) if argument.choices == SWITCH else text
+        argument.parameter: _typed(argument.parameter, text)
         for argument in ARGUMENTS
         if argument.parameter and (text := values[argument.name])
     }
