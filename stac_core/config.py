@@ -113,6 +113,10 @@ NETWORKS: dict[str, NetworkConfig] = {
     ),
 }
 
+_REACH = {
+    "embedded": 0.25
+}  # how far networks follow a camera from their first frame, where that was measured
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -468,6 +472,28 @@ class KernelConfig:
 
 
 @dataclass(frozen=True)
+class SubmapConfig:
+    """When a stream goes on with an empty memory, seen from its latest frame."""
+
+    reach: float = setting(
+        -1.0,
+        "how far the camera departs from a submap's first frame, its turn in radians plus its way in median "
+        "depths, before the next submap begins; 0 = never; -1 = what suits the network: 0.25 for the bundled "
+        "model, 0 for others",
+        minimum=-1.0,
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if -1 < self.reach < 0:
+            raise refuse(self, "reach", "neither a distance nor -1", 0.0)
+
+    def reach_of(self, network: NetworkConfig) -> float:
+        """The distance; 0 = a stream is one submap."""
+        return _REACH.get(network.name, 0.0) if self.reach < 0 else self.reach
+
+
+@dataclass(frozen=True)
 class Config:
     """All sections of the core."""
 
@@ -475,6 +501,7 @@ class Config:
     image: ImageConfig = field(default_factory=ImageConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     kernels: KernelConfig = field(default_factory=KernelConfig)
+    submap: SubmapConfig = field(default_factory=SubmapConfig)
 
 
 def require_stream(config: Config) -> None:

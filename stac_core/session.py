@@ -19,13 +19,14 @@ from stac_core.cache.one_pass import OnePass
 from stac_core.cache.saved_state import read_state, write_state
 from stac_core.cache.stats import CacheStats
 from stac_core.cache.token_positions import TokenPositions, View, token_positions
-from stac_core.config import Config
+from stac_core.config import Config, SubmapConfig
 from stac_core.device import Stopwatch
 from stac_core.geometry import decode_pose, unproject_depth
 from stac_core.images import ImageGeometry, plan_resize, prepare_images
 from stac_core.kernels.select import select_kernels
 from stac_core.network.causal_vggt import CausalVGGT
 from stac_core.prediction import Prediction
+from stac_core.submaps import Submaps
 
 USUAL_SIZE = 480, 640  # height and width that images are supposed to have until one has come
 
@@ -34,7 +35,8 @@ USUAL_SIZE = 480, 640  # height and width that images are supposed to have until
 class SessionStats:
     """Plain numbers about a stream: its memory, and what the last step took, 0 before the first."""
 
-    cache: CacheStats
+    cache: CacheStats  # of the present submap, but `frames_seen` of the whole stream
+    submaps: int  # so far, the present one included
     prepare_ms: float
     network_ms: float
     settle_ms: float
@@ -53,6 +55,7 @@ class StreamSession:
         self._device = next(network.parameters()).device
         self._kernels = select_kernels(config.kernels.backend, self._device)
         self._cache = open_cache(config.cache, network.config, self._kernels)
+        self._submaps = self._no_submaps()
         self._watch: Stopwatch | None = None  # of the last step
 
     @torch.inference_mode()
@@ -60,20 +63,22 @@ class StreamSession:
         """1 … `cache.chunk_size` new frames, uint8 RGB [H, W, 3] of one size → Prediction [S, …].
 
         Frames of one step see each other and what is kept of the past. ValueError where the frames do
-        not fit the stream; whatever is raised, the stream is as it was before the step. It also is where a
-        first chunk does not reach `cache.first_confidence`.
+        not fit the stream; whatever is raised, the stream goes on as if the step had not been. It also does
+        where a first chunk does not reach `cache.first_confidence`. Where the camera has departed by
+        `submap.reach`, the step begins the next submap, which takes one frame more.
         """
         watch = Stopwatch(self._device)
         trained_size = self._network.config.image_size
         pixels, geometry = prepare_images(images, self.config.image, trained_size, self._device)
         self._check_size(geometry)
         watch.mark()
-        wants_points = self._cache.wants_positions and self.config.cache.positions == "points"
-        prediction = self._network(pixels[None], self._cache, points=wants_points)
-        prediction = prediction.map(lambda t: t[0])
+        if self._submaps.next_is_due:
+            self._begin_submap()
+        prediction = self._see(pixels)
         watch.mark()
         if self._cache.frames_seen or self._can_begin(prediction):
-            self._cache.settle(self._positions(prediction), _cameras(prediction))
+            self._settle(prediction)
+            prediction = self._submaps.follow(pixels, prediction)
         watch.mark()
         self._watch, self.geometry = watch, geometry
         return replace(prediction, camera_tokens=None)
@@ -92,12 +97,14 @@ class StreamSession:
         if isinstance(self._cache, OfflineCache):
             return
         cache = replace(self.config.cache, first_confidence=0.0, lost_confidence=0.0)
-        session = StreamSession(self._network, replace(self.config, cache=cache))
+        session = StreamSession(self._network, replace(self.config, cache=cache, submap=SubmapConfig(0.0)))
         noise = np.random.default_rng(0).integers(0, 256, (cache.chunk_size, *USUAL_SIZE, 3), dtype=np.uint8)
         frames = cache.pinned_frames + cache.window_size + cache.hh_size + 2 * cache.chunk_size
         steps = [cache.chunk_size] * -(-frames // cache.chunk_size) + list(range(1, cache.chunk_size))
         for count in steps:
             session.step(list(noise[:count]))
+        session.reset()
+        session.step(list(noise[:1]))  # as a submap begins
 
     def check_budget(self, dtype: torch.dtype) -> None:
         """ValueError, as of the first step, where the cache's limits leave no room for the live cache.
@@ -112,20 +119,26 @@ class StreamSession:
     def reset(self) -> None:
         """Forget everything: the next frame begins a new stream."""
         self._cache.reset()
+        self._submaps.forget()
         self.geometry = self._watch = None
 
     def pin(self, frame: int) -> None:
         """Keep one more frame whole for ever, by its number in the stream; ValueError where it is gone."""
         if isinstance(self._cache, OfflineCache):
             raise ValueError(f"cache.mode = {self.config.cache.mode!r} keeps no frames")
+        if self._submaps.reach:
+            raise ValueError(
+                f"frame = {frame}: a submap ends with all its frames; set submap.reach = 0 to pin"
+            )
         self._cache.pin(frame)
 
     @torch.inference_mode()
     def repose(self, move_voxels: bool = False) -> tuple[Tensor, Tensor]:
         """Read the poses of the frames kept by `cache.repose_frames` again, with all later knowledge.
 
-        → frame numbers [n] and world_from_camera [n, 4, 4]. The stream stays as it is, except that with
-        `move_voxels` merged tokens move with the frames that saw them. ValueError where nothing is kept.
+        Those of the present submap: → frame numbers [n] and world_from_camera [n, 4, 4]. The stream stays as
+        it is, except that with `move_voxels` merged tokens move with the frames that saw them. ValueError
+        where nothing is kept.
         """
         if isinstance(self._cache, OfflineCache):
             raise ValueError(f"cache.mode = {self.config.cache.mode!r} keeps no frames")
@@ -136,7 +149,7 @@ class StreamSession:
         poses = decode_pose(encoding, 1, 1)[0]
         if move_voxels:
             self._cache.follow(poses)
-        return kept.frames, poses
+        return kept.frames + self._submaps.first_frame, self._submaps.poses_in_world(poses)
 
     def save(self, path: str | Path) -> None:
         """Write the whole stream as one safetensors file, to be resumed by `load`.
@@ -145,26 +158,33 @@ class StreamSession:
         """
         if isinstance(self._cache, OfflineCache):
             raise ValueError(f"cache.mode = {self.config.cache.mode!r} remembers nothing that could be saved")
-        write_state(Path(path), self._cache.state(), self._about())
+        state = {"cache": self._cache.state(), "submaps": self._submaps.state()}
+        write_state(Path(path), state, self._about())
 
     def load(self, path: str | Path) -> None:
         """Go on with a saved stream in place of the present one; predictions continue as if uninterrupted.
 
         ValueError where the file is damaged or was saved under other settings; this stream then stays.
         """
-        cache = open_cache(self.config.cache, self._network.config, self._kernels)
+        cache, submaps = (
+            open_cache(self.config.cache, self._network.config, self._kernels),
+            self._no_submaps(),
+        )
         if isinstance(cache, OfflineCache):
             raise ValueError(f"cache.mode = {self.config.cache.mode!r} cannot go on with a saved stream")
         try:
-            cache.restore(read_state(Path(path), self._about(), self._device))
+            state = read_state(Path(path), self._about(), self._device)
+            cache.restore(state["cache"])
+            submaps.restore(state["submaps"])
         except (KeyError, IndexError) as missing:
             raise ValueError(f"{path} lacks {missing}: save the stream again") from missing
-        self._cache, self.geometry, self._watch = cache, None, None
+        self._cache, self._submaps, self.geometry, self._watch = cache, submaps, None, None
 
     def stats(self, members: bool = False) -> SessionStats:
         """members: also count merged tokens by how many they stand for, which looks at every one."""
         times_ms = self._watch.milliseconds() if self._watch else (0.0, 0.0, 0.0)
-        return SessionStats(self._cache.stats(members), *times_ms)
+        cache = replace(self._cache.stats(members), frames_seen=self._submaps.frames_seen)
+        return SessionStats(cache, self._submaps.count, *times_ms)
 
     def _about(self) -> dict[str, Any]:
         """What a saved stream must agree on with this one."""
@@ -172,18 +192,40 @@ class StreamSession:
             "network": self._network.config,
             "cache": self.config.cache,
             "image": self.config.image,
+            "submap": self.config.submap,
         }
         settings = {f"{n}.{k}": v for n, section in sections.items() for k, v in asdict(section).items()}
         return json.loads(json.dumps(settings))  # tuples become lists, as in the file
 
     def _check_size(self, geometry: ImageGeometry) -> None:
         """ValueError where frames are of another size than those that the stream consists of."""
-        if self._cache.frames_seen and self.geometry not in (None, geometry):
+        if self._submaps.frames_seen and self.geometry not in (None, geometry):
             (old_height, old_width), (height, width) = self.geometry.camera_size, geometry.camera_size
             raise ValueError(
                 f"frames of {width}×{height} pixels in a stream of {old_width}×{old_height}: "
                 "keep the image size, or reset the stream"
             )
+
+    def _no_submaps(self) -> Submaps:
+        """The state before the first frame; a sequence taken in one pass has but one submap."""
+        reach = 0.0 if self.config.cache.rules.offline else self.config.submap.reach_of(self._network.config)
+        return Submaps(reach)
+
+    def _begin_submap(self) -> None:
+        """Forget everything but where the last frame lies, and see that frame again as the first one."""
+        self._cache.reset()
+        last_again = self._see(self._submaps.last_pixels)
+        self._settle(last_again)
+        self._submaps.begin(last_again)
+
+    def _see(self, pixels: Tensor) -> Prediction:
+        """What the network says of frames [S, 3, H, W], in the present submap."""
+        wants_points = self._cache.wants_positions and self.config.cache.positions == "points"
+        return self._network(pixels[None], self._cache, points=wants_points).map(lambda t: t[0])
+
+    def _settle(self, prediction: Prediction) -> None:
+        """Take the frames of the pass into the memory."""
+        self._cache.settle(self._positions(prediction), _cameras(prediction))
 
     def _can_begin(self, prediction: Prediction) -> bool:
         """Whether a first chunk is good enough to be what everything else refers to."""

@@ -30,8 +30,9 @@ MAY_IMPORT = {  # part of stac_core → the parts it may import
     "network": BASICS,
     "kernels": {"config", "settings", "device"},
     "cache": {"kernels", "geometry", "config", "settings", "files", "device"},
+    "submaps": {"geometry", "prediction"},
     "checkpoint": BASICS | {"network"},
-    "session": BASICS | {"network", "cache", "images", "kernels"},
+    "session": BASICS | {"network", "cache", "images", "kernels", "submaps"},
     "worlds": {"geometry", "config", "settings", "stamps"},
     # the network as a type; sequences of synthetic worlds; kernels to be checked and timed
     "evaluation": METHOD | FILES | {"network", "worlds", "kernels"},

@@ -3,7 +3,8 @@
     python -m stac_core.training.evaluate
     python -m stac_core.training.evaluate --out out/training      # the state of a run instead
 
-Synthetic worlds have fixed seeds that no run trains on; real recordings are never trained on.
+Synthetic worlds have fixed seeds that no run trains on; real recordings are never trained on. A stream is
+what the node makes of the images, all settings at their defaults; all else is one causal pass.
 """
 
 from __future__ import annotations
@@ -17,15 +18,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from stac_core.cache.one_pass import OnePass
 from stac_core.checkpoint import load_network
-from stac_core.config import NETWORKS, ImageConfig, ModelConfig
+from stac_core.config import NETWORKS, Config, ImageConfig, ModelConfig
 from stac_core.evaluation.datasets import Frame, open_sequence
 from stac_core.images import prepare_images
 from stac_core.network.causal_vggt import CausalVGGT
+from stac_core.session import StreamSession
 from stac_core.training.figures import Figures, figures_of, mean_figures
 from stac_core.training.held_out import held_out_worlds, measure
+from stac_core.training.sequences import Sequences
 from stac_core.training.state import State, check_network, network_weights, read_state
 
 FIRST_WORLD = 1000  # beyond the worlds of the training curve
@@ -33,6 +37,7 @@ SHORT_WORLDS, SHORT_FRAMES = 32, 8
 LONG_WORLDS, LONG_FRAMES = 8, 64
 RECORDINGS = ("hololens_office_start", "tum_fr3_cabinet")
 CLEARLY_BETTER = 0.75  # of what standing still in front of constant depth gives
+STREAM = "stream of "  # before the source of the figures
 Measured = dict[str, Figures]
 
 
@@ -64,6 +69,14 @@ def _of_recording(name: str, source: str, required: float, wanted: float) -> lis
     ]
 
 
+def _of_stream(name: str, source: str) -> list[Row]:
+    return [
+        Row(f"{name}, stream: depth AbsRel", STREAM + source, "depth", "depth_still"),
+        Row(f"{name}, stream: rotation, deg", STREAM + source, "rotation_deg", "rotation_still_deg"),
+        Row(f"{name}, stream: ATE / path", STREAM + source, "trajectory"),
+    ]
+
+
 ROWS = [
     Row("synthetic: depth AbsRel", "short", "depth", "depth_still", 0.10, 0.05),
     Row(
@@ -78,23 +91,30 @@ ROWS = [
     Row("synthetic: ATE / path, 64 frames", "long", "trajectory", "", 0.08, 0.03),
     Row("synthetic: depth AbsRel, 64 frames", "long", "depth", "depth_still"),
     Row("synthetic: rotation, deg, 64 frames", "long", "rotation_deg", "rotation_still_deg"),
+    *_of_stream("synthetic", "short"),
+    *_of_stream("synthetic, 64 frames", "long"),
     *_of_recording("hololens_office_start", "hololens_office_start", CLEARLY_BETTER, 1 / 3),
     *_of_recording("hololens_office_start by 8", "hololens_office_start by 8", math.nan, math.nan),
+    *_of_stream("hololens_office_start", "hololens_office_start"),
     *_of_recording("tum_fr3_cabinet", "tum_fr3_cabinet", math.nan, 1 / 2),
+    *_of_stream("tum_fr3_cabinet", "tum_fr3_cabinet"),
 ]
 
 
 def evaluate(network: CausalVGGT, recordings: Path) -> Measured:
     """Measure on held-out worlds, and on the real recordings that are there."""
     width = network.config.image_size
-    measured = {
-        "short": measure(network, held_out_worlds(FIRST_WORLD, SHORT_WORLDS, SHORT_FRAMES, width)),
-        "long": measure(network, held_out_worlds(FIRST_WORLD, LONG_WORLDS, LONG_FRAMES, width)),
-    }
+    measured: Measured = {}
+    for name, count, length in (("short", SHORT_WORLDS, SHORT_FRAMES), ("long", LONG_WORLDS, LONG_FRAMES)):
+        worlds = held_out_worlds(FIRST_WORLD, count, length, width)
+        measured[name] = measure(network, worlds)
+        streams = [measure_stream(network, _frames_of(world)) for world in worlds]
+        measured[STREAM + name] = mean_figures(streams)
     for name in RECORDINGS:
         if (recordings / name).is_dir():
             frames = read_frames(recordings / name)
             measured[name] = measure_frames(network, frames)
+            measured[STREAM + name] = measure_stream(network, frames)
             clips = [frames[i : i + SHORT_FRAMES] for i in range(0, len(frames), SHORT_FRAMES)]
             measured[f"{name} by {SHORT_FRAMES}"] = mean_figures([measure_frames(network, c) for c in clips])
     return measured
@@ -112,25 +132,47 @@ def measure_frames(network: CausalVGGT, frames: list[Frame]) -> Figures:
     images, device = [f.image for f in frames], next(network.parameters()).device
     pixels, geometry = prepare_images(images, ImageConfig(), network.config.image_size, device)
     prediction = network(pixels[None], OnePass("causal")).to_host().map(lambda t: t[0])
-    depth = geometry.to_camera(prediction.depth)
+    return _compared(geometry.to_camera(prediction.depth), prediction.world_from_camera, frames)
+
+
+def measure_stream(network: CausalVGGT, frames: list[Frame]) -> Figures:
+    """The same of a stream, chunk by chunk."""
+    config = Config()
+    session, size = StreamSession(network, config), config.cache.chunk_size
+    chunks = [frames[i : i + size] for i in range(0, len(frames), size)]
+    predictions = [session.step([frame.image for frame in chunk]).to_host() for chunk in chunks]
+    assert session.geometry is not None  # every step sets it
+    depth = session.geometry.to_camera(torch.cat([p.depth for p in predictions]))
+    return _compared(depth, torch.cat([p.world_from_camera for p in predictions]), frames)
+
+
+def _compared(depth: Tensor, world_from_camera: Tensor, frames: list[Frame]) -> Figures:
+    """Depth [S, height, width] at the camera's pixels, 0 = none, and poses [S, 4, 4] against the truth."""
     truth = torch.from_numpy(np.stack([f.depth_m for f in frames if f.depth_m is not None]))
     poses = torch.from_numpy(
         np.stack([f.world_from_camera for f in frames if f.world_from_camera is not None])
     )
-    return figures_of(depth, prediction.world_from_camera, truth.where(depth > 0, 0.0), poses)
+    return figures_of(depth, world_from_camera, truth.where(depth > 0, 0.0), poses)
+
+
+def _frames_of(world: Sequences) -> list[Frame]:
+    """The frames of one synthetic world, as a recording has them."""
+    images = (255 * world.images[0]).round().byte().movedim(1, -1).numpy()
+    others = (t[0].numpy() for t in (world.world_from_camera, world.depth, world.intrinsics))
+    return [Frame(image, 0, *parts) for image, *parts in zip(images, *others, strict=True)]
 
 
 def table(measured: Measured) -> str:
     """The figures beside the answer "stand still, constant depth", and beside what is asked for."""
-    lines = [f"{'measure':<42}{'reached':>9}{'still':>9}{'required':>10}{'wanted':>9}"]
+    lines = [f"{'measure':<44}{'reached':>9}{'still':>9}{'required':>10}{'wanted':>9}"]
     for row in ROWS:
         if row.source in measured:
             reached, still, required, wanted = row.cells(measured[row.source])
             verdict = "" if math.isnan(required) else ("  yes" if reached <= required else "  NO")
             numbers = f"{_cell(reached):>9}{_cell(still):>9}{_cell(required):>10}{_cell(wanted):>9}"
-            lines.append(f"{row.title:<42}{numbers}{verdict}")
+            lines.append(f"{row.title:<44}{numbers}{verdict}")
         elif row.source in RECORDINGS:
-            lines.append(f"{row.title:<42}{'no data':>9}")
+            lines.append(f"{row.title:<44}{'no data':>9}")
     return "\n".join(lines)
 
 

@@ -13,7 +13,7 @@ from pretended_gpu import OnGpu, move, pretended_gpu
 from tiny import synthetic_frames, tiny_network
 
 from stac_core import Config, StreamSession
-from stac_core.config import CacheConfig, ImageConfig, KernelConfig
+from stac_core.config import CacheConfig, ImageConfig, KernelConfig, SubmapConfig
 
 SMALL = {"window_size": 2, "chunk_size": 2, "hh_size": 1, "retrieval_size": 1, "edge_test": 0.0}
 STREAMS = {
@@ -27,6 +27,7 @@ STREAMS = {
     "spilled": {"memory_budget": 1, "host_budget": 10**7},
     "forgotten": {"memory_budget": 1, "when_full": "forget"},
     "posed again": {"repose_frames": 6},
+    "in submaps": {"reach": 1e-6, "repose_frames": 6},
     "xstream": {"mode": "xstream"},
     "window": {"mode": "window_kv"},
 }
@@ -44,9 +45,15 @@ def budgeted(network, settings: dict) -> dict:
 
 
 def session_of(network, settings: dict) -> StreamSession:
-    cache = CacheConfig(**{"mode": "stac", **SMALL, **settings})
-    kernels = KernelConfig(backend="torch")
-    return StreamSession(network, Config(cache=cache, kernels=kernels, image=ImageConfig(size=70)))
+    submap = SubmapConfig(settings.get("reach", 0.0))
+    settings = {name: value for name, value in settings.items() if name != "reach"}
+    config = Config(
+        cache=CacheConfig(**{"mode": "stac", **SMALL, **settings}),
+        kernels=KernelConfig(backend="torch"),
+        image=ImageConfig(size=70),
+        submap=submap,
+    )
+    return StreamSession(network, config)
 
 
 @pytest.mark.parametrize("settings", STREAMS.values(), ids=STREAMS)
@@ -71,6 +78,7 @@ def test_a_stream_keeps_host_and_device_apart(settings, tmp_path, monkeypatch):
     assert isinstance(prediction.depth, OnGpu) and not isinstance(told.depth, OnGpu)
     assert bool(told.depth.isfinite().all())
     assert stats.cache.frames_seen == (13 if "repose_frames" in settings else 12)
+    assert stats.submaps == (7 if "reach" in settings else 1)
     if "host_budget" in settings:
         assert stats.cache.spilled_voxels > 0
 
