@@ -150,6 +150,7 @@ def _inference(facts: Facts, counts: Snapshot, previous: Snapshot) -> Part:
         "step mean [ms]": f"{steps.mean():.1f}",
         "step p95 [ms]": f"{np.percentile(steps, 95):.1f}",
         "step max [ms]": f"{steps.max():.1f}",
+        "mapping mean [ms]": f"{np.mean(counts.mapping_ms or [0.0]):.1f}",
         "network": facts.network,
         "weights": facts.weights,
         "device": facts.device,

@@ -58,20 +58,6 @@ class InferenceWorker:
         """A chunk that is not full yet waits no longer."""
         self._mailbox.put_command(lambda: None)
 
-    def order(self, action: Callable[[], object]) -> None:
-        """Call `action` on the worker's thread when it is free, between two chunks or while one fills up.
-
-        Nobody waits for the answer: a failure is told by the statistics.
-        """
-
-        def act() -> None:
-            try:
-                action()
-            except Exception as error:
-                self._statistics.error("command", repr(error), 0)
-
-        self._mailbox.put_errand(act)
-
     def stop(self) -> None:
         """Finish the chunk at hand, forget what waits, end the thread."""
         self._mailbox.close()
@@ -90,4 +76,4 @@ class InferenceWorker:
                 self._process(taken)
             except Exception as error:
                 logger.exception("a chunk of %d images was lost", len(taken))
-                self._statistics.error("internal", repr(error), len(taken), failing=True)
+                self._statistics.error("internal", repr(error), len(taken), lost_by="network")

@@ -1,4 +1,4 @@
-"""What waits for the worker: a bounded number of images, newest kept, commands in their place, errands."""
+"""What waits for the worker: a bounded number of images, newest kept, and commands in their place."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ def mailbox_room(size: int, chunk_size: int) -> int:
 class Mailbox:
     """A queue that never blocks those who put. Images and commands leave in order of arrival.
 
-    An image that finds the mailbox full pushes out the oldest image; commands are never dropped. Errands
-    are commands outside of that order: they go first, and the images do not notice.
+    An image that finds the mailbox full pushes out the oldest image; commands are never dropped.
 
     patience_s: how long images wait for others to join them, counted from the newest; 0 = not at all.
     """
@@ -30,7 +29,6 @@ class Mailbox:
     def __init__(self, size: int, patience_s: float = 0.0) -> None:
         self._size, self._patience_s = size, patience_s
         self._items: deque[Any] = deque()  # a tuple is a command, all else an image
-        self._errands: deque[Command] = deque()
         self._images = 0
         self._newest_at = 0.0  # when the newest image came
         self._closed = False
@@ -61,21 +59,22 @@ class Mailbox:
 
         The future holds what it returns.
         """
-        return self._put(self._items, action)
-
-    def put_errand(self, action: Callable[[], Any]) -> Future[Any]:
-        """Have the worker call `action` when it is free; images that wait for others go on waiting."""
-        return self._put(self._errands, action)
+        future: Future[Any] = Future()
+        with self._changed:
+            if self._closed:
+                future.set_exception(RuntimeError("the node is shutting down"))
+            else:
+                self._items.append((action, future))
+                self._changed.notify()
+        return future
 
     def take(self, most: int) -> list[Any] | Command | None:
-        """Wait for the next errand or command, or for images in a row; None when closed.
+        """Wait for the next command, or for images in a row; None when closed.
 
         Of images `most`, or fewer where a command follows them or their patience is over.
         """
         with self._changed:
             while not self._closed:
-                if self._errands:
-                    return self._errands.popleft()
                 if self._items and isinstance(self._items[0], tuple):
                     return self._items.popleft()
                 count = self._images_in_front(most)
@@ -91,23 +90,12 @@ class Mailbox:
         """Let nothing in or out any more; commands that still wait fail with RuntimeError."""
         with self._changed:
             self._closed = True
-            commands = [item for item in self._items if isinstance(item, tuple)] + list(self._errands)
+            commands = [item for item in self._items if isinstance(item, tuple)]
             self._items.clear()
-            self._errands.clear()
             self._images = 0
             self._changed.notify_all()
         for _, future in commands:
             future.set_exception(RuntimeError("the node is shutting down"))
-
-    def _put(self, queue: deque[Any], action: Callable[[], Any]) -> Future[Any]:
-        future: Future[Any] = Future()
-        with self._changed:
-            if self._closed:
-                future.set_exception(RuntimeError("the node is shutting down"))
-            else:
-                queue.append((action, future))
-                self._changed.notify()
-        return future
 
     def _images_in_front(self, most: int) -> int:
         """How many images, up to `most`, come before the next command."""

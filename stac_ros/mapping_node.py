@@ -1,4 +1,4 @@
-"""The node: a camera topic in, a live map out. Callbacks only pass on; the worker's thread does the work."""
+"""The node: a camera topic in, a live map out. Callbacks only pass on; two threads do the work."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import argparse
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 from builtin_interfaces.msg import Time
@@ -26,10 +27,12 @@ from stac_ros.inference_worker import InferenceWorker
 from stac_ros.logs import log_to_ros
 from stac_ros.map_directory import try_to_write
 from stac_ros.mapper import Mapper
+from stac_ros.mapping_worker import MappingWorker
 from stac_ros.node_process import ClosingNode, own_arguments, run_node
 from stac_ros.odometry import OdometryLink
 from stac_ros.outputs import Outputs
 from stac_ros.parameters import Parameters
+from stac_ros.predictor import Predictor
 from stac_ros.run_statistics import Statistics
 from stac_ros.topics import Service, qos_profile
 from stac_ros.transforms import transform_buffer
@@ -49,7 +52,7 @@ logger = logging.getLogger("stac_ros.mapping_node")  # also where this file is r
 
 
 class MappingNode(ClosingNode):
-    """Topics, services and timers around one `Mapper` on one worker thread.
+    """Topics, services and timers around a `Predictor` and a `Mapper`, each on a thread of its own.
 
     Everything that can be refused is refused here, before anything is subscribed to: ValueError for
     parameters and weights.
@@ -78,10 +81,12 @@ class MappingNode(ClosingNode):
         self.calibration = CameraCalibration()
         self.outputs = Outputs(self, self.parameters, self.calibration)
         odometry = OdometryLink(transform_buffer(self), ros.frames) if ros.frames.odom else None
-        self.mapper = Mapper(session, self.parameters, self.statistics, self.outputs, odometry)
+        self.mapper = Mapper(self.parameters, self.statistics, self.outputs)
+        self.mapping = MappingWorker(self.mapper, self.statistics)
+        self.predictor = Predictor(session, self.parameters, self.statistics, self.mapping, odometry)
         self._reported = self.statistics.snapshot()
-        self.worker = InferenceWorker(
-            self._process,
+        self.inference = InferenceWorker(
+            self.predictor.process,
             core.cache.chunk_size,
             ros.worker.mailbox_size,
             self.statistics,
@@ -92,17 +97,18 @@ class MappingNode(ClosingNode):
         self._offer_services()
         self._start_timers()
         self._subscribe()
-        self.worker.start()
+        self.inference.start()
 
     def close(self) -> None:
         """Finish the chunk at hand and see it delivered, with the map that holds it."""
-        self.worker.stop()
-        self.outputs.publish_whole(self.mapper.map)  # the worker has ended: its outputs may be used here
+        self.inference.stop()
+        self.mapping.stop()
+        self.outputs.publish_whole(self.mapper.map)  # its thread has ended: they may be used here
         self.outputs.flush()
         logger.info("stopped: %d images mapped", self.statistics.snapshot().mapped)
 
     def on_image(self, message: Image | CompressedImage) -> None:
-        self.worker.offer(message)
+        self.inference.offer(message)
         self._newest = message.header.stamp
         self._flush_at_the_end()
 
@@ -112,26 +118,28 @@ class MappingNode(ClosingNode):
         self._flush_at_the_end()
 
     def on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        return self._answer(response, self.mapper.reset)
+        said = "stream, map and trajectory are empty; the next image begins a new stream"
+        return self._answer(response, self.predictor.reset, lambda: said)
 
     def on_pause(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
-        return self._answer(response, lambda: self.mapper.pause(request.data))
+        said = "paused: images are ignored, the map stays" if request.data else "running"
+        return self._answer(response, lambda: self.predictor.pause(request.data), lambda: said)
 
     def on_save_map(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        return self._answer(response, self.mapper.save)
+        return self._answer(response, lambda: None, self.mapper.save)
 
     def on_map_timer(self) -> None:
         if self.outputs.whole_is_due():
-            self.worker.order(lambda: self.outputs.publish_whole(self.mapper.map))
+            self.mapping.order(lambda: self.outputs.publish_whole(self.mapper.map))
 
     def on_diagnostics_timer(self) -> None:
-        counts, mapper = self.statistics.snapshot(), self.mapper
+        counts = self.statistics.snapshot()
         source = InputState(
             topic=self.watchdog.topic,
             publishers=self.watchdog.publishers,
             complaint=self.watchdog.complaint(counts),
-            waiting=self.worker.waiting,
-            paused=mapper.paused,
+            waiting=self.inference.waiting,
+            paused=self.predictor.paused,
         )
         message = diagnostic_array(
             self.get_clock().now().to_msg(),
@@ -139,7 +147,7 @@ class MappingNode(ClosingNode):
             source,
             counts,
             self._reported,
-            mapper.session_stats,
+            self.predictor.session_stats,
             self._map_state(),
         )
         self._reported = counts
@@ -147,15 +155,8 @@ class MappingNode(ClosingNode):
 
     def _flush_at_the_end(self) -> None:
         if self._newest == self._last:
-            self.worker.flush()
+            self.inference.flush()
             self._last = None  # the next recording may pass this stamp and go on
-
-    def _process(self, messages: Sequence[Image | CompressedImage]) -> None:
-        """A chunk, on the worker's thread."""
-        try:
-            self.mapper.process(messages)
-        finally:
-            self.outputs.done_with(messages[-1].header)
 
     def _map_state(self) -> MapState:
         mapper, ros = self.mapper, self.parameters.ros
@@ -170,10 +171,18 @@ class MappingNode(ClosingNode):
             intrinsics=self.calibration.source,
         )
 
-    def _answer(self, response: Any, action: Callable[[], str]) -> Any:
-        """Have the worker act, wait, and tell how it went; that may take as long as a chunk."""
+    def _answer(self, response: Any, act: Callable[[], None], report: Callable[[], str]) -> Any:
+        """Have the inference thread act, then the mapping thread report, each after all that came before.
+
+        Waits for the report, which may take as long as two chunks.
+        """
+
+        def command() -> Future[str]:
+            act()
+            return self.mapping.ask(report)
+
         try:
-            response.message, response.success = self.worker.ask(action).result(), True
+            response.message, response.success = self.inference.ask(command).result().result(), True
         except Exception as error:  # whatever it is, the caller hears it and the node lives on
             response.message, response.success = str(error), False
             logger.error("a service failed: %s", error)
@@ -222,7 +231,7 @@ class MappingNode(ClosingNode):
             image.type,
             image.name,
             self.on_image,
-            qos_profile(settings.image_qos, max(image.depth, self.worker.room)),
+            qos_profile(settings.image_qos, max(image.depth, self.inference.room)),
             callback_group=group,
         )
         end = topics.END_OF_INPUT

@@ -35,7 +35,7 @@ class NoOdometry(LookupError):
 
 
 class OdometryLink:
-    """Looks up odom → camera. Lookups wait, so they belong on the worker's thread, never on a callback's."""
+    """Looks up odom → camera. Lookups wait, so they belong on the inference thread, never on a callback's."""
 
     def __init__(self, buffer: TransformBuffer, settings: FrameSettings) -> None:
         self._buffer, self._settings = buffer, settings
@@ -75,7 +75,7 @@ class MapToOdom:
         self._warned = False
 
     def publish(self, map_from_odom: NDArray[np.float64], stamp: Time) -> None:
-        """Of an image; belongs to the worker's thread, as `forget` does."""
+        """Of an image; belongs to the mapping thread, as `forget` does."""
         self._send(map_from_odom, stamp)
         self._latest = (map_from_odom, stamp_nanoseconds(stamp)) if self._on_clock(stamp) else None
 

@@ -35,7 +35,7 @@ NO_POINTS = np.empty((0, 3), np.float32), np.empty((0, 3), np.uint8)  # position
 
 
 class Outputs:
-    """Publishers of the node. All but `map_to_odom.republish` belong to the worker's thread."""
+    """Publishers of the node. All but `map_to_odom.republish` belong to the mapping thread."""
 
     def __init__(self, node: Node, parameters: Parameters, calibration: CameraCalibration) -> None:
         self._parameters, self._calibration = parameters, calibration

@@ -7,10 +7,13 @@ import threading
 import time
 from collections import Counter, deque
 from dataclasses import dataclass
+from typing import Literal
 
 logger = logging.getLogger(__name__)
-_STEPS = 200  # durations kept for mean, 95 % and maximum
+_STEPS = 200  # durations of chunks kept for mean, 95 % and maximum
 _ARRIVALS = 50  # arrivals kept for the rate
+
+Stage = Literal["network", "map"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,8 @@ class Snapshot:
     dropped: dict[str, int]  # images by cause
     events: dict[str, int]
     chunks: dict[int, int]  # mapped so far, by their number of images
-    steps_ms: list[float]  # the latest ones
+    steps_ms: list[float]  # of the latest chunks through the network, until they are on the host
+    mapping_ms: list[float]  # of the latest chunks, from predictions to what is published
     failed: int  # chunks that could not be mapped
     failing: bool  # the last chunk was one of them
     last_error: str
@@ -38,12 +42,13 @@ class Statistics:
         self._lock = threading.Lock()
         self._arrivals: deque[float] = deque(maxlen=_ARRIVALS)
         self._steps_ms: deque[float] = deque(maxlen=_STEPS)
+        self._mapping_ms: deque[float] = deque(maxlen=_STEPS)
         self._chunks: Counter[int] = Counter()
         self._dropped: Counter[str] = Counter()
         self._events: Counter[str] = Counter()
         self._logged: set[str] = set()
         self._received = self._mapped = self._failed = 0
-        self._failing = False
+        self._failing: set[Stage] = set()  # those that lost the last chunk they had
         self._last_error, self._last_error_at = "", 0.0
 
     def arrived(self) -> None:
@@ -52,13 +57,19 @@ class Statistics:
             self._received += 1
             self._arrivals.append(time.monotonic())
 
-    def step(self, images: int, seconds: float) -> None:
+    def predicted(self, seconds: float) -> None:
+        """A chunk went through the network."""
+        with self._lock:
+            self._steps_ms.append(1e3 * seconds)
+            self._failing.discard("network")
+
+    def mapped(self, images: int, seconds: float) -> None:
         """A chunk was mapped."""
         with self._lock:
             self._mapped += images
             self._chunks[images] += 1
-            self._steps_ms.append(1e3 * seconds)
-            self._failing = False
+            self._mapping_ms.append(1e3 * seconds)
+            self._failing.discard("map")
 
     def event(self, name: str, text: str = "") -> None:
         """Something noteworthy happened; its first text is logged."""
@@ -74,17 +85,18 @@ class Statistics:
         if text:
             self._log_once(logging.WARNING, cause, text)
 
-    def error(self, cause: str, text: str, images: int, failing: bool = False) -> None:
+    def error(self, cause: str, text: str, images: int, lost_by: Stage | None = None) -> None:
         """Something went wrong: lost images are counted, and the first error of a cause is logged.
 
-        failing: it has cost a chunk.
+        lost_by: who had the chunk that it has cost.
         """
         with self._lock:
             if images:
                 self._dropped[cause] += images
             self._last_error, self._last_error_at = f"{cause}: {text}", time.monotonic()
-            self._failed += failing
-            self._failing = self._failing or failing
+            if lost_by:
+                self._failed += 1
+                self._failing.add(lost_by)
         self._log_once(logging.ERROR, cause, text)
 
     def log_again(self) -> None:
@@ -104,8 +116,9 @@ class Statistics:
                 events=dict(self._events),
                 chunks=dict(self._chunks),
                 steps_ms=list(self._steps_ms),
+                mapping_ms=list(self._mapping_ms),
                 failed=self._failed,
-                failing=self._failing,
+                failing=bool(self._failing),
                 last_error=self._last_error,
                 last_error_age_s=now - self._last_error_at,
             )

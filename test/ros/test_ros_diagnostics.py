@@ -33,8 +33,8 @@ FACTS = Facts("robot/stac_mapping", "embedded", "bundled model, step 12", "cuda:
 SOURCE = InputState(topic="/image", publishers=1, complaint="", waiting=2, paused=False)
 COUNTS = Snapshot(
     received=50, rate_hz=10.25, age_s=0.0312, mapped=40, dropped={"mailbox full": 8},
-    events={"new streams": 1}, chunks={3: 1, 4: 9, 1: 1}, steps_ms=[100.0] * 95 + [400.0] * 5, failed=0,
-    failing=False, last_error="", last_error_age_s=0.0,
+    events={"new streams": 1}, chunks={3: 1, 4: 9, 1: 1}, steps_ms=[100.0] * 95 + [400.0] * 5,
+    mapping_ms=[20.0, 30.0], failed=0, failing=False, last_error="", last_error_age_s=0.0,
 )  # fmt: skip
 SESSION = SessionStats(CacheStats(frames_seen=40, live_bytes=12345, members={1: 7, 2: 3}), 1, 1.0, 20.0, 2.5)
 MAP = MapState(

@@ -222,14 +222,15 @@ def test_reset_empties_the_map_and_begins_anew(observer):
 def test_pause_ignores_images_until_told_otherwise(observer):
     observer.map_images(*images(1))
     before = observer.fresh_diagnostics()
-    assert observer.call(topics.PAUSE, data=True).success
+    answer = observer.call(topics.PAUSE, data=True)
+    assert answer.success and "paused" in answer.message
     for message in images(2, first_stamp_s=200):
         observer.publish(message)
 
     already = int(before["input"].get("dropped: paused", 0))
     now = observer.diagnostics_when(lambda now: now["input"].get("dropped: paused") == str(already + 2))
     assert now["input"]["paused"] == "True"
-    assert observer.call(topics.PAUSE, data=False).success
+    assert observer.call(topics.PAUSE, data=False).message == "running"
     observer.map_images(*images(1, first_stamp_s=300))
     assert stamps_s(observer.received[topics.POSE]) == [100.0, 300.0]
     path = observer.wait(topics.PATH, lambda path: len(path.poses) == 2)

@@ -1,4 +1,4 @@
-"""The mapper with the real network: frames, units, streams, and bad input, without topics."""
+"""Predictor and mapper with the real network: frames, units, streams, and bad input, without topics."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from stac_ros.message_data import byte_array
 from stac_ros.odometry import NoOdometry, OdometryLink
 from stac_ros.outputs import Outputs
 from stac_ros.pose_messages import OdometryMessages, pose_message
+from stac_ros.predictor import Predictor
 from stac_ros.run_statistics import Statistics
 from stac_ros.settings import FrameSettings, PointSettings
 from stac_ros.stamps import stamp_nanoseconds
@@ -46,7 +47,7 @@ class Notes:
     """An output that keeps what it is told."""
 
     def __init__(self) -> None:
-        self.frames, self.points, self.streams, self.rescalings = [], [], [], []
+        self.frames, self.points, self.streams, self.rescalings, self.done = [], [], [], [], []
 
     def publish(self, frame, points) -> None:
         self.frames.append(frame)
@@ -58,6 +59,28 @@ class Notes:
     def rescale(self, rescaling) -> None:
         self.rescalings.append(rescaling)
 
+    def done_with(self, newest) -> None:
+        self.done.append(newest)
+
+
+class InSeries:
+    """What the node does on two threads, on one."""
+
+    def __init__(self, session, parameters, statistics, output, odometry=None) -> None:
+        mapper = Mapper(parameters, statistics, output)
+        self.predictor = predictor = Predictor(session, parameters, statistics, mapper, odometry)
+        self.process, self.pause, self.reset = predictor.process, predictor.pause, predictor.reset
+        self.map, self.trajectory, self.scale, self.save = (
+            mapper.map,
+            mapper.trajectory,
+            mapper.scale,
+            mapper.save,
+        )
+
+    @property
+    def session_stats(self):
+        return self.predictor.session_stats
+
 
 @contextmanager
 def mapper_of(network, odometry=None, config=CONFIG, **given):
@@ -65,7 +88,7 @@ def mapper_of(network, odometry=None, config=CONFIG, **given):
     with parameters_of(**given) as (_, parameters):
         notes, statistics = Notes(), Statistics()
         session = StreamSession(network, config)
-        yield Mapper(session, parameters, statistics, notes, odometry), notes, statistics
+        yield InSeries(session, parameters, statistics, notes, odometry), notes, statistics
 
 
 def messages(count: int, first_stamp_s: float = 10.0, *size: int, **options: int) -> list[Image]:
@@ -203,7 +226,7 @@ def stamped(*stamps_s: float, size: tuple[int, int] = (HEIGHT, WIDTH)) -> list[I
     return [image for stamp_s in stamps_s for image in messages(1, stamp_s, *size)]
 
 
-def trajectory_s(mapper: Mapper) -> list[float]:
+def trajectory_s(mapper: InSeries) -> list[float]:
     """When each pose of the trajectory was."""
     return [float(line.split()[0]) for line in mapper.trajectory.tum().splitlines()]
 
@@ -381,6 +404,7 @@ def test_bad_images_leave_a_chunk_without_spoiling_it(network, caplog):
     with mapper_of(network) as (mapper, notes, statistics):
         mapper.process([bad[0], good[0], bad[1], bad[2], bad[2], good[1]])
         assert [frame.header for frame in notes.frames] == [image.header for image in good]
+        assert notes.done == [good[1].header]
         causes = {"bad image (encoding)": 1, "bad image (size)": 1, "bad image (truncated)": 2}
         assert statistics.snapshot().dropped == causes
         assert caplog.text.count("is truncated") == 1
@@ -390,11 +414,12 @@ def test_pausing_ignores_images_and_keeps_the_map(network):
     with mapper_of(network) as (mapper, notes, statistics):
         mapper.process(messages(1))
         before = len(mapper.map)
-        assert "paused" in mapper.pause(True)
-        mapper.process(messages(2, 11))
+        mapper.pause(True)
+        mapper.process(ignored := messages(2, 11))
         assert len(notes.frames) == 1 and len(mapper.map) == before
         assert statistics.snapshot().dropped == {"paused": 2}
-        assert mapper.pause(False) == "running"
+        assert notes.done[-1] == ignored[-1].header
+        mapper.pause(False)
         mapper.process(messages(1, 12))
         assert len(notes.frames) == 2
 
@@ -504,7 +529,7 @@ def chunks() -> list[list[Image]]:
     return [sent[first : first + 4] for first in range(0, 16, 4)]
 
 
-def process(mapper: Mapper, *chunks: list[Image]) -> None:
+def process(mapper: InSeries, *chunks: list[Image]) -> None:
     for chunk in chunks:
         mapper.process(chunk)
 
@@ -568,7 +593,7 @@ def test_every_stream_has_its_own_scale(network, metric_robot):
 @pytest.mark.parametrize("keep", [False, True])
 def test_a_factor_set_while_running_holds_for_the_whole_stream_or_for_the_next(network, keep):
     with parameters_of(scale__mode="fixed", scale__factor=2.0, map__keep_on_new_stream=keep) as (node, given):
-        mapper = Mapper(StreamSession(network, CONFIG), given, Statistics(), notes := Notes())
+        mapper = InSeries(StreamSession(network, CONFIG), given, Statistics(), notes := Notes())
         mapper.process(messages(2))
         before = numbers(mapper.trajectory)
         assert all(node.set_parameters([Parameter("scale.factor", value=3.0)]))

@@ -1,0 +1,226 @@
+"""From image messages to predictions: one stream through the network."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import Header
+
+from stac_core import ImageGeometry, Prediction, SessionStats, StreamSession
+from stac_ros.continuity import Change, Continuity, StrayImage
+from stac_ros.images import ImageError, decode_colour, wastes_bits
+from stac_ros.odometry import NoOdometry, OdometryLink
+from stac_ros.parameters import Parameters
+from stac_ros.run_statistics import Statistics
+from stac_ros.settings import NAMELESS_CAMERA
+from stac_ros.stamps import stamp_nanoseconds
+from stac_ros.unscaled import UnscaledOdometry
+
+_WASTED_BITS = (
+    "images of 16 bits use their lowest 12 at most and come out nearly black: unless the scene is as dark, "
+    "have the driver scale them to 16 bits, or send mono8"
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class View:
+    """A decoded image."""
+
+    header: Header  # in the camera's optical frame
+    image: NDArray[np.uint8]  # RGB [height, width, 3]
+    odom_from_camera: NDArray[np.float64] | None  # [4, 4]; None without an odometry frame
+    change: Change | None  # against the stream so far
+
+    @property
+    def stamp_ns(self) -> int:
+        return stamp_nanoseconds(self.header.stamp)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return _size(self.image)
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Images of one stream in a row, and what the network saw in them."""
+
+    views: list[View]
+    prediction: Prediction  # on the host, a frame for each view
+    geometry: ImageGeometry
+
+
+class Receiver(Protocol):
+    """Who is told what the network saw, in order."""
+
+    def add(self, predicted: Predicted) -> None:
+        """The next images of the stream."""
+
+    def begin_stream(self, keep: bool) -> None:
+        """What follows is a new stream; keep = what was told so far remains valid."""
+
+    def done_with(self, newest: Header) -> None:
+        """Nothing more comes of this image and all before it; the next chunk begins when this returns."""
+
+
+class Predictor:
+    """One stream. Not safe to share: only the inference thread calls it.
+
+    odometry: None where the robot has no odometry frame.
+    """
+
+    def __init__(
+        self,
+        session: StreamSession,
+        parameters: Parameters,
+        statistics: Statistics,
+        receiver: Receiver,
+        odometry: OdometryLink | None = None,
+    ) -> None:
+        self._session, self._parameters, self._statistics = session, parameters, statistics
+        self._receiver, self._odometry = receiver, odometry
+        self._unscaled = UnscaledOdometry()
+        self._continuity = Continuity(parameters.ros.input)
+        self.paused = False
+        self.session_stats: SessionStats = session.stats()
+
+    def process(self, messages: Sequence[Image | CompressedImage]) -> None:
+        """Predict up to a chunk of images in order of arrival; bad ones are counted and left out."""
+        try:
+            if self.paused:
+                self._statistics.drop("paused", len(messages))
+            else:
+                self._predict(messages)
+        finally:
+            self._receiver.done_with(messages[-1].header)
+
+    def pause(self, paused: bool) -> None:
+        """Whether images are to be ignored from now on."""
+        self.paused = paused
+
+    def reset(self) -> None:
+        """Forget stream, map and trajectory."""
+        logger.info("reset on request: the next image begins a new stream and a new map")
+        self._begin_stream(keep=False)
+
+    def _predict(self, messages: Sequence[Image | CompressedImage]) -> None:
+        run: list[View] = []  # what belongs to one stream goes through the network together
+        for message in messages:
+            view = self._view(message)
+            if view is None:
+                continue
+            if view.change is not None and view.change.ends_stream:
+                self._statistics.event(view.change.event)
+                self._predict_run(run)
+                self._restart(view.change.text)
+                run = []
+            elif view.change is not None:
+                self._statistics.event(view.change.event, view.change.text)
+            self._continuity.accept(view.size, view.stamp_ns, view.header.frame_id)
+            run.append(view)
+        self._predict_run(run)
+
+    def _predict_run(self, views: list[View]) -> None:
+        if not views:
+            return
+        started = time.monotonic()
+        try:
+            prediction = self._session.step([view.image for view in views]).to_host()
+        except Exception as error:  # of any kind; the session is as it was before
+            self._statistics.error("inference", _with_cure(error), len(views), lost_by="network")
+            return
+        if not bool(prediction.world_from_camera.isfinite().all()):
+            text = "the predicted pose is not finite: check the images, or use model.dtype float32"
+            self._statistics.error("not finite", text, len(views), lost_by="network")
+            self._restart("the stream's memory may be spoilt")
+            return
+        self._statistics.predicted(time.monotonic() - started)
+        self.session_stats = self._session.stats()
+        geometry = self._session.geometry
+        assert geometry is not None  # a step has just succeeded
+        self._receiver.add(Predicted(views, prediction, geometry))
+
+    def _restart(self, reason: str) -> None:
+        """Begin a new stream by oneself; its map does not align with the old one."""
+        keep = self._parameters.ros.map.keep_on_new_stream
+        logger.warning("%s: a new stream begins, the map is %s", reason, "kept" if keep else "cleared")
+        self._statistics.event("new streams")
+        self._begin_stream(keep)
+
+    def _begin_stream(self, keep: bool) -> None:
+        self._session.reset()
+        self.session_stats = self._session.stats()
+        self._continuity.forget()
+        self._statistics.log_again()
+        self._receiver.begin_stream(keep)
+
+    def _view(self, message: Image | CompressedImage) -> View | None:
+        """The image decoded and placed; None, and counted, if it is left out."""
+        try:
+            header = self._header(message.header)
+            image = decode_colour(message)
+            self._check_size(image)
+            if wastes_bits(message, image):
+                self._statistics.event("wasted bits", _WASTED_BITS)
+            stamp_ns, odom = stamp_nanoseconds(header.stamp), None
+            change = self._continuity.judge(_size(image), stamp_ns, header.frame_id)
+            if self._odometry is not None:
+                odom = self._odometry.odom_from_camera(header.frame_id, stamp_ns)
+                if self._parameters.ros.scale.mode == "none":
+                    self._unscaled.see(odom)
+        except ImageError as error:
+            self._statistics.error(f"bad image ({error.cause})", str(error), 1)
+            return None
+        except StrayImage as stray:
+            self._statistics.drop(stray.cause, 1, str(stray))
+            return None
+        except NoOdometry as error:
+            self._statistics.error(error.cause, str(error), 1)
+            return None
+        return View(header, image, odom, change)
+
+    def _check_size(self, image: NDArray[np.uint8]) -> None:
+        """ImageError if the network could see nothing of it; better now than after it has ended a stream."""
+        try:
+            self._session.check_image_size(*_size(image))
+        except ValueError as error:
+            raise ImageError("size", str(error)) from error
+
+    def _header(self, header: Header) -> Header:
+        """The image's own, but in the frame that the settings name. ImageError if it cannot be placed."""
+        if not stamp_nanoseconds(header.stamp):
+            raise ImageError(
+                "stamp",
+                "the image carries no stamp: have its driver set header.stamp; recordings without stamps "
+                "play with stac-replay --use-wall-stamps",
+            )
+        frames = self._parameters.ros.frames
+        frame = frames.camera or header.frame_id.lstrip("/") or NAMELESS_CAMERA  # tf2 refuses the slash
+        if frame in (frames.map, frames.odom):
+            own = "frames.map" if frame == frames.map else "frames.odom"
+            raise ImageError(
+                "frame",
+                f"frame_id {header.frame_id!r} of the image is the {own} of this node: name the camera's "
+                "optical frame in frames.camera",
+            )
+        return header if frame == header.frame_id else Header(stamp=header.stamp, frame_id=frame)
+
+
+def _size(image: NDArray[np.uint8]) -> tuple[int, int]:
+    """Height and width."""
+    return image.shape[0], image.shape[1]
+
+
+def _with_cure(error: Exception) -> str:
+    text = f"{type(error).__name__}: {error}"
+    if "out of memory" in text.lower():
+        text += "; lower image.size, cache.window_size or cache.chunk_size"
+    return text
