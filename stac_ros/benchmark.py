@@ -2,8 +2,9 @@
 
     python -m stac_ros.benchmark
 
-Four figures: an image merged into the voxel map; a cloud and a depth image from arrays to the wire; how long
-a node takes until it listens; how long the image callback takes while the model is busy.
+Five figures: an image merged into the voxel map; a cloud and a depth image from arrays to the wire; images
+mapped next to a network that leaves the CPU alone; how long a node takes until it listens; how long the image
+callback takes while the model is busy.
 """
 
 from __future__ import annotations
@@ -22,22 +23,32 @@ from dataclasses import dataclass
 
 import numpy as np
 import rclpy
+import torch
+from builtin_interfaces.msg import Time
 from numpy.typing import NDArray
 from rclpy.executors import MultiThreadedExecutor
 from rclpy.node import Node
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
+from stac_core import ImageGeometry, Prediction
 from stac_core.settings import add_flags, check_settings, read_flags, setting
 from stac_ros import topics
+from stac_ros.camera_info import CameraCalibration
 from stac_ros.clouds import cloud_message
 from stac_ros.domain import private_ros_environment
 from stac_ros.fastdds import profile_environment
 from stac_ros.images import encode_image
 from stac_ros.map import VoxelMap
 from stac_ros.mapped_frame import Points
+from stac_ros.mapper import Mapper
 from stac_ros.mapping_node import MappingNode
+from stac_ros.mapping_worker import MappingWorker
 from stac_ros.node_process import THREADS
+from stac_ros.outputs import Outputs
+from stac_ros.parameters import Parameters
+from stac_ros.predictor import Predicted, View
+from stac_ros.run_statistics import Statistics
 from stac_ros.settings import MapSettings, PointSettings
 
 _LISTENER = """
@@ -79,6 +90,7 @@ class BenchmarkSettings:
     repeats: int = setting(100, "images merged, and messages of each kind", minimum=1)
     rate: float = setting(30.0, "camera images while the model is busy", minimum=1.0, unit="Hz")
     seconds: float = setting(15.0, "how long the model is kept busy", minimum=1.0, unit="s")
+    network_ms: float = setting(30.0, "a network on a GPU, per image", minimum=0.0, unit="ms")
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -91,6 +103,7 @@ def main() -> None:
     os.environ.update(private_ros_environment() | profile_environment())
     print(_map_table(settings))
     print(_publishing_table(settings))
+    print(_overlap_table(settings))
     print(_start_table())
     print(_callback_table(settings))
 
@@ -142,6 +155,52 @@ def _publishing_table(settings: BenchmarkSettings) -> str:
     node.destroy_node()
     rclpy.shutdown()
     return f"{title}\n{_row('conversion and publishing', durations)}"
+
+
+def _overlap_table(settings: BenchmarkSettings) -> str:
+    """Chunks of 4 images of 518×392 through the node's two stages; in place of the network, a pause."""
+    rclpy.init()
+    node = Node(topics.NODE_NAME)
+    parameters, statistics = Parameters(node), Statistics()
+    outputs = Outputs(node, parameters, CameraCalibration())
+    chunks = [_predicted(number) for number in range(-(-settings.repeats // 4))]
+
+    def images_per_second(receiver: Mapper | MappingWorker) -> float:
+        started = time.perf_counter()
+        for chunk in chunks:
+            time.sleep(4e-3 * settings.network_ms)
+            receiver.add(chunk)
+            receiver.done_with(chunk.views[-1].header)
+        if isinstance(receiver, MappingWorker):
+            receiver.stop()
+        return 4 * len(chunks) / (time.perf_counter() - started)
+
+    with child("-c", _LISTENER):
+        _wait_until(lambda: all(map(outputs.has_subscribers, (topics.POINTS, topics.DEPTH))))
+        series = images_per_second(Mapper(parameters, statistics, outputs))
+        overlapped = images_per_second(MappingWorker(Mapper(parameters, statistics, outputs), statistics))
+    node.destroy_node()
+    rclpy.shutdown()
+    title = f"images mapped and published next to a network that takes {settings.network_ms:g} ms for each"
+    rates = f"{series:.1f} images/s one after the other, {overlapped:.1f} at the same time"
+    return f"{title}\n  {rates}: {overlapped / series:.2f} times as many"
+
+
+def _predicted(number: int) -> Predicted:
+    """A chunk that sees a wavy wall, from a millimetre further to the right each time."""
+    random = torch.Generator().manual_seed(number)
+    height, width = 392, 518
+    noise, confidence = torch.rand(2, 4, height, width, generator=random)
+    depth = 2.5 + 0.5 * torch.linspace(-9, 9, width).sin() + 0.01 * noise
+    poses = torch.eye(4).repeat(4, 1, 1)
+    poses[:, 0, 3] = 0.001 * number
+    intrinsics = torch.tensor([[450.0, 0, width / 2], [0, 450, height / 2], [0, 0, 1]]).expand(4, 3, 3)
+    header = Header(stamp=Time(sec=1 + number), frame_id="camera")
+    return Predicted(
+        [View(header, np.zeros((480, 640, 3), np.uint8), None)] * 4,
+        Prediction(torch.zeros(4, 9), poses, intrinsics, depth, 1 + 9 * confidence),
+        ImageGeometry((480, 640), (height, width), (width / 640, height / 480), (0.0, 0.0)),
+    )
 
 
 class _TimedNode(MappingNode):

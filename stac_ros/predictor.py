@@ -38,15 +38,6 @@ class View:
     header: Header  # in the camera's optical frame
     image: NDArray[np.uint8]  # RGB [height, width, 3]
     odom_from_camera: NDArray[np.float64] | None  # [4, 4]; None without an odometry frame
-    change: Change | None  # against the stream so far
-
-    @property
-    def stamp_ns(self) -> int:
-        return stamp_nanoseconds(self.header.stamp)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return _size(self.image)
 
 
 @dataclass(frozen=True)
@@ -114,17 +105,18 @@ class Predictor:
     def _predict(self, messages: Sequence[Image | CompressedImage]) -> None:
         run: list[View] = []  # what belongs to one stream goes through the network together
         for message in messages:
-            view = self._view(message)
-            if view is None:
+            seen = self._view(message)
+            if seen is None:
                 continue
-            if view.change is not None and view.change.ends_stream:
-                self._statistics.event(view.change.event)
+            view, change = seen
+            if change is not None and change.ends_stream:
+                self._statistics.event(change.event)
                 self._predict_run(run)
-                self._restart(view.change.text)
+                self._restart(change.text)
                 run = []
-            elif view.change is not None:
-                self._statistics.event(view.change.event, view.change.text)
-            self._continuity.accept(view.size, view.stamp_ns, view.header.frame_id)
+            elif change is not None:
+                self._statistics.event(change.event, change.text)
+            self._continuity.accept(*_traits(view.image, view.header))
             run.append(view)
         self._predict_run(run)
 
@@ -162,18 +154,18 @@ class Predictor:
         self._statistics.log_again()
         self._receiver.begin_stream(keep)
 
-    def _view(self, message: Image | CompressedImage) -> View | None:
-        """The image decoded and placed; None, and counted, if it is left out."""
+    def _view(self, message: Image | CompressedImage) -> tuple[View, Change | None] | None:
+        """The image decoded and placed, and what it changes; None, and counted, if it is left out."""
         try:
             header = self._header(message.header)
             image = decode_colour(message)
             self._check_size(image)
             if wastes_bits(message, image):
                 self._statistics.event("wasted bits", _WASTED_BITS)
-            stamp_ns, odom = stamp_nanoseconds(header.stamp), None
-            change = self._continuity.judge(_size(image), stamp_ns, header.frame_id)
+            change = self._continuity.judge(*_traits(image, header))
+            odom = None
             if self._odometry is not None:
-                odom = self._odometry.odom_from_camera(header.frame_id, stamp_ns)
+                odom = self._odometry.odom_from_camera(header.frame_id, stamp_nanoseconds(header.stamp))
                 if self._parameters.ros.scale.mode == "none":
                     self._unscaled.see(odom)
         except ImageError as error:
@@ -185,12 +177,12 @@ class Predictor:
         except NoOdometry as error:
             self._statistics.error(error.cause, str(error), 1)
             return None
-        return View(header, image, odom, change)
+        return View(header, image, odom), change
 
     def _check_size(self, image: NDArray[np.uint8]) -> None:
         """ImageError if the network could see nothing of it; better now than after it has ended a stream."""
         try:
-            self._session.check_image_size(*_size(image))
+            self._session.check_image_size(*image.shape[:2])
         except ValueError as error:
             raise ImageError("size", str(error)) from error
 
@@ -214,9 +206,9 @@ class Predictor:
         return header if frame == header.frame_id else Header(stamp=header.stamp, frame_id=frame)
 
 
-def _size(image: NDArray[np.uint8]) -> tuple[int, int]:
-    """Height and width."""
-    return image.shape[0], image.shape[1]
+def _traits(image: NDArray[np.uint8], header: Header) -> tuple[tuple[int, int], int, str]:
+    """What continuity looks at: size, stamp and frame."""
+    return (image.shape[0], image.shape[1]), stamp_nanoseconds(header.stamp), header.frame_id
 
 
 def _with_cure(error: Exception) -> str:
