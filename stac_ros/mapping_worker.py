@@ -20,7 +20,7 @@ class MappingWorker:
     """Hands what a `Mapper` is told to a thread of its own, which does one thing after the other, in order.
 
     Nothing can race, because nobody but this thread touches the map and the outputs. What they raise is
-    counted, and the thread lives on.
+    counted, and the thread lives on. Any thread may `ask` and `order`; the rest is for the one before.
     """
 
     def __init__(self, mapper: Mapper, statistics: Statistics) -> None:
