@@ -72,6 +72,7 @@ def test_a_healthy_node_is_ok_and_tells_its_figures():
         "115.0",
         "400.0",
     )
+    assert values["mapping mean [ms]"] == "25.0"
     assert values["chunks"] == "9 of 4, 1 of 3, 1 of 1" and values["chunks failed"] == "0"
     assert values["weights"] == "bundled model, step 12" and values["libraries"] == "images by X"
     memory = found["memory"][2]
