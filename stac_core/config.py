@@ -482,6 +482,13 @@ class SubmapConfig:
         "model, 0 for others",
         minimum=-1.0,
     )
+    keyframes: int = setting(
+        64,
+        "first frames of submaps that are kept, 16 bytes per network pixel each: where the camera comes back "
+        "to one, the next submap begins there, and what drift had added is gone; 0 = none",
+        minimum=0,
+        unit="frames",
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)

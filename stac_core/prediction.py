@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ class Prediction:
     points: Tensor | None = None  # [S, H, W, 3] the point head's own points, in world
     point_confidence: Tensor | None = None  # [S, H, W]
     camera_tokens: Tensor | None = None  # [S, 2C] what the poses were read from; stays in the session
+    continues: bool = True  # False: placed anew from a frame seen before, not moved there since the last pose
 
     @property
     def frames(self) -> int:
@@ -34,7 +36,8 @@ class Prediction:
     def map(self, change: Callable[[Tensor], Tensor]) -> Prediction:
         """Apply one function to every tensor that is present."""
         present = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: change(v) for k, v in present.items() if isinstance(v, Tensor)})
+        changed: dict[str, Any] = {k: change(v) for k, v in present.items() if isinstance(v, Tensor)}
+        return replace(self, **changed)
 
     def to_host(self) -> Prediction:
         """Move to CPU memory in float32, detached from the network."""

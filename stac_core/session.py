@@ -26,6 +26,7 @@ from stac_core.images import ImageGeometry, plan_resize, prepare_images
 from stac_core.kernels.select import select_kernels
 from stac_core.network.causal_vggt import CausalVGGT
 from stac_core.prediction import Prediction
+from stac_core.settings import refuse
 from stac_core.submaps import Submaps
 
 USUAL_SIZE = 480, 640  # height and width that images are supposed to have until one has come
@@ -65,15 +66,14 @@ class StreamSession:
         Frames of one step see each other and what is kept of the past. ValueError where the frames do
         not fit the stream; whatever is raised, the stream goes on as if the step had not been. It also does
         where a first chunk does not reach `cache.first_confidence`. Where the camera has departed by
-        `submap.reach`, the step begins the next submap, which takes one frame more.
+        `submap.reach`, the step begins the next submap, which takes one to three frames more.
         """
         watch = Stopwatch(self._device)
         trained_size = self._network.config.image_size
         pixels, geometry = prepare_images(images, self.config.image, trained_size, self._device)
         self._check_size(geometry)
         watch.mark()
-        if self._submaps.next_is_due:
-            self._begin_submap()
+        continues = not self._submaps.next_is_due or self._begin_submap()
         prediction = self._see(pixels)
         watch.mark()
         if self._cache.frames_seen or self._can_begin(prediction):
@@ -81,7 +81,7 @@ class StreamSession:
             prediction = self._submaps.follow(pixels, prediction)
         watch.mark()
         self._watch, self.geometry = watch, geometry
-        return replace(prediction, camera_tokens=None)
+        return replace(prediction, camera_tokens=None, continues=continues)
 
     def check_image_size(self, height: int, width: int) -> None:
         """ValueError if images of this size become too small for the network, whatever the stream."""
@@ -127,18 +127,15 @@ class StreamSession:
         if isinstance(self._cache, OfflineCache):
             raise ValueError(f"cache.mode = {self.config.cache.mode!r} keeps no frames")
         if self._submaps.reach:
-            raise ValueError(
-                f"frame = {frame}: a submap ends with all its frames; set submap.reach = 0 to pin"
-            )
+            raise ValueError(f"frame = {frame}: a submap ends with all its frames; pin with submap.reach = 0")
         self._cache.pin(frame)
 
     @torch.inference_mode()
     def repose(self, move_voxels: bool = False) -> tuple[Tensor, Tensor]:
         """Read the poses of the frames kept by `cache.repose_frames` again, with all later knowledge.
 
-        Those of the present submap: → frame numbers [n] and world_from_camera [n, 4, 4]. The stream stays as
-        it is, except that with `move_voxels` merged tokens move with the frames that saw them. ValueError
-        where nothing is kept.
+        → frame numbers [n] and world_from_camera [n, 4, 4]. The stream stays as it is, except that with
+        `move_voxels` merged tokens move with the frames that saw them. ValueError where nothing is kept.
         """
         if isinstance(self._cache, OfflineCache):
             raise ValueError(f"cache.mode = {self.config.cache.mode!r} keeps no frames")
@@ -149,7 +146,7 @@ class StreamSession:
         poses = decode_pose(encoding, 1, 1)[0]
         if move_voxels:
             self._cache.follow(poses)
-        return kept.frames + self._submaps.first_frame, self._submaps.poses_in_world(poses)
+        return kept.frames, poses
 
     def save(self, path: str | Path) -> None:
         """Write the whole stream as one safetensors file, to be resumed by `load`.
@@ -208,15 +205,33 @@ class StreamSession:
 
     def _no_submaps(self) -> Submaps:
         """The state before the first frame; a sequence taken in one pass has but one submap."""
-        reach = 0.0 if self.config.cache.rules.offline else self.config.submap.reach_of(self._network.config)
-        return Submaps(reach)
+        config = self.config
+        reach = 0.0 if config.cache.rules.offline else config.submap.reach_of(self._network.config)
+        if reach and config.cache.repose_frames:
+            why = f"a submap ends with all its frames, and submap.reach is {reach}"
+            raise refuse(config.cache, "repose_frames", why, 0)
+        return Submaps(reach, config.submap.keyframes)
 
-    def _begin_submap(self) -> None:
-        """Forget everything but where the last frame lies, and see that frame again as the first one."""
+    def _begin_submap(self) -> bool:
+        """Forget everything but where a few frames lie, and see one of them again as the first one.
+
+        → whether poses continue; else the camera has come back, and what drift had added is gone.
+        """
+        submaps = self._submaps
         self._cache.reset()
-        last_again = self._see(self._submaps.last_pixels)
-        self._settle(last_again)
-        self._submaps.begin(last_again)
+        keyframe = submaps.come_back_to()
+        if keyframe is not None:
+            if submaps.go_back(keyframe, self._take(keyframe.pixels), self._take(submaps.last.pixels)):
+                return False
+            self._cache.reset()
+        submaps.go_on(self._take(submaps.last.pixels))
+        return True
+
+    def _take(self, pixels: Tensor) -> Prediction:
+        """See frames and take them into the memory."""
+        prediction = self._see(pixels)
+        self._settle(prediction)
+        return prediction
 
     def _see(self, pixels: Tensor) -> Prediction:
         """What the network says of frames [S, 3, H, W], in the present submap."""

@@ -38,6 +38,9 @@ class Output(Protocol):
     def begin_stream(self, keep: bool) -> None:
         """What follows is a new stream; keep = so far published poses and points remain valid."""
 
+    def jump(self) -> None:
+        """The next pose is where the camera turned out to be: no motion leads there from the last one."""
+
     def rescale(self, rescaling: Rescaling) -> None:
         """What has been published of this stream has other lengths now."""
 
@@ -60,6 +63,8 @@ class Mapper:
     def add(self, predicted: Predicted) -> None:
         """Map and publish the next images of the stream."""
         started = time.monotonic()
+        if not predicted.prediction.continues:
+            self._output.jump()
         for index in range(len(predicted.views)):
             self._add_frame(self._frame(predicted, index))
         self._statistics.mapped(len(predicted.views), time.monotonic() - started)

@@ -92,6 +92,10 @@ class Outputs:
             self._publishers[topics.MAP_POINTS].publish(cloud_message(self._in_map(), *NO_POINTS))
             self._publishers[topics.PATH].publish(Path(header=self._in_map()))
 
+    def jump(self) -> None:
+        """No velocity leads from the last pose to the next one."""
+        self._odometry.clear()
+
     def rescale(self, rescaling: Rescaling) -> None:
         """Map and path have other lengths and are to be said anew; no velocity leads from old to new ones."""
         self._odometry.clear()

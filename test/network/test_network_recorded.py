@@ -67,7 +67,7 @@ def chunks(counts=CHUNKS):
 
 
 def parts(prediction):
-    return [tensor for tensor in vars(prediction).values() if tensor is not None]
+    return [part for part in vars(prediction).values() if isinstance(part, torch.Tensor)]
 
 
 def same(found, expected):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,7 @@ class Notes:
 
     def __init__(self) -> None:
         self.frames, self.points, self.streams, self.rescalings, self.done = [], [], [], [], []
+        self.jumps = []
 
     def publish(self, frame, points) -> None:
         self.frames.append(frame)
@@ -55,6 +57,9 @@ class Notes:
 
     def begin_stream(self, keep: bool) -> None:
         self.streams.append(keep)
+
+    def jump(self) -> None:
+        self.jumps.append(len(self.frames))
 
     def rescale(self, rescaling) -> None:
         self.rescalings.append(rescaling)
@@ -669,6 +674,26 @@ def test_velocity_is_that_between_two_images():
             assert np.allclose([found.angular.x, found.angular.y, found.angular.z], [0, 0, 0.5], atol=1e-6)
     same_time = odometry.next(header, "camera", pose_message(pose), pose).twist.twist
     assert same_time.linear.x == 0
+
+
+def test_no_velocity_leads_to_where_a_camera_turns_out_to_be(network, monkeypatch):
+    with mapper_of(network) as (mapper, notes, _):
+        mapper.process(messages(2))
+        step = StreamSession.step
+        monkeypatch.setattr(StreamSession, "step", lambda *given: replace(step(*given), continues=False))
+        mapper.process(messages(2, 11.0))
+    assert notes.jumps == [2]  # before the third image, and that once
+    heard = []
+    with parameters_of() as (node, parameters):
+        outputs, topic = Outputs(node, parameters, CameraCalibration()), topics.ODOMETRY
+        node.create_subscription(topic.type, topic.name, heard.append, topic.qos())
+        spin_until([node], lambda: outputs.has_subscribers(topic), "the subscription")
+        for index, (frame, points) in enumerate(zip(notes.frames, notes.points, strict=True)):
+            if index == 2:
+                outputs.jump()
+            outputs.publish(frame, points)
+        spin_until([node], lambda: len(heard) == 4, "odometry")
+    assert [message.twist.twist.linear.x != 0 for message in heard] == [False, True, False, True]
 
 
 def test_the_path_is_bounded(network):

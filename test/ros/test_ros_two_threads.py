@@ -294,6 +294,9 @@ class Notes:
     def begin_stream(self, keep: bool) -> None:
         self.told.append(keep)
 
+    def jump(self) -> None:
+        self.told.append("jump")
+
     def rescale(self, rescaling) -> None:
         self.told.append(rescaling.factor)
 
@@ -317,7 +320,7 @@ def test_two_threads_map_what_one_does_to_the_last_bit(monkeypatch):
             in_series.process(sent[first : first + 4])
 
         heard = Notes()
-        for name in ("publish", "begin_stream", "rescale", "done_with"):
+        for name in ("publish", "begin_stream", "jump", "rescale", "done_with"):
             monkeypatch.setattr(node.outputs, name, getattr(heard, name))
         for image in sent:
             node.on_image(image)

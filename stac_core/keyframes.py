@@ -1,0 +1,103 @@
+"""What is kept of single frames, and which of them a camera has come back to."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from stac_core.geometry import VALID_DEPTH, invert_pose, unproject_depth
+from stac_core.prediction import Prediction
+
+IN_VIEW = 0.3  # least part of two frames that must lie in each other's view for them to be compared
+DISAGREEMENT = (
+    0.1  # most by which depths may differ, as the median |logarithm| of their ratio; good ones: 0.05
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Keyframe:
+    """One frame as the network took it and where it lies."""
+
+    pixels: Tensor  # [1, 3, H, W]
+    pose: Tensor  # world_from_camera [4, 4]
+    depth: Tensor  # [H, W] in lengths of world
+
+    @classmethod
+    def of(cls, pixels: Tensor, placed: Prediction, index: int) -> Keyframe:
+        """Of a pass over [S, 3, H, W], in memory of its own: that of the pass is the caller's."""
+        kept = pixels[index][None], placed.world_from_camera[index], placed.depth[index]
+        return cls(*(tensor.clone() for tensor in kept))
+
+    def departure(self, other: Keyframe) -> Tensor:
+        """How far another camera is from this one: its turn in radians plus its way in median depths, []."""
+        moved = invert_pose(self.pose) @ other.pose
+        chord = (
+            moved[:3, :3] - torch.eye(3, device=moved.device)
+        ).norm()  # √8 times the sine of half the turn
+        turn = 2 * (chord / math.sqrt(8)).clamp_max(1).asin()
+        return turn + moved[:3, 3].norm() / valid(self.depth).nanmedian()
+
+
+class Keyframes:
+    """At most `most` of them; the one that has served no longer than all others makes room."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._kept: list[Keyframe] = []  # the latest one that served is last
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def serve(self, keyframe: Keyframe) -> None:
+        """Keep it, or keep it longer."""
+        self._kept = [kept for kept in self._kept if kept is not keyframe] + [keyframe]
+        self._kept = self._kept[max(0, len(self._kept) - self._most) :]
+
+    def nearest(self, camera: Keyframe, reach: float) -> Keyframe | None:
+        """The one from which a camera has departed least, by no more than `reach`. Waits for the device."""
+        if not self._kept:
+            return None
+        departures = torch.stack([kept.departure(camera) for kept in self._kept])
+        nearest = int(departures.argmin())
+        return self._kept[nearest] if float(departures[nearest]) <= reach else None
+
+    def state(self) -> dict[str, Tensor]:
+        """All of them, one above the other; nothing where there are none."""
+        if not self._kept:
+            return {}
+        names = [field.name for field in fields(Keyframe)]
+        return {name: torch.stack([getattr(kept, name) for kept in self._kept]) for name in names}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        columns = [state[field.name] for field in fields(Keyframe)] if state else []
+        self._kept = [Keyframe(*(t.clone() for t in row)) for row in zip(*columns, strict=True)]
+
+
+def disagreement(first: Prediction, second: Prediction) -> Tensor:
+    """How depths of two single frames in one world differ where each sees the other's points, [].
+
+    Median |log| of their ratio; infinite where too little is seen by both.
+    """
+    ratios = torch.cat([_depth_ratios(first, second), _depth_ratios(second, first)])
+    seen = ratios.isfinite().float().mean()
+    return ratios.log().abs().nanmedian().where(seen >= IN_VIEW, torch.inf)
+
+
+def _depth_ratios(ours: Prediction, theirs: Prediction) -> Tensor:
+    """Their depth over that of our points in their camera, [H·W]; NaN for points that they do not see."""
+    height, width = theirs.depth.shape[-2:]
+    points = unproject_depth(ours.depth[0], ours.intrinsics[0], ours.world_from_camera[0]).flatten(0, 1)
+    camera_from_world, lens = invert_pose(theirs.world_from_camera[0]), theirs.intrinsics[0]
+    x, y, z = (points @ camera_from_world[:3, :3].T + camera_from_world[:3, 3]).unbind(-1)
+    column, row = (x / z * lens[0, 0] + lens[0, 2]).round(), (y / z * lens[1, 1] + lens[1, 2]).round()
+    inside = (z > VALID_DEPTH) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    row, column = (t.where(inside, 0).long() for t in (row, column))
+    return valid(theirs.depth[0])[row, column] / z.where(inside, torch.nan)
+
+
+def valid(depth: Tensor) -> Tensor:
+    """Depth with NaN where there is none."""
+    return depth.where(depth > VALID_DEPTH, torch.nan)
