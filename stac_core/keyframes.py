@@ -12,9 +12,7 @@ from stac_core.geometry import VALID_DEPTH, invert_pose, unproject_depth
 from stac_core.prediction import Prediction
 
 IN_VIEW = 0.3  # least part of two frames that must lie in each other's view for them to be compared
-DISAGREEMENT = (
-    0.1  # most by which depths may differ, as the median |logarithm| of their ratio; good ones: 0.05
-)
+DISAGREEMENT = 0.1  # most by which depths may differ, as the median |log| of their ratio; good ones: 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,15 +32,13 @@ class Keyframe:
     def departure(self, other: Keyframe) -> Tensor:
         """How far another camera is from this one: its turn in radians plus its way in median depths, []."""
         moved = invert_pose(self.pose) @ other.pose
-        chord = (
-            moved[:3, :3] - torch.eye(3, device=moved.device)
-        ).norm()  # √8 times the sine of half the turn
+        chord = (moved[:3, :3] - torch.eye(3, device=moved.device)).norm()  # √8 · sine of half the turn
         turn = 2 * (chord / math.sqrt(8)).clamp_max(1).asin()
         return turn + moved[:3, 3].norm() / valid(self.depth).nanmedian()
 
 
 class Keyframes:
-    """At most `most` of them; the one that has served no longer than all others makes room."""
+    """At most `most` of them; the one that served longest ago makes room."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -60,7 +56,7 @@ class Keyframes:
         """The one from which a camera has departed least, by no more than `reach`. Waits for the device."""
         if not self._kept:
             return None
-        departures = torch.stack([kept.departure(camera) for kept in self._kept])
+        departures = torch.stack([kept.departure(camera) for kept in self._kept]).nan_to_num(torch.inf)
         nearest = int(departures.argmin())
         return self._kept[nearest] if float(departures[nearest]) <= reach else None
 
