@@ -70,6 +70,7 @@ class Submaps:
         self._first: Keyframe | None = None  # of the present submap
         self._last: Keyframe | None = None
         self._keyframes = Keyframes(self._most_keyframes)
+        self._continues = True  # the next pose; False once the last one was placed anew
 
     @property
     def next_is_due(self) -> bool:
@@ -100,6 +101,7 @@ class Submaps:
             return False
         self._begin(keyframe, lies)
         self._last = Keyframe.of(self.last.pixels, placed, 0)
+        self._continues = False
         return True
 
     def go_on(self, last: Prediction) -> None:
@@ -116,20 +118,22 @@ class Submaps:
                 self._first = Keyframe.of(pixels, placed, 0)
                 self._keyframes.serve(self._first)
             self._last = Keyframe.of(pixels, placed, -1)
-        return placed
+        continues, self._continues = self._continues, True
+        return replace(placed, continues=continues)
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on, as nested dicts of tensors."""
         parts = {"lies": self._world_from_submap, "first": self._first, "last": self._last}
         return {
-            "numbers": torch.tensor([self.count, self.frames_seen]),
+            "numbers": torch.tensor([self.count, self.frames_seen, self._continues]),
             "keyframes": self._keyframes.state(),
             **{name: dict(vars(part)) for name, part in parts.items() if part is not None},
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken. KeyError where something is missing."""
-        self.count, self.frames_seen = state["numbers"].tolist()
+        self.count, self.frames_seen, continues = state["numbers"].tolist()
+        self._continues = bool(continues)
         self._world_from_submap = Similarity(**state["lies"]) if "lies" in state else None
         self._first, self._last = (
             Keyframe(**state[name]) if name in state else None for name in ("first", "last")

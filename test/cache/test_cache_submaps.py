@@ -135,6 +135,35 @@ def test_a_stream_goes_on_after_a_failure_wherever_it_happens(network, monkeypat
     assert session.stats().submaps == 4
 
 
+def test_a_jump_is_told_also_where_the_first_step_from_there_fails(monkeypatch, tmp_path):
+    images, _ = images_of("world:50,frames=24,height=126,width=168,step_max=0.03")
+    images = [*images, *images[22:0:-1]]
+    told = []
+    session, forward = StreamSession(bundled().network, Config()), bundled().network.depth_head.forward
+    for first in range(0, 44, 4):
+        calls = iter(range(9))
+
+        def fails(*arguments, calls=calls):
+            if next(calls) == 2:  # of a step that goes back, the pass over the chunk itself
+                raise MemoryError
+            return forward(*arguments)
+
+        failed = False
+        with monkeypatch.context() as patch:
+            patch.setattr(bundled().network.depth_head, "forward", fails)
+            try:
+                prediction = session.step(images[first : first + 4])
+            except MemoryError:
+                failed = True
+        if failed:
+            session.save(tmp_path / "stream")
+            session.load(tmp_path / "stream")
+            prediction = session.step(images[first : first + 4])
+        told.append(prediction.continues)
+        assert told[-1] != failed
+    assert False in told
+
+
 @pytest.mark.parametrize("saved_after", [2, 4, 6])
 def test_a_saved_stream_goes_on_in_the_same_world(network, tmp_path, saved_after):
     frames = synthetic_frames(10, 48, 64)
