@@ -73,16 +73,17 @@ class StreamSession:
         pixels, geometry = prepare_images(images, self.config.image, trained_size, self._device)
         self._check_size(geometry)
         watch.mark()
-        if self._submaps.next_is_due:
-            self._begin_submap()
+        submaps = self._submaps.copy()  # which takes their place once everything has gone well
+        continues = not submaps.next_is_due or self._begin_submap(submaps)
         prediction = self._see(pixels)
         watch.mark()
         if self._cache.frames_seen or self._can_begin(prediction):
+            placed = submaps.follow(pixels, prediction)
             self._settle(prediction)
-            prediction = self._submaps.follow(pixels, prediction)
+            self._submaps, prediction = submaps, placed
         watch.mark()
         self._watch, self.geometry = watch, geometry
-        return replace(prediction, camera_tokens=None)
+        return replace(prediction, camera_tokens=None, continues=continues)
 
     def check_image_size(self, height: int, width: int) -> None:
         """ValueError if images of this size become too small for the network, whatever the stream."""
@@ -213,16 +214,19 @@ class StreamSession:
             raise refuse(config.cache, "repose_frames", why, 0)
         return Submaps(reach, config.submap.keyframes)
 
-    def _begin_submap(self) -> None:
-        """Forget everything but where a few frames lie, and see one of them again as the first one."""
-        submaps = self._submaps
+    def _begin_submap(self, submaps: Submaps) -> bool:
+        """Forget everything but where a few frames lie, and see one of them again as the first one.
+
+        → whether poses continue; else the camera has come back, and what drift had added is gone.
+        """
         self._cache.reset()
         keyframe = submaps.come_back_to()
         if keyframe is not None:
             if submaps.go_back(keyframe, self._take(keyframe.pixels), self._take(submaps.last.pixels)):
-                return
+                return False
             self._cache.reset()
         submaps.go_on(self._take(submaps.last.pixels))
+        return True
 
     def _take(self, pixels: Tensor) -> Prediction:
         """See frames and take them into the memory."""

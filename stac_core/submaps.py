@@ -11,6 +11,7 @@ than a submap reaches.
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -70,7 +71,12 @@ class Submaps:
         self._first: Keyframe | None = None  # of the present submap
         self._last: Keyframe | None = None
         self._keyframes = Keyframes(self._most_keyframes)
-        self._continues = True  # the next pose; False once the last one was placed anew
+
+    def copy(self) -> Submaps:
+        """Another one of the same state, whose changes leave this one as it is."""
+        twin = copy(self)
+        twin._keyframes = copy(self._keyframes)
+        return twin
 
     @property
     def next_is_due(self) -> bool:
@@ -101,7 +107,6 @@ class Submaps:
             return False
         self._begin(keyframe, lies)
         self._last = Keyframe.of(self.last.pixels, placed, 0)
-        self._continues = False
         return True
 
     def go_on(self, last: Prediction) -> None:
@@ -118,22 +123,20 @@ class Submaps:
                 self._first = Keyframe.of(pixels, placed, 0)
                 self._keyframes.serve(self._first)
             self._last = Keyframe.of(pixels, placed, -1)
-        continues, self._continues = self._continues, True
-        return replace(placed, continues=continues)
+        return placed
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on, as nested dicts of tensors."""
         parts = {"lies": self._world_from_submap, "first": self._first, "last": self._last}
         return {
-            "numbers": torch.tensor([self.count, self.frames_seen, self._continues]),
+            "numbers": torch.tensor([self.count, self.frames_seen]),
             "keyframes": self._keyframes.state(),
             **{name: dict(vars(part)) for name, part in parts.items() if part is not None},
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken. KeyError where something is missing."""
-        self.count, self.frames_seen, continues = state["numbers"].tolist()
-        self._continues = bool(continues)
+        self.count, self.frames_seen = state["numbers"].tolist()
         self._world_from_submap = Similarity(**state["lies"]) if "lies" in state else None
         self._first, self._last = (
             Keyframe(**state[name]) if name in state else None for name in ("first", "last")

@@ -178,6 +178,29 @@ def test_a_saved_stream_goes_on_in_the_same_world(network, tmp_path, saved_after
         session_for(network, reach=0.5).load(tmp_path / "stream")
 
 
+@pytest.mark.parametrize("reach", [ALWAYS, 1e6])
+def test_frames_that_could_not_be_kept_were_not_seen(network, monkeypatch, reach):
+    """What fails after the network has done its part leaves memory and submaps as they were, too."""
+    frames = synthetic_frames(8, 48, 64)
+    session, expected = session_for(network, reach), steps(session_for(network, reach), frames)
+    ours = []
+    for first in range(0, 8, 2):
+        with monkeypatch.context() as patch, pytest.raises(MemoryError):
+            patch.setattr(Keyframe, "of", raising(MemoryError))
+            session.step(frames[first : first + 2])
+        assert session.stats().cache.frames_seen == first
+        ours.append(session.step(frames[first : first + 2]))
+    for a, b in zip(ours, expected, strict=True):
+        assert_equal(a, b)
+
+
+def raising(error):
+    def fails(*arguments):
+        raise error
+
+    return fails
+
+
 def test_a_reset_begins_in_a_world_of_its_own(network):
     frames = synthetic_frames(6, 48, 64)
     session = session_for(network)
@@ -303,17 +326,30 @@ def pose_at(x: float) -> torch.Tensor:
     return pose
 
 
-def test_a_stream_saved_before_its_camera_came_back_comes_back_when_loaded(tmp_path):
+def test_a_stream_saved_before_its_camera_came_back_comes_back_when_loaded(tmp_path, monkeypatch):
+    """Also where each chunk fails at first, in the pass after those over frames of earlier submaps."""
     images, _ = images_of("world:50,frames=24,height=126,width=168,step_max=0.03")
     images = [*images, *images[22:0:-1]]
     session, resumed = (StreamSession(bundled().network, Config()) for _ in range(2))
     for first in range(0, 28, 4):
         session.step(images[first : first + 4])
     session.save(tmp_path / "stream")
-    resumed.load(tmp_path / "stream")
-    came_back = 0
+    head, forward, came_back = bundled().network.depth_head, bundled().network.depth_head.forward, 0
+
+    def fails_for_chunks(layers, *size):
+        if layers[0].shape[1] > 1:
+            raise MemoryError
+        return forward(layers, *size)
+
     for first in range(28, 44, 4):
+        resumed.load(tmp_path / "stream")
+        with monkeypatch.context() as patch, pytest.raises(MemoryError):
+            patch.setattr(head, "forward", fails_for_chunks)
+            resumed.step(images[first : first + 4])
+        resumed.save(tmp_path / "stream")
+        resumed.load(tmp_path / "stream")
         ours, theirs = (each.step(images[first : first + 4]) for each in (session, resumed))
         assert_equal(ours, theirs)
         came_back += not ours.continues
+        resumed.save(tmp_path / "stream")
     assert came_back
