@@ -30,7 +30,10 @@ class Keyframe:
         return cls(*(tensor.clone() for tensor in kept))
 
     def departure(self, other: Keyframe) -> Tensor:
-        """How far another camera is from this one: its turn in radians plus its way in median depths, []."""
+        """How far another camera is from this one: its turn in radians plus its way in median depths, [].
+
+        NaN where this one has no valid depth.
+        """
         moved = invert_pose(self.pose) @ other.pose
         chord = (moved[:3, :3] - torch.eye(3, device=moved.device)).norm()  # √8 · sine of half the turn
         turn = 2 * (chord / math.sqrt(8)).clamp_max(1).asin()

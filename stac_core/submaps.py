@@ -12,8 +12,8 @@ than a submap reaches.
 from __future__ import annotations
 
 from copy import copy
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -83,7 +83,7 @@ class Submaps:
         """Whether the camera has departed too far. Waits for the device where there is a limit."""
         if not self.reach or self._first is None or self._last is None:
             return False
-        return float(self._first.departure(self._last)) > self.reach
+        return not float(self._first.departure(self._last)) <= self.reach  # NaN: nothing valid was seen
 
     @property
     def last(self) -> Keyframe:
@@ -137,10 +137,8 @@ class Submaps:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken. KeyError where something is missing."""
         self.count, self.frames_seen = state["numbers"].tolist()
-        self._world_from_submap = Similarity(**state["lies"]) if "lies" in state else None
-        self._first, self._last = (
-            Keyframe(**state[name]) if name in state else None for name in ("first", "last")
-        )
+        self._world_from_submap = _restored(Similarity, state.get("lies"))
+        self._first, self._last = (_restored(Keyframe, state.get(name)) for name in ("first", "last"))
         self._keyframes.restore(state.get("keyframes", {}))
 
     def _begin(self, first: Keyframe, lies: Similarity) -> None:
@@ -158,3 +156,10 @@ class Submaps:
     def _scale(self, like: Tensor) -> Tensor:
         """Of the present submap, [] like another one."""
         return torch.ones_like(like) if self._world_from_submap is None else self._world_from_submap.scale
+
+
+Part = TypeVar("Part", Similarity, Keyframe)
+
+
+def _restored(kind: type[Part], state: dict[str, Tensor] | None) -> Part | None:
+    return None if state is None else kind(*(state[field.name] for field in fields(kind)))

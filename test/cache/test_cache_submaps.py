@@ -8,6 +8,8 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tiny import synthetic_frames, tiny_network
 
 from stac_core import Config, Prediction, StreamSession, load_network
@@ -201,6 +203,19 @@ def raising(error):
     return fails
 
 
+@pytest.mark.parametrize("lost", ["lies/scale", "first/pixels", "last/pose", "keyframes/depth", "numbers"])
+def test_a_saved_stream_that_lacks_part_of_a_submap_is_refused(network, tmp_path, lost):
+    session = session_for(network)
+    steps(session, synthetic_frames(4, 48, 64))
+    session.save(tmp_path / "stream")
+    tensors = load_file(tmp_path / "stream")
+    del tensors[f"submaps/{lost}"]
+    with safe_open(tmp_path / "stream", "pt") as file:
+        save_file(tensors, tmp_path / "damaged", file.metadata())
+    with pytest.raises(ValueError, match=rf"lacks '{lost.rpartition('/')[2]}'"):
+        session.load(tmp_path / "damaged")
+
+
 def test_a_reset_begins_in_a_world_of_its_own(network):
     frames = synthetic_frames(6, 48, 64)
     session = session_for(network)
@@ -220,6 +235,17 @@ def test_without_any_valid_depth_lengths_stay_as_they_are(network, monkeypatch):
         blind = session.step(frames[4:])
     assert blind.world_from_camera.isfinite().all() and (blind.depth == 0).all()
     assert session.step(frames[4:]).depth.isfinite().all()
+
+
+def test_a_submap_that_began_blindly_ends_with_the_next_frame(network, monkeypatch):
+    frames = synthetic_frames(6, 48, 64)
+    session, forward = session_for(network, reach=1e6), network.depth_head.forward
+    with monkeypatch.context() as patch:
+        patch.setattr(network.depth_head, "forward", lambda *a: tuple(0 * t for t in forward(*a)))
+        session.step(frames[:2])
+    seen = steps(session, frames)
+    assert session.stats().submaps == 3  # the second one begins with a blind frame, too
+    assert all(prediction.depth.isfinite().all() for prediction in seen)
 
 
 @pytest.mark.parametrize("reach", [-2.0, -0.5, float("nan")])
@@ -315,6 +341,8 @@ def test_keyframes_that_served_last_are_kept():
     again = Keyframes(3)
     again.restore(keyframes.state())
     assert torch.equal(again.nearest(frames[3], 0.1).pose, frames[3].pose)
+    keyframes.serve(Keyframe(torch.zeros(1, 3, 2, 2), pose_at(1.0), torch.zeros(2, 2)))  # nothing valid in it
+    assert keyframes.nearest(frames[3], 0.1) is frames[3]
     none = Keyframes(0)
     none.serve(frames[0])
     assert none.nearest(frames[0], 1.0) is None
