@@ -34,7 +34,8 @@ class InferenceWorker:
         self._process, self._chunk_size, self._statistics = process, chunk_size, statistics
         self.room = mailbox_room(mailbox_size, chunk_size)  # images that may wait
         self._mailbox = Mailbox(self.room, chunk_wait_s)
-        self._thread = threading.Thread(target=self._run, name="inference")
+        # A daemon: a process that is interrupted before it could call `stop` must not wait for ever.
+        self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
 
     def start(self) -> None:
         self._thread.start()

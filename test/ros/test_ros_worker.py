@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 import threading
 import time
 from collections import deque
@@ -234,3 +236,14 @@ def test_the_rate_falls_when_images_cease(monkeypatch):
     assert counts.rate_hz == pytest.approx(10.0) and counts.age_s == pytest.approx(0.1)
     now[0] += 8.9
     assert statistics.snapshot().rate_hz == pytest.approx(1.0, rel=0.05)
+
+
+def test_a_process_that_is_interrupted_before_it_could_stop_its_worker_ends():
+    lines = (
+        "from stac_ros.inference_worker import InferenceWorker",
+        "from stac_ros.run_statistics import Statistics",
+        "InferenceWorker(print, 1, 1, Statistics()).start()",
+        "raise KeyboardInterrupt",
+    )
+    ended = subprocess.run([sys.executable, "-c", "\n".join(lines)], timeout=LIMIT_S, capture_output=True)
+    assert b"KeyboardInterrupt" in ended.stderr
