@@ -18,7 +18,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from stac_core.geometry import encode_pose, pose_matrix
+from stac_core.geometry import (
+    encode_pose,
+    pose_matrix,
+    quaternion_from_rotation,
+    rotation_from_quaternion,
+)
 from stac_core.keyframes import DISAGREEMENT, Keyframe, Keyframes, disagreement, valid
 from stac_core.prediction import Prediction
 
@@ -151,6 +156,7 @@ class Submaps:
         pose, ratio = again.world_from_camera[0], (valid(known.depth) / valid(again.depth[0])).nanmedian()
         scale = ratio.where(ratio.isfinite(), self._scale(ratio))  # nothing valid: lengths as before
         rotation = known.pose[:3, :3] @ pose[:3, :3].T
+        rotation = rotation_from_quaternion(quaternion_from_rotation(rotation))  # else rounding adds up
         return Similarity(rotation, known.pose[:3, 3] - scale * (rotation @ pose[:3, 3]), scale)
 
     def _scale(self, like: Tensor) -> Tensor:

@@ -16,11 +16,13 @@ from stac_core import Config, Prediction, StreamSession, load_network
 from stac_core.config import NETWORKS, CacheConfig, ImageConfig, ModelConfig, SubmapConfig
 from stac_core.evaluation.alignment import Similarity
 from stac_core.evaluation.datasets import open_sequence
-from stac_core.geometry import decode_pose, unproject_depth
+from stac_core.geometry import decode_pose, pose_matrix, rotation_from_quaternion, unproject_depth
 from stac_core.keyframes import DISAGREEMENT, Keyframe, Keyframes, disagreement
+from stac_core.submaps import Submaps
 from stac_core.training.figures import path_error, turn_error
 
 ALWAYS = 1e-4  # a reach that every chunk of two frames exceeds
+STILL, TURNED = (0.0, 0.02, 0.0, 1.0), (0.05, -0.1, 0.03, 1.0)  # quaternions xyzw
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +216,22 @@ def test_a_saved_stream_that_lacks_part_of_a_submap_is_refused(network, tmp_path
         save_file(tensors, tmp_path / "damaged", file.metadata())
     with pytest.raises(ValueError, match=rf"lacks '{lost.rpartition('/')[2]}'"):
         session.load(tmp_path / "damaged")
+
+
+@torch.inference_mode()
+def test_poses_stay_rigid_however_many_submaps_there_are():
+    """The same turn in each of 1000 submaps: what is rounded off adds up unless it is put right."""
+    submaps, pixels = Submaps(ALWAYS, 0), torch.zeros(1, 3, 2, 2)
+    poses = [pose_matrix(rotation_from_quaternion(torch.tensor(q)), torch.zeros(3)) for q in (STILL, TURNED)]
+    ones = torch.ones(1, 2, 2)
+    still, turned = (
+        Prediction(torch.zeros(1, 9), pose[None], torch.eye(3)[None], ones, ones) for pose in poses
+    )
+    submaps.follow(pixels, still)
+    for _ in range(1000):
+        submaps.go_on(still)
+        rotation = submaps.follow(pixels, turned).world_from_camera[0, :3, :3]
+    torch.testing.assert_close(rotation @ rotation.T, torch.eye(3), rtol=0, atol=2e-6)
 
 
 def test_a_reset_begins_in_a_world_of_its_own(network):
