@@ -64,6 +64,7 @@ class Mapper:
         """Map and publish the next images of the stream."""
         started = time.monotonic()
         if not predicted.prediction.continues:
+            self.scale.jump()
             self._output.jump()
         for index in range(len(predicted.views)):
             self._add_frame(self._frame(predicted, index))

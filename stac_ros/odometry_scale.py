@@ -22,32 +22,40 @@ class OdometryScale:
     def __init__(self, baseline: float) -> None:
         """baseline: how far the camera must travel, in metres."""
         self._baseline = baseline
-        self._in_odom: deque[NDArray[np.float64]] = deque(maxlen=STEPS + 1)  # positions [3], a step apart
-        self._in_world: deque[NDArray[np.float64]] = deque(maxlen=STEPS + 1)
+        self._in_odom: deque[NDArray[np.float64]] = deque(maxlen=STEPS)  # steps [3]
+        self._in_world: deque[NDArray[np.float64]] = deque(maxlen=STEPS)
+        self._last: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None  # positions [3]
         self._agreement = 0.0
         self.factor: float | None = None  # metres per unit of the network's lengths; None = not known yet
 
     def add(self, odom_from_camera: NDArray[np.float64], world_from_camera: NDArray[np.float64]) -> None:
         """The camera [4, 4] of the next image, in metres and in the network's unit."""
-        position = odom_from_camera[:3, 3]
-        if self._in_odom and np.linalg.norm(position - self._in_odom[-1]) < self._baseline / STEPS:
-            return
-        self._in_odom.append(position.copy())
-        self._in_world.append(world_from_camera[:3, 3].copy())
-        if self.factor is None and len(self._in_odom) > STEPS:
+        in_odom, in_world = odom_from_camera[:3, 3].copy(), world_from_camera[:3, 3].copy()
+        if self._last is not None:
+            step = in_odom - self._last[0]
+            if np.linalg.norm(step) < self._baseline / STEPS:
+                return
+            self._in_odom.append(step)
+            self._in_world.append(in_world - self._last[1])
+        self._last = in_odom, in_world
+        if self.factor is None and len(self._in_odom) == STEPS:
             factor, self._agreement = _similarity(*_paths_without_longest_step(self._in_odom, self._in_world))
             if self._agreement >= AGREEMENT:
                 self.factor = factor
 
+    def jump(self) -> None:
+        """The next image is where the network's camera turned out to be: no step leads there."""
+        self._last = None
+
     @property
     def travelled(self) -> float:
         """Metres of the baseline behind the camera; a step counts a tenth of it, however long."""
-        return self._baseline * max(len(self._in_odom) - 1, 0) / STEPS
+        return self._baseline * len(self._in_odom) / STEPS
 
     def __str__(self) -> str:
         if self.factor is not None:
             return f"odometry, {self.factor:.3g} m per unit"
-        if len(self._in_odom) > STEPS:
+        if len(self._in_odom) == STEPS:
             return (
                 f"odometry: its path and the network's agree to {self._agreement:.2f}, {AGREEMENT} is needed"
             )
@@ -57,10 +65,9 @@ class OdometryScale:
 def _paths_without_longest_step(
     in_odom: deque[NDArray[np.float64]], in_world: deque[NDArray[np.float64]]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Both paths [STEPS, 3], as if odometry's longest step had not been made."""
-    odom_steps, world_steps = np.diff(in_odom, axis=0), np.diff(in_world, axis=0)
-    longest = np.linalg.norm(odom_steps, axis=1).argmax()
-    return _path(np.delete(odom_steps, longest, axis=0)), _path(np.delete(world_steps, longest, axis=0))
+    """Both paths [STEPS, 3] of steps, as if odometry's longest step had not been made."""
+    longest = np.linalg.norm(np.array(in_odom), axis=1).argmax()
+    return _path(np.delete(in_odom, longest, axis=0)), _path(np.delete(in_world, longest, axis=0))
 
 
 def _path(steps: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -41,6 +41,10 @@ class StreamScale:
             return self._measured(world_from_camera, odom_from_camera)
         return self._fixed if mode == "fixed" else 1.0
 
+    def jump(self) -> None:
+        """The next camera is where it turned out to be: no motion leads there from the last one."""
+        self._odometry.jump()
+
     def __str__(self) -> str:
         mode = self._parameters.ros.scale.mode
         if mode == "odometry":

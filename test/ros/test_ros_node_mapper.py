@@ -583,6 +583,25 @@ def test_along_odometry_map_and_path_become_metric_as_if_they_had_always_been(ne
     assert np.abs(map_from_odom[9] - np.eye(4)).max() > 1e-3
 
 
+def test_no_scale_is_measured_across_a_jump(network, metric_robot, monkeypatch):
+    """From the second chunk on, the network's camera is elsewhere, as where drift has been taken back."""
+    step, seen = StreamSession.step, []
+
+    def jumping(session, frames):
+        prediction = step(session, frames)
+        seen.append(len(frames))
+        poses = prediction.world_from_camera.clone()
+        poses[:, :3, 3] += 2 * metric_robot.shortest_step * (len(seen) > 1)
+        return replace(prediction, world_from_camera=poses, continues=len(seen) != 2)
+
+    monkeypatch.setattr(StreamSession, "step", jumping)
+    given = {"scale__mode": "odometry", "scale__baseline": 9.99 * metric_robot.shortest_step}
+    with mapper_of(network, metric_robot, **given, **FINE) as (mapper, notes, _):
+        process(mapper, *chunks())
+    (rescaling,) = notes.rescalings
+    assert rescaling.factor == pytest.approx(metric_robot.metres_per_unit, rel=1e-5)
+
+
 def test_every_stream_has_its_own_scale(network, metric_robot):
     sent = chunks()
     given = {"scale__mode": "odometry", "scale__baseline": 9.99 * metric_robot.shortest_step}

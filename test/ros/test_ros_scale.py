@@ -85,6 +85,20 @@ def test_one_jump_of_odometry_does_not_matter(at, jump_m):
     assert measure(metric, own).factor == pytest.approx(METRES_PER_UNIT, rel=0.03)
 
 
+@pytest.mark.parametrize("at", [0, 1, 5, 9])
+def test_where_drift_is_taken_back_no_step_is_measured(at):
+    """The network's camera jumps by a fifth of the baseline, odometry's goes on."""
+    metric = poses(np.linspace([0.0, 0, 0], [2.0, 0.5, 0], 20))
+    own, scale = metric.copy(), OdometryScale(1.0)
+    own[:, :3, 3] /= 2
+    own[at:, :3, 3] += [-0.1, 0.2, 0.0]
+    for index, (odom, world) in enumerate(zip(metric, own, strict=True)):
+        if index == at:
+            scale.jump()
+        scale.add(odom, world)
+    assert scale.factor == pytest.approx(2)
+
+
 def test_standing_still_adds_nothing_however_long_and_noisy():
     rng = np.random.default_rng(0)
     metric = np.concatenate([np.zeros((1000, 3)), walk(2)])
