@@ -50,6 +50,11 @@ class Keyframes:
     def __len__(self) -> int:
         return len(self._kept)
 
+    @property
+    def bytes(self) -> int:
+        """Of memory."""
+        return sum(tensor.nbytes for kept in self._kept for tensor in vars(kept).values())
+
     def serve(self, keyframe: Keyframe) -> None:
         """Keep it, or keep it longer."""
         self._kept = [kept for kept in self._kept if kept is not keyframe] + [keyframe]

@@ -38,6 +38,7 @@ class SessionStats:
 
     cache: CacheStats  # of the present submap, but `frames_seen` of the whole stream
     submaps: int  # so far, the present one included
+    keyframe_bytes: int
     prepare_ms: float
     network_ms: float
     settle_ms: float
@@ -183,7 +184,7 @@ class StreamSession:
         """members: also count merged tokens by how many they stand for, which looks at every one."""
         times_ms = self._watch.milliseconds() if self._watch else (0.0, 0.0, 0.0)
         cache = replace(self._cache.stats(members), frames_seen=self._submaps.frames_seen)
-        return SessionStats(cache, self._submaps.count, *times_ms)
+        return SessionStats(cache, self._submaps.count, self._submaps.keyframe_bytes, *times_ms)
 
     def _about(self) -> dict[str, Any]:
         """What a saved stream must agree on with this one."""

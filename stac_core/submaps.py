@@ -84,6 +84,11 @@ class Submaps:
         return twin
 
     @property
+    def keyframe_bytes(self) -> int:
+        """Of memory, beside that of the cache."""
+        return self._keyframes.bytes
+
+    @property
     def next_is_due(self) -> bool:
         """Whether the camera has departed too far. Waits for the device where there is a limit."""
         if not self.reach or self._first is None or self._last is None:

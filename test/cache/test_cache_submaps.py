@@ -354,6 +354,7 @@ def test_keyframes_that_served_last_are_kept():
     for frame in (*frames[:3], frames[0], frames[3]):
         keyframes.serve(frame)
     assert len(keyframes) == 3
+    assert keyframes.bytes == 3 * 4 * (3 * 2 * 2 + 4 * 4 + 2 * 2)
     assert keyframes.nearest(frames[0], 0.1) is frames[0] and keyframes.nearest(frames[1], 0.1) is None
     assert keyframes.nearest(frames[1], 0.5) in (frames[0], frames[2])  # half a depth away
     again = Keyframes(3)
