@@ -113,9 +113,8 @@ NETWORKS: dict[str, NetworkConfig] = {
     ),
 }
 
-_REACH = {
-    "embedded": 0.25
-}  # how far networks follow a camera from their first frame, where that was measured
+# How far networks follow a camera from their first frame (`submap.reach`), where that was measured.
+_REACH = {"embedded": 0.25}
 
 
 @dataclass(frozen=True)
@@ -473,13 +472,13 @@ class KernelConfig:
 
 @dataclass(frozen=True)
 class SubmapConfig:
-    """When a stream goes on with an empty memory, seen from its latest frame."""
+    """When a stream goes on with an empty memory, seen from its latest frame or from one seen before."""
 
     reach: float = setting(
         -1.0,
         "how far the camera departs from a submap's first frame, its turn in radians plus its way in median "
-        "depths, before the next submap begins; 0 = never; -1 = what suits the network: 0.25 for the bundled "
-        "model, 0 for others",
+        "depths, before the next submap begins; 0 = never; -1 = what suits the network: "
+        f"{_REACH['embedded']} for the bundled model, 0 for others",
         minimum=-1.0,
     )
     keyframes: int = setting(

@@ -166,14 +166,12 @@ class StreamSession:
 
         ValueError where the file is damaged or was saved under other settings; this stream then stays.
         """
-        cache, submaps = (
-            open_cache(self.config.cache, self._network.config, self._kernels),
-            self._no_submaps(),
-        )
+        cache = open_cache(self.config.cache, self._network.config, self._kernels)
         if isinstance(cache, OfflineCache):
             raise ValueError(f"cache.mode = {self.config.cache.mode!r} cannot go on with a saved stream")
         try:
             state = read_state(Path(path), self._about(), self._device)
+            submaps = self._no_submaps()
             cache.restore(state["cache"])
             submaps.restore(state["submaps"])
         except (KeyError, IndexError) as missing:

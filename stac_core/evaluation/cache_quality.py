@@ -127,9 +127,8 @@ class Study:
         scratch = self._folder / "scratch"
         started = time.process_time()
         with _tokens(self._loaded.network) as tokens:
-            run = run_scene(
-                world, self._loaded.network, Config(cache=config, submap=SubmapConfig(reach=0.0)), scratch
-            )
+            in_one_submap = Config(cache=config, submap=SubmapConfig(reach=0.0))
+            run = run_scene(world, self._loaded.network, in_one_submap, scratch)
         cpu_ms = 1000 * (time.process_time() - started) / len(world)
         outputs = Outputs(
             np.array(run.depth),
