@@ -113,8 +113,10 @@ NETWORKS: dict[str, NetworkConfig] = {
     ),
 }
 
-# How far networks follow a camera from their first frame (`submap.reach`), where that was measured.
+# What suits a network, where that was measured: how far it follows a camera from its first frame
+# (`submap.reach`), and the points that make its poses exact (`tracking.points`).
 _REACH = {"embedded": 0.25}
+_POINTS = {"embedded": 250}
 
 
 @dataclass(frozen=True)
@@ -500,6 +502,26 @@ class SubmapConfig:
 
 
 @dataclass(frozen=True)
+class TrackingConfig:
+    """Poses made exact by points that are followed from frame to frame, of a calibrated camera."""
+
+    points: int = setting(
+        -1,
+        "points of the scene followed at once: their shifts make poses exact and bring depths to one scale, "
+        "where the camera's calibration is known; 0 = poses and depths are as the network says; -1 = what "
+        f"suits the network: {_POINTS['embedded']} for the bundled model, 0 for others",
+        minimum=-1,
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+    def points_of(self, network: NetworkConfig) -> int:
+        """The number; 0 = none are followed."""
+        return _POINTS.get(network.name, 0) if self.points < 0 else self.points
+
+
+@dataclass(frozen=True)
 class Config:
     """All sections of the core."""
 
@@ -508,6 +530,7 @@ class Config:
     cache: CacheConfig = field(default_factory=CacheConfig)
     kernels: KernelConfig = field(default_factory=KernelConfig)
     submap: SubmapConfig = field(default_factory=SubmapConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 
 def require_stream(config: Config) -> None:

@@ -47,6 +47,10 @@ class ImageGeometry:
         """Intrinsics [..., 3, 3] of the network image → of the camera image."""
         return torch.linalg.inv(self._network_from_camera).to(intrinsics) @ intrinsics
 
+    def network_intrinsics(self, intrinsics: Tensor) -> Tensor:
+        """Intrinsics [..., 3, 3] of the camera image → of the network image."""
+        return self._network_from_camera.to(intrinsics) @ intrinsics
+
     def to_camera(self, values: Tensor) -> Tensor:
         """Depth or confidence [..., H, W] of the network image → [..., height, width] of the camera image.
 

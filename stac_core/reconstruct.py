@@ -70,7 +70,7 @@ def reconstruct(given: argparse.Namespace, config: Config) -> None:
     try:
         with tqdm(total=total, unit="frame", disable=given.quiet) as progress:
             for frames in _chunks(sequence, given.kf_every, config):
-                prediction = session.step([frame.image for frame in frames]).to_host()
+                prediction = session.step([frame.image for frame in frames], frames[0].intrinsics).to_host()
                 best = max(best, float(prediction.depth_confidence.mean()))
                 if to_be_checked and session.stats().cache.frames_seen:
                     left, to_be_checked = total - len(result) - len(frames), False

@@ -19,9 +19,10 @@ from stac_core.cache.one_pass import OnePass
 from stac_core.cache.saved_state import read_state, write_state
 from stac_core.cache.stats import CacheStats
 from stac_core.cache.token_positions import TokenPositions, View, token_positions
-from stac_core.config import Config, SubmapConfig
-from stac_core.device import Stopwatch
-from stac_core.geometry import decode_pose, unproject_depth
+from stac_core.camera_tracker import CameraTracker
+from stac_core.config import Config, SubmapConfig, TrackingConfig
+from stac_core.device import Stopwatch, send
+from stac_core.geometry import decode_pose, encode_pose, unproject_depth
 from stac_core.images import ImageGeometry, plan_resize, prepare_images
 from stac_core.kernels.select import select_kernels
 from stac_core.network.causal_vggt import CausalVGGT
@@ -39,6 +40,7 @@ class SessionStats:
     cache: CacheStats  # of the present submap, but `frames_seen` of the whole stream
     submaps: int  # so far, the present one included
     keyframe_bytes: int
+    landmarks: int  # that the last frame shows; 0 where poses are as the network says
     prepare_ms: float
     network_ms: float
     settle_ms: float
@@ -61,8 +63,11 @@ class StreamSession:
         self._watch: Stopwatch | None = None  # of the last step
 
     @torch.inference_mode()
-    def step(self, images: list[np.ndarray]) -> Prediction:
+    def step(self, images: list[np.ndarray], intrinsics: np.ndarray | None = None) -> Prediction:
         """1 … `cache.chunk_size` new frames, uint8 RGB [H, W, 3] of one size → Prediction [S, …].
+
+        intrinsics: of these images [3, 3], if known. Where `tracking.points` are followed they take the place
+        of what the network says, and poses are made exact; else they are not used.
 
         Frames of one step see each other and what is kept of the past. ValueError where the frames do
         not fit the stream; whatever is raised, the stream goes on as if the step had not been. It also does
@@ -73,18 +78,24 @@ class StreamSession:
         trained_size = self._network.config.image_size
         pixels, geometry = prepare_images(images, self.config.image, trained_size, self._device)
         self._check_size(geometry)
+        lens = self._lens(intrinsics, geometry)
         watch.mark()
         submaps = self._submaps.copy()  # which takes their place once everything has gone well
-        continues = not submaps.next_is_due or self._begin_submap(submaps)
-        prediction = self._see(pixels)
+        continues = not submaps.next_is_due or self._begin_submap(submaps, lens)
+        prediction = self._see(pixels, lens)
         watch.mark()
         if self._cache.frames_seen or self._can_begin(prediction):
-            placed = submaps.follow(pixels, prediction)
+            placed = submaps.follow(pixels, prediction, exact=lens is not None)
             self._settle(prediction)
             self._submaps, prediction = submaps, placed
         watch.mark()
         self._watch, self.geometry = watch, geometry
         return replace(prediction, camera_tokens=None, continues=continues)
+
+    @property
+    def uses_intrinsics(self) -> bool:
+        """Whether `step` makes something of them."""
+        return self._submaps.tracks
 
     def check_image_size(self, height: int, width: int) -> None:
         """ValueError if images of this size become too small for the network, whatever the stream."""
@@ -100,7 +111,10 @@ class StreamSession:
         if isinstance(self._cache, OfflineCache):
             return
         cache = replace(self.config.cache, first_confidence=0.0, lost_confidence=0.0)
-        session = StreamSession(self._network, replace(self.config, cache=cache, submap=SubmapConfig(0.0)))
+        session = StreamSession(
+            self._network,
+            replace(self.config, cache=cache, submap=SubmapConfig(0.0), tracking=TrackingConfig(0)),
+        )
         noise = np.random.default_rng(0).integers(0, 256, (cache.chunk_size, *USUAL_SIZE, 3), dtype=np.uint8)
         frames = cache.pinned_frames + cache.window_size + cache.hh_size + 2 * cache.chunk_size
         steps = [cache.chunk_size] * -(-frames // cache.chunk_size) + list(range(1, cache.chunk_size))
@@ -182,7 +196,8 @@ class StreamSession:
         """members: also count merged tokens by how many they stand for, which looks at every one."""
         times_ms = self._watch.milliseconds() if self._watch else (0.0, 0.0, 0.0)
         cache = replace(self._cache.stats(members), frames_seen=self._submaps.frames_seen)
-        return SessionStats(cache, self._submaps.count, self._submaps.keyframe_bytes, *times_ms)
+        submaps = self._submaps
+        return SessionStats(cache, submaps.count, submaps.keyframe_bytes, submaps.landmarks, *times_ms)
 
     def _about(self) -> dict[str, Any]:
         """What a saved stream must agree on with this one."""
@@ -191,6 +206,7 @@ class StreamSession:
             "cache": self.config.cache,
             "image": self.config.image,
             "submap": self.config.submap,
+            "tracking": self.config.tracking,
         }
         settings = {f"{n}.{k}": v for n, section in sections.items() for k, v in asdict(section).items()}
         return json.loads(json.dumps(settings))  # tuples become lists, as in the file
@@ -204,6 +220,15 @@ class StreamSession:
                 "keep the image size, or reset the stream"
             )
 
+    def _lens(self, intrinsics: np.ndarray | None, geometry: ImageGeometry) -> Tensor | None:
+        """Intrinsics [3, 3] of the network pixels, where they are to be used. ValueError if they are none."""
+        if intrinsics is None or not self.uses_intrinsics:
+            return None
+        known = np.asarray(intrinsics, np.float64)
+        if known.shape != (3, 3) or not np.isfinite(known).all() or not (np.diag(known)[:2] > 0).all():
+            raise ValueError(f"intrinsics = {intrinsics}: expected [3, 3] with positive focal lengths")
+        return send(geometry.network_intrinsics(torch.from_numpy(known)).float(), self._device)
+
     def _no_submaps(self) -> Submaps:
         """The state before the first frame; a sequence taken in one pass has but one submap."""
         config = self.config
@@ -211,9 +236,10 @@ class StreamSession:
         if reach and config.cache.repose_frames:
             why = f"a submap ends with all its frames, and submap.reach is {reach}"
             raise refuse(config.cache, "repose_frames", why, 0)
-        return Submaps(reach, config.submap.keyframes)
+        points = 0 if config.cache.rules.offline else config.tracking.points_of(self._network.config)
+        return Submaps(reach, config.submap.keyframes, CameraTracker(points) if points else None)
 
-    def _begin_submap(self, submaps: Submaps) -> bool:
+    def _begin_submap(self, submaps: Submaps, lens: Tensor | None) -> bool:
         """Forget everything but where a few frames lie, and see one of them again as the first one.
 
         → whether poses continue; else the camera has come back, and what drift had added is gone.
@@ -221,22 +247,28 @@ class StreamSession:
         self._cache.reset()
         keyframe = submaps.come_back_to()
         if keyframe is not None:
-            if submaps.go_back(keyframe, self._take(keyframe.pixels), self._take(submaps.last.pixels)):
+            first, last = self._take(keyframe.pixels, lens), self._take(submaps.last.pixels, lens)
+            if submaps.go_back(keyframe, first, last):
                 return False
             self._cache.reset()
-        submaps.go_on(self._take(submaps.last.pixels))
+        submaps.go_on(self._take(submaps.last.pixels, lens))
         return True
 
-    def _take(self, pixels: Tensor) -> Prediction:
+    def _take(self, pixels: Tensor, lens: Tensor | None) -> Prediction:
         """See frames and take them into the memory."""
-        prediction = self._see(pixels)
+        prediction = self._see(pixels, lens)
         self._settle(prediction)
         return prediction
 
-    def _see(self, pixels: Tensor) -> Prediction:
-        """What the network says of frames [S, 3, H, W], in the present submap."""
+    def _see(self, pixels: Tensor, lens: Tensor | None) -> Prediction:
+        """What the network says of frames [S, 3, H, W], in the present submap; all but a known lens."""
         wants_points = self._cache.wants_positions and self.config.cache.positions == "points"
-        return self._network(pixels[None], self._cache, points=wants_points).map(lambda t: t[0])
+        prediction = self._network(pixels[None], self._cache, points=wants_points).map(lambda t: t[0])
+        if lens is None:
+            return prediction
+        intrinsics = lens.to(prediction.intrinsics).expand_as(prediction.intrinsics)
+        encoding = encode_pose(prediction.world_from_camera, intrinsics, *pixels.shape[-2:])
+        return replace(prediction, intrinsics=intrinsics, pose_encoding=encoding)
 
     def _settle(self, prediction: Prediction) -> None:
         """Take the frames of the pass into the memory."""

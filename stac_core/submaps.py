@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from stac_core.camera_tracker import CameraTracker
 from stac_core.geometry import (
     encode_pose,
     pose_matrix,
@@ -62,10 +63,11 @@ class Submaps:
 
     reach: how far the camera may depart from a submap's first frame; 0 = one submap for ever, which is world.
     keyframes: how many first frames of earlier submaps are kept.
+    tracker: makes poses exact; None = they are as the network says.
     """
 
-    def __init__(self, reach: float, keyframes: int) -> None:
-        self.reach, self._most_keyframes = reach, keyframes
+    def __init__(self, reach: float, keyframes: int, tracker: CameraTracker | None = None) -> None:
+        self.reach, self._most_keyframes, self._tracker = reach, keyframes, tracker
         self.forget()
 
     def forget(self) -> None:
@@ -76,12 +78,24 @@ class Submaps:
         self._first: Keyframe | None = None  # of the present submap
         self._last: Keyframe | None = None
         self._keyframes = Keyframes(self._most_keyframes)
+        if self._tracker is not None:
+            self._tracker.forget()
 
     def copy(self) -> Submaps:
         """Another one of the same state, whose changes leave this one as it is."""
         twin = copy(self)
-        twin._keyframes = copy(self._keyframes)
+        twin._keyframes, twin._tracker = copy(self._keyframes), copy(self._tracker)
         return twin
+
+    @property
+    def tracks(self) -> bool:
+        """Whether poses can be made exact."""
+        return self._tracker is not None
+
+    @property
+    def landmarks(self) -> int:
+        """That the last frame shows."""
+        return 0 if self._tracker is None else len(self._tracker)
 
     @property
     def keyframe_bytes(self) -> int:
@@ -116,18 +130,30 @@ class Submaps:
         if float(disagreement(again, placed)) > DISAGREEMENT:
             return False
         self._begin(keyframe, lies)
+        if self._tracker is not None:
+            self._tracker.forget()
+            self._tracker.refine(self.last.pixels, placed)
         self._last = Keyframe.of(self.last.pixels, placed, 0)
         return True
 
     def go_on(self, last: Prediction) -> None:
         """The next submap begins with the last frame, as the network sees it anew."""
         self._begin(self.last, self._lies(self.last, last))
+        if self._tracker is not None:
+            self._tracker.go_on()
 
-    def follow(self, pixels: Tensor, prediction: Prediction) -> Prediction:
-        """New frames [S, 3, H, W] and what the network says of them, in world from here on."""
+    def follow(self, pixels: Tensor, prediction: Prediction, exact: bool = False) -> Prediction:
+        """New frames [S, 3, H, W] and what the network says of them, in world from here on.
+
+        exact: poses are made exact, if there is a tracker: the intrinsics are true.
+        """
         self.frames_seen += prediction.frames
         lies = self._world_from_submap
         placed = prediction if lies is None else lies.prediction(prediction)
+        if self._tracker is not None and exact:
+            placed = self._tracker.refine(pixels, placed)
+        elif self._tracker is not None:
+            self._tracker.forget()
         if self.reach:
             if self._first is None:
                 self._first = Keyframe.of(pixels, placed, 0)
@@ -141,6 +167,7 @@ class Submaps:
         return {
             "numbers": torch.tensor([self.count, self.frames_seen]),
             "keyframes": self._keyframes.state(),
+            "tracker": {} if self._tracker is None else self._tracker.state(),
             **{name: dict(vars(part)) for name, part in parts.items() if part is not None},
         }
 
@@ -150,6 +177,8 @@ class Submaps:
         self._world_from_submap = _restored(Similarity, state.get("lies"))
         self._first, self._last = (_restored(Keyframe, state.get(name)) for name in ("first", "last"))
         self._keyframes.restore(state.get("keyframes", {}))
+        if self._tracker is not None:
+            self._tracker.restore(state.get("tracker", {}))
 
     def _begin(self, first: Keyframe, lies: Similarity) -> None:
         self._first, self._world_from_submap = first, lies

@@ -1,6 +1,7 @@
-"""The camera behind a depth image: calibrated where a calibration was received, else as predicted.
+"""The camera behind an image: calibrated where a calibration was received, else as predicted.
 
-The map needs none: it lies where predicted intrinsics put it, since they belong to the predicted poses.
+Without, or where no points are tracked (`tracking.points`), the map lies where predicted intrinsics put it,
+since they belong to the predicted poses.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from std_msgs.msg import Header
 
 from stac_ros.camera_messages import calibration_message
 
+PATIENCE = 20  # images that may come before the first camera_info
+
 logger = logging.getLogger(__name__)
 
 
@@ -24,9 +27,24 @@ class CameraCalibration:
         self._received: CameraInfo | None = None
         self.source = "predicted"  # or camera_info: what the last depth image was published with
         self._said: set[str] = set()
+        self._unknown = 0  # images in a row without a calibration
 
     def receive(self, message: CameraInfo) -> None:
         self._received = message
+
+    def intrinsics(self, height: int, width: int) -> NDArray[np.float64] | None:
+        """Intrinsics [3, 3] of images of this size, which are taken to be rectified; None = not known."""
+        received = self._received
+        if received is not None and self._fits(received, height, width):
+            projection = np.array(received.p, np.float64).reshape(3, 4)[:, :3]  # of rectified images
+            return projection if projection[0, 0] > 0 else np.array(received.k, np.float64).reshape(3, 3)
+        self._unknown += received is None
+        if self._unknown > PATIENCE:
+            self._say_once(
+                "images come without their camera_info: poses are as predicted, not made exact; "
+                "have the driver publish it, or remap camera_info to its topic"
+            )
+        return None
 
     def of_image(self, header: Header, height: int, width: int, predicted: NDArray[np.float64]) -> CameraInfo:
         """The calibration of an image of this size; `predicted` intrinsics [3, 3] where there is none."""

@@ -38,7 +38,7 @@ class MappedFrame:
     geometry: ImageGeometry
 
     def camera_intrinsics(self) -> NDArray[np.float64]:
-        """The predicted intrinsics [3, 3] of the camera image."""
+        """Intrinsics [3, 3] of the camera image that depth and pose belong to."""
         return self.geometry.camera_intrinsics(self.intrinsics.double()).numpy()
 
     def depth_image(self) -> NDArray[np.float32]:

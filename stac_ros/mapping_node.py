@@ -83,7 +83,9 @@ class MappingNode(ClosingNode):
         odometry = OdometryLink(transform_buffer(self), ros.frames) if ros.frames.odom else None
         self.mapper = Mapper(self.parameters, self.statistics, self.outputs)
         self.mapping = MappingWorker(self.mapper, self.statistics)
-        self.predictor = Predictor(session, self.parameters, self.statistics, self.mapping, odometry)
+        self.predictor = Predictor(
+            session, self.parameters, self.statistics, self.mapping, odometry, self.calibration
+        )
         self._reported = self.statistics.snapshot()
         self.inference = InferenceWorker(
             self.predictor.process,

@@ -14,6 +14,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 from stac_core import ImageGeometry, Prediction, SessionStats, StreamSession
+from stac_ros.camera_info import CameraCalibration
 from stac_ros.continuity import Change, Continuity, StrayImage
 from stac_ros.images import ImageError, decode_colour, wastes_bits
 from stac_ros.odometry import NoOdometry, OdometryLink
@@ -66,6 +67,7 @@ class Predictor:
     """One stream. Not safe to share: only the inference thread calls it.
 
     odometry: None where the robot has no odometry frame.
+    calibration: of the camera; None where nothing is known of it.
     """
 
     def __init__(
@@ -75,9 +77,10 @@ class Predictor:
         statistics: Statistics,
         receiver: Receiver,
         odometry: OdometryLink | None = None,
+        calibration: CameraCalibration | None = None,
     ) -> None:
         self._session, self._parameters, self._statistics = session, parameters, statistics
-        self._receiver, self._odometry = receiver, odometry
+        self._receiver, self._odometry, self._calibration = receiver, odometry, calibration
         self._unscaled = UnscaledOdometry()
         self._continuity = Continuity(parameters.ros.input)
         self.paused = False
@@ -125,7 +128,8 @@ class Predictor:
             return
         started = time.monotonic()
         try:
-            prediction = self._session.step([view.image for view in views]).to_host()
+            images = [view.image for view in views]
+            prediction = self._session.step(images, self._intrinsics(images[0])).to_host()
         except Exception as error:  # of any kind; the session is as it was before
             self._statistics.error("inference", _with_cure(error), len(views), lost_by="network")
             return
@@ -178,6 +182,12 @@ class Predictor:
             self._statistics.error(error.cause, str(error), 1)
             return None
         return View(header, image, odom), change
+
+    def _intrinsics(self, image: NDArray[np.uint8]) -> NDArray[np.float64] | None:
+        """[3, 3] as far as they are known and of use."""
+        if self._calibration is None or not self._session.uses_intrinsics:
+            return None
+        return self._calibration.intrinsics(*image.shape[:2])
 
     def _check_size(self, image: NDArray[np.uint8]) -> None:
         """ImageError if the network could see nothing of it; better now than after it has ended a stream."""

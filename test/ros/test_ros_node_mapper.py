@@ -587,9 +587,9 @@ def test_no_scale_is_measured_across_a_jump(network, metric_robot, monkeypatch):
     """From the second chunk on, the network's camera is elsewhere, as where drift has been taken back."""
     step, seen = StreamSession.step, []
 
-    def jumping(session, frames):
-        prediction = step(session, frames)
-        seen.append(len(frames))
+    def jumping(session, *given):
+        prediction = step(session, *given)
+        seen.append(prediction.frames)
         poses = prediction.world_from_camera.clone()
         poses[:, :3, 3] += 2 * metric_robot.shortest_step * (len(seen) > 1)
         return replace(prediction, world_from_camera=poses, continues=len(seen) != 2)

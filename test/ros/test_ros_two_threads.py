@@ -64,9 +64,9 @@ def network(monkeypatch) -> Iterator[Gate]:
     """Before each pass."""
     gate, step = Gate(), StreamSession.step
 
-    def gated(session, frames):
+    def gated(session, *given):
         gate.pass_through()
-        return step(session, frames)
+        return step(session, *given)
 
     monkeypatch.setattr(StreamSession, "step", gated)
     yield gate
