@@ -33,14 +33,15 @@ WINDOW, LEVELS = 15, 2  # pixels that must look alike; times that the image is h
 THERE_AND_BACK = 1.0  # pixels by which a corner may miss itself when followed back
 FARTHEST = 0.25  # of the image's width: a guess beyond is not believed
 ENOUGH = 15  # landmarks that tell a camera or a length
+TRUST = 0.5  # in lengths of landmarks, which drift, as against those of the network, which waver
 
 
 class CameraTracker:
     """The landmarks of one stream; where there are none, poses move on as the network says."""
 
-    def __init__(self, points: int) -> None:
-        """points: how many are followed at once."""
-        self._points = points
+    def __init__(self, most: int) -> None:
+        """most: landmarks that are followed at once."""
+        self._most = most
         self.forget()
 
     def forget(self) -> None:
@@ -50,7 +51,7 @@ class CameraTracker:
         self._seen = np.empty((0, 2), np.float32)  # where the last frame shows them, pixels
         self._pose: Array = np.eye(4)  # world_from_camera of the last frame
         self._predicted: Array = np.eye(4)  # and what the network said it was
-        self._factor = 1.0  # lengths of the landmarks per length of the network
+        self._factor = 1.0  # by which lengths of the network are multiplied
 
     def __len__(self) -> int:
         """Landmarks that the last frame shows."""
@@ -128,16 +129,18 @@ class CameraTracker:
         return np.linalg.inv(fit.camera_from_world)
 
     def _factor_of(self, depth: NDArray[np.float32], pose: Array) -> float:
-        """Lengths of the landmarks over those that the network says of the last frame."""
+        """Of the last frame: what brings its lengths nearer to those of the landmarks."""
         camera_from_world = np.linalg.inv(pose)
         true = self._landmarks.position @ camera_from_world[2, :3] + camera_from_world[2, 3]
         said = _at(depth, self._seen)
         valid = (said > VALID_DEPTH) & (true > VALID_DEPTH)
-        return float(np.median(true[valid] / said[valid])) if valid.sum() >= ENOUGH else self._factor
+        if valid.sum() < ENOUGH:
+            return self._factor
+        return float(np.median(true[valid] / said[valid]) ** TRUST)
 
     def _find_more(self, depth: NDArray[np.float32], lens: Array) -> None:
         """New landmarks where the last frame shows corners and none is near."""
-        missing = self._points - len(self._landmarks)
+        missing = self._most - len(self._landmarks)
         if self._gray is None or missing <= 0:
             return
         free = np.full(self._gray.shape, 255, np.uint8)

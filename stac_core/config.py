@@ -114,9 +114,9 @@ NETWORKS: dict[str, NetworkConfig] = {
 }
 
 # What suits a network, where that was measured: how far it follows a camera from its first frame
-# (`submap.reach`), and the points that make its poses exact (`tracking.points`).
+# (`submap.reach`), and the landmarks that make its poses exact (`tracking.landmarks`).
 _REACH = {"embedded": 0.25}
-_POINTS = {"embedded": 250}
+_LANDMARKS = {"embedded": 250}
 
 
 @dataclass(frozen=True)
@@ -505,20 +505,20 @@ class SubmapConfig:
 class TrackingConfig:
     """Poses made exact by points that are followed from frame to frame, of a calibrated camera."""
 
-    points: int = setting(
+    landmarks: int = setting(
         -1,
         "points of the scene followed at once: their shifts make poses exact and bring depths to one scale, "
         "where the camera's calibration is known; 0 = poses and depths are as the network says; -1 = what "
-        f"suits the network: {_POINTS['embedded']} for the bundled model, 0 for others",
+        f"suits the network: {_LANDMARKS['embedded']} for the bundled model, 0 for others",
         minimum=-1,
     )
 
     def __post_init__(self) -> None:
         check_settings(self)
 
-    def points_of(self, network: NetworkConfig) -> int:
+    def landmarks_of(self, network: NetworkConfig) -> int:
         """The number; 0 = none are followed."""
-        return _POINTS.get(network.name, 0) if self.points < 0 else self.points
+        return _LANDMARKS.get(network.name, 0) if self.landmarks < 0 else self.landmarks
 
 
 @dataclass(frozen=True)

@@ -66,8 +66,8 @@ class StreamSession:
     def step(self, images: list[np.ndarray], intrinsics: np.ndarray | None = None) -> Prediction:
         """1 … `cache.chunk_size` new frames, uint8 RGB [H, W, 3] of one size → Prediction [S, …].
 
-        intrinsics: of these images [3, 3], if known. Where `tracking.points` are followed they take the place
-        of what the network says, and poses are made exact; else they are not used.
+        intrinsics: of these images [3, 3], if known. Where `tracking.landmarks` are followed they take the
+        place of what the network says, and poses are made exact; else they are not used.
 
         Frames of one step see each other and what is kept of the past. ValueError where the frames do
         not fit the stream; whatever is raised, the stream goes on as if the step had not been. It also does
@@ -236,8 +236,8 @@ class StreamSession:
         if reach and config.cache.repose_frames:
             why = f"a submap ends with all its frames, and submap.reach is {reach}"
             raise refuse(config.cache, "repose_frames", why, 0)
-        points = 0 if config.cache.rules.offline else config.tracking.points_of(self._network.config)
-        return Submaps(reach, config.submap.keyframes, CameraTracker(points) if points else None)
+        landmarks = 0 if config.cache.rules.offline else config.tracking.landmarks_of(self._network.config)
+        return Submaps(reach, config.submap.keyframes, CameraTracker(landmarks) if landmarks else None)
 
     def _begin_submap(self, submaps: Submaps, lens: Tensor | None) -> bool:
         """Forget everything but where a few frames lie, and see one of them again as the first one.

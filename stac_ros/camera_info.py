@@ -1,6 +1,6 @@
 """The camera behind an image: calibrated where a calibration was received, else as predicted.
 
-Without, or where no points are tracked (`tracking.points`), the map lies where predicted intrinsics put it,
+Without, or where no points are tracked (`tracking.landmarks`), the map lies where predicted intrinsics put it,
 since they belong to the predicted poses.
 """
 
