@@ -1,7 +1,7 @@
 """The camera behind an image: calibrated where a calibration was received, else as predicted.
 
-Without, or where no points are tracked (`tracking.landmarks`), the map lies where predicted intrinsics put it,
-since they belong to the predicted poses.
+Without, or where `tracking.landmarks` is 0, the map lies where predicted intrinsics put it, since they belong
+to the predicted poses.
 """
 
 from __future__ import annotations
