@@ -4,7 +4,8 @@
     python -m stac_core.training.evaluate --out out/training      # the state of a run instead
 
 Synthetic worlds have fixed seeds that no run trains on; real recordings are never trained on. A stream is
-what the node makes of the images, all settings at their defaults; all else is one causal pass.
+what the node makes of the images, all settings at their defaults, and a calibrated one what it makes of them
+with their camera_info; all else is one causal pass of the network.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ SHORT_WORLDS, SHORT_FRAMES = 32, 8
 LONG_WORLDS, LONG_FRAMES = 8, 64
 RECORDINGS = ("hololens_office_start", "tum_fr3_cabinet")
 CLEARLY_BETTER = 0.75  # of what standing still in front of constant depth gives
-STREAM = "stream of "  # before the source of the figures
+STREAM, CALIBRATED = "stream of ", "calibrated stream of "  # before the source of the figures
 Measured = dict[str, Figures]
 
 
@@ -69,11 +70,15 @@ def _of_recording(name: str, source: str, required: float, wanted: float) -> lis
     ]
 
 
-def _of_stream(name: str, source: str) -> list[Row]:
+def _of_streams(name: str, source: str) -> list[Row]:
     return [
-        Row(f"{name}, stream: depth AbsRel", STREAM + source, "depth", "depth_still"),
-        Row(f"{name}, stream: rotation, deg", STREAM + source, "rotation_deg", "rotation_still_deg"),
-        Row(f"{name}, stream: ATE / path", STREAM + source, "trajectory"),
+        row
+        for title, stream in ((f"{name}, stream", STREAM), (f"{name}, calibrated", CALIBRATED))
+        for row in (
+            Row(f"{title}: depth AbsRel", stream + source, "depth", "depth_still"),
+            Row(f"{title}: rotation, deg", stream + source, "rotation_deg", "rotation_still_deg"),
+            Row(f"{title}: ATE / path", stream + source, "trajectory"),
+        )
     ]
 
 
@@ -91,13 +96,13 @@ ROWS = [
     Row("synthetic: ATE / path, 64 frames", "long", "trajectory", "", 0.08, 0.03),
     Row("synthetic: depth AbsRel, 64 frames", "long", "depth", "depth_still"),
     Row("synthetic: rotation, deg, 64 frames", "long", "rotation_deg", "rotation_still_deg"),
-    *_of_stream("synthetic", "short"),
-    *_of_stream("synthetic, 64 frames", "long"),
+    *_of_streams("synthetic", "short"),
+    *_of_streams("synthetic, 64 frames", "long"),
     *_of_recording("hololens_office_start", "hololens_office_start", CLEARLY_BETTER, 1 / 3),
     *_of_recording("hololens_office_start by 8", "hololens_office_start by 8", math.nan, math.nan),
-    *_of_stream("hololens_office_start", "hololens_office_start"),
+    *_of_streams("hololens_office_start", "hololens_office_start"),
     *_of_recording("tum_fr3_cabinet", "tum_fr3_cabinet", math.nan, 1 / 2),
-    *_of_stream("tum_fr3_cabinet", "tum_fr3_cabinet"),
+    *_of_streams("tum_fr3_cabinet", "tum_fr3_cabinet"),
 ]
 
 
@@ -108,13 +113,16 @@ def evaluate(network: CausalVGGT, recordings: Path) -> Measured:
     for name, count, length in (("short", SHORT_WORLDS, SHORT_FRAMES), ("long", LONG_WORLDS, LONG_FRAMES)):
         worlds = held_out_worlds(FIRST_WORLD, count, length, width)
         measured[name] = measure(network, worlds)
-        streams = [measure_stream(network, _frames_of(world)) for world in worlds]
-        measured[STREAM + name] = mean_figures(streams)
+        sequences = [_frames_of(world) for world in worlds]
+        for stream in (STREAM, CALIBRATED):
+            figures = [measure_stream(network, frames, stream == CALIBRATED) for frames in sequences]
+            measured[stream + name] = mean_figures(figures)
     for name in RECORDINGS:
         if (recordings / name).is_dir():
             frames = read_frames(recordings / name)
             measured[name] = measure_frames(network, frames)
-            measured[STREAM + name] = measure_stream(network, frames)
+            for stream in (STREAM, CALIBRATED):
+                measured[stream + name] = measure_stream(network, frames, stream == CALIBRATED)
             clips = [frames[i : i + SHORT_FRAMES] for i in range(0, len(frames), SHORT_FRAMES)]
             measured[f"{name} by {SHORT_FRAMES}"] = mean_figures([measure_frames(network, c) for c in clips])
     return measured
@@ -135,12 +143,13 @@ def measure_frames(network: CausalVGGT, frames: list[Frame]) -> Figures:
     return _compared(geometry.to_camera(prediction.depth), prediction.world_from_camera, frames)
 
 
-def measure_stream(network: CausalVGGT, frames: list[Frame]) -> Figures:
-    """The same of a stream, chunk by chunk."""
+def measure_stream(network: CausalVGGT, frames: list[Frame], calibrated: bool) -> Figures:
+    """The same of a stream, chunk by chunk; calibrated = the camera's intrinsics are told."""
     config = Config()
     session, size = StreamSession(network, config), config.cache.chunk_size
     chunks = [frames[i : i + size] for i in range(0, len(frames), size)]
-    predictions = [session.step([frame.image for frame in chunk]).to_host() for chunk in chunks]
+    lens = frames[0].intrinsics if calibrated else None
+    predictions = [session.step([frame.image for frame in chunk], lens).to_host() for chunk in chunks]
     assert session.geometry is not None  # every step sets it
     depth = session.geometry.to_camera(torch.cat([p.depth for p in predictions]))
     return _compared(depth, torch.cat([p.world_from_camera for p in predictions]), frames)

@@ -52,6 +52,30 @@ def test_where_none_fits_the_predicted_camera_is_published(info, told, caplog):
     assert calibration.source == "predicted" and told in caplog.text and bool(told) == bool(caplog.text)
 
 
+def test_intrinsics_are_those_of_rectified_images():
+    calibration, info = CameraCalibration(), received()
+    assert calibration.intrinsics(240, 320) is None, "nothing is known yet"
+    calibration.receive(info)
+    assert np.array_equal(calibration.intrinsics(240, 320), info.p.reshape(3, 4)[:, :3])
+    assert calibration.intrinsics(480, 640) is None, "of other images"
+    info.p = np.zeros(12)  # as drivers leave it that know K alone
+    assert np.array_equal(calibration.intrinsics(240, 320), info.k.reshape(3, 3))
+    calibration.receive(received(focal=0.0))
+    assert calibration.intrinsics(240, 320) is None, "a driver that is not calibrated says so by zeros"
+
+
+def test_images_that_come_without_a_calibration_are_told_of_once_and_not_at_once(caplog):
+    caplog.set_level(logging.WARNING)
+    calibration = CameraCalibration()
+    for _ in range(5):
+        calibration.intrinsics(240, 320)
+    assert not caplog.messages, "it may still come"
+    for _ in range(100):
+        calibration.intrinsics(240, 320)
+    (told,) = caplog.messages
+    assert "without their camera_info" in told and "remap camera_info" in told
+
+
 def test_distortion_is_told_once_and_not_held_against_rectified_images(caplog):
     caplog.set_level(logging.WARNING)
     calibration = CameraCalibration()

@@ -21,6 +21,7 @@ from stac_core import Config, StreamSession, load_network
 from stac_core.config import ImageConfig, ModelConfig
 from stac_ros import topics
 from stac_ros.camera_info import CameraCalibration
+from stac_ros.camera_messages import calibration_message
 from stac_ros.map import VoxelMap
 from stac_ros.mapped_frame import MappedFrame
 from stac_ros.mapper import MAP_FROM_OPTICAL, Mapper
@@ -71,9 +72,9 @@ class Notes:
 class InSeries:
     """What the node does on two threads, on one."""
 
-    def __init__(self, session, parameters, statistics, output, odometry=None) -> None:
+    def __init__(self, session, parameters, statistics, output, odometry=None, calibration=None) -> None:
         mapper = Mapper(parameters, statistics, output)
-        self.predictor = predictor = Predictor(session, parameters, statistics, mapper, odometry)
+        self.predictor = predictor = Predictor(session, parameters, statistics, mapper, odometry, calibration)
         self.process, self.pause, self.reset = predictor.process, predictor.pause, predictor.reset
         self.map, self.trajectory, self.scale, self.save = (
             mapper.map,
@@ -88,12 +89,12 @@ class InSeries:
 
 
 @contextmanager
-def mapper_of(network, odometry=None, config=CONFIG, **given):
+def mapper_of(network, odometry=None, config=CONFIG, calibration=None, **given):
     """A mapper with settings given as section__field=value, what it says, and its statistics."""
     with parameters_of(**given) as (_, parameters):
         notes, statistics = Notes(), Statistics()
         session = StreamSession(network, config)
-        yield InSeries(session, parameters, statistics, notes, odometry), notes, statistics
+        yield InSeries(session, parameters, statistics, notes, odometry, calibration), notes, statistics
 
 
 def messages(count: int, first_stamp_s: float = 10.0, *size: int, **options: int) -> list[Image]:
@@ -114,6 +115,22 @@ def test_what_is_published_agrees_with_what_the_session_predicts(network):
         world_from_camera = expected.world_from_camera[index].double().numpy()
         assert np.allclose(frame.map_from_camera, MAP_FROM_OPTICAL @ world_from_camera, atol=1e-6)
         assert np.array_equal(frame.image, pixels[index])
+
+
+def test_poses_and_points_are_those_of_the_calibrated_camera(network):
+    sent, calibration = messages(3), CameraCalibration()
+    k = np.array([[1.2 * WIDTH, 0, WIDTH / 2 + 1], [0, 1.2 * WIDTH, HEIGHT / 2 - 1], [0, 0, 1]])
+    calibration.receive(calibration_message(k, HEIGHT, WIDTH, Header()))
+    session = StreamSession(network, CONFIG)
+    pixels = [np.frombuffer(image.data, np.uint8).reshape(HEIGHT, WIDTH, 3) for image in sent]
+    expected = session.step(pixels, k).to_host()
+    with mapper_of(network, calibration=calibration) as (mapper, notes, _):
+        mapper.process(sent)
+        assert mapper.session_stats.landmarks == session.stats().landmarks > 0
+    for index, frame in enumerate(notes.frames):
+        world_from_camera = expected.world_from_camera[index].double().numpy()
+        assert np.allclose(frame.map_from_camera, MAP_FROM_OPTICAL @ world_from_camera, atol=1e-6)
+        assert np.allclose(frame.camera_intrinsics(), k, rtol=1e-6)
 
 
 def test_points_depth_and_camera_tell_the_same_geometry(network):
