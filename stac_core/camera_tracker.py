@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stac_core.camera_fit import Array, Landmarks, fit_camera
+from stac_core.device import send
 from stac_core.geometry import VALID_DEPTH, encode_pose, invert_pose
 from stac_core.prediction import Prediction
 
@@ -67,8 +68,8 @@ class CameraTracker:
         cameras = prediction.world_from_camera, prediction.intrinsics
         poses, lenses = (tensor.double().cpu().numpy() for tensor in cameras)
         found = [self._follow(*frame) for frame in zip(grays, depths, poses, lenses, strict=True)]
-        corrections = (prediction.depth.new_tensor(np.stack(part)) for part in zip(*found, strict=True))
-        return _corrected(prediction, *corrections)
+        corrections = (torch.from_numpy(np.stack(part)).float() for part in zip(*found, strict=True))
+        return _corrected(prediction, *(send(part, pixels.device) for part in corrections))
 
     def go_on(self) -> None:
         """The network sees the last frame anew, and it lies where it lay; its lengths may be others."""

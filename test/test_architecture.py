@@ -32,7 +32,7 @@ MAY_IMPORT = {  # part of stac_core → the parts it may import
     "cache": {"kernels", "geometry", "config", "settings", "files", "device"},
     "keyframes": {"geometry", "prediction"},
     "camera_fit": set(),
-    "camera_tracker": {"geometry", "prediction", "camera_fit"},
+    "camera_tracker": {"geometry", "prediction", "device", "camera_fit"},
     "submaps": {"geometry", "prediction", "keyframes", "camera_tracker"},
     "checkpoint": BASICS | {"network"},
     "session": BASICS | {"network", "cache", "images", "kernels", "submaps", "camera_tracker"},

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from stac_core.checkpoint import LoadedNetwork, load_network
-from stac_core.config import CacheConfig, Config, ModelConfig, SubmapConfig
+from stac_core.config import CacheConfig, Config, ModelConfig, SubmapConfig, TrackingConfig
 from stac_core.evaluation.cache_quality_table import tables
 from stac_core.evaluation.cache_rows import PLAIN, ROWS, Row
 from stac_core.evaluation.loop_world import LoopWorld, loop_seeds
@@ -127,8 +127,10 @@ class Study:
         scratch = self._folder / "scratch"
         started = time.process_time()
         with _tokens(self._loaded.network) as tokens:
-            in_one_submap = Config(cache=config, submap=SubmapConfig(reach=0.0))
-            run = run_scene(world, self._loaded.network, in_one_submap, scratch)
+            alone = Config(cache=config, submap=SubmapConfig(reach=0.0), tracking=TrackingConfig(landmarks=0))
+            run = run_scene(
+                world, self._loaded.network, alone, scratch
+            )  # nothing else but the cache remembers
         cpu_ms = 1000 * (time.process_time() - started) / len(world)
         outputs = Outputs(
             np.array(run.depth),

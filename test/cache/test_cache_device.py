@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from pretended_gpu import OnGpu, move, pretended_gpu
 from tiny import synthetic_frames, tiny_network
 
 from stac_core import Config, StreamSession
-from stac_core.config import CacheConfig, ImageConfig, KernelConfig, SubmapConfig
+from stac_core.config import CacheConfig, ImageConfig, KernelConfig, SubmapConfig, TrackingConfig
 
+LENS = np.array([[60.0, 0, 32], [0, 60, 24], [0, 0, 1]])
 SMALL = {"window_size": 2, "chunk_size": 2, "hh_size": 1, "retrieval_size": 1, "edge_test": 0.0}
 STREAMS = {
     "stac": {},
@@ -28,6 +30,8 @@ STREAMS = {
     "forgotten": {"memory_budget": 1, "when_full": "forget"},
     "posed again": {"repose_frames": 6},
     "in submaps": {"reach": 1e-6},
+    "tracked": {"reach": 1e-6, "landmarks": 40},
+    "tracked points": {"landmarks": 40, "positions": "points"},
     "xstream": {"mode": "xstream"},
     "window": {"mode": "window_kv"},
 }
@@ -46,12 +50,14 @@ def budgeted(network, settings: dict) -> dict:
 
 def session_of(network, settings: dict) -> StreamSession:
     submap = SubmapConfig(settings.get("reach", 0.0))
-    settings = {name: value for name, value in settings.items() if name != "reach"}
+    tracking = TrackingConfig(settings.get("landmarks", 0))
+    settings = {name: value for name, value in settings.items() if name not in ("reach", "landmarks")}
     config = Config(
         cache=CacheConfig(**{"mode": "stac", **SMALL, **settings}),
         kernels=KernelConfig(backend="torch"),
         image=ImageConfig(size=70),
         submap=submap,
+        tracking=tracking,
     )
     return StreamSession(network, config)
 
@@ -65,11 +71,11 @@ def test_a_stream_keeps_host_and_device_apart(settings, tmp_path, monkeypatch):
         move(network)
         session = session_of(network, settings)
         for first in range(0, 6, 2):
-            session.step(frames[first : first + 2])
+            session.step(frames[first : first + 2], LENS)
         session.save(tmp_path / "stream")
         session.load(tmp_path / "stream")
         for first in range(6, 12, 2):
-            prediction = session.step(frames[first : first + 2])
+            prediction = session.step(frames[first : first + 2], LENS)
         if session.config.cache.repose_frames:
             session.repose(move_voxels=True)
             session.step(frames[:1])
@@ -79,6 +85,7 @@ def test_a_stream_keeps_host_and_device_apart(settings, tmp_path, monkeypatch):
     assert bool(told.depth.isfinite().all())
     assert stats.cache.frames_seen == (13 if "repose_frames" in settings else 12)
     assert stats.submaps == (6 if "reach" in settings else 1)
+    assert bool(stats.landmarks) == ("landmarks" in settings)
     if "host_budget" in settings:
         assert stats.cache.spilled_voxels > 0
 
