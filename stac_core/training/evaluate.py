@@ -173,15 +173,15 @@ def _frames_of(world: Sequences) -> list[Frame]:
 
 def table(measured: Measured) -> str:
     """The figures beside the answer "stand still, constant depth", and beside what is asked for."""
-    lines = [f"{'measure':<44}{'reached':>9}{'still':>9}{'required':>10}{'wanted':>9}"]
+    lines = [f"{'measure':<50}{'reached':>9}{'still':>9}{'required':>10}{'wanted':>9}"]
     for row in ROWS:
         if row.source in measured:
             reached, still, required, wanted = row.cells(measured[row.source])
             verdict = "" if math.isnan(required) else ("  yes" if reached <= required else "  NO")
             numbers = f"{_cell(reached):>9}{_cell(still):>9}{_cell(required):>10}{_cell(wanted):>9}"
-            lines.append(f"{row.title:<44}{numbers}{verdict}")
+            lines.append(f"{row.title:<50}{numbers}{verdict}")
         elif row.source in RECORDINGS:
-            lines.append(f"{row.title:<44}{'no data':>9}")
+            lines.append(f"{row.title:<50}{'no data':>9}")
     return "\n".join(lines)
 
 
