@@ -113,8 +113,9 @@ def _look(camera: Array, landmarks: Landmarks, seen: Array, pixel: float) -> _Vi
     ray = (landmarks.position - landmarks.origin) @ rotation.T
     by_distance = (projection @ ray[:, :, None])[:, :, 0]
     error = np.stack([x / z, y / z], axis=1) - seen
-    spread = by_distance[:, :, None] * by_distance[:, None, :] * landmarks.variance[:, None, None]
-    information = np.linalg.inv(spread + pixel**2 * np.eye(2))
+    along = landmarks.variance / (pixel**2 + landmarks.variance * (by_distance**2).sum(1))
+    unknown = by_distance[:, :, None] * by_distance[:, None, :] * along[:, None, None]
+    information = (np.eye(2) - unknown) / pixel**2  # by Sherman and Morrison: it always exists
     misfit = (error[:, None, :] @ information @ error[:, :, None])[:, 0, 0]
     return _View(error, by_camera, by_distance, information, misfit, in_front)
 

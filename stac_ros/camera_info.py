@@ -37,7 +37,8 @@ class CameraCalibration:
         received = self._received
         if received is not None and self._fits(received, height, width):
             projection = np.array(received.p, np.float64).reshape(3, 4)[:, :3]  # of rectified images
-            return projection if projection[0, 0] > 0 else np.array(received.k, np.float64).reshape(3, 3)
+            filled_in = np.isfinite(projection).all() and projection[0, 0] > 0 and projection[1, 1] > 0
+            return projection if filled_in else np.array(received.k, np.float64).reshape(3, 3)
         self._unknown += received is None
         if self._unknown > PATIENCE:
             self._say_once(

@@ -84,3 +84,11 @@ def test_distortion_is_told_once_and_not_held_against_rectified_images(caplog):
         calibration.of_image(Header(), 240, 320, PREDICTED)
     (told,) = caplog.messages
     assert "fine if these images are rectified" in told
+
+
+@pytest.mark.parametrize("broken", [5, 2])
+def test_a_projection_filled_in_by_halves_gives_way_to_k(broken):
+    calibration, info = CameraCalibration(), received()
+    info.p[broken] = 0.0 if broken == 5 else np.nan
+    calibration.receive(info)
+    assert np.array_equal(calibration.intrinsics(240, 320), info.k.reshape(3, 3))
