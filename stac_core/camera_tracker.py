@@ -127,6 +127,9 @@ class CameraTracker:
         fit = fit_camera(camera, self._landmarks, _directions(self._seen, lens), lens[0, 0])
         self._landmarks = fit.landmarks
         self._keep(fit.fits)
+        if len(self._landmarks) < ENOUGH:  # those found were found by chance, or the lens is another
+            self._keep(np.zeros(len(self._landmarks), bool))
+            return guess
         return np.linalg.inv(fit.camera_from_world)
 
     def _factor_of(self, depth: NDArray[np.float32], pose: Array) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -31,6 +32,12 @@ def said(depth: torch.Tensor) -> Prediction:
         depth=depth,
         depth_confidence=torch.ones_like(depth),
     )
+
+
+def blurred_noise(seed: int) -> np.ndarray:
+    """An image [210, 280] in [0, 1] full of corners."""
+    noise = cv2.GaussianBlur(np.random.default_rng(seed).random((210, 280), np.float32), (0, 0), 2)
+    return (noise - noise.min()) / np.ptp(noise)
 
 
 def test_landmarks_of_almost_no_known_distance_still_tell_a_camera():
@@ -68,3 +75,16 @@ def test_a_lens_that_no_camera_has_is_refused_and_leaves_the_stream(focal):
     assert torch.equal(
         session.step(frames[2:], lens(80.0)).pose_encoding, plain.step(frames[2:], lens(80.0)).pose_encoding
     )
+
+
+def test_after_a_jump_corners_found_by_chance_tell_nothing():
+    """No corner of the last frame is in this one; some seem to be. The pose moves on as the network says."""
+    tracker = CameraTracker(300)
+    before, after = (torch.from_numpy(blurred_noise(seed)).expand(1, 3, -1, -1) for seed in (0, 1))
+    depth = torch.full((1, *before.shape[-2:]), 2.0)
+    tracker.refine(before, said(depth))
+    placed = tracker.refine(after, said(depth))
+    torch.testing.assert_close(placed.world_from_camera, torch.eye(4)[None])
+    placed = tracker.refine(after, said(depth))
+    torch.testing.assert_close(placed.world_from_camera, torch.eye(4)[None], atol=1e-4, rtol=0)
+    assert len(tracker) > 100
