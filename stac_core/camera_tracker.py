@@ -134,7 +134,7 @@ class CameraTracker:
         camera_from_world = np.linalg.inv(pose)
         true = self._landmarks.position @ camera_from_world[2, :3] + camera_from_world[2, 3]
         said = _at(depth, self._seen)
-        valid = (said > VALID_DEPTH) & (true > VALID_DEPTH)
+        valid = (said > VALID_DEPTH) & np.isfinite(said) & (true > VALID_DEPTH)
         if valid.sum() < ENOUGH:
             return self._factor
         return float(np.median(true[valid] / said[valid]) ** TRUST)

@@ -218,7 +218,7 @@ def test_landmarks_behind_the_camera_do_no_harm(share):
 
 
 def test_nothing_becomes_infinite():
-    """Landmarks in the camera's own place, beside it, very far and very near it, seen at the edge of sight."""
+    """Landmarks in the camera's own place, beside it, very far, very near it, and seen at the edge of sight."""
     here = scene(1, count=100)
     position, seen = here.landmarks.position.copy(), here.seen.copy()
     position[:5] = 0

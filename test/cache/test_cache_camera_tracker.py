@@ -1,4 +1,4 @@
-"""Landmarks from frame to frame: poses nearer the truth than given, in the tracker alone and in whole streams."""
+"""Landmarks from frame to frame: poses nearer the truth than given, alone and in whole streams."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from scipy.spatial.transform import Rotation
 
 from stac_core import Config, Prediction, StreamSession, load_network
+from stac_core.cache.stream_cache import StreamCache
 from stac_core.camera_tracker import CameraTracker
 from stac_core.config import CacheConfig, ModelConfig, TrackingConfig
 from stac_core.evaluation.datasets import open_sequence
@@ -22,6 +23,7 @@ from stac_core.keyframes import Keyframe
 from stac_core.training.figures import path_error, turn_error
 
 FRAMES, MOST = 24, 250
+SHORT = 16  # frames that suffice where streams are to be equal; the camera begins a second submap
 SEEDS = (50, 3, 11)
 
 
@@ -213,6 +215,9 @@ def test_frames_without_any_depth_keep_the_landmarks_of_others(value):
     found = tracker_over(pixels, replace(prediction, depth=depth))
     after = numbers(found.world_from_camera)
     assert np.isfinite(after).all()
+    lengths = found.depth[:, 40:] / depth[:, 40:]  # by what each frame's are multiplied
+    assert lengths[0::3].nanmedian() == pytest.approx(1, abs=0.05)
+    assert torch.equal(found.depth[2::3].nan_to_num(9), depth[2::3].nan_to_num(9))
     assert turn_error(after, here.poses) < 0.5 * turn_error(numbers(prediction.world_from_camera), here.poses)
     blind = tracker_over(pixels, replace(prediction, depth=torch.full_like(depth, value)))
     torch.testing.assert_close(blind.world_from_camera, prediction.world_from_camera, rtol=0, atol=1e-5)
@@ -296,24 +301,26 @@ def chunk(seed: int, first: int) -> list[np.ndarray]:
     return walk(seed).images[first : first + 4]
 
 
-def stream(session, seed, intrinsics, frames=range(0, FRAMES, 4)) -> list[Prediction]:
+def stream(session, seed, intrinsics, frames=range(0, SHORT, 4)) -> list[Prediction]:
     return [session.step(chunk(seed, first), intrinsics) for first in frames]
 
 
 @functools.cache
 def tracked(seed: int) -> list[Prediction]:
     """A walk with its true intrinsics, undisturbed."""
-    return stream(session_for(), seed, lens(seed))
+    return stream(session_for(), seed, lens(seed), range(0, FRAMES, 4))
 
 
 @functools.cache
 def plain(seed: int) -> list[Prediction]:
     """A walk as the network says."""
-    return stream(session_for(), seed, None)
+    return stream(session_for(), seed, None, range(0, FRAMES, 4))
 
 
 def assert_all_equal(ours: list[Prediction], theirs: list[Prediction]) -> None:
-    for a, b in zip(ours, theirs, strict=True):
+    """theirs: may go on for longer."""
+    assert 0 < len(ours) <= len(theirs)
+    for a, b in zip(ours, theirs, strict=False):
         assert_equal(a, b)
 
 
@@ -378,10 +385,10 @@ def test_a_reset_begins_a_tracked_stream_anew():
     session = session_for()
     stream(session, 3, lens(3), range(0, 8, 4))
     session.reset()
-    assert_all_equal(stream(session, 50, lens(50), range(0, 12, 4)), tracked(50)[:3])
+    assert_all_equal(stream(session, 50, lens(50), range(0, 12, 4)), tracked(50))
 
 
-@pytest.mark.parametrize("saved_after", [0, 4, 16])
+@pytest.mark.parametrize("saved_after", [0, 4, 12])
 def test_a_saved_stream_goes_on_with_its_landmarks(tmp_path, saved_after):
     """Before its first frame, in its first submap and in a later one."""
     session, resumed = session_for(), session_for()
@@ -390,7 +397,7 @@ def test_a_saved_stream_goes_on_with_its_landmarks(tmp_path, saved_after):
     resumed.step(chunk(3, 0), lens(3))
     resumed.load(tmp_path / "stream")
     assert resumed.stats().landmarks == session.stats().landmarks
-    rest = range(saved_after, FRAMES, 4)
+    rest = range(saved_after, SHORT, 4)
     assert_all_equal(stream(resumed, 50, lens(50), rest), tracked(50)[saved_after // 4 :])
 
 
@@ -410,35 +417,32 @@ def test_a_saved_stream_that_lacks_part_of_its_landmarks_or_followed_others_is_r
 
 
 def test_a_step_that_fails_leaves_landmarks_as_they_were(monkeypatch):
-    """In any of the passes that a step takes, and after the tracker has done its part."""
-    session, ours, failures = session_for(), [], 0
-    head, forward = bundled().depth_head, bundled().depth_head.forward
-    for first in range(0, FRAMES, 4):
-        before = session.stats().landmarks
-        for good_calls in range(3):
-            calls = iter(range(9))
-
-            def fails(*arguments, calls=calls, good_calls=good_calls):
-                if next(calls) == good_calls:
-                    raise MemoryError
-                return forward(*arguments)
-
-            twin = session._submaps  # untouched where the step has as few passes as that
-            with monkeypatch.context() as patch:
-                patch.setattr(head, "forward", fails)
-                patch.setattr(Keyframe, "of", out_of_memory)
-                with pytest.raises(MemoryError):
-                    session.step(chunk(50, first), lens(50))
-            failures += 1
-            assert session._submaps is twin and session.stats().landmarks == before
+    """In its first pass, in its second one if it begins a submap, or once the tracker has done its part."""
+    session, ours, head = session_for(), [], bundled().depth_head
+    for first in range(0, SHORT, 4):
+        followed = session.stats().landmarks
+        for good_calls, last in ((0, (Keyframe, "of")), (1, (Keyframe, "of")), (9, (StreamCache, "settle"))):
+            with monkeypatch.context() as patch, pytest.raises(MemoryError):
+                patch.setattr(head, "forward", failing(head.forward, good_calls))
+                patch.setattr(*last, failing(None, 0))
+                session.step(chunk(50, first), lens(50))
+            stats = session.stats()
+            assert (stats.landmarks, stats.cache.frames_seen) == (followed, first)
         ours.append(session.step(chunk(50, first), lens(50)))
-    assert failures == 18
     assert_all_equal(ours, tracked(50))
     assert session.stats().submaps > 1
 
 
-def out_of_memory(*_):
-    raise MemoryError
+def failing(work, good_calls):
+    """What does its work so many times, then runs out of memory."""
+    calls = iter(range(99))
+
+    def call(*arguments):
+        if next(calls) >= good_calls:
+            raise MemoryError
+        return work(*arguments)
+
+    return call
 
 
 WRONG = {
@@ -459,7 +463,7 @@ def test_wrong_intrinsics_are_refused_and_change_nothing():
                 session.step(chunk(50, first), wrong)
             assert session.stats().cache.frames_seen == first
         ours.append(session.step(chunk(50, first), lens(50)))
-    assert_all_equal(ours, tracked(50)[:3])
+    assert_all_equal(ours, tracked(50))
 
 
 @pytest.mark.parametrize("mode", ["causal", "full", "window"])
