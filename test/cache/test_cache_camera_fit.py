@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from scipy.optimize import least_squares
+from scipy.optimize import least_squares, minimize
 from scipy.spatial.transform import Rotation
 
-from stac_core.camera_fit import PIXEL, Fit, Landmarks, fit_camera
+from stac_core.camera_fit import LEAST_VARIANCE, PIXEL, TURN, WAY, Fit, Landmarks, fit_camera
 
 FOCAL = 150.0  # pixels
 EXACT, ROUGH = 1e-6, 0.1  # standard deviations of the log of a distance
@@ -93,6 +93,26 @@ def test_a_camera_is_where_least_squares_put_it(seed):
     judged, found = pose(motion[:3], motion[3:]), here.fit().camera_from_world
     apart = FOCAL * np.abs(seen_from(judged, here.points) - seen_from(found, here.points))
     assert apart.max() < 0.3 * PIXEL
+
+
+@pytest.mark.parametrize("count", [2, 6])
+def test_a_camera_is_the_most_probable_one(count):
+    """Where few landmarks are seen, the guess counts as much; the outside judge seeks without derivatives."""
+    here = scene(1, EXACT, count=count)
+    unit = np.median(np.linalg.norm(here.points, axis=1))
+
+    def improbability(motion):
+        """motion: in standard deviations of the guess."""
+        camera = pose(TURN * motion[:3], WAY * unit * motion[3:])
+        missed = FOCAL / PIXEL * (seen_from(camera, here.points) - here.seen)
+        return 4 * np.log1p((missed**2).sum(1) / 4).sum() + motion @ motion
+
+    best = minimize(improbability, np.zeros(6), method="Powell", options={"xtol": 1e-8, "ftol": 1e-12})
+    found = here.fit().camera_from_world
+    turn, shift = Rotation.from_matrix(found[:3, :3]).as_rotvec() / TURN, found[:3, 3] / (WAY * unit)
+    print(f"{best.fun:.4f}, found {improbability(np.concatenate([turn, shift])):.4f}")
+    assert improbability(np.concatenate([turn, shift])) < 1.01 * best.fun + 0.01
+    assert best.fun < 0.9 * improbability(np.zeros(6))
 
 
 def test_without_noise_the_camera_is_found_but_for_what_the_prior_holds_back():
@@ -186,10 +206,28 @@ def test_distances_become_exact_by_views_from_elsewhere():
         assert np.array_equal(landmarks.origin, here.landmarks.origin)
     print("distances wrong by", " ".join(f"{100 * e:.1f} %" for e in errors))
     assert errors[-1] < 0.5 * errors[0]
+    assert landmarks.variance.min() == LEAST_VARIANCE  # never surer than that
     rays = (
         p / np.linalg.norm(p, axis=1, keepdims=True) for p in (landmarks.position, here.landmarks.position)
     )
     np.testing.assert_allclose(*rays, atol=1e-12)  # along the line of sight alone
+
+
+@pytest.mark.parametrize("share", [0.8, 1 / 3])
+def test_a_distance_grows_by_a_third_at_most_in_one_view(share):
+    """A few said to be near, and known to be unsure, seen from aside without noise."""
+    here = scene(0, EXACT, noise=0.0)
+    near = np.arange(len(here.points)) < 10
+    position = np.where(near, share, 1.0)[:, None] * here.points
+    landmarks = Landmarks(position, np.zeros_like(position), np.where(near, 1.0, EXACT**2))
+    camera = pose(np.zeros(3), [-0.3, 0, 0])
+    found = fit_camera(camera, landmarks, seen_from(camera, here.points), FOCAL).landmarks
+    shares = np.linalg.norm(found.position, axis=1) / np.linalg.norm(here.points, axis=1)
+    print(shares[near])
+    expected = 1.0 if share == 0.8 else share * np.exp(0.3)
+    assert np.median(shares[near]) == pytest.approx(expected, rel=0.05)
+    assert shares[near].max() < share * np.exp(0.3) + 1e-9
+    np.testing.assert_allclose(shares[~near], 1, atol=1e-4)
 
 
 def test_a_turn_tells_nothing_of_distances():
@@ -218,7 +256,7 @@ def test_landmarks_behind_the_camera_do_no_harm(share):
 
 
 def test_nothing_becomes_infinite():
-    """Landmarks in the camera's own place, beside it, very far, very near it, and seen at the edge of sight."""
+    """Landmarks in the camera's own place, beside it, very far, very near, and seen at the edge of sight."""
     here = scene(1, count=100)
     position, seen = here.landmarks.position.copy(), here.seen.copy()
     position[:5] = 0
