@@ -1,4 +1,4 @@
-"""Where a camera is, from landmarks that it sees: a guess made exact.
+"""Where a camera is, from landmarks that it sees: a guess refined.
 
 The distance of a landmark is uncertain, its direction from where it was first seen is not. The pose is the
 most probable one given the guess and what is seen of the landmarks, whatever their distances; then their
@@ -22,7 +22,8 @@ Array = NDArray[np.floating[Any]]
 PIXEL = 0.5  # standard deviation of where a landmark is seen, pixels
 TURN = 0.015  # of the guess, radians
 WAY = 0.03  # of the guess, median distances of landmarks
-LEAST_VARIANCE = 0.02**2  # of the log of a distance: views from almost one place err in common
+LEAST_VARIANCE = 0.02**2  # of the log of a distance: many views alike must not make it certain
+HALF = 2.0  # standard deviations by which a landmark misses where it counts half
 FITS = 4.0  # standard deviations: beyond, it is another thing that is seen
 STEPS = 5
 LONGEST_STEP = 0.3  # of the log of a distance at once
@@ -93,7 +94,7 @@ class _View:
 
     @property
     def weight(self) -> Array:
-        return self.in_front / (1 + self.misfit / 4)
+        return self.in_front / (1 + self.misfit / HALF**2)
 
     @property
     def fits(self) -> NDArray[np.bool_]:
@@ -122,7 +123,7 @@ def _look(camera: Array, landmarks: Landmarks, seen: Array, pixel: float) -> _Vi
 
 def _with_distances(landmarks: Landmarks, view: _View, pixel: float) -> Landmarks:
     """Distances that the view makes most probable; one that fits badly says little."""
-    noise = pixel**2 * np.maximum(1, view.misfit / 4) / np.maximum(view.weight, 1e-12)
+    noise = pixel**2 * np.maximum(1, view.misfit / HALF**2) / np.maximum(view.weight, 1e-12)
     variance = 1 / (1 / landmarks.variance + (view.by_distance**2).sum(1) / noise)
     step = -variance * (view.by_distance * view.error).sum(1) / noise
     grown = np.exp(step.clip(-LONGEST_STEP, LONGEST_STEP))[:, None]

@@ -1,4 +1,4 @@
-"""Points followed from frame to frame, and what they tell of the camera: the network's poses made exact.
+"""Points followed from frame to frame, and what they tell of the camera: the network's poses refined.
 
 A network that looks at patches tells a turn to about a degree, a corner followed through the images tells it
 to a tenth of that. Where in the scene the corner lies, the network's depth says; where to look for it in the
@@ -58,16 +58,20 @@ class CameraTracker:
         """Landmarks that the last frame shows."""
         return len(self._landmarks)
 
-    def refine(self, pixels: Tensor, prediction: Prediction) -> Prediction:
+    def refine(self, pixels: Tensor, prediction: Prediction, calibrated: bool = True) -> Prediction:
         """The next frames [S, 3, H, W], and what the network says of them, its cameras and lengths corrected.
 
-        The intrinsics must be true. Waits for the device.
+        calibrated: the intrinsics are true; else poses move on as the network says. Waits for the device.
         """
+        if not calibrated:
+            if self._gray is None:
+                return prediction
+            self._keep(np.zeros(len(self._landmarks), bool))
         grays = (255 * pixels.mean(1)).round().byte().cpu().numpy()
         depths = prediction.depth.float().cpu().numpy()
         cameras = prediction.world_from_camera, prediction.intrinsics
         poses, lenses = (tensor.double().cpu().numpy() for tensor in cameras)
-        found = [self._follow(*frame) for frame in zip(grays, depths, poses, lenses, strict=True)]
+        found = [self._follow(*frame, calibrated) for frame in zip(grays, depths, poses, lenses, strict=True)]
         corrections = (torch.from_numpy(np.stack(part)).float() for part in zip(*found, strict=True))
         return _corrected(prediction, *(send(part, pixels.device) for part in corrections))
 
@@ -99,7 +103,7 @@ class CameraTracker:
             self._landmarks = Landmarks(arrays["position"], arrays["origin"], arrays["variance"])
 
     def _follow(
-        self, gray: Gray, depth: NDArray[np.float32], predicted: Array, lens: Array
+        self, gray: Gray, depth: NDArray[np.float32], predicted: Array, lens: Array, calibrated: bool
     ) -> tuple[Array, float]:
         """The next frame: its world_from_camera [4, 4], and the factor of its depth."""
         motion = np.linalg.inv(self._predicted) @ predicted
@@ -112,7 +116,8 @@ class CameraTracker:
             pose = self._locate(self._gray, gray, pose, lens)
             self._factor = self._factor_of(depth, pose)
         self._gray, self._pose, self._predicted = gray, pose, predicted
-        self._find_more(self._factor * depth, lens)
+        if calibrated:
+            self._find_more(self._factor * depth, lens)
         return pose, self._factor
 
     def _locate(self, last: Gray, gray: Gray, guess: Array, lens: Array) -> Array:
@@ -125,11 +130,11 @@ class CameraTracker:
         if len(self._landmarks) < ENOUGH:
             return guess
         fit = fit_camera(camera, self._landmarks, _directions(self._seen, lens), lens[0, 0])
-        self._landmarks = fit.landmarks
-        self._keep(fit.fits)
-        if len(self._landmarks) < ENOUGH:  # those found were found by chance, or the lens is another
+        if fit.fits.sum() < ENOUGH:  # those found were found by chance, or the lens is another
             self._keep(np.zeros(len(self._landmarks), bool))
             return guess
+        # What does not fit stays, and counts little: found anew on what moves, it would count again.
+        self._landmarks = fit.landmarks
         return np.linalg.inv(fit.camera_from_world)
 
     def _factor_of(self, depth: NDArray[np.float32], pose: Array) -> float:

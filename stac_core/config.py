@@ -114,7 +114,7 @@ NETWORKS: dict[str, NetworkConfig] = {
 }
 
 # What suits a network, where that was measured: how far it follows a camera from its first frame
-# (`submap.reach`), and the landmarks that make its poses exact (`tracking.landmarks`).
+# (`submap.reach`), and the landmarks that refine its poses (`tracking.landmarks`).
 _REACH = {"embedded": 0.25}
 _LANDMARKS = {"embedded": 250}
 
@@ -503,11 +503,11 @@ class SubmapConfig:
 
 @dataclass(frozen=True)
 class TrackingConfig:
-    """Poses made exact by points that are followed from frame to frame, of a calibrated camera."""
+    """Poses refined by points that are followed from frame to frame, of a calibrated camera."""
 
     landmarks: int = setting(
         -1,
-        "points of the scene followed at once: their shifts make poses exact and bring depths to one scale, "
+        "points of the scene followed at once: their shifts refine poses and bring depths to one scale, "
         "where the camera's calibration is known; 0 = poses and depths are as the network says; -1 = what "
         f"suits the network: {_LANDMARKS['embedded']} for the bundled model, 0 for others",
         minimum=-1,

@@ -67,7 +67,7 @@ class StreamSession:
         """1 … `cache.chunk_size` new frames, uint8 RGB [H, W, 3] of one size → Prediction [S, …].
 
         intrinsics: of these images [3, 3], if known. Where `tracking.landmarks` are followed they take the
-        place of what the network says, and poses are made exact; else they are not used.
+        place of what the network says, and poses are refined; else they are not used.
 
         Frames of one step see each other and what is kept of the past. ValueError where the frames do
         not fit the stream; whatever is raised, the stream goes on as if the step had not been. It also does
@@ -85,7 +85,7 @@ class StreamSession:
         prediction = self._see(pixels, lens)
         watch.mark()
         if self._cache.frames_seen or self._can_begin(prediction):
-            placed = submaps.follow(pixels, prediction, exact=lens is not None)
+            placed = submaps.follow(pixels, prediction, calibrated=lens is not None)
             self._settle(prediction)
             self._submaps, prediction = submaps, placed
         watch.mark()
@@ -244,6 +244,9 @@ class StreamSession:
             why = f"a submap ends with all its frames, and submap.reach is {reach}"
             raise refuse(config.cache, "repose_frames", why, 0)
         landmarks = 0 if config.cache.rules.offline else config.tracking.landmarks_of(self._network.config)
+        if landmarks and config.cache.repose_frames:
+            why = f"poses are read again as the network says, and tracking.landmarks is {landmarks}"
+            raise refuse(config.cache, "repose_frames", why, 0)
         return Submaps(reach, config.submap.keyframes, CameraTracker(landmarks) if landmarks else None)
 
     def _begin_submap(self, submaps: Submaps, lens: Tensor | None) -> bool:

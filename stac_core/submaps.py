@@ -63,7 +63,7 @@ class Submaps:
 
     reach: how far the camera may depart from a submap's first frame; 0 = one submap for ever, which is world.
     keyframes: how many first frames of earlier submaps are kept.
-    tracker: makes poses exact; None = they are as the network says.
+    tracker: refines poses; None = they are as the network says.
     """
 
     def __init__(self, reach: float, keyframes: int, tracker: CameraTracker | None = None) -> None:
@@ -89,7 +89,7 @@ class Submaps:
 
     @property
     def tracks(self) -> bool:
-        """Whether poses can be made exact."""
+        """Whether poses can be refined."""
         return self._tracker is not None
 
     @property
@@ -142,18 +142,16 @@ class Submaps:
         if self._tracker is not None:
             self._tracker.go_on()
 
-    def follow(self, pixels: Tensor, prediction: Prediction, exact: bool = False) -> Prediction:
+    def follow(self, pixels: Tensor, prediction: Prediction, calibrated: bool = False) -> Prediction:
         """New frames [S, 3, H, W] and what the network says of them, in world from here on.
 
-        exact: poses are made exact, if there is a tracker: the intrinsics are true.
+        calibrated: the intrinsics are true; poses are refined, if there is a tracker.
         """
         self.frames_seen += prediction.frames
         lies = self._world_from_submap
         placed = prediction if lies is None else lies.prediction(prediction)
-        if self._tracker is not None and exact:
-            placed = self._tracker.refine(pixels, placed)
-        elif self._tracker is not None:
-            self._tracker.forget()
+        if self._tracker is not None:
+            placed = self._tracker.refine(pixels, placed, calibrated)
         if self.reach:
             if self._first is None:
                 self._first = Keyframe.of(pixels, placed, 0)

@@ -123,7 +123,7 @@ def _node_command(arguments: argparse.Namespace, source: BagSource) -> list[str]
     command = [sys.executable, "-m", "stac_ros.mapping_node", "--ros-args"]
     parameters = []
     if not arguments.rate and not arguments.outside_player:
-        # No image may get lost, nor what makes its pose exact.
+        # No image may get lost, nor what refines its pose.
         parameters += ["input.image_qos:=reliable", "input.camera_info_qos:=reliable"]
         # Chunks depend on the bag alone: before one goes out that is not full, the silence has ended all.
         parameters.append(f"worker.chunk_wait:={arguments.limit_s:.3f}")

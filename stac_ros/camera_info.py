@@ -15,7 +15,7 @@ from std_msgs.msg import Header
 
 from stac_ros.camera_messages import calibration_message
 
-PATIENCE = 20  # images that may come before the first camera_info
+PATIENCE = 20  # chunks of images that may come before the first camera_info
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class CameraCalibration:
         self._received: CameraInfo | None = None
         self.source = "predicted"  # or camera_info: what the last depth image was published with
         self._said: set[str] = set()
-        self._unknown = 0  # images in a row without a calibration
+        self._unknown = 0  # chunks so far without a calibration
 
     def receive(self, message: CameraInfo) -> None:
         self._received = message
@@ -42,7 +42,7 @@ class CameraCalibration:
         self._unknown += received is None
         if self._unknown > PATIENCE:
             self._say_once(
-                "images come without their camera_info: poses are as predicted, not made exact; "
+                "images come without their camera_info: poses are as predicted, not refined; "
                 "have the driver publish it, or remap camera_info to its topic"
             )
         return None

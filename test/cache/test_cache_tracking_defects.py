@@ -1,4 +1,4 @@
-"""Odd cameras and depths: poses that are made exact stay poses, or what is wrong is said."""
+"""Odd cameras and depths: poses that are refined stay poses, or what is wrong is said."""
 
 from __future__ import annotations
 
