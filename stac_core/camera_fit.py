@@ -71,9 +71,8 @@ def fit_camera(guess: Array, landmarks: Landmarks, seen: Array, focal: float) ->
     camera = guess
     for _ in range(STEPS):
         view = _look(camera, landmarks, seen, pixel)
-        weighted = view.weight[:, None, None] * (
-            view.by_camera.swapaxes(1, 2) @ view.information
-        )  # [n, 6, 2]
+        weighted = view.by_camera.swapaxes(1, 2) @ view.information  # [n, 6, 2]
+        weighted *= view.weight[:, None, None]
         normal = (weighted @ view.by_camera).sum(0) + np.diag(certainty)
         downhill = (weighted @ view.error[:, :, None]).sum(0)[:, 0] + certainty * _difference(camera, guess)
         camera = _moved(camera, np.linalg.solve(normal, -downhill))

@@ -48,8 +48,7 @@ class CameraTracker:
     def forget(self) -> None:
         """What follows is a new stream."""
         self._gray: Gray | None = None  # the last frame [H, W]
-        self._landmarks = Landmarks.none()
-        self._seen = np.empty((0, 2), np.float32)  # where the last frame shows them, pixels
+        self._forget_landmarks()
         self._pose: Array = np.eye(4)  # world_from_camera of the last frame
         self._predicted: Array = np.eye(4)  # and what the network said it was
         self._factor = 1.0  # by which lengths of the network are multiplied
@@ -66,7 +65,7 @@ class CameraTracker:
         if not calibrated:
             if self._gray is None:
                 return prediction
-            self._keep(np.zeros(len(self._landmarks), bool))
+            self._forget_landmarks()
         grays = (255 * pixels.mean(1)).round().byte().cpu().numpy()
         depths = prediction.depth.float().cpu().numpy()
         cameras = prediction.world_from_camera, prediction.intrinsics
@@ -131,7 +130,7 @@ class CameraTracker:
             return guess
         fit = fit_camera(camera, self._landmarks, _directions(self._seen, lens), lens[0, 0])
         if fit.fits.sum() < ENOUGH:  # those found were found by chance, or the lens is another
-            self._keep(np.zeros(len(self._landmarks), bool))
+            self._forget_landmarks()
             return guess
         # What does not fit stays, and counts little: found anew on what moves, it would count again.
         self._landmarks = fit.landmarks
@@ -167,6 +166,10 @@ class CameraTracker:
         origin = np.broadcast_to(self._pose[:3, 3], position.shape)
         self._landmarks = self._landmarks.and_(Landmarks(position, origin, np.full(len(z), DEPTH**2)))
         self._seen = np.concatenate([self._seen, corners])
+
+    def _forget_landmarks(self) -> None:
+        self._landmarks = Landmarks.none()
+        self._seen = np.empty((0, 2), np.float32)  # where the last frame shows them, pixels
 
     def _keep(self, chosen: NDArray[np.bool_]) -> None:
         self._landmarks, self._seen = self._landmarks[chosen], self._seen[chosen]
