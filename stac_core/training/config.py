@@ -32,7 +32,9 @@ class TrainingConfig:
     )
     warmup_steps: int = setting(200, "steps of linear warm-up; cosine decay afterwards", minimum=0)
     weight_decay: float = setting(0.02, "AdamW decay of matrices", minimum=0.0, maximum=1.0)
-    gradient_clip: float = setting(1.0, "largest norm of the gradient", minimum=1e-3)
+    gradient_clip: float = setting(
+        1.0, "largest norm of the gradient of the trunk, and of each head", minimum=1e-3
+    )
     first_width: int = setting(112, "image width at the start", minimum=56, unit="px")
     last_width: int = setting(168, "largest image width once grown", minimum=56, unit="px")
     first_frames: int = setting(4, "longest sequence at the start; the shortest is always 2", minimum=2)
@@ -64,8 +66,8 @@ class TrainingConfig:
     depth_weight: float = setting(1.0, "weight of the depth loss", minimum=0.0)
     point_weight: float = setting(0.5, "weight of the point loss", minimum=0.0)
     camera_weight: float = setting(2.0, "weight of the camera loss", minimum=0.0)
-    matching_weight: float = setting(1.0, "weight of the matching losses", minimum=0.0)
-    motion_weight: float = setting(1.0, "weight of the motion losses", minimum=0.0)
+    matching_weight: float = setting(1.0, "weight of the matching losses; 0 = not computed", minimum=0.0)
+    motion_weight: float = setting(1.0, "weight of the motion losses; 0 = not computed", minimum=0.0)
     device: str = setting("auto", "auto = cuda where there is one, else cpu; or a torch device name")
     execution: str = setting(
         "compiled",

@@ -1,7 +1,9 @@
-"""Losses of the VGGT family: confidence-weighted depth and points, camera over all refinements.
+"""Losses of the VGGT family: depth and points with a confidence, camera over all refinements.
 
 Source: VGGT (arXiv 2503.11651), section 3.4. Residuals of depth and points are relative to the
-true depth, so that near and far surfaces of one normalised sequence weigh alike.
+true depth, so that near and far surfaces of one normalised sequence weigh alike. Unlike there, the
+confidence of depth learns from the error and does not weigh it: weighed, pixels that are easy already
+would count ten times as much as those that are wrong, which make the mean error.
 """
 
 from __future__ import annotations
@@ -16,9 +18,14 @@ TRANSLATION_WEIGHT, ROTATION_WEIGHT, FIELD_OF_VIEW_WEIGHT = 2.0, 10.0, 0.5
 
 
 def depth_loss(depth: Tensor, confidence: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
-    """Error of log depth and of its slope between neighbours. All [B, S, H, W]; `valid` is boolean."""
+    """Error of log depth and of its slope between neighbours, and of the confidence, which should tell both.
+
+    All [B, S, H, W]; `valid` is boolean.
+    """
     error = (depth.clamp(min=1e-6).log() - truth.clamp(min=1e-6).log()) * valid
-    return _weighted(error.abs() + _slope(error, valid), confidence, valid)
+    residual = error.abs() + _slope(error, valid)
+    plain = (residual * valid).sum() / valid.sum().clamp(min=1)
+    return plain + _weighted(residual.detach(), confidence, valid)
 
 
 def point_loss(points: Tensor, confidence: Tensor, truth: Tensor, depth: Tensor, valid: Tensor) -> Tensor:

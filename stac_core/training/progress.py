@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -66,6 +67,8 @@ class Progress:
         rendering = sum(sum(drawing.milliseconds()) for drawing in self.drawings) / 1e3
         seconds = max(time.monotonic() - self.since, 1e-9)
         row = dict(zip(names, means, strict=True))
+        if not math.isfinite(row["gradient"]):
+            log.warning("up to step %d: a gradient is not finite, its step was not taken", step)
         row |= {"frames_per_s": self.frames / seconds, "rendering_share": rendering / seconds}
         self.bar.set_postfix({name: f"{value:.3g}" for name, value in row.items()}, refresh=False)
         if self.shown:

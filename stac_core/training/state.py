@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,10 @@ from stac_core.config import NetworkConfig
 from stac_core.files import write_whole
 from stac_core.training.config import TrainingConfig
 
-FORMAT = "stac-training-1"
+FORMAT = "stac-training-2"
 PIECE_BYTES = 15 * 2**20
 NETWORK_PREFIX = "model.network."
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW remembers of a parameter
+MOMENTS = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")  # what AdamW or Muon remember of a parameter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,32 +39,41 @@ class State:
 
 
 def capture(
-    model: nn.Module, optimizer: Optimizer, step: int, config: TrainingConfig, network: NetworkConfig
+    model: nn.Module,
+    optimizers: Sequence[Optimizer],
+    step: int,
+    config: TrainingConfig,
+    network: NetworkConfig,
 ) -> State:
     """The state between two steps. network: whose the weights are."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    for parameter, moments in optimizer.state.items():
-        for key in MOMENTS:
-            tensors[f"{key}.{names[parameter]}"] = moments[key]
+    for optimizer in optimizers:
+        for parameter, moments in optimizer.state.items():
+            tensors |= {f"{key}.{names[parameter]}": value for key, value in moments.items()}
     stored = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     return State(stored, step, {"run": dataclasses.asdict(config), "network": dataclasses.asdict(network)})
 
 
-def restore(state: State, model: nn.Module, optimizer: Optimizer, network: NetworkConfig) -> None:
+def restore(state: State, model: nn.Module, optimizers: Sequence[Optimizer], network: NetworkConfig) -> None:
     """Put weights and moments back; ValueError names the setting in which the networks differ."""
     check_network(state, network)
     prefix = "model."
     model.load_state_dict({k[len(prefix) :]: v for k, v in state.tensors.items() if k.startswith(prefix)})
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    ordered = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
-    moments = {
-        index: {key: state.tensors[f"{key}.{name}"].clone() for key in MOMENTS}
-        for index, name in enumerate(ordered)
-        if f"exp_avg.{name}" in state.tensors
-    }
-    # Each moment to the device and type where the optimizer wants it: the fused one counts steps on the GPU.
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    for optimizer in optimizers:
+        ordered = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+        found = [
+            {
+                key: state.tensors[f"{key}.{name}"].clone()
+                for key in MOMENTS
+                if f"{key}.{name}" in state.tensors
+            }
+            for name in ordered
+        ]
+        moments = {index: values for index, values in enumerate(found) if values}
+        # Each moment to the device and type where its optimizer wants it: fused ones count steps on the GPU.
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
 
 
 def check_network(state: State, network: NetworkConfig) -> None:
@@ -109,7 +119,7 @@ def export_state(state: State, folder: Path) -> list[Path]:
     pieces: list[dict[str, Tensor]] = [{}]
     size = 0
     for key, value in state.tensors.items():
-        value = value.bfloat16() if key.startswith("exp_avg") else value
+        value = value.bfloat16() if key.startswith(MOMENTS[1:]) else value
         if size + value.nbytes > PIECE_BYTES and pieces[-1]:
             pieces.append({})
             size = 0

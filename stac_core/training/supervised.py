@@ -52,6 +52,8 @@ class Supervised(nn.Module):
         width = network.config.width
         self.matching = MatchingHeads(width, 2 * width, len(network.config.dense_layers))
         self.motion = MotionHeads(2 * width, len(network.config.dense_layers))
+        for heads, weight in ((self.matching, config.matching_weight), (self.motion, config.motion_weight)):
+            heads.requires_grad_(weight > 0)  # several processes wait for every gradient that is due
 
     def forward(
         self, sequences: Sequences, visible: Tensor, dense_frames: Tensor
@@ -72,17 +74,20 @@ class Supervised(nn.Module):
         with torch.autocast(sequences.depth.device.type, enabled=False):  # bfloat16 would blunt the truth
             poses = encode_pose(sequences.world_from_camera, sequences.intrinsics, height, width)
             encodings = network.camera_head(tokens.camera.float(), context)
-            matching, matched = self._matching_loss(tokens, context.looks, sequences)
-            motion, moved = self._motion_loss(tokens, sequences, poses)
             losses = {
                 **self._dense_losses(depth, points, sequences.single(dense_frames)),
                 "camera": camera_loss(torch.stack(tuple(encodings)), poses),
-                "matching": matching,
-                "motion": motion,
             }
+            figures = {"move": translation_error(encodings[-1], poses)}
+            figures |= {name: loss.detach() for name, loss in losses.items()}
+            if self.config.matching_weight:
+                losses["matching"], matched = self._matching_loss(tokens, context.looks, sequences)
+                figures |= matched
+            if self.config.motion_weight:
+                losses["motion"], moved = self._motion_loss(tokens, sequences, poses)
+                figures |= moved
         loss = torch.stack([getattr(self.config, f"{name}_weight") * losses[name] for name in losses]).sum()
-        figures = {**matched, **moved, "move": translation_error(encodings[-1], poses)}
-        return loss, {**figures, **{k: losses[k].detach() for k in ("depth", "point", "camera")}}
+        return loss, figures
 
     def _dense_losses(self, depth: Dense, points: Dense, judged: Sequences) -> dict[str, Tensor]:
         truth, valid = judged.depth, judged.valid

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 from stac_core.checkpoint import load_weights
 from stac_core.config import NETWORKS
@@ -32,6 +33,7 @@ from stac_core.training.clips import Clips, open_clips
 from stac_core.training.config import TrainingConfig
 from stac_core.training.held_out import held_out_worlds, measure
 from stac_core.training.initialise import prepare_for_matching
+from stac_core.training.muon import Muon
 from stac_core.training.processes import Processes
 from stac_core.training.progress import Progress
 from stac_core.training.schedule import learning_rate
@@ -69,7 +71,7 @@ class Trainer:
         self.model = Supervised(_first_network(config, weights), config).to(self.device)
         if config.execution == "compiled":
             compile_blocks(self.model.network)
-        self.optimizer = make_optimizer(self.model, config)
+        self.optimizers = make_optimizers(self.model, config)
         self.step = 0
         self._resume(resume)
         self.parallel: nn.Module = self.model
@@ -125,17 +127,23 @@ class Trainer:
         count, frames = sequences.depth.shape[:2]
         visible = draw_visible(frames, random)
         dense_frames = send(draw_dense_frames(self.config, count * frames, random), self.device)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["share"] * learning_rate(self.config, self.step, part)
+        rate = learning_rate(self.config, self.step, part)
         loss, figures = self._differentiate_or_eagerly(sequences, visible, dense_frames)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
-        if torch.isfinite(norm):
-            self.optimizer.step()
-        else:
-            log.warning("step %d: gradient is not finite, step skipped", self.step)
+        gradient = self._update(rate)
         self.step += 1
         seen = count * frames * self.processes.count
-        progress.update(self.step, {"loss": loss, **figures}, seen, watch)
+        progress.update(self.step, {"loss": loss, "gradient": gradient, **figures}, seen, watch)
+
+    def _update(self, rate: float) -> Tensor:
+        """Step along the gradient that the parameters hold, unless it is not finite; its norm."""
+        norm = clip_by_parts(self.model, self.config.gradient_clip)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["share"] * rate
+            # As `GradScaler` tells fused optimizers not to step. The host need not know, hence not wait.
+            optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
+            optimizer.step()
+        return norm
 
     def _draw(self, part: float, random: np.random.Generator) -> Sequences:
         """The sequences of this step. OSError in all processes where one of them cannot draw its own."""
@@ -165,7 +173,7 @@ class Trainer:
         """Loss and figures of a batch; the gradient is left with the parameters."""
         with self._precision():
             loss, figures = self.parallel(sequences, visible, dense_frames)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         loss.backward()
         return loss.detach(), figures
 
@@ -190,14 +198,14 @@ class Trainer:
         if source is None:
             return
         state = read_state(source)
-        restore(state, self.model, self.optimizer, NETWORKS[self.config.network])
+        restore(state, self.model, self.optimizers, NETWORKS[self.config.network])
         self.step = state.step
         log.info("resumed %s at step %d", source, self.step)
 
     def _save(self) -> None:
         if self.processes.leads:
             network = NETWORKS[self.config.network]
-            write_state(capture(self.model, self.optimizer, self.step, self.config, network), self.path)
+            write_state(capture(self.model, self.optimizers, self.step, self.config, network), self.path)
 
     def _save_or_warn(self) -> None:
         try:
@@ -236,20 +244,37 @@ def _first_network(config: TrainingConfig, weights: Path | None) -> CausalVGGT:
     return network
 
 
-def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW; only matrices decay, not norms, biases, tokens or position embeddings.
+def clip_by_parts(model: Supervised, limit: float) -> Tensor:
+    """Shorten the gradients of the trunk and of every head, each to the limit; → the norm of all before.
+
+    Taken together, the last layer of the camera head would be nearly all of the norm, and decide how far all
+    else steps.
+    """
+    parts = [*model.network.children(), model.matching, model.motion]
+    learning = [[p for p in part.parameters() if p.grad is not None] for part in parts]
+    return torch.stack([nn.utils.clip_grad_norm_(found, limit) for found in learning if found]).norm()
+
+
+def make_optimizers(model: nn.Module, config: TrainingConfig) -> list[Optimizer]:
+    """Muon for the matrices of the blocks, AdamW for all else; only matrices decay, not norms, biases, tokens
+    or position embeddings.
 
     Heads that regress a few small numbers from many channels learn at a lower rate: a full step of
     every channel would move their answers by as much as a whole camera motion.
     """
-    groups: dict[tuple[float, float], list[Tensor]] = {}
+    groups: dict[tuple[bool, float, float], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
+        of_block = parameter.ndim == 2 and (".attn." in name or ".mlp." in name)
         plain = parameter.ndim < 2 or "token" in name or "pos_embed" in name
         share = config.regression_rate if name.startswith(REGRESSIONS) else 1.0
-        groups.setdefault((0.0 if plain else config.weight_decay, share), []).append(parameter)
-    return torch.optim.AdamW(
-        [{"params": p, "weight_decay": decay, "share": share} for (decay, share), p in groups.items()],
-        lr=config.learning_rate,
-        betas=(0.9, 0.95),
-        fused=True,
+        groups.setdefault((of_block, 0.0 if plain else config.weight_decay, share), []).append(parameter)
+    matrices, others = (
+        [
+            {"params": parameters, "weight_decay": decay, "share": share}
+            for (of_block, decay, share), parameters in groups.items()
+            if of_block == wanted
+        ]
+        for wanted in (True, False)
     )
+    rate = config.learning_rate
+    return [Muon(matrices, rate), torch.optim.AdamW(others, rate, betas=(0.9, 0.95), fused=True)]

@@ -61,6 +61,18 @@ def test_confidence_pays_where_the_depth_is_right_and_costs_where_it_is_wrong():
     assert loss(3.0, 5.0) > loss(3.0, 1.0)
 
 
+def test_confidence_does_not_decide_which_depths_are_learned():
+    truth = torch.rand(1, 2, 8, 8) + 0.5
+    valid = torch.rand(1, 2, 8, 8) > 0.3
+
+    def gradient(confidence: torch.Tensor) -> torch.Tensor:
+        depth = (truth * 1.2).requires_grad_()
+        depth_loss(depth, confidence, truth, valid).backward()
+        return depth.grad
+
+    assert torch.equal(gradient(torch.ones_like(truth)), gradient(1 + 9 * torch.rand_like(truth)))
+
+
 def test_camera_loss_accepts_either_sign_of_the_quaternion():
     truth = torch.randn(2, 3, 9)
     opposite = truth.clone()

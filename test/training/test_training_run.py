@@ -104,12 +104,41 @@ def test_compiled_steps_learn_the_same(tmp_path, clips):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
 
 
+def test_a_step_whose_gradient_is_not_finite_is_not_taken(tmp_path, clips, caplog):
+    config = TrainingConfig(out=folder(tmp_path / "run", clips), steps=3, **SMALL)
+    trainer = Trainer(config, ALONE)
+    first = next(p for p in trainer.model.parameters() if p.requires_grad)
+    first.register_hook(lambda gradient: gradient * (torch.nan if trainer.step == 1 else 1))
+    seen = []
+    update = trainer._update
+
+    def watch(rate):
+        before = [p.detach().clone() for p in trainer.model.parameters()]
+        norm = update(rate)
+        seen.append([torch.equal(a, b) for a, b in zip(trainer.model.parameters(), before, strict=True)])
+        return norm
+
+    trainer._update = watch
+    assert trainer.run()
+    assert all(seen[1]) and not all(seen[0]) and not all(seen[2])
+    assert caplog.text.count("its step was not taken") == 1 and "up to step 2" in caplog.text
+
+
+def test_auxiliary_losses_of_no_weight_are_left_out(tmp_path, clips):
+    out = folder(tmp_path / "run", clips)
+    run = trained(out, steps=3, matching_weight=0.0, motion_weight=0.0)
+    assert not {"match", "shift", "motion"} & set(rows(out)[0])
+    fresh = Trainer(run.config, ALONE)  # resumes
+    for name, value in fresh.model.matching.state_dict().items():
+        assert torch.equal(value, run.model.matching.state_dict()[name])
+
+
 def test_a_run_may_end_by_the_clock(tmp_path, clips):
     run = trained(folder(tmp_path / "run", clips), steps=100_000, minutes=0.05)
     assert 1 <= run.step < 1000
     last = rows(str(tmp_path / "run"))[-1]
     assert last["step"] == run.step
-    assert run.optimizer.param_groups[0]["lr"] < 0.5 * run.config.learning_rate
+    assert all(o.param_groups[0]["lr"] < 0.5 * run.config.learning_rate for o in run.optimizers)
 
 
 def test_a_run_may_begin_with_the_weights_of_the_box(tmp_path, clips):
@@ -225,10 +254,10 @@ with join_processes("cpu") as processes:
     trainer, rates, error = Trainer(config, processes), [], ""
     if not processes.leads:
         trainer._began -= 30 * config.minutes  # half the run, by this clock
-    step, write = trainer.optimizer.step, clips.write_whole
+    step, write = trainer.optimizers[0].step, clips.write_whole
 
-    def note_rate():
-        rates.append(trainer.optimizer.param_groups[0]["lr"])
+    def note_rate(*_, **__):
+        rates.append(trainer.optimizers[0].param_groups[0]["lr"])
         step()
 
     def full(path, content):
@@ -236,7 +265,7 @@ with join_processes("cpu") as processes:
             raise OSError("full")
         write(path, content)
 
-    trainer.optimizer.step, clips.write_whole = note_rate, full
+    trainer.optimizers[0].step, clips.write_whole = note_rate, full
     try:
         trainer.run()
     except OSError as caught:

@@ -16,14 +16,14 @@ from stac_core.training.config import TrainingConfig
 from stac_core.training.ship import LIMIT_BYTES, main
 from stac_core.training.state import capture, network_weights, write_state
 from stac_core.training.supervised import Supervised
-from stac_core.training.trainer import make_optimizer
+from stac_core.training.trainer import make_optimizers
 
 
 @pytest.fixture
 def state():
     config = TrainingConfig(seed=3, steps=777)
     model = Supervised(initialise(CausalVGGT(NETWORKS["embedded"]), 3), config)
-    return capture(model, make_optimizer(model, config), 55, config, NETWORKS["embedded"])
+    return capture(model, make_optimizers(model, config), 55, config, NETWORKS["embedded"])
 
 
 def metadata(path: Path) -> dict[str, str]:

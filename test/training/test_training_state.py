@@ -27,17 +27,18 @@ def trained(seed: int = 0) -> tuple[nn.Module, torch.optim.Optimizer]:
 
 
 def captured(seed: int = 0):
-    return capture(*trained(seed), 3, TrainingConfig(), NETWORK)
+    model, optimizer = trained(seed)
+    return capture(model, [optimizer], 3, TrainingConfig(), NETWORK)
 
 
 def test_file_gives_back_weights_moments_and_step(tmp_path):
     model, optimizer = trained()
     path = tmp_path / "state.safetensors"
-    write_state(capture(model, optimizer, 3, TrainingConfig(), NETWORK), path)
+    write_state(capture(model, [optimizer], 3, TrainingConfig(), NETWORK), path)
     other, other_optimizer = trained(seed=1)
     state = read_state(path)
     before = {key: value.clone() for key, value in state.tensors.items()}
-    restore(state, other, other_optimizer, NETWORK)
+    restore(state, other, [other_optimizer], NETWORK)
     assert state.step == 3 and state.config["run"]["steps"] == TrainingConfig().steps
     batch = torch.randn(5, 8)
     for each, its in ((model, optimizer), (other, other_optimizer)):
@@ -55,7 +56,7 @@ def test_moments_go_where_the_optimizer_wants_them(fused, counted_on):
     """A fused optimizer counts its steps beside the parameters, another one on the CPU."""
     state, model = captured(), trained()[0].to("meta")
     optimizer = torch.optim.AdamW(model.parameters(), fused=fused)
-    restore(state, model, optimizer, NETWORK)
+    restore(state, model, [optimizer], NETWORK)
     assert len(optimizer.state) == 4
     for moments in optimizer.state.values():
         assert moments["exp_avg"].device.type == moments["exp_avg_sq"].device.type == "meta"
@@ -66,7 +67,7 @@ def test_moments_follow_their_parameters_through_groups_of_any_order():
     state, (model, _) = captured(), trained(seed=1)
     groups = [{"params": [p], "lr": 0.1 * i} for i, p in enumerate(reversed(list(model.parameters())))]
     optimizer = torch.optim.AdamW(groups)
-    restore(state, model, optimizer, NETWORK)
+    restore(state, model, [optimizer], NETWORK)
     for name, parameter in model.named_parameters():
         assert torch.equal(optimizer.state[parameter]["exp_avg"], state.tensors[f"exp_avg.{name}"])
     assert [group["lr"] for group in optimizer.param_groups] == [0.1 * i for i in range(4)]
@@ -133,7 +134,7 @@ def test_state_of_another_network_is_refused_by_name_and_value(tmp_path):
     model, optimizer = trained()
     other = dataclasses.replace(NETWORK, registers=NETWORK.registers + 1)
     with pytest.raises(ValueError, match=rf"registers = {NETWORK.registers}, .* has {NETWORK.registers + 1}"):
-        restore(captured(), model, optimizer, other)
+        restore(captured(), model, [optimizer], other)
 
 
 def test_a_file_that_is_no_state_is_refused(tmp_path):
