@@ -97,17 +97,13 @@ def run(arguments: argparse.Namespace, device: Any, report: Report) -> None:
         size = attention.Size(2, 130, 256, 16) if small else attention.Size()
         sweep.run(report, ceilings, device, size, 6 if small else arguments.merge_rows, arguments.sweep)
     if "sanitizer" in arguments.parts:
-        skipped = [{"tool": "all", "passed": None, "report": "skipped"}]
-        report.part(
-            "sanitizer",
-            "compute-sanitizer, small case",
-            (lambda: skipped) if arguments.rehearse else sanitize,
-        )
+        watched = partial(unwatched, device) if arguments.rehearse else sanitize
+        report.part("sanitizer", "compute-sanitizer, small case", watched)
 
 
 def run_kernels(arguments: argparse.Namespace, device: Any, ceilings: Any, report: Report) -> None:
     """Build, checks, times."""
-    from stac_core.evaluation.gpu import attention, gathering, merging
+    from stac_core.evaluation.gpu import attention, gathering, merging, slots
 
     small = arguments.rehearse
     skipped = [{"step": "cuda_ext", "outcome": "skipped"}]
@@ -122,6 +118,8 @@ def run_kernels(arguments: argparse.Namespace, device: Any, ceilings: Any, repor
         if name != "torch":
             merge_rows = 6 if small else 2000
             checks["merge"] = partial(merging.check, name, backend.voxel_merge, device, merge_rows)
+        if backend.slots is not kernels["torch"].slots:
+            checks["slots"] = partial(slots.check, name, backend.slots, device)
         for operation, work in checks.items():
             report.part(f"check {name} {operation}", f"Checks of {operation}, {name}", work, "checks")
     if "triton" in kernels:
@@ -257,6 +255,13 @@ def sanitize() -> Rows:
         last = said.splitlines()[-1] if said else ""
         rows.append({"tool": check, "passed": done.returncode == 0, "report": last})
     return rows
+
+
+def unwatched(device: Any) -> Rows:
+    """The small case alone."""
+    from stac_core.evaluation.gpu import small_case
+
+    return [{"tool": "none", "passed": None, "report": f"ran {', '.join(small_case.main(device))}"}]
 
 
 def compare_with_wanted(results: dict[str, Any]) -> Rows:

@@ -31,6 +31,9 @@ def test_rehearsal(tmp_path):
     assert all(row["met"] is None for row in results["wanted"])
     assert any("in 3 parts" in row["case"] for row in results["checks"])
     assert {(row["parts"], row["chosen"]) for row in results["parts"]} == {(1, True), (2, False)}
+    moved = {row["what"] for row in results["checks"] if " pages, " in row["case"]}
+    assert moved == {"read", "figures", "saved", "written"}
+    assert [row["report"] for row in results["sanitizer"]] == ["ran triton"]
     assert "cuda" in {row["backend"] for row in results["backends"]}
 
 

@@ -1,5 +1,7 @@
 """Where a step's time goes: the parts of the GPU benchmark that a CPU can vouch for."""
 
+import warnings
+
 import pytest
 import torch
 from tiny import synthetic_frames, tiny_network
@@ -10,6 +12,9 @@ from stac_core.evaluation.gpu.waits import host_waits
 from stac_core.session import StreamSession
 
 CPU = torch.device("cpu")
+NOTICE = (
+    "Synchronization debug mode is a prototype feature and does not yet detect all synchronizing operations"
+)
 
 
 def filled_session():
@@ -37,6 +42,28 @@ def test_the_network_and_the_session_never_wait():
     session, images = filled_session()
     lines = [str(row["line"]) for row in host_waits(lambda: session.step(images), CPU)]
     assert lines and all(line.startswith(("cache/", "kernels/")) for line in lines), lines
+
+
+def test_a_notice_about_looking_for_waits_is_no_wait(monkeypatch):
+    """PyTorch gives it once per process, or with `torch.set_warn_always` each time."""
+    modes = ["default"]
+
+    def set_mode(mode):
+        modes.append(mode)
+        warnings.warn(NOTICE, stacklevel=1)
+
+    def wait():
+        if modes[-1] == "warn":
+            warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+
+    def work():
+        wait()
+        warnings.warn("something else", stacklevel=1)
+        wait()
+
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", set_mode)
+    assert host_waits(work, torch.device("cuda")) == [{"line": "outside the package", "waits": 2}]
+    assert modes == ["default", "warn", "default"]
 
 
 def test_arithmetic_of_the_full_size_network():

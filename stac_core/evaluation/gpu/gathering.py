@@ -52,7 +52,8 @@ def check(name: str, gather: Gather, device: torch.device) -> list[dict[str, obj
                 (got.values, expected.values),
                 (got.bias.exp(), expected.bias.exp()),
             )
-            error = max(float(((a - b).abs() / (1 + b.abs())).max()) for a, b in pairs)
+            errors = [((a - b).abs() / (1 + b.abs())).max().float() for a, b in pairs]
+            error = float(torch.stack(errors).max())  # NaN stays NaN
         results.append(
             {"backend": name, "case": case, "what": "gather", "error": error, "allowed": TOLERANCE,
              "passed": error <= TOLERANCE}

@@ -112,14 +112,14 @@ def _time(
 
 
 def _largest_difference(got: RowState, expected: RowState) -> float:
-    """Over what is present; the rest has no meaning."""
-    worst = 0.0
+    """Over what is present; the rest has no meaning. NaN stays NaN."""
+    largest = [torch.zeros((), device=expected.members.device)]
     for name, mine, theirs in zip(got._fields, got, expected, strict=True):
         present = expected.buffer_score.isfinite() if name.startswith("buffer") else expected.members > 0
         if bool(present.any()):
             difference = (mine[present] - theirs[present]).abs() / (1 + theirs[present].abs())
-            worst = max(worst, float(difference.max()))
-    return worst
+            largest.append(difference.max())
+    return float(torch.stack(largest).max())
 
 
 def _to(parts: RowState | RowTokens, device: torch.device):  # type: ignore[no-untyped-def]

@@ -7,7 +7,10 @@ import torch
 from stac_core.evaluation.gpu.attention import random_inputs
 from stac_core.evaluation.gpu.gathering import random_wanted
 from stac_core.evaluation.gpu.merging import BUFFER, DIM, PIVOTS
+from stac_core.evaluation.gpu.slots import SMALL_CASES
+from stac_core.kernels.judge_slots import move
 from stac_core.kernels.random_merges import RULES, empty_state, random_tokens
+from stac_core.kernels.random_slots import random_problem
 from stac_core.kernels.select import select_kernels
 from stac_core.kernels.voxel_merge import RowState, RowTokens
 
@@ -27,6 +30,8 @@ def main(device: torch.device) -> list[str]:
             from stac_core.evaluation.gpu.split import attend_in
 
             attend_in(3)(q, segments, True, 1.0)
+            for case in SMALL_CASES:
+                move(kernels.slots, random_problem(case, 0).copy_to(device))
         state = RowState(*(part.to(device) for part in empty_state(5, PIVOTS, BUFFER, DIM)))
         tokens = RowTokens(*(part.to(device) for part in random_tokens(5, 60, DIM, 0)))
         kernels.voxel_merge(state, tokens, RULES)

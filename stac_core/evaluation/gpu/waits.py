@@ -48,14 +48,21 @@ def _count_reports(work: Callable[[], object], found: Counter[str]) -> None:
         if "synchroniz" in str(message):
             found[_line()] += 1
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
-        warnings.showwarning = note
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
+    _set_reports("warn")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.showwarning = note
             work()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
+    finally:
+        _set_reports("default")
+
+
+def _set_reports(mode: str) -> None:
+    """Without PyTorch's notice that it may miss waits, which reads like the report of one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.cuda.set_sync_debug_mode(mode)
 
 
 class _Looks(TorchDispatchMode):

@@ -1,0 +1,84 @@
+"""The checks of the GPU benchmark fail where they should: one value of a right result spoilt."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from stac_core.evaluation.gpu import gathering, merging, slots
+from stac_core.kernels import gather_torch, slots_torch, voxel_merge_torch
+
+CPU = torch.device("cpu")
+NAN = float("nan")  # as memory is that nobody wrote
+
+
+def spoilt(part, value):
+    """A copy with another last element."""
+    part = part.clone()
+    part.view(-1)[-1] = value
+    return part
+
+
+def failed(rows):
+    return {row["what"] for row in rows if not row["passed"]}
+
+
+@pytest.mark.parametrize("field", ["keys", "values", "bias"])
+def test_gathers(field):
+    def gather(*arguments):
+        got = gather_torch.gather(*arguments)
+        return got._replace(**{field: spoilt(getattr(got, field), NAN)})
+
+    assert not failed(gathering.check("torch", gather_torch.gather, CPU))
+    assert failed(gathering.check("torch", gather, CPU)) == {"gather"}
+
+
+@pytest.mark.parametrize("field", ["pivot_keys", "pivot_values", "weight"])
+def test_merges(field):
+    def merge(*arguments):
+        state, counts = voxel_merge_torch.voxel_merge(*arguments)
+        part = getattr(state, field).clone()
+        part[state.members > 0] = NAN
+        return state._replace(**{field: part}), counts
+
+    assert not failed(merging.check("torch", voxel_merge_torch.voxel_merge, CPU, 6))
+    assert failed(merging.check("torch", merge, CPU, 6)) == {"merge"}
+
+
+def reading(store, at, factor):
+    got = slots_torch.read_slots(store, at, factor)
+    return got._replace(values=spoilt(got.values, NAN))
+
+
+def reading_figures(store, at):
+    return spoilt(slots_torch.read_figures(store, at), 7)
+
+
+def saving(store, at):
+    saved = slots_torch.save_slots(store, at)
+    return saved._replace(figures=spoilt(saved.figures, 7))
+
+
+def writing(store, *arguments):
+    """Also where nothing is to be written."""
+    slots_torch.write_slots(store, *arguments)
+    for page in store.pages:
+        page.tokens.values[-1, -1] += 1
+
+
+@pytest.mark.parametrize(
+    "operation, kernel, what",
+    [
+        ("read_slots", reading, "read"),
+        ("read_figures", reading_figures, "figures"),
+        ("save_slots", saving, "saved"),
+        ("write_slots", writing, "written"),
+    ],
+)
+def test_slots(operation, kernel, what):
+    assert not failed(slots.check("torch", slots_torch, CPU))
+    kernels = SimpleNamespace(**{**vars(slots_torch), operation: kernel})
+    rows = slots.check("torch", kernels, CPU)
+    assert failed(rows) == {what} and sum(not row["passed"] for row in rows) == len(rows) // 4
