@@ -20,7 +20,7 @@ from scipy.spatial.transform import Rotation
 Array = NDArray[np.floating[Any]]
 
 PIXEL = 0.5  # standard deviation of where a landmark is seen, pixels
-TURN = 0.015  # of the guess, radians
+TURN = 0.0075  # of the guess, radians
 WAY = 0.03  # of the guess, median distances of landmarks
 LEAST_VARIANCE = 0.02**2  # of the log of a distance: many views alike must not make it certain
 HALF = 2.0  # standard deviations by which a landmark misses where it counts half

@@ -73,7 +73,7 @@ def test_training_lowers_the_loss_of_what_it_sees(tmp_path, network):
         **SMALL,
         clips=2,
         steps=25,
-        learning_rate=1e-3,
+        learning_rate=1e-4,
         clips_per_step=4,
         windows_per_step=4,
         out=str(tmp_path),
