@@ -31,7 +31,7 @@ class TrainingConfig:
         0.2, "learning rate of camera head and shifts, as a share of the others'", minimum=0.0, maximum=1.0
     )
     warmup_steps: int = setting(200, "steps of linear warm-up; cosine decay afterwards", minimum=0)
-    weight_decay: float = setting(0.02, "AdamW decay of matrices", minimum=0.0, maximum=1.0)
+    weight_decay: float = setting(0.02, "decay of matrices", minimum=0.0, maximum=1.0)
     gradient_clip: float = setting(
         1.0, "largest norm of the gradient of the trunk, and of each head", minimum=1e-3
     )
