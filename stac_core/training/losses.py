@@ -24,8 +24,7 @@ def depth_loss(depth: Tensor, confidence: Tensor, truth: Tensor, valid: Tensor) 
     """
     error = (depth.clamp(min=1e-6).log() - truth.clamp(min=1e-6).log()) * valid
     residual = error.abs() + _slope(error, valid)
-    plain = (residual * valid).sum() / valid.sum().clamp(min=1)
-    return plain + _weighted(residual.detach(), confidence, valid)
+    return _mean_where(valid, residual) + _weighted(residual.detach(), confidence, valid)
 
 
 def point_loss(points: Tensor, confidence: Tensor, truth: Tensor, depth: Tensor, valid: Tensor) -> Tensor:
@@ -56,7 +55,10 @@ def camera_errors(encodings: Tensor, truth: Tensor) -> Tensor:
 
 
 def _weighted(residual: Tensor, confidence: Tensor, valid: Tensor) -> Tensor:
-    loss = confidence * residual - CONFIDENCE_ALPHA * confidence.log()
+    return _mean_where(valid, confidence * residual - CONFIDENCE_ALPHA * confidence.log())
+
+
+def _mean_where(valid: Tensor, loss: Tensor) -> Tensor:
     return (loss * valid).sum() / valid.sum().clamp(min=1)
 
 

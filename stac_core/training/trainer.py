@@ -137,11 +137,12 @@ class Trainer:
     def _update(self, rate: float) -> Tensor:
         """Step along the gradient that the parameters hold, unless it is not finite; its norm."""
         norm = clip_by_parts(self.model, self.config.gradient_clip)
+        unusable = (~torch.isfinite(norm)).float()
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["share"] * rate
             # As `GradScaler` tells fused optimizers not to step. The host need not know, hence not wait.
-            optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
+            optimizer.found_inf = unusable  # type: ignore[attr-defined]
             optimizer.step()
         return norm
 
@@ -262,19 +263,17 @@ def make_optimizers(model: nn.Module, config: TrainingConfig) -> list[Optimizer]
     Heads that regress a few small numbers from many channels learn at a lower rate: a full step of
     every channel would move their answers by as much as a whole camera motion.
     """
-    groups: dict[tuple[bool, float, float], list[Tensor]] = {}
+    matrices: dict[tuple[float, float], list[Tensor]] = {}
+    others: dict[tuple[float, float], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         of_block = parameter.ndim == 2 and (".attn." in name or ".mlp." in name)
         plain = parameter.ndim < 2 or "token" in name or "pos_embed" in name
         share = config.regression_rate if name.startswith(REGRESSIONS) else 1.0
-        groups.setdefault((of_block, 0.0 if plain else config.weight_decay, share), []).append(parameter)
-    matrices, others = (
-        [
-            {"params": parameters, "weight_decay": decay, "share": share}
-            for (of_block, decay, share), parameters in groups.items()
-            if of_block == wanted
-        ]
-        for wanted in (True, False)
+        groups = matrices if of_block else others
+        groups.setdefault((0.0 if plain else config.weight_decay, share), []).append(parameter)
+    by_muon, by_adamw = (
+        [{"params": p, "weight_decay": decay, "share": share} for (decay, share), p in groups.items()]
+        for groups in (matrices, others)
     )
     rate = config.learning_rate
-    return [Muon(matrices, rate), torch.optim.AdamW(others, rate, betas=(0.9, 0.95), fused=True)]
+    return [Muon(by_muon, rate), torch.optim.AdamW(by_adamw, rate, betas=(0.9, 0.95), fused=True)]

@@ -256,7 +256,7 @@ with join_processes("cpu") as processes:
         trainer._began -= 30 * config.minutes  # half the run, by this clock
     step, write = trainer.optimizers[0].step, clips.write_whole
 
-    def note_rate(*_, **__):
+    def note_rate():
         rates.append(trainer.optimizers[0].param_groups[0]["lr"])
         step()
 
