@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 import torch
@@ -67,6 +68,10 @@ class Keyframes:
         departures = torch.stack([kept.departure(camera) for kept in self._kept]).nan_to_num(torch.inf)
         nearest = int(departures.argmin())
         return self._kept[nearest] if float(departures[nearest]) <= reach else None
+
+    def __iter__(self) -> Iterator[Keyframe]:
+        """From the one that served longest ago."""
+        return iter(self._kept)
 
     def state(self) -> dict[str, Tensor]:
         """All of them, one above the other; nothing where there are none."""

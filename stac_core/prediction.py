@@ -33,6 +33,10 @@ class Prediction:
     def frames(self) -> int:
         return self.depth.shape[-3]
 
+    def frame(self, index: int) -> Prediction:
+        """One of the frames alone, S = 1, without a batch axis."""
+        return self.map(lambda tensor: tensor[index : index + 1])
+
     def map(self, change: Callable[[Tensor], Tensor]) -> Prediction:
         """Apply one function to every tensor that is present."""
         present = {f.name: getattr(self, f.name) for f in fields(self)}

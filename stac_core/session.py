@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stac_core.cache import open_cache
+from stac_core.cache import StreamCache, open_cache
 from stac_core.cache.camera_tokens import Cameras
 from stac_core.cache.memory_model import within_budget
 from stac_core.cache.offline_cache import OfflineCache
 from stac_core.cache.one_pass import OnePass
-from stac_core.cache.saved_state import read_state, write_state
+from stac_core.cache.saved_state import State, read_state, write_state
 from stac_core.cache.stats import CacheStats
 from stac_core.cache.token_positions import TokenPositions, View, token_positions
 from stac_core.camera_tracker import CameraTracker
@@ -26,7 +26,9 @@ from stac_core.geometry import NARROWEST_VIEW, WIDEST_VIEW, decode_pose, encode_
 from stac_core.images import ImageGeometry, plan_resize, prepare_images
 from stac_core.kernels.select import select_kernels
 from stac_core.network.causal_vggt import CausalVGGT
+from stac_core.network.context import AttentionContext
 from stac_core.prediction import Prediction
+from stac_core.relocalization import find_camera
 from stac_core.settings import refuse
 from stac_core.submaps import Submaps
 
@@ -58,7 +60,7 @@ class StreamSession:
         self._network = network
         self._device = next(network.parameters()).device
         self._kernels = select_kernels(config.kernels.backend, self._device)
-        self._cache = open_cache(config.cache, network.config, self._kernels)
+        self._cache = self._empty_cache()
         self._submaps = self._no_submaps()
         self._watch: Stopwatch | None = None  # of the last step
 
@@ -91,6 +93,35 @@ class StreamSession:
         watch.mark()
         self._watch, self.geometry = watch, geometry
         return replace(prediction, camera_tokens=None, continues=continues)
+
+    @torch.inference_mode()
+    def relocalize(self, images: list[np.ndarray], intrinsics: np.ndarray | None = None) -> bool:
+        """Look for a camera that may be anywhere, as after `load`, by a keyframe that shows what it sees.
+
+        images, intrinsics: as for `step`, which may be told the same images once they are found. → whether
+        they are; the next submap then begins with that keyframe, else the stream stays as it was. Takes a
+        pass over two frames for each keyframe. A stream in one submap (`submap.reach` 0) has no keyframes:
+        where its camera is, the network sees by itself, and nothing is looked for. Raises what `step` does.
+        """
+        pixels, geometry = prepare_images(
+            images, self.config.image, self._network.config.image_size, self._device
+        )
+        self._check_size(geometry)
+        lens, submaps = self._lens(intrinsics, geometry), self._submaps.copy()
+        if not submaps.reach:
+            return True
+        once = OnePass("causal")
+        keyframe = find_camera(lambda frames: self._ask(frames, lens, once), submaps.keyframes, pixels)
+        if keyframe is None:
+            return False
+        before, self._cache = self._cache, self._empty_cache()
+        try:
+            submaps.go_to(keyframe, self._take(keyframe.pixels, lens))
+        except BaseException:
+            self._cache = before
+            raise
+        self._submaps = submaps
+        return True
 
     @property
     def uses_intrinsics(self) -> bool:
@@ -172,7 +203,9 @@ class StreamSession:
         """
         if isinstance(self._cache, OfflineCache):
             raise ValueError(f"cache.mode = {self.config.cache.mode!r} remembers nothing that could be saved")
-        state = {"cache": self._cache.state(), "submaps": self._submaps.state()}
+        state: State = {"cache": self._cache.state(), "submaps": self._submaps.state()}
+        if self.geometry is not None:
+            state["camera_size"] = torch.tensor(self.geometry.camera_size)
         write_state(Path(path), state, self._about())
 
     def load(self, path: str | Path) -> None:
@@ -180,7 +213,7 @@ class StreamSession:
 
         ValueError where the file is damaged or was saved under other settings; this stream then stays.
         """
-        cache = open_cache(self.config.cache, self._network.config, self._kernels)
+        cache = self._empty_cache()
         if isinstance(cache, OfflineCache):
             raise ValueError(f"cache.mode = {self.config.cache.mode!r} cannot go on with a saved stream")
         try:
@@ -188,16 +221,17 @@ class StreamSession:
             submaps = self._no_submaps()
             cache.restore(state["cache"])
             submaps.restore(state["submaps"])
+            geometry = self._geometry_of(state["camera_size"].tolist()) if submaps.frames_seen else None
         except (KeyError, IndexError) as missing:
             raise ValueError(f"{path} lacks {missing}: save the stream again") from missing
-        self._cache, self._submaps, self.geometry, self._watch = cache, submaps, None, None
+        self._cache, self._submaps, self.geometry, self._watch = cache, submaps, geometry, None
 
     def stats(self, members: bool = False) -> SessionStats:
         """members: also count merged tokens by how many they stand for, which looks at every one."""
         times_ms = self._watch.milliseconds() if self._watch else (0.0, 0.0, 0.0)
         cache = replace(self._cache.stats(members), frames_seen=self._submaps.frames_seen)
         submaps = self._submaps
-        return SessionStats(cache, submaps.count, submaps.keyframe_bytes, submaps.landmarks, *times_ms)
+        return SessionStats(cache, submaps.count, submaps.keyframes.bytes, submaps.landmarks, *times_ms)
 
     def _about(self) -> dict[str, Any]:
         """What a saved stream must agree on with this one."""
@@ -210,6 +244,10 @@ class StreamSession:
         }
         settings = {f"{n}.{k}": v for n, section in sections.items() for k, v in asdict(section).items()}
         return json.loads(json.dumps(settings))  # tuples become lists, as in the file
+
+    def _geometry_of(self, camera_size: tuple[int, int]) -> ImageGeometry:
+        plan = plan_resize(*camera_size, self.config.image, self._network.config.image_size)
+        return plan.geometry(*camera_size)
 
     def _check_size(self, geometry: ImageGeometry) -> None:
         """ValueError where frames are of another size than those that the stream consists of."""
@@ -235,6 +273,9 @@ class StreamSession:
                 f"expected {NARROWEST_VIEW} … {WIDEST_VIEW:.2f}: focal lengths in pixels of these images"
             )
         return send(geometry.network_intrinsics(torch.from_numpy(known)).float(), self._device)
+
+    def _empty_cache(self) -> StreamCache | OfflineCache:
+        return open_cache(self.config.cache, self._network.config, self._kernels)
 
     def _no_submaps(self) -> Submaps:
         """The state before the first frame; a sequence taken in one pass has but one submap."""
@@ -273,7 +314,12 @@ class StreamSession:
     def _see(self, pixels: Tensor, lens: Tensor | None) -> Prediction:
         """What the network says of frames [S, 3, H, W], in the present submap; all but a known lens."""
         wants_points = self._cache.wants_positions and self.config.cache.positions == "points"
-        prediction = self._network(pixels[None], self._cache, points=wants_points).map(lambda t: t[0])
+        return self._ask(pixels, lens, self._cache, wants_points)
+
+    def _ask(
+        self, pixels: Tensor, lens: Tensor | None, context: AttentionContext, points: bool = False
+    ) -> Prediction:
+        prediction = self._network(pixels[None], context, points=points).map(lambda t: t[0])
         if lens is None:
             return prediction
         intrinsics = lens.to(prediction.intrinsics).expand_as(prediction.intrinsics)

@@ -77,14 +77,14 @@ class Submaps:
         self._world_from_submap: Similarity | None = None  # None = the first submap, which is world
         self._first: Keyframe | None = None  # of the present submap
         self._last: Keyframe | None = None
-        self._keyframes = Keyframes(self._most_keyframes)
+        self.keyframes = Keyframes(self._most_keyframes)  # first frames of submaps
         if self._tracker is not None:
             self._tracker.forget()
 
     def copy(self) -> Submaps:
         """Another one of the same state, whose changes leave this one as it is."""
         twin = copy(self)
-        twin._keyframes, twin._tracker = copy(self._keyframes), copy(self._tracker)
+        twin.keyframes, twin._tracker = copy(self.keyframes), copy(self._tracker)
         return twin
 
     @property
@@ -96,11 +96,6 @@ class Submaps:
     def landmarks(self) -> int:
         """That the last frame shows."""
         return 0 if self._tracker is None else len(self._tracker)
-
-    @property
-    def keyframe_bytes(self) -> int:
-        """Of memory, beside that of the cache."""
-        return self._keyframes.bytes
 
     @property
     def next_is_due(self) -> bool:
@@ -117,7 +112,7 @@ class Submaps:
 
     def come_back_to(self) -> Keyframe | None:
         """The first frame of an earlier submap, if the camera is near one. Waits for the device."""
-        return self._keyframes.nearest(self.last, self.reach)
+        return self.keyframes.nearest(self.last, self.reach)
 
     def go_back(self, keyframe: Keyframe, first: Prediction, last: Prediction) -> bool:
         """The next submap begins with an earlier frame, and the last one is placed anew, as seen from there.
@@ -135,6 +130,13 @@ class Submaps:
             self._tracker.refine(self.last.pixels, placed)
         self._last = Keyframe.of(self.last.pixels, placed, 0)
         return True
+
+    def go_to(self, keyframe: Keyframe, first: Prediction) -> None:
+        """The next submap begins with an earlier frame, as the network sees it anew; the camera is near."""
+        self._begin(keyframe, self._lies(keyframe, first))
+        self._last = keyframe
+        if self._tracker is not None:
+            self._tracker.forget()
 
     def go_on(self, last: Prediction) -> None:
         """The next submap begins with the last frame, as the network sees it anew."""
@@ -155,7 +157,7 @@ class Submaps:
         if self.reach:
             if self._first is None:
                 self._first = Keyframe.of(pixels, placed, 0)
-                self._keyframes.serve(self._first)
+                self.keyframes.serve(self._first)
             self._last = Keyframe.of(pixels, placed, -1)
         return placed
 
@@ -164,7 +166,7 @@ class Submaps:
         parts = {"lies": self._world_from_submap, "first": self._first, "last": self._last}
         return {
             "numbers": torch.tensor([self.count, self.frames_seen]),
-            "keyframes": self._keyframes.state(),
+            "keyframes": self.keyframes.state(),
             "tracker": {} if self._tracker is None else self._tracker.state(),
             **{name: dict(vars(part)) for name, part in parts.items() if part is not None},
         }
@@ -174,13 +176,13 @@ class Submaps:
         self.count, self.frames_seen = state["numbers"].tolist()
         self._world_from_submap = _restored(Similarity, state.get("lies"))
         self._first, self._last = (_restored(Keyframe, state.get(name)) for name in ("first", "last"))
-        self._keyframes.restore(state.get("keyframes", {}))
+        self.keyframes.restore(state.get("keyframes", {}))
         if self._tracker is not None:
             self._tracker.restore(state.get("tracker", {}))
 
     def _begin(self, first: Keyframe, lies: Similarity) -> None:
         self._first, self._world_from_submap = first, lies
-        self._keyframes.serve(first)
+        self.keyframes.serve(first)
         self.count += 1
 
     def _lies(self, known: Keyframe, again: Prediction) -> Similarity:

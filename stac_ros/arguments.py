@@ -53,6 +53,7 @@ ARGUMENTS = (
     Argument("device", "", "auto, cpu, cuda, cuda:1, ...", parameter="model.device"),
     Argument("cache_mode", "", "how the key/value cache is bounded", parameter="cache.mode"),
     Argument("map_directory", "", "where ~/save_map writes", parameter="map.directory"),
+    Argument("load_map", "", "go on with this folder of ~/save_map", parameter="map.load"),
     Argument("source", "", "play this: rosbag2, video, folder of images, dataset, world:SEED or camera:0"),
     Argument("topic", "", "image topic of a bag with several"),
     Argument("rate", str(ReplaySettings.rate), "speed of the replay; 0 = as fast as the node answers"),
@@ -66,7 +67,10 @@ ARGUMENTS = (
     Argument("log_level", "info", "least severe message shown", LOG_LEVELS),
 )
 # Files and folders: ~ is the home directory, which no shell says in name:=~/value.
-_PATHS = ("params_file", "checkpoint", "map_directory", "source", "record", "rviz_config", "fastdds_profile")
+_PATHS = (
+    "params_file", "checkpoint", "map_directory", "load_map", "source", "record", "rviz_config",
+    "fastdds_profile",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ OK, WARN, ERROR, STALE = (
 CHUNKS_FAILED, LAST_ERROR = "chunks failed", "last error"  # keys that others look for
 
 # Causes, by their beginning, for which images are dropped through no fault of this computer's speed.
-_LEFT_OUT = ("bad image", "no odometry", "late", "duplicate", "size")
+_LEFT_OUT = ("bad image", "no odometry", "late", "duplicate", "size", "not found")
 
 
 @dataclass(frozen=True)

@@ -62,16 +62,21 @@ class VoxelMap:
 
     def rescale(self, rescaling: Rescaling) -> None:
         """Move all points accordingly; the voxels have their first size again."""
-        slots = self._slots[1:]
-        weights, means = self._weights.take(slots), self._means.take(slots, axis=1)
+        positions, colours, weights = self.voxels()
         self._forget()
         self.voxel_size = self._first_size
-        self.add(rescaling.of(means[:3].T).astype(np.float32), means[3:].T, weights)
+        self.add(rescaling.of(positions).astype(np.float32), colours, weights)
+
+    def voxels(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """Copies of all means, for `add`: positions [N, 3], RGB colours [N, 3], summed confidences [N]."""
+        slots = self._slots[1:]
+        means = self._means.take(slots, axis=1)
+        return means[:3].T, means[3:].T, self._weights.take(slots)
 
     def points(self) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         """Copies of all positions [N, 3] and RGB colours [N, 3], in the order of the voxels in space."""
-        means = self._means.take(self._slots[1:], axis=1)
-        return means[:3].T.copy(), np.rint(means[3:]).astype(np.uint8).T.copy()
+        positions, colours, _ = self.voxels()
+        return positions.copy(), np.rint(colours).astype(np.uint8)
 
     def _forget(self) -> None:
         self._keys = np.array([-1])  # [1 + M], ascending; the first is below all that occur

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -13,12 +15,10 @@ def try_to_write(directory: str) -> None:
     Nothing less tells: permissions say little to root, and nothing about a read-only or full disk.
     """
     folder = _absolute(directory)
-    try:
+    with explained(directory):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"map")
-    except OSError as error:
-        raise explained(error, directory) from error
 
 
 def new_folder(directory: str) -> Path:
@@ -26,12 +26,16 @@ def new_folder(directory: str) -> Path:
     return _absolute(directory) / datetime.now().strftime("%Y-%m-%d_%H-%M-%S.%f")
 
 
-def explained(error: OSError, directory: str) -> OSError:
-    """The error of writing there, for somebody who has yet to learn that a parameter decides where."""
-    return OSError(
-        f"map.directory = {directory!r} cannot be written: {error}; set it to another folder, which is "
-        "possible while the node runs (ros2 param set)"
-    )
+@contextmanager
+def explained(directory: str | Path) -> Iterator[None]:
+    """An OSError of writing there, for somebody who has yet to learn that a parameter decides where."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"map.directory = {str(directory)!r} cannot be written: {error}; set it to another folder, which "
+            "is possible while the node runs (ros2 param set)"
+        ) from error
 
 
 def _absolute(directory: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -12,13 +13,15 @@ from std_msgs.msg import Header
 
 from stac_core.files import write_whole
 from stac_core.ply import write_ply
+from stac_ros import saved_map
 from stac_ros.map import VoxelMap
-from stac_ros.map_directory import explained, new_folder
+from stac_ros.map_directory import explained
 from stac_ros.mapped_frame import MappedFrame, Points
 from stac_ros.parameters import Parameters
 from stac_ros.predictor import Predicted
 from stac_ros.rescaling import Rescaling
 from stac_ros.run_statistics import Statistics
+from stac_ros.saved_map import SavedMap
 from stac_ros.scale import StreamScale
 from stac_ros.stamps import stamp_nanoseconds
 from stac_ros.trajectory import Trajectory
@@ -43,6 +46,9 @@ class Output(Protocol):
 
     def rescale(self, rescaling: Rescaling) -> None:
         """What has been published of this stream has other lengths now."""
+
+    def loaded(self) -> None:
+        """The map holds points before the first image."""
 
     def done_with(self, newest: Header) -> None:
         """This image, and all before it, are mapped or left out."""
@@ -84,22 +90,35 @@ class Mapper:
         """This image, and all before it, are mapped or left out."""
         self._output.done_with(newest)
 
-    def save(self) -> str:
-        """Write map.ply and trajectory.tum to a new folder; the two paths, on a line each.
+    def save(self, folder: Path) -> str:
+        """Write points and trajectory, and what else the map needs to be gone on with; the first two paths.
 
         ValueError while there is nothing to save; OSError where the folder cannot be written.
         """
         if not len(self.trajectory):
             raise ValueError("nothing to save yet: no image has been mapped")
-        directory = self._parameters.ros.map.directory
-        folder = new_folder(directory)
-        try:
-            write_ply(folder / "map.ply", *self.map.points())
-            write_whole(folder / "trajectory.tum", self.trajectory.tum())
-        except OSError as error:
-            raise explained(error, directory) from error
+        with explained(folder.parent):
+            write_ply(folder / saved_map.POINTS, *self.map.points())
+            write_whole(folder / saved_map.POSES, self.trajectory.tum())
+            if self._map_from_world is not None:
+                self._saved(self._map_from_world).write(folder / saved_map.MAP)
         logger.info("saved %d points and %d poses to %s", len(self.map), len(self.trajectory), folder)
-        return f"{folder / 'map.ply'}\n{folder / 'trajectory.tum'}"
+        return f"{folder / saved_map.POINTS}\n{folder / saved_map.POSES}"
+
+    def load(self, folder: Path) -> None:
+        """Go on with a saved map, before the first image. ValueError where it cannot be read."""
+        saved = SavedMap.read(folder / saved_map.MAP)
+        self.map.add(saved.positions, saved.colours, saved.confidences)
+        self._map_from_world, self._fixed_point = saved.map_from_world, saved.fixed_point
+        self._factor = float(saved.factor)
+        if saved.measured:
+            self.scale.resume(self._factor)
+        self._output.loaded()
+        logger.info("loaded %d points from %s", len(self.map), folder)
+
+    def _saved(self, map_from_world: NDArray[np.float64]) -> SavedMap:
+        factor, measured = np.array(self._factor), np.array(self.scale.measured)
+        return SavedMap(*self.map.voxels(), map_from_world, self._fixed_point, factor, measured)
 
     def _add_frame(self, frame: MappedFrame) -> None:
         points = frame.points(self._parameters.ros.points)

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 from builtin_interfaces.msg import Time
@@ -25,7 +26,7 @@ from stac_ros.diagnostics import Facts, InputState, MapState, diagnostic_array
 from stac_ros.image_library import image_library
 from stac_ros.inference_worker import InferenceWorker
 from stac_ros.logs import log_to_ros
-from stac_ros.map_directory import try_to_write
+from stac_ros.map_directory import new_folder, try_to_write
 from stac_ros.mapper import Mapper
 from stac_ros.mapping_worker import MappingWorker
 from stac_ros.node_process import ClosingNode, own_arguments, run_node
@@ -86,6 +87,8 @@ class MappingNode(ClosingNode):
         self.predictor = Predictor(
             session, self.parameters, self.statistics, self.mapping, odometry, self.calibration
         )
+        if ros.map.load:
+            self._load(Path(ros.map.load).expanduser())
         self._reported = self.statistics.snapshot()
         self.inference = InferenceWorker(
             self.predictor.process,
@@ -100,6 +103,14 @@ class MappingNode(ClosingNode):
         self._start_timers()
         self._subscribe()
         self.inference.start()
+
+    def _load(self, folder: Path) -> None:
+        """Go on with a saved map. ValueError where that is not possible."""
+        try:
+            self.predictor.load(folder)
+            self.mapper.load(folder)
+        except ValueError as error:
+            raise ValueError(f"map.load = {str(folder)!r}: {error}") from error
 
     def close(self) -> None:
         """Finish the chunk at hand and see it delivered, with the map that holds it."""
@@ -128,7 +139,8 @@ class MappingNode(ClosingNode):
         return self._answer(response, lambda: self.predictor.pause(request.data), lambda: said)
 
     def on_save_map(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        return self._answer(response, lambda: None, self.mapper.save)
+        folder = new_folder(self.parameters.ros.map.directory)
+        return self._answer(response, lambda: self.predictor.save(folder), lambda: self.mapper.save(folder))
 
     def on_map_timer(self) -> None:
         if self.outputs.whole_is_due():

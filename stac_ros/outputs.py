@@ -92,6 +92,10 @@ class Outputs:
             self._publishers[topics.MAP_POINTS].publish(cloud_message(self._in_map(), *NO_POINTS))
             self._publishers[topics.PATH].publish(Path(header=self._in_map()))
 
+    def loaded(self) -> None:
+        """The map holds points before the first frame, which are to be said."""
+        self._unsent[topics.MAP_POINTS] = True
+
     def jump(self) -> None:
         """No velocity leads from the last pose to the next one."""
         self._odometry.clear()

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -17,9 +18,11 @@ from stac_core import ImageGeometry, Prediction, SessionStats, StreamSession
 from stac_ros.camera_info import CameraCalibration
 from stac_ros.continuity import Change, Continuity, StrayImage
 from stac_ros.images import ImageError, decode_colour, wastes_bits
+from stac_ros.map_directory import explained
 from stac_ros.odometry import NoOdometry, OdometryLink
 from stac_ros.parameters import Parameters
 from stac_ros.run_statistics import Statistics
+from stac_ros.saved_map import STREAM
 from stac_ros.settings import NAMELESS_CAMERA
 from stac_ros.stamps import stamp_nanoseconds
 from stac_ros.unscaled import UnscaledOdometry
@@ -27,6 +30,11 @@ from stac_ros.unscaled import UnscaledOdometry
 _WASTED_BITS = (
     "images of 16 bits use their lowest 12 at most and come out nearly black: unless the scene is as dark, "
     "have the driver scale them to 16 bits, or send mono8"
+)
+
+_NOT_FOUND = (
+    "the camera sees no place of the saved map (map.load) that the network recognises: move it to where it "
+    "has been, or call ~/reset to begin a new map"
 )
 
 logger = logging.getLogger(__name__)
@@ -81,6 +89,7 @@ class Predictor:
     ) -> None:
         self._session, self._parameters, self._statistics = session, parameters, statistics
         self._receiver, self._odometry, self._calibration = receiver, odometry, calibration
+        self._searching = False  # where the camera is in a stream that was loaded
         self._unscaled = UnscaledOdometry()
         self._continuity = Continuity(parameters.ros.input)
         self.paused = False
@@ -95,6 +104,18 @@ class Predictor:
                 self._predict(messages)
         finally:
             self._receiver.done_with(messages[-1].header)
+
+    def save(self, folder: Path) -> None:
+        """Write the stream, if it has begun. OSError where the folder cannot be written."""
+        if self._session.stats().cache.frames_seen:
+            with explained(folder.parent):
+                self._session.save(folder / STREAM)
+
+    def load(self, folder: Path) -> None:
+        """Go on with a saved stream once an image shows a place of it. ValueError where it cannot be read."""
+        self._session.load(folder / STREAM)
+        self.session_stats = self._session.stats()
+        self._searching = True
 
     def pause(self, paused: bool) -> None:
         """Whether images are to be ignored from now on."""
@@ -124,7 +145,7 @@ class Predictor:
         self._predict_run(run)
 
     def _predict_run(self, views: list[View]) -> None:
-        if not views:
+        if not views or (self._searching and not self._found(views)):
             return
         started = time.monotonic()
         try:
@@ -144,14 +165,33 @@ class Predictor:
         assert geometry is not None  # a step has just succeeded
         self._receiver.add(Predicted(views, prediction, geometry))
 
+    def _found(self, views: list[View]) -> bool:
+        """Whether the images show where in the loaded stream the camera is; it goes on from there then."""
+        images = [view.image for view in views]
+        try:
+            self._searching = not self._session.relocalize(images, self._intrinsics(images[0]))
+        except Exception as error:  # of any kind; the session is as it was before
+            self._statistics.error("inference", _with_cure(error), len(views), lost_by="network")
+        else:
+            if self._searching:
+                self._statistics.drop("not found in the saved map", len(views), _NOT_FOUND)
+            else:
+                logger.info("the camera was found in the saved map, which goes on from here")
+        if self._searching:
+            self._continuity.forget()  # an image that was left out is no predecessor
+        return not self._searching
+
     def _restart(self, reason: str) -> None:
         """Begin a new stream by oneself; its map does not align with the old one."""
+        if self._searching:
+            return  # none has begun, and the saved map waits
         keep = self._parameters.ros.map.keep_on_new_stream
         logger.warning("%s: a new stream begins, the map is %s", reason, "kept" if keep else "cleared")
         self._statistics.event("new streams")
         self._begin_stream(keep)
 
     def _begin_stream(self, keep: bool) -> None:
+        self._searching = False
         self._session.reset()
         self.session_stats = self._session.stats()
         self._continuity.forget()

@@ -41,6 +41,15 @@ class StreamScale:
             return self._measured(world_from_camera, odom_from_camera)
         return self._fixed if mode == "fixed" else 1.0
 
+    @property
+    def measured(self) -> bool:
+        """Whether the factor has been, along odometry."""
+        return self._odometry.factor is not None
+
+    def resume(self, factor: float) -> None:
+        """What was measured of this stream before; in mode odometry it still holds."""
+        self._odometry.factor = factor
+
     def jump(self) -> None:
         """The next camera is where it turned out to be: no motion leads there from the last one."""
         self._odometry.jump()

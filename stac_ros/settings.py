@@ -185,6 +185,11 @@ class MapSettings:
     )
     max_poses: int = setting(1_000_000, "poses of the saved trajectory at most; the oldest leave", minimum=1)
     directory: str = setting("~/.ros/stac_maps", "where ~/save_map writes")
+    load: str = setting(
+        "",
+        "folder that ~/save_map wrote: its map is gone on with, from where the camera is found in it; images "
+        "before that are left out; empty = a new map",
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)

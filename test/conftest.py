@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import tempfile
+
+import pytest
 
 from stac_ros.domain import private_ros_environment
 from stac_ros.fastdds import profile_environment
@@ -15,3 +18,12 @@ os.environ.update(private_ros_environment() | profile_environment())
 os.environ["ROS_LOG_DIR"] = tempfile.mkdtemp(prefix="stac_ros_test_log_")
 # A shell starts background jobs with SIGINT ignored, which processes of tests would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def loggers(monkeypatch):
+    """A node takes over what the packages log: give it back afterwards."""
+    for name in ("stac_core", "stac_ros"):
+        for attribute in ("handlers", "level", "propagate"):
+            logger = logging.getLogger(name)
+            monkeypatch.setattr(logger, attribute, getattr(logger, attribute))

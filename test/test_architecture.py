@@ -31,11 +31,13 @@ MAY_IMPORT = {  # part of stac_core → the parts it may import
     "kernels": {"config", "settings", "device"},
     "cache": {"kernels", "geometry", "config", "settings", "files", "device"},
     "keyframes": {"geometry", "prediction"},
+    "relocalization": {"keyframes", "prediction"},
     "camera_fit": set(),
     "camera_tracker": {"geometry", "prediction", "device", "camera_fit"},
     "submaps": {"geometry", "prediction", "keyframes", "camera_tracker"},
     "checkpoint": BASICS | {"network"},
-    "session": BASICS | {"network", "cache", "images", "kernels", "submaps", "camera_tracker"},
+    "session": BASICS
+    | {"network", "cache", "images", "kernels", "submaps", "camera_tracker", "relocalization"},
     "worlds": {"geometry", "config", "settings", "stamps"},
     # the network as a type; sequences of synthetic worlds; kernels to be checked and timed
     "evaluation": METHOD | FILES | {"network", "worlds", "kernels"},

@@ -5,7 +5,6 @@ from __future__ import annotations
 import array
 import contextlib
 import itertools
-import logging
 import signal
 import time
 from pathlib import Path
@@ -473,15 +472,6 @@ def test_a_signal_lets_the_chunk_at_hand_finish_and_be_heard(processes):
         assert len(observer.received[topics.DEPTH]) == heard
         (last_map,) = observer.received[topics.MAP_POINTS]
         assert last_map.header.stamp == observer.received[topics.POSE][-1].header.stamp and last_map.width > 0
-
-
-@pytest.fixture
-def loggers(monkeypatch):
-    """A node takes over what the packages log: give it back afterwards."""
-    for name in ("stac_core", "stac_ros"):
-        for attribute in ("handlers", "level", "propagate"):
-            logger = logging.getLogger(name)
-            monkeypatch.setattr(logger, attribute, getattr(logger, attribute))
 
 
 def start(*parameters: str) -> int:

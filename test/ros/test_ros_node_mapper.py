@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,25 +10,24 @@ import numpy as np
 import pytest
 import torch
 from builtin_interfaces.msg import Time
+from mapping_helpers import CONFIG, InSeries, Notes, mapper_of
 from node_helpers import HEIGHT, WIDTH, images
 from rclpy.parameter import Parameter
 from ros_helpers import parameters_of, spin_until
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
-from stac_core import Config, StreamSession, load_network
-from stac_core.config import ImageConfig, ModelConfig
+from stac_core import StreamSession, load_network
 from stac_ros import topics
 from stac_ros.camera_info import CameraCalibration
 from stac_ros.camera_messages import calibration_message
 from stac_ros.map import VoxelMap
 from stac_ros.mapped_frame import MappedFrame
-from stac_ros.mapper import MAP_FROM_OPTICAL, Mapper
+from stac_ros.mapper import MAP_FROM_OPTICAL
 from stac_ros.message_data import byte_array
 from stac_ros.odometry import NoOdometry, OdometryLink
 from stac_ros.outputs import Outputs
 from stac_ros.pose_messages import OdometryMessages, pose_message
-from stac_ros.predictor import Predictor
 from stac_ros.run_statistics import Statistics
 from stac_ros.settings import FrameSettings, PointSettings
 from stac_ros.stamps import stamp_nanoseconds
@@ -37,64 +35,10 @@ from stac_ros.trajectory import Trajectory
 from stac_ros.transform_tree import Sample, TransformTree
 from stac_ros.transforms import TransformError
 
-CONFIG = Config(model=ModelConfig(device="cpu"), image=ImageConfig(size=56))
-
 
 @pytest.fixture(scope="module")
 def network():
     return load_network(CONFIG.model).network
-
-
-class Notes:
-    """An output that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.frames, self.points, self.streams, self.rescalings, self.done = [], [], [], [], []
-        self.jumps = []
-
-    def publish(self, frame, points) -> None:
-        self.frames.append(frame)
-        self.points.append(points)
-
-    def begin_stream(self, keep: bool) -> None:
-        self.streams.append(keep)
-
-    def jump(self) -> None:
-        self.jumps.append(len(self.frames))
-
-    def rescale(self, rescaling) -> None:
-        self.rescalings.append(rescaling)
-
-    def done_with(self, newest) -> None:
-        self.done.append(newest)
-
-
-class InSeries:
-    """What the node does on two threads, on one."""
-
-    def __init__(self, session, parameters, statistics, output, odometry=None, calibration=None) -> None:
-        mapper = Mapper(parameters, statistics, output)
-        self.predictor = predictor = Predictor(session, parameters, statistics, mapper, odometry, calibration)
-        self.process, self.pause, self.reset = predictor.process, predictor.pause, predictor.reset
-        self.map, self.trajectory, self.scale, self.save = (
-            mapper.map,
-            mapper.trajectory,
-            mapper.scale,
-            mapper.save,
-        )
-
-    @property
-    def session_stats(self):
-        return self.predictor.session_stats
-
-
-@contextmanager
-def mapper_of(network, odometry=None, config=CONFIG, calibration=None, **given):
-    """A mapper with settings given as section__field=value, what it says, and its statistics."""
-    with parameters_of(**given) as (_, parameters):
-        notes, statistics = Notes(), Statistics()
-        session = StreamSession(network, config)
-        yield InSeries(session, parameters, statistics, notes, odometry, calibration), notes, statistics
 
 
 def messages(count: int, first_stamp_s: float = 10.0, *size: int, **options: int) -> list[Image]:

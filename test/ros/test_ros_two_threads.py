@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -22,6 +21,8 @@ from stac_ros.mapping_node import MappingNode
 from stac_ros.outputs import Outputs
 from stac_ros.predictor import Predictor
 from stac_ros.stamps import stamp_nanoseconds
+
+pytestmark = pytest.mark.usefixtures("loggers")
 
 LIMIT_S = 30.0  # after which something has failed; nothing here is timed
 ARGUMENTS = ["model.device:=cpu", "image.size:=56", "input.image_qos:=reliable", "publish.map_period:=1000.0"]
@@ -48,15 +49,6 @@ class Gate:
 
     def wait_for_one(self) -> None:
         assert self._came.acquire(timeout=LIMIT_S), "nobody came"
-
-
-@pytest.fixture(autouse=True)
-def loggers(monkeypatch):
-    """A node takes over what the packages log: give it back afterwards."""
-    for name in ("stac_core", "stac_ros"):
-        for attribute in ("handlers", "level", "propagate"):
-            logger = logging.getLogger(name)
-            monkeypatch.setattr(logger, attribute, getattr(logger, attribute))
 
 
 @pytest.fixture

@@ -1,0 +1,39 @@
+"""Which keyframe shows what a camera sees that may be anywhere.
+
+The network is shown a keyframe and then the camera's images. Where they share nothing, its answers contradict
+each other: the surfaces that it sees from one camera are not where it sees them from the other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from stac_core.keyframes import Keyframe, disagreement
+from stac_core.prediction import Prediction
+
+# Most by which depths may differ, as the median |log| of their ratio. With the bundled model, of 98 chunks of
+# four images between those of a walk that had been seen 80 % are found, and none of 546 from other worlds,
+# whose least is 0.09.
+FOUND = 0.08
+
+See = Callable[[Tensor], Prediction]  # frames [S, 3, H, W] in one pass, each of which sees those before it
+
+
+def find_camera(see: See, keyframes: Iterable[Keyframe], pixels: Tensor) -> Keyframe | None:
+    """The keyframe that agrees best with the last of frames [S, 3, H, W], if it does with all of them."""
+    last = [(_disagreement(see, keyframe, pixels[-1:]), keyframe) for keyframe in keyframes]
+    least, best = min(last, key=lambda pair: pair[0], default=(math.inf, None))
+    if best is None or least > FOUND or _disagreement(see, best, pixels) > FOUND:
+        return None
+    return best
+
+
+def _disagreement(see: See, keyframe: Keyframe, pixels: Tensor) -> float:
+    """The greatest between the keyframe and one of the frames; ∞ where one shows too little of the same."""
+    seen = see(torch.cat([keyframe.pixels, pixels]))
+    first, *others = (seen.frame(index) for index in range(seen.frames))
+    return float(torch.stack([disagreement(first, other) for other in others]).max())

@@ -1,0 +1,61 @@
+"""A map on disk, to look at and to go on with: what `~/save_map` writes, and `map.load` reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from stac_core.files import replacing
+
+POINTS, POSES = "map.ply", "trajectory.tum"  # to look at
+STREAM, MAP = "stream.safetensors", "map.safetensors"  # to go on with
+_FORMAT = "stac_map 1"
+
+
+@dataclass(frozen=True)
+class SavedMap:
+    """The voxels of a map, and how the stream that made it lies in it."""
+
+    positions: NDArray[np.float32]  # [N, 3] in the map
+    colours: NDArray[np.float32]  # [N, 3] RGB, 0 to 255
+    confidences: NDArray[np.float32]  # [N] summed over all that was seen of a voxel
+    map_from_world: NDArray[np.float64]  # [4, 4], the stream's world in lengths of the map
+    fixed_point: NDArray[np.float64]  # [3] of the map, which stays where it is under any scale of the stream
+    factor: NDArray[np.float64]  # [] lengths of the map per length of the stream
+    measured: NDArray[np.bool_]  # [] whether that was measured along odometry
+
+    def write(self, path: Path) -> None:
+        """The file, whole or not at all. OSError where it cannot be written."""
+        with replacing(path) as temporary:
+            save_file(
+                {k: np.asarray(v, order="C") for k, v in vars(self).items()}, temporary, {"format": _FORMAT}
+            )
+
+    @classmethod
+    def read(cls, path: Path) -> SavedMap:
+        """ValueError for a file that is missing, damaged or of another kind."""
+        try:
+            with safe_open(path, "numpy") as file:
+                if (file.metadata() or {}).get("format") != _FORMAT:
+                    raise ValueError(f"{path} is not a saved map of this version ({_FORMAT})")
+                found = cls(**{name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        except FileNotFoundError:
+            raise ValueError(f"there is no {path}: name a folder that ~/save_map wrote") from None
+        except (SafetensorError, OSError, TypeError) as cause:
+            raise ValueError(f"{path} is damaged ({cause}): save the map again") from cause
+        found._check(path)
+        return found
+
+    def _check(self, path: Path) -> None:
+        count = len(self.positions)
+        shapes = {"positions": (count, 3), "colours": (count, 3), "confidences": (count,)}
+        shapes |= {"map_from_world": (4, 4), "fixed_point": (3,), "factor": (), "measured": ()}
+        for name, shape in shapes.items():
+            if getattr(self, name).shape != shape:
+                has = list(getattr(self, name).shape)
+                raise ValueError(f"{path} is damaged: {name} has shape {has}, expected {list(shape)}")

@@ -1,0 +1,130 @@
+"""A camera that is found again in a stream that was saved, wherever it is."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+
+from stac_core import Config, StreamSession, load_network
+from stac_core.config import ModelConfig, SubmapConfig
+from stac_core.evaluation.datasets import open_sequence
+from stac_core.evaluation.trajectory_metrics import rotation_angles
+from stac_core.relocalization import find_camera
+
+WALK = "world:50,frames=48,height=126,width=168,step_min=0.02,step_max=0.05"
+ELSEWHERE = "world:58,frames=12,height=126,width=168"
+EVERY_OTHER = slice(0, 48, 2)
+
+
+@functools.cache
+def bundled():
+    return load_network(ModelConfig(device="cpu")).network
+
+
+@functools.cache
+def frames_of(walk):
+    sequence = open_sequence(walk)
+    return [sequence.frame(i) for i in range(len(sequence))]
+
+
+def images_of(frames):
+    return [frame.image for frame in frames]
+
+
+def session(**submap) -> StreamSession:
+    return StreamSession(bundled(), Config(submap=SubmapConfig(**submap)))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A stream over every other frame of a walk, and where it saw them from, world_from_camera [24, 4, 4]."""
+    stream, frames = session(), frames_of(WALK)[EVERY_OTHER]
+    poses = [
+        stream.step(images_of(frames[i : i + 4]), frames[0].intrinsics).world_from_camera
+        for i in range(0, len(frames), 4)
+    ]
+    path = tmp_path_factory.mktemp("saved") / "stream"
+    stream.save(path)
+    assert stream.stats().submaps > 4
+    return path, torch.cat(poses).double().numpy()
+
+
+def loaded(saved) -> StreamSession:
+    stream = session()
+    stream.load(saved[0])
+    return stream
+
+
+def turn_deg(a, b) -> float:
+    return float(rotation_angles((a[:3, :3].T @ b[:3, :3])[None])[0])
+
+
+@pytest.mark.parametrize("first", [5, 21, 37])
+def test_a_camera_is_found_where_the_saved_stream_has_been(saved, first):
+    """Frames between those that were mapped, early and late in the walk, judged against their neighbours."""
+    stream, frames = loaded(saved), frames_of(WALK)
+    ours = frames[first : first + 4 : 2]
+    assert stream.relocalize(images_of(ours), ours[0].intrinsics)
+    found = stream.step(images_of(ours), ours[0].intrinsics).world_from_camera.double().numpy()
+    length = np.linalg.norm(np.ptp(saved[1][:, :3, 3], axis=0))
+    for index, (frame, pose) in enumerate(zip(ours, found, strict=True)):
+        neighbour = first - 1 + 2 * index
+        before, known = frames[neighbour].world_from_camera, saved[1][neighbour // 2]
+        truly = np.linalg.inv(before) @ frame.world_from_camera
+        assert turn_deg(np.linalg.inv(known) @ pose, truly) < 6
+        assert np.linalg.norm(pose[:3, 3] - known[:3, 3]) < 0.2 * length
+
+
+def test_images_of_another_place_are_not_found_and_cost_the_stream_nothing(saved):
+    stream, untouched = loaded(saved), loaded(saved)
+    for first in (0, 4, 8):
+        others = frames_of(ELSEWHERE)[first : first + 4]
+        assert not stream.relocalize(images_of(others), others[0].intrinsics)
+    images = images_of(frames_of(WALK)[44:])
+    assert torch.equal(stream.step(images).depth, untouched.step(images).depth)
+
+
+def test_all_images_must_be_found_not_the_last_alone(saved):
+    here, there = (frames_of(walk)[8].image for walk in (WALK, ELSEWHERE))
+    assert loaded(saved).relocalize([here])
+    assert not loaded(saved).relocalize([there, here])
+
+
+def test_a_failure_leaves_the_stream_as_it_was(saved, monkeypatch):
+    stream, untouched = loaded(saved), loaded(saved)
+    images = images_of(frames_of(WALK)[16:20])
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(stream, "_settle", lambda *_: (_ for _ in ()).throw(MemoryError()))
+        stream.relocalize(images)
+    ahead = images_of(frames_of(WALK)[44:])
+    assert torch.equal(stream.step(ahead).depth, untouched.step(ahead).depth)
+    assert stream.relocalize(images)
+
+
+def test_what_does_not_fit_the_stream_is_refused(saved):
+    images = images_of(frames_of(WALK)[16:18])
+    with pytest.raises(ValueError, match="frames of 168×112 pixels in a stream of 168×126"):
+        loaded(saved).relocalize([image[:112] for image in images])
+    with pytest.raises(ValueError, match="positive focal lengths"):
+        loaded(saved).relocalize(images, np.zeros((3, 3)))
+
+
+def test_a_stream_in_one_submap_has_nothing_to_look_for():
+    """Its network sees by itself where the camera is, so it goes on as it would have."""
+    images = images_of(frames_of(WALK)[:8])
+    one, other = session(reach=0.0), session(reach=0.0)
+    for stream in (one, other):
+        stream.step(images[:4])
+    assert one.relocalize(images[4:])
+    assert torch.equal(one.step(images[4:]).depth, other.step(images[4:]).depth)
+
+
+def test_without_keyframes_nothing_is_found():
+    images = images_of(frames_of(WALK)[:8])
+    stream = session(keyframes=0)
+    stream.step(images[:4])
+    assert not stream.relocalize(images[:4])
+    assert find_camera(lambda frames: None, [], torch.zeros(1, 3, 2, 2)) is None

@@ -1,0 +1,227 @@
+"""A map that is saved and gone on with later: files, the unit of length, and a node that starts again."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mapping_helpers import mapper_of
+from node_helpers import NodeProcess, Observer, header, matrix_of
+from ros_helpers import ros_nodes
+from safetensors.numpy import load_file, save_file
+
+from stac_core import Config, load_network
+from stac_core.config import CacheConfig, ModelConfig
+from stac_core.evaluation.datasets import open_sequence
+from stac_ros import topics
+from stac_ros.clouds import cloud_points
+from stac_ros.images import encode_image
+from stac_ros.mapping_node import MappingNode
+from stac_ros.node_process import run_node
+from stac_ros.saved_map import MAP, STREAM, SavedMap
+from stac_ros.topics import qos_profile
+
+CONFIG = Config(model=ModelConfig(device="cpu"))
+WALK = "world:50,frames=24,height=126,width=168,step_max=0.03"
+ELSEWHERE = "world:58,frames=4,height=126,width=168"
+CHUNK = 4
+
+
+@functools.cache
+def network():
+    return load_network(CONFIG.model).network
+
+
+@functools.cache
+def pictures(walk):
+    sequence = open_sequence(walk)
+    return [sequence.frame(i).image for i in range(len(sequence))]
+
+
+def messages(walk, chosen, first_stamp_s):
+    """Images of a synthetic world, a tenth of a second apart."""
+    return [
+        encode_image(pictures(walk)[index], "rgb8", header(first_stamp_s + number / 10))
+        for number, index in enumerate(chosen)
+    ]
+
+
+def chunks(walk, chosen, first_stamp_s=10.0):
+    sent = messages(walk, chosen, first_stamp_s)
+    return [sent[i : i + CHUNK] for i in range(0, len(sent), CHUNK)]
+
+
+def process(mapper, sent):
+    for chunk in sent:
+        mapper.process(chunk)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """The folder of a map of a walk, its points, and where its images were seen from."""
+    directory = tmp_path_factory.mktemp("maps")
+    with mapper_of(network(), config=CONFIG, map__directory=str(directory)) as (mapper, notes, _):
+        process(mapper, chunks(WALK, range(24)))
+        folder = Path(mapper.save().splitlines()[0]).parent
+        return folder, mapper.map.points(), [frame.map_from_camera for frame in notes.frames]
+
+
+def test_a_map_is_gone_on_with_where_the_camera_is_found(saved):
+    folder, points, poses = saved
+    with mapper_of(network(), config=CONFIG) as (mapper, notes, statistics):
+        mapper.load(folder)
+        assert notes.loads == 1
+        assert all(map(np.allclose, mapper.map.points(), points))
+        process(mapper, chunks(ELSEWHERE, range(4)))
+        assert statistics.snapshot().dropped == {"not found in the saved map": 4}
+        assert not notes.frames and len(mapper.map) == len(points[0])
+        again = range(9, 17)
+        process(mapper, chunks(WALK, again, first_stamp_s=5.0))  # stamps of another day
+        assert statistics.snapshot().dropped == {"not found in the saved map": 4} and not notes.streams
+        assert len(notes.frames) == len(again) and len(mapper.trajectory) == len(again)
+        extent = np.linalg.norm(np.ptp(np.stack(poses)[:, :3, 3], axis=0))
+        for index, frame in zip(again, notes.frames, strict=True):
+            moved = np.linalg.inv(poses[index]) @ frame.map_from_camera
+            assert np.degrees(np.arccos(np.clip((np.trace(moved[:3, :3]) - 1) / 2, -1, 1))) < 4
+            assert np.linalg.norm(moved[:3, 3]) < 0.1 * extent
+        assert len(points[0]) < len(mapper.map) < 1.6 * len(points[0]), "it saw the same again"
+        process(mapper, chunks(WALK, range(4), first_stamp_s=1.0))  # in the running stream, time went back
+        assert notes.streams == [False]
+
+
+def test_a_search_that_fails_goes_on(saved, monkeypatch, caplog):
+    folder = saved[0]
+    with mapper_of(network(), config=CONFIG) as (mapper, notes, statistics):
+        mapper.load(folder)
+        with monkeypatch.context() as patch:
+            patch.setattr(network(), "forward", lambda *_, **__: (_ for _ in ()).throw(MemoryError("full")))
+            process(mapper, chunks(WALK, range(4)))
+        assert statistics.snapshot().failing and "MemoryError: full" in caplog.text
+        process(mapper, chunks(WALK, range(4), first_stamp_s=1.0))
+        assert len(notes.frames) == 4 and not statistics.snapshot().failing
+
+
+def test_a_reset_ends_the_search(saved):
+    with mapper_of(network(), config=CONFIG) as (mapper, notes, _):
+        mapper.load(saved[0])
+        mapper.reset()
+        assert notes.streams == [False] and len(mapper.map) == 0
+        process(mapper, chunks(ELSEWHERE, range(4)))
+        assert len(notes.frames) == 4
+
+
+def test_a_map_saved_in_metres_stays_in_metres(saved, tmp_path):
+    """Whatever becomes of the scale: as measured before, as set now, or none."""
+    folder, (positions, _), _ = saved
+    metric = tmp_path / "metric"
+    metric.mkdir()
+    (metric / STREAM).write_bytes((folder / STREAM).read_bytes())
+    unit = SavedMap.read(folder / MAP)
+    in_metres = unit.map_from_world.copy()
+    in_metres[:3, 3] *= 2.5
+    measured = {"factor": np.array(2.5), "measured": np.array(True), "map_from_world": in_metres}
+    replace(unit, positions=np.float32(2.5) * unit.positions, **measured).write(metric / MAP)
+    coarse = {"map__voxel_size": 1e-5}
+    for given, factor in (
+        ({"scale__mode": "odometry", "frames__odom": "odom"}, 2.5),
+        ({"scale__mode": "fixed", "scale__factor": 4.0}, 4.0),
+        ({}, 1.0),
+    ):
+        robot = Standing() if "frames__odom" in given else None
+        with mapper_of(network(), robot, config=CONFIG, **given, **coarse) as (mapper, notes, _):
+            mapper.load(metric)
+            extent = np.ptp(mapper.map.points()[0], axis=0)
+            assert np.allclose(extent, 2.5 * np.ptp(positions, axis=0), rtol=1e-4)
+            old = len(mapper.map)
+            process(mapper, chunks(WALK, range(4)))
+            assert str(mapper.scale).startswith(given.get("scale__mode", "none"))
+            assert [r.factor for r in notes.rescalings] == ([] if factor == 2.5 else [factor / 2.5])
+            assert len(mapper.map) > old
+            first = notes.frames[0].map_from_camera[:3, 3]
+            assert np.linalg.norm(first) < 0.1 * factor
+
+
+class Standing:
+    """Odometry of a robot that stands still."""
+
+    def odom_from_camera(self, camera: str, stamp_ns: int) -> np.ndarray:
+        return np.eye(4)
+
+
+def test_what_is_no_saved_map_is_refused_before_anything_is_subscribed_to(saved, tmp_path, capfd, loggers):
+    folder = saved[0]
+    damaged = {
+        "without": (lambda f: (f / MAP).unlink(), "there is no "),
+        "no_stream": (lambda f: (f / STREAM).unlink(), "no such file"),
+        "cut": (lambda f: (f / MAP).write_bytes((f / MAP).read_bytes()[:-9]), "is damaged"),
+        "shape": (lambda f: _without_a_row(f / MAP), "confidences has shape"),
+        "part": (lambda f: _without(f / MAP, "factor"), "is damaged"),
+        "kind": (lambda f: (f / MAP).write_bytes((f / STREAM).read_bytes()), "is not a saved map of this"),
+    }
+    for name, (damage, text) in damaged.items():
+        copy = tmp_path / name
+        copy.mkdir()
+        for file in (MAP, STREAM):
+            (copy / file).write_bytes((folder / file).read_bytes())
+        damage(copy)
+        log = refusal(copy, capfd)
+        assert f"map.load = '{copy}': " in log and text in log, (name, log)
+    log = refusal(folder, capfd, "cache.window_size:=3")
+    assert f"cache.window_size = {CacheConfig.window_size} (here 3)" in log
+
+
+def refusal(folder, capfd, *parameters) -> str:
+    given = [f"map.load:={folder}", "model.device:=cpu", *parameters]
+    words = [word for parameter in given for word in ("-p", parameter)]
+    assert run_node(MappingNode, topics.NODE_NAME, ["--ros-args", *words]) == 1
+    log = "".join(capfd.readouterr())
+    assert "cannot start" in log and "subscribed" not in log and "Traceback" not in log
+    return log
+
+
+def _without_a_row(path):
+    arrays = load_file(path)
+    save_file(arrays | {"confidences": arrays["confidences"][1:]}, path, {"format": "stac_map 1"})
+
+
+def _without(path, name):
+    arrays = load_file(path)
+    save_file({k: v for k, v in arrays.items() if k != name}, path, {"format": "stac_map 1"})
+
+
+def test_a_node_goes_on_where_another_one_ended(tmp_path):
+    """Two processes one after the other: the second says the map at once, and where its camera is in it."""
+    reliable = {"input.image_qos": "reliable", "image.size": 168, "publish.map_period": 0.2}
+    walk = messages(WALK, range(0, 24, 2), 100.0)
+    with ros_nodes("observer") as (node,):
+        with NodeProcess("before", reliable | {"map.directory": tmp_path}) as first:
+            observer = talk_to(node, first)
+            observer.map_images(*walk)
+            answer = observer.call(topics.SAVE_MAP)
+            assert answer.success, answer.message
+            folder = Path(answer.message.splitlines()[0]).parent
+            poses = [matrix_of(message.pose.pose) for message in observer.received[topics.POSE]]
+            saved_points = len(SavedMap.read(folder / MAP).positions)
+        with NodeProcess("after", reliable | {"map.load": folder}) as second:
+            observer = talk_to(node, second)
+            cloud = observer.wait(topics.MAP_POINTS)
+            assert len(cloud_points(cloud)[0]) == saved_points
+            strays = iter(messages(ELSEWHERE, [0] * 99, 50.0))
+            observer.diagnostics_when(
+                lambda found: "not found in the saved map" in found["input"]["message"],
+                act=lambda: observer.publish(next(strays)),
+            )
+            assert not observer.received[topics.POSE]
+            observer.map_images(walk[6])
+            moved = np.linalg.inv(poses[6]) @ matrix_of(observer.received[topics.POSE][-1].pose.pose)
+            assert np.trace(moved[:3, :3]) > 1 + 2 * np.cos(np.radians(4))
+            assert np.linalg.norm(moved[:3, 3]) < 0.1
+
+
+def talk_to(node, process) -> Observer:
+    observer = Observer(node, process, topics.IMAGE, qos_profile("reliable", 10))
+    observer.wait_until_ready()
+    return observer
