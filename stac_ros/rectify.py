@@ -49,45 +49,47 @@ def rectified_intrinsics(info: CameraInfo) -> NDArray[np.float64]:
 def rectification_maps(info: CameraInfo) -> tuple[NDArray[Any], NDArray[Any]]:
     """Where every rectified pixel comes from in the raw image, as `cv2.remap` takes it.
 
-    ValueError for a distortion model that is not known or lacks coefficients, a K that no camera has, and an
-    R that is no rotation.
+    ValueError where the lens is not known, K is that of no camera, or R no rotation.
     """
-    model, coefficients = _distortion(info)
+    model, coefficients = lens_distortion(info)
     k = check_intrinsics(np.array(info.k).reshape(3, 3), info.height, info.width)
     make = cv2.fisheye.initUndistortRectifyMap if model == "equidistant" else cv2.initUndistortRectifyMap
     size = (info.width, info.height)
-    x, y = make(k, coefficients, _rotation(info), rectified_intrinsics(info), size, cv2.CV_32FC1)
+    x, y = make(k, coefficients, rectifying_rotation(info), rectified_intrinsics(info), size, cv2.CV_32FC1)
     x += k[0, 1] / k[1, 1] * (y - k[1, 2])  # skew, which OpenCV leaves out of both
     maps: tuple[NDArray[Any], NDArray[Any]] = cv2.convertMaps(x, y, cv2.CV_16SC2)
     return maps
 
 
-def _distortion(info: CameraInfo) -> tuple[str, NDArray[np.float64]]:
-    """Model and coefficients; no name and no coefficient stand for a lens that does not distort."""
+def lens_distortion(info: CameraInfo) -> tuple[str, NDArray[np.float64]]:
+    """Model and coefficients; no name and no coefficient stand for a lens that does not distort.
+
+    ValueError for a model that is not known, or coefficients that are not its own.
+    """
     coefficients = np.array(info.d, np.float64)
     model = info.distortion_model or ("" if coefficients.any() else "plumb_bob")
     if model not in _COEFFICIENTS:
         raise ValueError(
-            f"distortion_model {model!r} of camera_info is not known: calibrate the camera with one of "
+            f"distortion_model {model!r} is not known: calibrate the camera with one of "
             f"{', '.join(_COEFFICIENTS)}, or map images that its driver has rectified"
         )
     if len(coefficients) not in _COEFFICIENTS[model] or not np.isfinite(coefficients).all():
         counts = ", ".join(map(str, _COEFFICIENTS[model]))
         raise ValueError(
-            f"d = {coefficients.tolist()} of camera_info: {model} takes {counts} finite coefficients; "
+            f"d = {coefficients.tolist()}: {model} takes {counts} finite coefficients; "
             "calibrate the camera anew"
         )
     return model, coefficients if len(coefficients) else np.zeros(4)
 
 
-def _rotation(info: CameraInfo) -> NDArray[np.float64]:
-    """R [3, 3]; the identity where it is not filled in."""
+def rectifying_rotation(info: CameraInfo) -> NDArray[np.float64]:
+    """R [3, 3]; the identity where it is not filled in. ValueError where it is no rotation."""
     rotation = np.array(info.r, np.float64).reshape(3, 3)
     if not rotation.any():
         return np.eye(3)
     if not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-3) or np.linalg.det(rotation) < 0:
         raise ValueError(
-            f"r = {rotation.tolist()} of camera_info is no rotation: calibrate the camera anew; a single "
+            f"r = {rotation.tolist()} is no rotation: calibrate the camera anew; a single "
             "camera has the identity"
         )
     return rotation

@@ -167,7 +167,7 @@ def test_a_lens_of_an_unknown_kind_cannot_be_rectified():
     calibration, info = CameraCalibration(raw=True), received()
     info.distortion_model = "double_sphere"
     calibration.receive(info)
-    with pytest.raises(ImageError, match="'double_sphere' of camera_info is not known"):
+    with pytest.raises(ImageError, match="'double_sphere' is not known"):
         calibration.rectified(np.zeros((240, 320, 3), np.uint8))
 
 

@@ -113,7 +113,7 @@ def test_another_calibration_is_followed_and_the_same_one_costs_nothing(monkeypa
     ("info", "reason"),
     [
         (calibration("double_sphere"), "'double_sphere' .* not known: .* one of plumb_bob, rational"),
-        (calibration("", d=[0.1, 0, 0, 0, 0]), "distortion_model '' of camera_info is not known"),
+        (calibration("", d=[0.1, 0, 0, 0, 0]), "distortion_model '' is not known"),
         (calibration("equidistant", d=[0.1] * 5), r"d = .* equidistant takes 4 finite coefficients"),
         (calibration("plumb_bob", d=[0.1, np.nan, 0, 0, 0]), "plumb_bob takes 0, 4, 5, 8, 12, 14 finite"),
         (calibration("plumb_bob", r=2 * np.eye(3)), r"r = \[\[2.0, .* is no rotation"),
