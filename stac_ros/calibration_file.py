@@ -64,7 +64,11 @@ def _side(content: Mapping[str, Any], key: str) -> int:
 def _numbers(
     content: Mapping[str, Any], key: str, shape: tuple[int, int] | None = None
 ) -> NDArray[np.float64]:
-    """The numbers of a matrix, row by row; shape: None = any."""
+    """The numbers of a matrix, row by row.
+
+    shape: None = a row of any length, whatever `cols` says: old versions of camera_calibration write 5 above
+    eight coefficients.
+    """
     matrix = _value(content, key)
     try:
         size, data = (int(matrix["rows"]), int(matrix["cols"])), matrix["data"]
@@ -73,9 +77,9 @@ def _numbers(
         raise ValueError(f"{key} = {matrix!r}: expected rows, cols and data, all of them numbers") from error
     if shape is not None and size != shape:
         raise ValueError(f"{key} has {size[0]} rows and {size[1]} cols: expected {shape[0]} and {shape[1]}")
-    if len(numbers) != size[0] * size[1] or not np.isfinite(numbers).all():
-        count = size[0] * size[1]
-        raise ValueError(f"{key}.data = {data}: expected {count} finite numbers, as rows and cols say")
+    count = len(numbers) if shape is None else shape[0] * shape[1]
+    if len(numbers) != count or not np.isfinite(numbers).all():
+        raise ValueError(f"{key}.data = {data}: expected {count} finite numbers")
     return numbers
 
 

@@ -26,6 +26,14 @@ def test_a_projection_may_be_left_unfilled(tmp_path):
     assert not info.p.any()
 
 
+def test_eight_coefficients_below_a_wrong_count_are_all_read(tmp_path):
+    """As old versions of camera_calibration write them."""
+    coefficients = "{rows: 1, cols: 5, data: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]}"
+    changes = {"distortion_model": "rational_polynomial", "distortion_coefficients": coefficients}
+    info = read_calibration(write_calibration(tmp_path / "ost.yaml", **changes))
+    assert list(info.d) == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
