@@ -63,13 +63,14 @@ class CameraCalibration:
 
     def intrinsics(self, height: int, width: int) -> NDArray[np.float64] | None:
         """Intrinsics [3, 3] of rectified images of this size; None = not known."""
-        self._unknown += self._received is None
-        if self._unknown > PATIENCE and self._received is None:
+        received = self._received
+        self._unknown += received is None
+        if received is None and self._unknown > PATIENCE:
             self._say_once(
                 "images come without their camera_info: poses are as predicted, not refined; "
                 "have the driver publish it, or remap camera_info to its topic"
             )
-        return self._usable(self._received, height, width)
+        return self._usable(received, height, width)
 
     def of_image(self, header: Header, height: int, width: int, predicted: NDArray[np.float64]) -> CameraInfo:
         """The calibration of an image of this size; `predicted` intrinsics [3, 3] where there is none."""
