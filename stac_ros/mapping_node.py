@@ -78,7 +78,7 @@ class MappingNode(ClosingNode):
         logger.info("libraries: %s", self.facts.libraries)
 
         self.statistics = Statistics()
-        self.calibration = CameraCalibration()
+        self.calibration = CameraCalibration(raw=ros.input.rectify)
         self.outputs = Outputs(self, self.parameters, self.calibration)
         odometry = OdometryLink(transform_buffer(self), ros.frames) if ros.frames.odom else None
         self.mapper = Mapper(self.parameters, self.statistics, self.outputs)

@@ -37,7 +37,7 @@ class View:
     """A decoded image."""
 
     header: Header  # in the camera's optical frame
-    image: NDArray[np.uint8]  # RGB [height, width, 3]
+    image: NDArray[np.uint8]  # RGB [height, width, 3], rectified
     odom_from_camera: NDArray[np.float64] | None  # [4, 4]; None without an odometry frame
 
 
@@ -159,13 +159,15 @@ class Predictor:
         self._receiver.begin_stream(keep)
 
     def _view(self, message: Image | CompressedImage) -> tuple[View, Change | None] | None:
-        """The image decoded and placed, and what it changes; None, and counted, if it is left out."""
+        """The image decoded, rectified, placed, and what it changes; None, and counted, if it is left out."""
         try:
             header = self._header(message.header)
             image = decode_colour(message)
             self._check_size(image)
             if wastes_bits(message, image):
                 self._statistics.event("wasted bits", _WASTED_BITS)
+            if self._calibration is not None:
+                image = self._calibration.rectified(image)
             change = self._continuity.judge(*_traits(image, header))
             odom = None
             if self._odometry is not None:
