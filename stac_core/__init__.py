@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from stac_core.config import Config
     from stac_core.geometry import unproject_depth
     from stac_core.images import ImageGeometry
+    from stac_core.intrinsics import check_intrinsics
     from stac_core.prediction import Prediction
     from stac_core.session import SessionStats, StreamSession
 
@@ -25,6 +26,7 @@ __all__ = [
     "Prediction",
     "SessionStats",
     "StreamSession",
+    "check_intrinsics",
     "load_network",
     "unproject_depth",
 ]
@@ -36,6 +38,7 @@ _HOMES = {
     "Prediction": "prediction",
     "SessionStats": "session",
     "StreamSession": "session",
+    "check_intrinsics": "intrinsics",
     "load_network": "checkpoint",
     "unproject_depth": "geometry",
 }

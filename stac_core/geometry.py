@@ -6,14 +6,12 @@ shift. Source: pose encoding "absT_quaR_FoV" of VGGT (arXiv 2503.11651).
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# A field of view of 0 (its activation is a ReLU) would be an infinite focal length.
-NARROWEST_VIEW, WIDEST_VIEW = 1e-2, math.pi - 1e-2
+from stac_core.intrinsics import NARROWEST_VIEW, WIDEST_VIEW
+
 VALID_DEPTH = 1e-8  # depth counts above this
 
 

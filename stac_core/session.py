@@ -22,8 +22,9 @@ from stac_core.cache.token_positions import TokenPositions, View, token_position
 from stac_core.camera_tracker import CameraTracker
 from stac_core.config import Config, SubmapConfig, TrackingConfig
 from stac_core.device import Stopwatch, send
-from stac_core.geometry import NARROWEST_VIEW, WIDEST_VIEW, decode_pose, encode_pose, unproject_depth
+from stac_core.geometry import decode_pose, encode_pose, unproject_depth
 from stac_core.images import ImageGeometry, plan_resize, prepare_images
+from stac_core.intrinsics import check_intrinsics
 from stac_core.kernels.select import select_kernels
 from stac_core.network.causal_vggt import CausalVGGT
 from stac_core.network.context import AttentionContext
@@ -262,16 +263,7 @@ class StreamSession:
         """Intrinsics [3, 3] of the network pixels, where they are to be used. ValueError if they are none."""
         if intrinsics is None or not self.uses_intrinsics:
             return None
-        known = np.asarray(intrinsics, np.float64)
-        if known.shape != (3, 3) or not np.isfinite(known).all() or not (np.diag(known)[:2] > 0).all():
-            raise ValueError(f"intrinsics = {intrinsics}: expected [3, 3] with positive focal lengths")
-        (height, width), focal = geometry.camera_size, np.diag(known)[:2]
-        views = 2 * np.arctan(np.array([width, height]) / 2 / focal)
-        if not ((views > NARROWEST_VIEW) & (views < WIDEST_VIEW)).all():
-            raise ValueError(
-                f"intrinsics = {intrinsics}: images of {width}×{height} pixels would show {views} radians, "
-                f"expected {NARROWEST_VIEW} … {WIDEST_VIEW:.2f}: focal lengths in pixels of these images"
-            )
+        known = check_intrinsics(intrinsics, *geometry.camera_size)
         return send(geometry.network_intrinsics(torch.from_numpy(known)).float(), self._device)
 
     def _empty_cache(self) -> StreamCache | OfflineCache:

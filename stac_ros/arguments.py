@@ -43,6 +43,7 @@ ARGUMENTS = (
     Argument("image_topic", IMAGE.name, "camera images (raw; /compressed is appended where compressed)"),
     Argument("camera_info_topic", CAMERA_INFO.name, "the camera's calibration"),
     Argument("compressed", "", "JPEG or PNG images; of a bag as recorded", SWITCH, "input.compressed"),
+    Argument("rectify", "", "raw images: remove lens distortion by camera_info", SWITCH, "input.rectify"),
     Argument("image_qos", "", "QoS of the image subscription", parameter="input.image_qos"),
     Argument("map_frame", "", "the fixed frame", parameter="frames.map"),
     Argument("odom_frame", "", "odometry frame, where there is one", parameter="frames.odom"),
@@ -56,6 +57,7 @@ ARGUMENTS = (
     Argument("load_map", "", "go on with this folder of ~/save_map", parameter="map.load"),
     Argument("source", "", "play this: rosbag2, video, folder of images, dataset, world:SEED or camera:0"),
     Argument("topic", "", "image topic of a bag with several"),
+    Argument("calibration", "", "YAML of camera_calibration, sent as camera_info with the source's images"),
     Argument("rate", str(ReplaySettings.rate), "speed of the replay; 0 = as fast as the node answers"),
     Argument("loop", "false", "replay for ever", SWITCH),
     Argument("record", "", "write map, trajectory, depth and a report into this folder"),
@@ -68,8 +70,8 @@ ARGUMENTS = (
 )
 # Files and folders: ~ is the home directory, which no shell says in name:=~/value.
 _PATHS = (
-    "params_file", "checkpoint", "map_directory", "load_map", "source", "record", "rviz_config",
-    "fastdds_profile",
+    "params_file", "checkpoint", "map_directory", "load_map", "source", "calibration", "record",
+    "rviz_config", "fastdds_profile",
 )  # fmt: skip
 
 
@@ -114,8 +116,13 @@ def complete(given: Mapping[str, str], usual: Mapping[str, str] | None = None) -
 def children(values: Mapping[str, str]) -> list[Child]:
     """The processes that complete argument values ask for, in the order of starting.
 
-    Raises ValueError or OSError for a bag whose images cannot be found.
+    Raises ValueError or OSError for a bag whose images cannot be found, and for a calibration of nothing.
     """
+    if values["calibration"] and not values["source"]:
+        raise ValueError(
+            f"calibration:={values['calibration']}: is sent with the images of a source, and none is named; "
+            "a camera's driver sends its own, see its camera_info_url"
+        )
     values = _with_kind_of_images(values)
     wanted = [_mapping_node(values)]
     if values["record"]:
@@ -213,7 +220,8 @@ def _replay(values: Mapping[str, str]) -> Child:
     arguments = [values["source"], "--rate", values["rate"], "--wait-for-subscribers", f"{START_LIMIT_S:g}"]
     listeners = [NODE_NAME, *([RECORDER_NAME] if values["record"] else [])]
     arguments += ["--wait-for-nodes", ",".join(listeners)]
-    arguments += ["--topic", values["topic"]] if values["topic"] else []
+    for name in ("topic", "calibration"):
+        arguments += [f"--{name}", values[name]] if values[name] else []
     arguments += ["--clock", "100"] if is_true(values["use_sim_time"]) else []
     arguments += [f"--{switch}" for switch in ("loop", "compressed") if is_true(values[switch])]
     return Child("stac-replay", "stac_ros.replay", arguments=arguments, remappings=_remappings(values))

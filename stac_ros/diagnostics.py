@@ -24,7 +24,7 @@ OK, WARN, ERROR, STALE = (
 CHUNKS_FAILED, LAST_ERROR = "chunks failed", "last error"  # keys that others look for
 
 # Causes, by their beginning, for which images are dropped through no fault of this computer's speed.
-_LEFT_OUT = ("bad image", "no odometry", "late", "duplicate", "size", "not found")
+_LEFT_OUT = ("bad image", "no odometry", "late", "duplicate", "size")
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class InputState:
     complaint: str  # of the watchdog; empty = none
     waiting: int  # images in the mailbox
     paused: bool
+    searching: bool  # where the camera is in a saved map
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ def _input(source: InputState, counts: Snapshot, previous: Snapshot) -> Part:
         "age of the last image [s]": "never" if counts.age_s is None else f"{counts.age_s:.2f}",
         "images waiting": source.waiting,
         "paused": source.paused,
+        "searching": source.searching,
         **{f"dropped: {cause}": count for cause, count in sorted(counts.dropped.items())},
         **{f"events: {name}": count for name, count in sorted(counts.events.items())},
     }  # fmt: skip
@@ -129,6 +131,8 @@ def _input_troubles(source: InputState, counts: Snapshot, previous: Snapshot) ->
             f"{source.publishers} publishers on {source.topic}, whose images would mix: stop one, or remap "
             "`image` to the topic of one camera"
         )
+    if source.searching:
+        found.append("the camera has not been found in the saved map yet: move it to where it has been")
     if left_out := _new(counts, previous, *_LEFT_OUT):
         causes = ", ".join(f"{count} {cause}" for cause, count in left_out.items())
         found.append(f"{sum(left_out.values())} images left out since the last report: {causes}")

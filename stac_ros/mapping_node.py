@@ -79,7 +79,7 @@ class MappingNode(ClosingNode):
         logger.info("libraries: %s", self.facts.libraries)
 
         self.statistics = Statistics()
-        self.calibration = CameraCalibration()
+        self.calibration = CameraCalibration(raw=ros.input.rectify)
         self.outputs = Outputs(self, self.parameters, self.calibration)
         odometry = OdometryLink(transform_buffer(self), ros.frames) if ros.frames.odom else None
         self.mapper = Mapper(self.parameters, self.statistics, self.outputs)
@@ -154,6 +154,7 @@ class MappingNode(ClosingNode):
             complaint=self.watchdog.complaint(counts),
             waiting=self.inference.waiting,
             paused=self.predictor.paused,
+            searching=self.predictor.searching,
         )
         message = diagnostic_array(
             self.get_clock().now().to_msg(),

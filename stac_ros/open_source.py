@@ -8,20 +8,38 @@ from pathlib import Path
 from stac_core.evaluation.datasets import READERS, bag, open_sequence
 from stac_ros import camera_source
 from stac_ros.bag_source import BagSource
+from stac_ros.calibrated_source import CalibratedSource
 from stac_ros.camera_source import CameraSource
 from stac_ros.sequence_source import SequenceSource
 from stac_ros.sources import Source
 from stac_ros.topics import COMPRESSED_IMAGE
 
 
-def open_source(name: str, topic: str, more_topics: Iterable[str], compressed: bool, frame_id: str) -> Source:
+def open_source(
+    name: str,
+    topic: str,
+    more_topics: Iterable[str],
+    compressed: bool,
+    frame_id: str,
+    calibration: str = "",
+) -> Source:
     """Open a bag, a video, a folder of images, a known dataset, `world:SEED` or `camera:0`.
 
     topic: the image topic of a bag with several. more_topics: topics of a bag to replay beside
     images, calibration and transforms. compressed, frame_id: how images without a bag are sent.
+    calibration: a file whose calibration is sent with every image; empty = what the source has, if anything.
 
     Raises ValueError or OSError naming what cannot be read and what was looked for.
     """
+    source = _open_source(name, topic, more_topics, compressed, frame_id)
+    if not calibration:
+        return source
+    return CalibratedSource(source, Path(calibration), live=isinstance(source, CameraSource))
+
+
+def _open_source(
+    name: str, topic: str, more_topics: Iterable[str], compressed: bool, frame_id: str
+) -> Source:
     path = Path(name)
     if bag.recognises(path):
         return BagSource(path, topic, more_topics)

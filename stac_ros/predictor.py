@@ -45,7 +45,7 @@ class View:
     """A decoded image."""
 
     header: Header  # in the camera's optical frame
-    image: NDArray[np.uint8]  # RGB [height, width, 3]
+    image: NDArray[np.uint8]  # RGB [height, width, 3], rectified
     odom_from_camera: NDArray[np.float64] | None  # [4, 4]; None without an odometry frame
 
 
@@ -89,7 +89,7 @@ class Predictor:
     ) -> None:
         self._session, self._parameters, self._statistics = session, parameters, statistics
         self._receiver, self._odometry, self._calibration = receiver, odometry, calibration
-        self._searching = False  # where the camera is in a stream that was loaded
+        self.searching = False  # where the camera is in a stream that was loaded
         self._unscaled = UnscaledOdometry()
         self._continuity = Continuity(parameters.ros.input)
         self.paused = False
@@ -115,7 +115,7 @@ class Predictor:
         """Go on with a saved stream once an image shows a place of it. ValueError where it cannot be read."""
         self._session.load(folder / STREAM)
         self.session_stats = self._session.stats()
-        self._searching = True
+        self.searching = True
 
     def pause(self, paused: bool) -> None:
         """Whether images are to be ignored from now on."""
@@ -145,7 +145,7 @@ class Predictor:
         self._predict_run(run)
 
     def _predict_run(self, views: list[View]) -> None:
-        if not views or (self._searching and not self._found(views)):
+        if not views or (self.searching and not self._found(views)):
             return
         started = time.monotonic()
         try:
@@ -169,21 +169,21 @@ class Predictor:
         """Whether the images show where in the loaded stream the camera is; it goes on from there then."""
         images = [view.image for view in views]
         try:
-            self._searching = not self._session.relocalize(images, self._intrinsics(images[0]))
+            self.searching = not self._session.relocalize(images, self._intrinsics(images[0]))
         except Exception as error:  # of any kind; the session is as it was before
             self._statistics.error("inference", _with_cure(error), len(views), lost_by="network")
         else:
-            if self._searching:
+            if self.searching:
                 self._statistics.drop("not found in the saved map", len(views), _NOT_FOUND)
             else:
                 logger.info("the camera was found in the saved map, which goes on from here")
-        if self._searching:
+        if self.searching:
             self._continuity.forget()  # an image that was left out is no predecessor
-        return not self._searching
+        return not self.searching
 
     def _restart(self, reason: str) -> None:
         """Begin a new stream by oneself; its map does not align with the old one."""
-        if self._searching:
+        if self.searching:
             return  # none has begun, and the saved map waits
         keep = self._parameters.ros.map.keep_on_new_stream
         logger.warning("%s: a new stream begins, the map is %s", reason, "kept" if keep else "cleared")
@@ -191,7 +191,7 @@ class Predictor:
         self._begin_stream(keep)
 
     def _begin_stream(self, keep: bool) -> None:
-        self._searching = False
+        self.searching = False
         self._session.reset()
         self.session_stats = self._session.stats()
         self._continuity.forget()
@@ -199,13 +199,15 @@ class Predictor:
         self._receiver.begin_stream(keep)
 
     def _view(self, message: Image | CompressedImage) -> tuple[View, Change | None] | None:
-        """The image decoded and placed, and what it changes; None, and counted, if it is left out."""
+        """The image decoded, rectified, placed, and what it changes; None, and counted, if it is left out."""
         try:
             header = self._header(message.header)
             image = decode_colour(message)
             self._check_size(image)
             if wastes_bits(message, image):
                 self._statistics.event("wasted bits", _WASTED_BITS)
+            if self._calibration is not None:
+                image = self._calibration.rectified(image)
             change = self._continuity.judge(*_traits(image, header))
             odom = None
             if self._odometry is not None:

@@ -35,7 +35,12 @@ def main() -> None:
         settings = read_flags(ReplaySettings, arguments)
         more_topics = [topic for topic in settings.more_topics.split(",") if topic]
         source = open_source(
-            arguments.source, settings.topic, more_topics, settings.compressed, settings.frame_id
+            arguments.source,
+            settings.topic,
+            more_topics,
+            settings.compressed,
+            settings.frame_id,
+            settings.calibration,
         )
     except (ValueError, OSError) as error:
         sys.exit(f"stac-replay: {error}")

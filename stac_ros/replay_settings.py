@@ -43,6 +43,11 @@ class ReplaySettings:
     use_wall_stamps: bool = setting(False, "stamp messages with the time of playing, not of recording")
     compressed: bool = setting(False, "send JPEG images (bags are sent as recorded)")
     frame_id: str = setting(NAMELESS_CAMERA, "frame of images that carry none")
+    calibration: str = setting(
+        "",
+        "YAML file as camera_calibration writes it, sent as camera_info with every image, in place of what "
+        "the source has of its own; empty = that, if anything",
+    )
     image_qos: str = setting("reliable", "QoS of the images", choices=INPUT_PROFILES)
 
     def __post_init__(self) -> None:

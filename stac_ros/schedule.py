@@ -16,7 +16,8 @@ class Schedule:
         self._rate = rate
         self._changed = threading.Condition()
         self._recording_ns = 0  # recording time when the clock was last set going or stopped
-        self._wall_ns = 0  # wall time of that moment; 0 = not started
+        self._wall_ns = 0  # that moment on a steady clock; 0 = not started
+        self._utc_ns = 0  # and on the wall clock
         self._paused = False
         self._interrupted = False
         self._stopped = False
@@ -33,11 +34,14 @@ class Schedule:
             return self._now()
 
     def wall_of_ns(self, recording_ns: int) -> int:
-        """The wall time (UTC) at which a recorded moment takes place; with rate 0, now."""
+        """The wall time (UTC) at which a recorded moment takes place; with rate 0, that of the last message.
+
+        The same one for messages of the same moment: an image and its calibration belong together by it.
+        """
         with self._changed:
             if not self._rate:
-                return time.time_ns()
-            return time.time_ns() + int((recording_ns - self._now()) / self._rate)
+                return self._utc_ns
+            return self._utc_ns + int((recording_ns - self._recording_ns) / self._rate)
 
     def wait_until(self, recording_ns: int) -> bool:
         """Sleep until a moment of the recording is due; False if interrupted or stopped meanwhile."""
@@ -45,8 +49,8 @@ class Schedule:
             while not (self._interrupted or self._stopped):
                 left_s = self._seconds_until(recording_ns)
                 if left_s is not None and left_s <= 0:
-                    if not self._rate:
-                        self._recording_ns = recording_ns
+                    if not self._rate and recording_ns != self._recording_ns:
+                        self._set(recording_ns)
                     return True
                 self._changed.wait(left_s)
             return False
@@ -71,7 +75,8 @@ class Schedule:
             self._changed.notify_all()
 
     def _set(self, recording_ns: int) -> None:
-        self._recording_ns, self._wall_ns = recording_ns, time.monotonic_ns()
+        self._recording_ns = recording_ns
+        self._wall_ns, self._utc_ns = time.monotonic_ns(), time.time_ns()
 
     def _now(self) -> int:
         if self._paused or not self._rate or not self._wall_ns:

@@ -64,6 +64,11 @@ class InputSettings:
     camera_info_qos: str = setting(
         CAMERA_INFO.profile, "QoS of the camera's calibration", choices=INPUT_PROFILES
     )
+    rectify: bool = setting(
+        False,
+        "images are raw: take the distortion of the lens out of them, by their camera_info, before anything "
+        "else; images whose camera_info has not come or does not fit are left out",
+    )
     silence: float = setting(5.0, "a warning follows after this long without images", minimum=0.1, unit="s")
     time_jump: str = setting(
         "reset",

@@ -30,6 +30,26 @@ def write_images(folder: Path, count: int, **size: int) -> Path:
     return folder
 
 
+def write_calibration(path: Path, height: int = 56, width: int = 84, **changes: object) -> Path:
+    """A file laid out as camera_calibration does it; changes: by key, text that takes a value's place."""
+
+    def matrix(rows: int, cols: int, data: str) -> str:
+        return f"\n  rows: {rows}\n  cols: {cols}\n  data: [{data}]"
+
+    values = {
+        "image_width": width,
+        "image_height": height,
+        "camera_name": "narrow_stereo",
+        "camera_matrix": matrix(3, 3, "80.5, 0.0, 42.25, 0.0, 81.5, 27.75, 0.0, 0.0, 1.0"),
+        "distortion_model": "plumb_bob",
+        "distortion_coefficients": matrix(1, 5, "-0.25, 0.07, 1e-3, -0.002, 0.0"),
+        "rectification_matrix": matrix(3, 3, "1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0"),
+        "projection_matrix": matrix(3, 4, "70.0, 0, 41, 0, 0, 71.0, 28, 0, 0, 0, 1, 0"),
+    }
+    path.write_text("".join(f"{key}: {value}\n" for key, value in (values | changes).items()))
+    return path
+
+
 def write_bag(
     path: Path,
     count: int,

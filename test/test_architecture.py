@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 BASICS = {"settings", "config", "geometry", "prediction", "device"}
 FILES = {"files", "ply", "stamps"}
-METHOD = BASICS | {"images", "checkpoint", "session"}
+METHOD = BASICS | {"images", "intrinsics", "checkpoint", "session"}
 MAY_IMPORT = {  # part of stac_core → the parts it may import
     "settings": set(),
     "config": {"settings"},
@@ -24,7 +24,8 @@ MAY_IMPORT = {  # part of stac_core → the parts it may import
     "files": set(),
     "ply": {"files"},
     "stamps": set(),
-    "geometry": set(),
+    "intrinsics": set(),
+    "geometry": {"intrinsics"},
     "prediction": set(),
     "images": {"config", "geometry", "device"},
     "network": BASICS,
@@ -37,7 +38,7 @@ MAY_IMPORT = {  # part of stac_core → the parts it may import
     "submaps": {"geometry", "prediction", "keyframes", "camera_tracker"},
     "checkpoint": BASICS | {"network"},
     "session": BASICS
-    | {"network", "cache", "images", "kernels", "submaps", "camera_tracker", "relocalization"},
+    | {"network", "cache", "images", "intrinsics", "kernels", "submaps", "camera_tracker", "relocalization"},
     "worlds": {"geometry", "config", "settings", "stamps"},
     # the network as a type; sequences of synthetic worlds; kernels to be checked and timed
     "evaluation": METHOD | FILES | {"network", "worlds", "kernels"},

@@ -1,4 +1,4 @@
-"""Which calibration a depth image is published with, and what is told about it."""
+"""Which calibration an image is rectified and its depth published with, and what is told about it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Header
 
 from stac_ros.camera_info import CameraCalibration
+from stac_ros.images import ImageError
 
 PREDICTED = np.array([[300.0, 0, 160], [0, 300, 120], [0, 0, 1]])
 
@@ -18,7 +19,8 @@ def received(
     height: int = 240, width: int = 320, focal: float = 280.0, distortion: float = 0.0
 ) -> CameraInfo:
     k = np.array([focal, 0, 158, 0, focal, 119, 0, 0, 1])
-    p, d = np.arange(1.0, 13), [distortion, 0.0, 0.0, 0.0, 0.0]
+    p = np.array([0.9 * focal, 0, 157, 0, 0, 0.9 * focal, 121, 0, 0, 0, 1, 0])
+    d = [distortion, 0.0, 0.0, 0.0, 0.0]
     return CameraInfo(height=height, width=width, distortion_model="plumb_bob", k=k, p=p, d=d)
 
 
@@ -83,7 +85,90 @@ def test_distortion_is_told_once_and_not_held_against_rectified_images(caplog):
     for _ in range(3):
         calibration.of_image(Header(), 240, 320, PREDICTED)
     (told,) = caplog.messages
-    assert "fine if these images are rectified" in told
+    assert "fine if these images are rectified" in told and "set input.rectify to true" in told
+
+
+@pytest.mark.parametrize(("field", "index"), [("k", 1), ("p", 1)])
+def test_skew_is_told_once_and_left_out(field, index, caplog):
+    calibration, info = CameraCalibration(), received()
+    getattr(info, field)[index] = 3.0
+    calibration.receive(info)
+    for _ in range(3):
+        assert calibration.intrinsics(240, 320)[0, 1] == 0
+    (told,) = caplog.messages
+    assert "skewed pixels" in told and "set input.rectify to true" in told
+
+
+@pytest.mark.parametrize("focal", [1e-3, 1e9])
+def test_a_focal_length_that_no_camera_has_is_refused_once_and_poses_are_as_predicted(focal, caplog):
+    calibration = CameraCalibration()
+    calibration.receive(received(focal=focal))
+    for _ in range(3):
+        assert calibration.intrinsics(240, 320) is None
+        assert np.array_equal(calibration.of_image(Header(), 240, 320, PREDICTED).k, PREDICTED.ravel())
+    (told,) = caplog.messages
+    assert "camera_info is refused" in told and "radians" in told and "intrinsics are predicted" in told
+    assert "calibrate the camera anew" in told
+
+
+def test_less_than_the_whole_sensor_is_no_image_of_the_calibration(caplog):
+    """REP-104: size, K and P stay those of the sensor."""
+    calibration, info = CameraCalibration(), received(height=480, width=640)
+    info.binning_x = info.binning_y = 2
+    calibration.receive(info)
+    assert calibration.intrinsics(240, 320) is None
+    assert "have the driver send whole images" in caplog.text
+
+
+def test_raw_images_are_rectified_and_those_of_a_pinhole():
+    calibration, header, info = CameraCalibration(raw=True), Header(frame_id="camera"), received()
+    info.d[0] = -0.3
+    calibration.receive(info)
+    image = np.random.default_rng(2).integers(0, 256, (240, 320, 3), dtype=np.uint8)
+    assert calibration.rectified(image).shape == image.shape
+    assert not np.array_equal(calibration.rectified(image), image)
+    assert np.array_equal(CameraCalibration().rectified(image), image), "taken to be rectified"
+    found = calibration.of_image(header, 240, 320, PREDICTED)
+    assert found.header == header and not any(found.d) and np.array_equal(found.r, np.eye(3).ravel())
+    k = found.k.reshape(3, 3)
+    assert np.array_equal(found.p, info.p) and np.array_equal(k, info.p.reshape(3, 4)[:, :3])
+    assert np.array_equal(calibration.intrinsics(240, 320), k)
+    assert calibration.source == "camera_info"
+
+
+def test_distortion_that_is_removed_is_not_warned_of(caplog):
+    calibration = CameraCalibration(raw=True)
+    calibration.receive(received(distortion=-0.3))
+    calibration.of_image(Header(), 240, 320, PREDICTED)
+    calibration.intrinsics(240, 320)
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("info", "cause", "told"),
+    [
+        (None, "no camera_info", "came before its camera_info .* remap camera_info .* or set input.rectify"),
+        (received(focal=0.0), "camera_info", "holds no calibration"),
+        (received(focal=1e-3), "camera_info", "camera_info is refused: .* radians"),
+        (received(height=480, width=640), "camera_info", "camera_info is of 640×480 images, not of 320×240"),
+    ],
+)
+def test_a_raw_image_that_cannot_be_rectified_is_an_error_with_its_cure(info, cause, told):
+    calibration = CameraCalibration(raw=True)
+    if info is not None:
+        calibration.receive(info)
+    with pytest.raises(ImageError, match=told) as raised:
+        calibration.rectified(np.zeros((240, 320, 3), np.uint8))
+    assert raised.value.cause == cause
+    assert "set input.rectify to false" in str(raised.value)
+
+
+def test_a_lens_of_an_unknown_kind_cannot_be_rectified():
+    calibration, info = CameraCalibration(raw=True), received()
+    info.distortion_model = "double_sphere"
+    calibration.receive(info)
+    with pytest.raises(ImageError, match="'double_sphere' is not known"):
+        calibration.rectified(np.zeros((240, 320, 3), np.uint8))
 
 
 @pytest.mark.parametrize("broken", [5, 2])

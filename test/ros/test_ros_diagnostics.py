@@ -30,7 +30,7 @@ from stac_ros.topics import COMPRESSED_IMAGE, qos_profile
 from stac_ros.watchdog import Watchdog
 
 FACTS = Facts("robot/stac_mapping", "embedded", "bundled model, step 12", "cuda:0", "bfloat16", "images by X")
-SOURCE = InputState(topic="/image", publishers=1, complaint="", waiting=2, paused=False)
+SOURCE = InputState(topic="/image", publishers=1, complaint="", waiting=2, paused=False, searching=False)
 COUNTS = Snapshot(
     received=50, rate_hz=10.25, age_s=0.0312, mapped=40, dropped={"mailbox full": 8},
     events={"new streams": 1}, chunks={3: 1, 4: 9, 1: 1}, steps_ms=[100.0] * 95 + [400.0] * 5,

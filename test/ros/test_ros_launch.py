@@ -143,7 +143,8 @@ def test_parameters_may_stand_among_the_arguments():
 
 def test_files_may_be_named_from_the_home_directory(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    for name in ("params_file", "checkpoint", "source", "record", "rviz_config", "fastdds_profile"):
+    names = ("params_file", "checkpoint", "source", "calibration", "record", "rviz_config", "fastdds_profile")
+    for name in names:
         assert complete({name: "~/x"})[name] == f"{tmp_path}/x"
     assert complete({"map.directory": "~/x"})["map_directory"] == f"{tmp_path}/x"
     assert complete({"image_topic": "~/x"})["image_topic"] == "~/x", "a topic below the node's own name"
@@ -174,6 +175,16 @@ def test_a_bag_says_itself_whether_its_images_are_compressed(tmp_path, topic, co
     bag = write_bag(tmp_path / "bag", 1, image_topics=(topic,))
     node = child("stac_node", source=str(bag), compressed=asked)
     assert node.parameters == {"input.compressed": compressed}
+
+
+def test_a_calibration_goes_to_the_replay_and_rectifying_to_the_node():
+    given = {"source": "camera:0", "calibration": "ost.yaml", "rectify": "true"}
+    assert child("stac_node", **given).parameters["input.rectify"] is True
+    words = child("stac-replay", **given).arguments
+    assert words[words.index("--calibration") + 1] == "ost.yaml"
+    assert "--calibration" not in child("stac-replay", source="camera:0").arguments
+    with pytest.raises(ValueError, match=r"calibration:=ost.yaml: is sent with the images of a source"):
+        children(complete({"calibration": "ost.yaml"}))
 
 
 def test_images_without_a_bag_are_compressed_where_asked_for():

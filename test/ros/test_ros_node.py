@@ -34,6 +34,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage
 from tiny import TINY, golden_weights, synthetic_frames
 
 from stac_ros import topics
+from stac_ros.camera_messages import calibration_message
 from stac_ros.clouds import cloud_points
 from stac_ros.continuity import PERSISTENT
 from stac_ros.images import decode_depth
@@ -327,6 +328,27 @@ def test_intrinsics_come_from_camera_info_once_there_is_one(observer):
     observer.map_images(*images(1, 200, 64, 96))  # no longer the size of the calibration
     found = observer.wait(topics.DEPTH_INFO, lambda found: found.height == 64)
     assert not np.array_equal(found.k, info.k) and found.k[2] == pytest.approx(48, abs=1)
+
+
+def test_a_calibration_that_no_camera_has_is_refused_once_and_images_are_mapped_without(observer):
+    topic, stamps = topics.CAMERA_INFO, itertools.count(100)
+    camera = observer.node.create_publisher(topic.type, observer.name(topic), topic.qos())
+    absurd = calibration_message(np.diag([1e-3, 1e-3, 1.0]), HEIGHT, WIDTH, header(0))
+    failed = observer.fresh_diagnostics()["inference"]["chunks failed"]
+    refused = "camera_info is refused: intrinsics = "
+
+    def map_one() -> bool:  # best effort: both are sent until they have arrived
+        camera.publish(absurd)
+        observer.map_images(*images(1, next(stamps)))
+        return refused in observer.under_test.output
+
+    observer.spin_until(map_one, "the refusal")
+    observer.forget()
+    observer.map_images(*images(2, 200))
+    now = observer.fresh_diagnostics()
+    assert now["inference"]["chunks failed"] == failed and now["map"]["intrinsics"] == "predicted"
+    assert observer.under_test.output.count(refused) == 1
+    assert observer.received[topics.DEPTH_INFO][-1].k[0] > 1
 
 
 def test_a_camera_that_has_a_parent_already_is_warned_of_once(observer):

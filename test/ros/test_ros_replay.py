@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rclpy.qos import qos_profile_sensor_data
 from ros_helpers import Child, ros_nodes, spin_until
-from ros_recordings import BAG_START_NS, PERIOD_NS, picture, write_bag, write_images
+from ros_recordings import BAG_START_NS, PERIOD_NS, picture, write_bag, write_calibration, write_images
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_srvs.srv import SetBool, Trigger
@@ -74,6 +74,22 @@ def test_a_bag_is_replayed_with_transforms_calibration_and_clock(tmp_path, liste
     times = [stamp_nanoseconds(clock.clock) for clock in clocks]
     assert times == sorted(times)
     assert BAG_START_NS <= times[-1] <= BAG_START_NS + 3600 * 10**9
+
+
+def test_a_calibration_file_arrives_with_every_image(tmp_path, listener):
+    """Also with stamps of the wall clock, which are made for each message."""
+    images = collect(listener, Image, "image", qos_profile("reliable", 50))
+    infos = collect(listener, CameraInfo, "camera_info", 50)
+    file = write_calibration(tmp_path / "ost.yaml")
+    arguments = (*PATIENT, "--use-wall-stamps", "--frame-id", "webcam", "--calibration", file)
+    with Child("stac_ros.replay", write_images(tmp_path / "images", 3), *arguments) as replay:
+        spin_until([listener], lambda: len(images) == len(infos) == 3, "images and their calibration")
+        assert replay.wait() == 0, replay.output
+    assert [info.header for info in infos] == [image.header for image in images]
+    assert {info.header.frame_id for info in infos} == {"webcam"}
+    for info in infos:
+        assert (info.height, info.width) == (56, 84) and list(info.k)[:3] == [80.5, 0, 42.25]
+        assert list(info.p)[:3] == [70, 0, 41] and list(info.d) == [-0.25, 0.07, 0.001, -0.002, 0]
 
 
 def test_looping_goes_back_in_time_and_restart_begins_again(tmp_path, listener):
@@ -172,6 +188,14 @@ def test_what_cannot_be_played_ends_with_one_clear_line(tmp_path, arguments, rea
         assert replay.wait() == 1
         assert reason in replay.output
         assert "Traceback" not in replay.output
+
+
+def test_a_calibration_for_another_size_ends_with_one_clear_line(tmp_path):
+    file = write_calibration(tmp_path / "ost.yaml", 480, 640)
+    with Child("stac_ros.replay", write_images(tmp_path / "images", 1), "--calibration", file) as replay:
+        assert replay.wait() == 1
+    assert replay.output.strip().count("\n") == 0, replay.output
+    assert "ost.yaml is for images of 640×480 pixels, and these are 84×56" in replay.output
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,17 @@ def test_wall_time_of_a_recorded_moment():
     assert gap == pytest.approx(SECOND, abs=SECOND / 4)  # two recorded seconds at twice the speed
 
 
+@pytest.mark.parametrize("rate", [0.0, 1e3])
+def test_one_recorded_moment_has_one_wall_time(rate):
+    schedule = Schedule(rate)
+    schedule.start(10 * SECOND)
+    walls = []
+    for recorded in (10, 10, 11, 11):
+        assert schedule.wait_until(recorded * SECOND)
+        walls.append(schedule.wall_of_ns(recorded * SECOND))
+    assert walls[0] == walls[1] < walls[2] == walls[3]
+
+
 def test_an_answer_also_answers_what_was_dropped_before_it():
     progress = Progress()
     for stamp in (10, 20, 20, 30):

@@ -8,17 +8,19 @@ import cv2
 import numpy as np
 import pytest
 from rclpy.serialization import deserialize_message
-from ros_recordings import BAG_START_NS, NOTE, PERIOD_NS, picture, write_bag, write_images
+from ros_recordings import BAG_START_NS, NOTE, PERIOD_NS, picture, write_bag, write_calibration, write_images
 from rosbags.rosbag2 import StoragePlugin
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from tf2_msgs.msg import TFMessage
 
+from stac_ros.calibrated_source import CalibratedSource
 from stac_ros.open_source import open_source
 from stac_ros.restamp import header_stamp_ns, restamp
+from stac_ros.sources import Item
 
 
-def open_plain(name, topic="", more_topics=(), compressed=False):
-    return open_source(str(name), topic, more_topics, compressed, "camera_optical_frame")
+def open_plain(name, topic="", more_topics=(), compressed=False, calibration=""):
+    return open_source(str(name), topic, more_topics, compressed, "camera_optical_frame", str(calibration))
 
 
 def pixels(message: Image) -> np.ndarray:
@@ -86,13 +88,17 @@ def test_more_topics_and_types_that_are_not_installed(tmp_path, caplog):
         open_plain(bag, more_topics=["/nothing"])
 
 
-def test_a_camera_is_stamped_with_the_wall_clock(tmp_path):
-    """OpenCV opens a file as it opens a camera or a stream."""
-    film = tmp_path / "film.avi"
-    writer = cv2.VideoWriter(str(film), cv2.VideoWriter.fourcc(*"MJPG"), 30, (84, 56))
+def write_film(path):
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 30, (84, 56))
     for index in range(3):
         writer.write(np.ascontiguousarray(picture(index)[:, :, ::-1]))
     writer.release()
+    return path
+
+
+def test_a_camera_is_stamped_with_the_wall_clock(tmp_path):
+    """OpenCV opens a file as it opens a camera or a stream."""
+    film = write_film(tmp_path / "film.avi")
     begin = time.time_ns()
     source = open_plain(f"camera:{film}")
     items = list(source.items())
@@ -172,3 +178,72 @@ def test_an_image_that_shares_its_header_with_the_calibration_is_restamped_once(
         items.append((item.topic, header_stamp_ns(changed) - item.due_ns, changed.header.frame_id))
     later = [(topic, 1000 * 10**9, "camera_optical_frame") for topic in ("camera_info", source.image_topic)]
     assert items == later * 2
+
+
+@pytest.mark.parametrize("kind", ["folder", "compressed", "film", "camera", "bag", "compressed bag", "world"])
+def test_a_calibration_goes_with_every_image_in_place_of_any_other(tmp_path, kind, caplog):
+    caplog.set_level("INFO")
+    sources = {
+        "folder": lambda: write_images(tmp_path / "images", 3),
+        "film": lambda: write_film(tmp_path / "film.avi"),
+        "bag": lambda: write_bag(
+            tmp_path / "bag",
+            3,
+            image_topics=("/camera/compressed" if "comp" in kind else "/camera/image_raw",),
+        ),
+        "world": lambda: "world:5,frames=3,height=56,width=84",
+        "camera": lambda: f"camera:{write_film(tmp_path / 'film.avi')}",
+    }
+    name = sources[{"compressed": "folder", "compressed bag": "bag"}.get(kind, kind)]()
+    file = write_calibration(tmp_path / "ost.yaml")
+    source = open_plain(name, compressed=kind == "compressed", calibration=file)
+    assert source.types["camera_info"] is CameraInfo
+    sent = [item for item in source.items() if item.topic in ("camera_info", source.image_topic)]
+    assert [item.topic for item in sent] == ["camera_info", source.image_topic] * 3
+    for info, image in zip(sent[::2], sent[1::2], strict=True):
+        message, calibration = image.payload, info.payload
+        if isinstance(message, bytes):
+            message = deserialize_message(message, source.types[source.image_topic])
+        assert calibration.header == message.header and info.due_ns == image.due_ns
+        assert (calibration.height, calibration.width) == (56, 84)
+        assert calibration.distortion_model == "plumb_bob"
+        assert list(calibration.d) == [-0.25, 0.07, 0.001, -0.002, 0.0]
+        assert list(calibration.k) == [80.5, 0, 42.25, 0, 81.5, 27.75, 0, 0, 1]
+        assert list(calibration.r) == [1, 0, 0, 0, 1, 0, 0, 0, 1]
+        assert list(calibration.p) == [70, 0, 41, 0, 0, 71, 28, 0, 0, 0, 1, 0]
+    replaced = kind in ("bag", "compressed bag", "world")
+    assert ("takes the place of the recorded one" in caplog.text) == replaced
+
+
+@pytest.mark.parametrize("kind", ["folder", "compressed", "bag"])
+def test_a_calibration_for_another_size_is_refused_before_anything_plays(tmp_path, kind):
+    name = write_bag(tmp_path / "bag", 2) if kind == "bag" else write_images(tmp_path / "images", 2)
+    file = write_calibration(tmp_path / "ost.yaml", 480, 640)
+    with pytest.raises(ValueError, match=r"ost.yaml is for images of 640×480 pixels, and these are 84×56"):
+        open_plain(name, compressed=kind == "compressed", calibration=file)
+
+
+def test_a_camera_tells_its_size_by_its_first_image(tmp_path):
+    film, file = write_film(tmp_path / "film.avi"), write_calibration(tmp_path / "ost.yaml", 480, 640)
+    items = open_plain(f"camera:{film}", calibration=file).items()
+    with pytest.raises(ValueError, match=r"is for images of 640×480 pixels, and these are 84×56"):
+        next(items)
+
+
+class BrokenFirst:
+    """Two JPEGs, of which the first one breaks off and so has no size."""
+
+    image_topic, types = "image/compressed", {"image/compressed": CompressedImage}
+
+    def items(self):
+        jpeg = cv2.imencode(".jpg", picture(0))[1].tobytes()
+        for due_ns, data in enumerate((jpeg[:-20], jpeg)):
+            yield Item(due_ns, self.image_topic, CompressedImage(format="jpeg", data=data))
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_an_image_that_cannot_be_decoded_ends_nothing(tmp_path, live):
+    source = CalibratedSource(BrokenFirst(), write_calibration(tmp_path / "ost.yaml"), live)
+    assert len(list(source.items())) == 4
+    with pytest.raises(ValueError, match="is for images of 640×480 pixels, and these are 84×56"):
+        list(CalibratedSource(BrokenFirst(), write_calibration(tmp_path / "b", 480, 640), live).items())
