@@ -121,8 +121,10 @@ class Mapper:
         return SavedMap(*self.map.voxels(), map_from_world, self._fixed_point, factor, measured)
 
     def _add_frame(self, frame: MappedFrame) -> None:
-        points = frame.points(self._parameters.ros.points)
-        self.map.add(points.positions, points.colours, points.confidences)
+        settings = self._parameters.ros
+        points = frame.points(settings.points)
+        if settings.map.grow:
+            self.map.add(points.positions, points.colours, points.confidences)
         self.trajectory.add(stamp_nanoseconds(frame.header.stamp), frame.map_from_camera)
         self._output.publish(frame, points)
 

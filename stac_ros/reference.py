@@ -42,7 +42,7 @@ def _when(section: str, values: Any) -> str:
     live = [name for name in names if is_live(name)]
     if live == names:
         return "Takes effect while the node runs."
-    exceptions = "".join(f", but `{name}` while the node runs" for name in live)
+    exceptions = f", but {' and '.join(f'`{name}`' for name in live)} while the node runs" if live else ""
     return f"Takes effect at start{exceptions}."
 
 

@@ -188,6 +188,7 @@ class MapSettings:
     keep_on_new_stream: bool = setting(
         False, "keep the map when a new stream begins, though the two do not align"
     )
+    grow: bool = setting(True, "false = the camera is only localised: its images add no points to the map")
     max_poses: int = setting(1_000_000, "poses of the saved trajectory at most; the oldest leave", minimum=1)
     directory: str = setting("~/.ros/stac_maps", "where ~/save_map writes")
     load: str = setting(
@@ -221,7 +222,7 @@ class RosConfig:
 
 
 # Sections and settings that take effect while the node runs; all others are read once, at start.
-LIVE = ("points", "map.directory", "scale.factor")
+LIVE = ("points", "map.directory", "map.grow", "scale.factor")
 
 
 def settings_of(*configs: type[Any]) -> dict[str, Field[Any]]:

@@ -93,6 +93,16 @@ def test_a_map_is_gone_on_with_where_the_camera_is_found(saved):
         assert notes.streams == [False]
 
 
+def test_a_map_that_must_not_grow_tells_where_the_camera_is(saved):
+    folder, points, _ = saved
+    with mapper_of(network(), config=CONFIG, map__grow=False) as (mapper, notes, _):
+        mapper.load(folder)
+        process(mapper, chunks(WALK, range(9, 17), first_stamp_s=5.0))
+        assert len(notes.frames) == len(mapper.trajectory) == 8
+        assert all(len(seen.positions) for seen in notes.points), "what is seen is still said"
+        assert all(map(np.allclose, mapper.map.points(), points))
+
+
 def test_a_search_that_fails_goes_on(saved, monkeypatch, caplog):
     folder = saved[0]
     with mapper_of(network(), config=CONFIG) as (mapper, notes, statistics):
