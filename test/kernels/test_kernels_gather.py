@@ -8,7 +8,7 @@ import pytest
 import torch
 from kernels.emulated import EmulatedGather, build, can_build, stand_in
 
-from stac_core.evaluation.gpu.measure import poison_new_memory, stop_poisoning
+from stac_core.evaluation.gpu.measure import poisoned_memory
 from stac_core.kernels import gather_cuda, gather_triton
 from stac_core.kernels.gather import Page, Wanted
 from stac_core.kernels.gather_torch import gather as reference
@@ -85,9 +85,8 @@ def test_what_is_wanted_comes_in_order(backend, case):
         for (sizes, bits), n in zip(stores, counts, strict=True)
     ]
     factor = torch.rand(3, dim, generator=g) + 0.5 if scaled else None
-    poison_new_memory()
-    keys, values, bias, length = backend(kinds, budget, dim, dtype, factor)
-    stop_poisoning()
+    with poisoned_memory():
+        keys, values, bias, length = backend(kinds, budget, dim, dtype, factor)
     expected = naive(kinds, budget, dim, dtype, factor)
     eps = torch.finfo(dtype).eps
     for got, true in zip((keys, values, bias), expected, strict=True):

@@ -10,7 +10,7 @@ import torch
 from stac_core.cache import pages
 from stac_core.cache.all_or_nothing import all_or_nothing
 from stac_core.cache.slots import SlotPool
-from stac_core.evaluation.gpu.measure import poison_new_memory, stop_poisoning
+from stac_core.evaluation.gpu.measure import poisoned_memory
 from stac_core.kernels import slots_torch, slots_triton
 from stac_core.kernels.judge_slots import judge_slots, move
 from stac_core.kernels.quantization import Codec
@@ -60,9 +60,8 @@ def solvable(case: SlotCase) -> SlotProblem:
 def test_rows_are_moved_like_by_the_reference(backend, case):
     problem = solvable(case)
     own = problem.copy_to(CPU)
-    poison_new_memory()
-    got = move(backend, own)
-    stop_poisoning()
+    with poisoned_memory():
+        got = move(backend, own)
     assert all(verdict.passed for verdict in judge_slots(problem, got)), judge_slots(problem, got)
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from stac_core.evaluation.gpu.measure import Ceilings, median_ms, poison_new_memory, stop_poisoning
+from stac_core.evaluation.gpu.measure import Ceilings, median_ms, poisoned_memory
 from stac_core.kernels.attend import CODE_GROUP, AnySegment, Attend, CodedSegment, Codes, Segment
 from stac_core.kernels.judge import judge_attend
 
@@ -57,9 +57,8 @@ def check(name: str, attend: Attend, device: torch.device) -> list[dict[str, obj
     rows = []
     for case in CHECKS if device.type == "cuda" else SMALL_CHECKS:
         q, segments = random_inputs(*case[:5], device=device)
-        poison_new_memory()
-        got = attend(q, segments, True, case[5])
-        stop_poisoning()
+        with poisoned_memory():
+            got = attend(q, segments, True, case[5])
         for verdict in judge_attend(q, segments, case[5], got):
             keys = "+".join(f"{n}" if bits == 16 else f"{n} of {bits} bits" for n, bits in case[2])
             shape = f"{case[0]}×{case[1]}×({keys})×{case[3]}"

@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from stac_core.evaluation.gpu.measure import Ceilings, median_ms, poison_new_memory, stop_poisoning
+from stac_core.evaluation.gpu.measure import Ceilings, median_ms, poisoned_memory
 from stac_core.kernels.gather import Gather, Page, Wanted
 from stac_core.kernels.gather_torch import gather as reference
 
@@ -42,9 +42,8 @@ def check(name: str, gather: Gather, device: torch.device) -> list[dict[str, obj
         kinds = [random_wanted(b, 300, pages, 5, 40, device) for b, pages in zip(bits, (3, 35), strict=True)]
         factor = torch.rand(5, DIM, device=device) + 0.5
         expected = reference(kinds, 64, DIM, torch.bfloat16, factor)
-        poison_new_memory()
-        got = gather(kinds, 64, DIM, torch.bfloat16, factor)
-        stop_poisoning()
+        with poisoned_memory():
+            got = gather(kinds, 64, DIM, torch.bfloat16, factor)
         error = float("inf")
         if torch.equal(got.length, expected.length) and torch.equal(got.bias.isinf(), expected.bias.isinf()):
             pairs = (

@@ -6,7 +6,8 @@ import datetime
 import platform
 import statistics
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -71,16 +72,17 @@ def _product_rate(device: torch.device, size: int) -> float:
     return 2 * size**3 / median_ms(lambda: torch.mm(a, b, out=out), device) * 1e3
 
 
-def poison_new_memory() -> None:
-    """From here on every new tensor starts as NaN: an element that nobody writes cannot look right."""
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Inside, every new tensor starts as NaN: an element that nobody writes cannot look right."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
-    if not bool(torch.empty(8).isnan().all()):
-        raise RuntimeError(f"PyTorch {torch.__version__} does not fill new tensors with NaN")
-
-
-def stop_poisoning() -> None:
-    torch.use_deterministic_algorithms(False)
+    try:
+        if not bool(torch.empty(8).isnan().all()):
+            raise RuntimeError(f"PyTorch {torch.__version__} does not fill new tensors with NaN")
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def describe(device: torch.device) -> dict[str, str]:

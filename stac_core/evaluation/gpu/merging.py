@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from stac_core.evaluation.gpu.measure import Ceilings, median_ms, poison_new_memory, stop_poisoning
+from stac_core.evaluation.gpu.measure import Ceilings, median_ms, poisoned_memory
 from stac_core.kernels.random_merges import RULES, decisive, empty_state, in_16_bits, random_tokens
 from stac_core.kernels.voxel_merge import RowState, RowTokens, VoxelMerge
 from stac_core.kernels.voxel_merge_rows import group_by_row
@@ -28,9 +28,8 @@ def check(name: str, merge: VoxelMerge, device: torch.device, rows: int) -> list
     for call in range(3):
         tokens = _to(random_tokens(rows, rows * TOKENS_PER_ROW, DIM, seed + call), device)
         tokens = decisive(state, in_16_bits(tokens) if call == 1 else tokens)
-        poison_new_memory()
-        got, counts = merge(state, tokens, RULES)
-        stop_poisoning()
+        with poisoned_memory():
+            got, counts = merge(state, tokens, RULES)
         expected, true_counts = reference(state, tokens, RULES)
         same = torch.equal(counts, true_counts) and torch.equal(got.members, expected.members)
         error = _largest_difference(got, expected) if same else float("inf")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from stac_core.evaluation.gpu.measure import poison_new_memory, stop_poisoning
+from stac_core.evaluation.gpu.measure import poisoned_memory
 from stac_core.kernels.judge_slots import judge_slots, move
 from stac_core.kernels.random_slots import SlotCase, random_problem
 from stac_core.kernels.slots import SlotKernels
@@ -33,9 +33,8 @@ def check(name: str, kernels: SlotKernels, device: torch.device) -> list[dict[st
     for case in CASES if device.type == "cuda" else SMALL_CASES:
         seed = int(torch.randint(2**31, ()))
         problem = random_problem(case, seed)
-        poison_new_memory()
-        got = move(kernels, problem.copy_to(device))
-        stop_poisoning()
+        with poisoned_memory():
+            got = move(kernels, problem.copy_to(device))
         shape = f"{case.rows}×{case.width}×{case.dim}, {case.bits} bits, {len(case.sizes)} pages, seed {seed}"
         for verdict in judge_slots(problem, got):
             rows.append({"backend": name, "case": shape, **verdict._asdict(), "passed": verdict.passed})
