@@ -27,7 +27,7 @@ class Prediction:
     points: Tensor | None = None  # [S, H, W, 3] the point head's own points, in world
     point_confidence: Tensor | None = None  # [S, H, W]
     camera_tokens: Tensor | None = None  # [S, 2C] what the poses were read from; stays in the session
-    continues: bool = True  # False: placed anew from a frame seen before, not moved there since the last pose
+    continues: bool = True  # False: placed anew by a frame seen before, not moved there since the last pose
 
     @property
     def frames(self) -> int:

@@ -85,6 +85,7 @@ class StreamSession:
         watch.mark()
         submaps = self._submaps.copy()  # which takes their place once everything has gone well
         continues = not submaps.next_is_due or self._begin_submap(submaps, lens)
+        continues = continues and not submaps.carried
         prediction = self._see(pixels, lens)
         watch.mark()
         if self._cache.frames_seen or self._can_begin(prediction):
@@ -97,7 +98,7 @@ class StreamSession:
 
     @torch.inference_mode()
     def relocalize(self, images: list[np.ndarray], intrinsics: np.ndarray | None = None) -> bool:
-        """Look for a camera that may be anywhere, as after `load`, by a keyframe that shows what it sees.
+        """Look for a camera that may be anywhere, as after `load`: for a keyframe that shows what it sees.
 
         images, intrinsics: as for `step`, which may be told the same images once they are found. → whether
         they are; the next submap then begins with that keyframe, else the stream stays as it was. Takes a

@@ -74,6 +74,7 @@ class Submaps:
         """What follows is a new stream."""
         self.count = 1
         self.frames_seen = 0  # of the stream
+        self.carried = False  # the camera is known to be elsewhere than the last pose says, near the keyframe
         self._world_from_submap: Similarity | None = None  # None = the first submap, which is world
         self._first: Keyframe | None = None  # of the present submap
         self._last: Keyframe | None = None
@@ -134,7 +135,7 @@ class Submaps:
     def go_to(self, keyframe: Keyframe, first: Prediction) -> None:
         """The next submap begins with an earlier frame, as the network sees it anew; the camera is near."""
         self._begin(keyframe, self._lies(keyframe, first))
-        self._last = keyframe
+        self._last, self.carried = keyframe, True
         if self._tracker is not None:
             self._tracker.forget()
 
@@ -150,6 +151,7 @@ class Submaps:
         calibrated: the intrinsics are true; poses are refined, if there is a tracker.
         """
         self.frames_seen += prediction.frames
+        self.carried = False
         lies = self._world_from_submap
         placed = prediction if lies is None else lies.prediction(prediction)
         if self._tracker is not None:
@@ -165,7 +167,7 @@ class Submaps:
         """Everything needed to go on, as nested dicts of tensors."""
         parts = {"lies": self._world_from_submap, "first": self._first, "last": self._last}
         return {
-            "numbers": torch.tensor([self.count, self.frames_seen]),
+            "numbers": torch.tensor([self.count, self.frames_seen, self.carried]),
             "keyframes": self.keyframes.state(),
             "tracker": {} if self._tracker is None else self._tracker.state(),
             **{name: dict(vars(part)) for name, part in parts.items() if part is not None},
@@ -173,7 +175,8 @@ class Submaps:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken. KeyError where something is missing."""
-        self.count, self.frames_seen = state["numbers"].tolist()
+        self.count, self.frames_seen, carried = state["numbers"].tolist()
+        self.carried = bool(carried)
         self._world_from_submap = _restored(Similarity, state.get("lies"))
         self._first, self._last = (_restored(Keyframe, state.get(name)) for name in ("first", "last"))
         self.keyframes.restore(state.get("keyframes", {}))

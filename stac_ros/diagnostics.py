@@ -36,7 +36,7 @@ class InputState:
     complaint: str  # of the watchdog; empty = none
     waiting: int  # images in the mailbox
     paused: bool
-    searching: bool  # where the camera is in a saved map
+    searching: bool  # for the camera, in the map
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def _input_troubles(source: InputState, counts: Snapshot, previous: Snapshot) ->
             "`image` to the topic of one camera"
         )
     if source.searching:
-        found.append("the camera has not been found in the saved map yet: move it to where it has been")
+        found.append("the camera has not been found in the map yet: move it to where it has been")
     if left_out := _new(counts, previous, *_LEFT_OUT):
         causes = ", ".join(f"{count} {cause}" for cause, count in left_out.items())
         found.append(f"{sum(left_out.values())} images left out since the last report: {causes}")

@@ -142,6 +142,10 @@ class MappingNode(ClosingNode):
         folder = new_folder(self.parameters.ros.map.directory)
         return self._answer(response, lambda: self.predictor.save(folder), lambda: self.mapper.save(folder))
 
+    def on_relocalize(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        said = "the camera is looked for in the map; images that do not show it are left out"
+        return self._answer(response, self.predictor.relocalize, lambda: said)
+
     def on_map_timer(self) -> None:
         if self.outputs.whole_is_due():
             self.mapping.order(lambda: self.outputs.publish_whole(self.mapper.map))
@@ -212,6 +216,7 @@ class MappingNode(ClosingNode):
         offer(topics.RESET, self.on_reset)
         offer(topics.PAUSE, self.on_pause)
         offer(topics.SAVE_MAP, self.on_save_map)
+        offer(topics.RELOCALIZE, self.on_relocalize)
 
     def _start_timers(self) -> None:
         """On a steady clock: a simulated one may stand still, and just then a warning is due."""

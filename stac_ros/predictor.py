@@ -33,8 +33,8 @@ _WASTED_BITS = (
 )
 
 _NOT_FOUND = (
-    "the camera sees no place of the saved map (map.load) that the network recognises: move it to where it "
-    "has been, or call ~/reset to begin a new map"
+    "the camera sees no place of the map that the network recognises: move it to where it has been, or call "
+    "~/reset to begin a new map"
 )
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class Predictor:
     ) -> None:
         self._session, self._parameters, self._statistics = session, parameters, statistics
         self._receiver, self._odometry, self._calibration = receiver, odometry, calibration
-        self.searching = False  # where the camera is in a stream that was loaded
+        self.searching = False  # for the camera, among what the stream has seen
         self._unscaled = UnscaledOdometry()
         self._continuity = Continuity(parameters.ros.input)
         self.paused = False
@@ -115,6 +115,13 @@ class Predictor:
         """Go on with a saved stream once an image shows a place of it. ValueError where it cannot be read."""
         self._session.load(folder / STREAM)
         self.session_stats = self._session.stats()
+        self.searching = True
+
+    def relocalize(self) -> None:
+        """Look for the camera from the next image on, anywhere. ValueError where nothing has been seen."""
+        if not self._session.stats().cache.frames_seen:
+            raise ValueError("there is no map yet to look for the camera in: no image has been mapped")
+        logger.info("relocalize on request: the camera is looked for in the map")
         self.searching = True
 
     def pause(self, paused: bool) -> None:
@@ -166,7 +173,7 @@ class Predictor:
         self._receiver.add(Predicted(views, prediction, geometry))
 
     def _found(self, views: list[View]) -> bool:
-        """Whether the images show where in the loaded stream the camera is; it goes on from there then."""
+        """Whether the images show where the camera is in what the stream has seen; it goes on there then."""
         images = [view.image for view in views]
         try:
             self.searching = not self._session.relocalize(images, self._intrinsics(images[0]))
@@ -174,9 +181,9 @@ class Predictor:
             self._statistics.error("inference", _with_cure(error), len(views), lost_by="network")
         else:
             if self.searching:
-                self._statistics.drop("not found in the saved map", len(views), _NOT_FOUND)
+                self._statistics.drop("not found in the map", len(views), _NOT_FOUND)
             else:
-                logger.info("the camera was found in the saved map, which goes on from here")
+                logger.info("the camera was found in the map, which goes on from here")
         if self.searching:
             self._continuity.forget()  # an image that was left out is no predecessor
         return not self.searching
@@ -184,7 +191,7 @@ class Predictor:
     def _restart(self, reason: str) -> None:
         """Begin a new stream by oneself; its map does not align with the old one."""
         if self.searching:
-            return  # none has begun, and the saved map waits
+            return  # the camera is looked for in this one, whatever the stamps say
         keep = self._parameters.ros.map.keep_on_new_stream
         logger.warning("%s: a new stream begins, the map is %s", reason, "kept" if keep else "cleared")
         self._statistics.event("new streams")

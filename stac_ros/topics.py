@@ -97,4 +97,5 @@ OUTPUTS = (
 RESET = Service("~/reset", Trigger)
 PAUSE = Service("~/pause", SetBool)  # true: ignore images until false; the map stays
 SAVE_MAP = Service("~/save_map", Trigger)  # the answer names the files
-SERVICES = (RESET, PAUSE, SAVE_MAP)
+RELOCALIZE = Service("~/relocalize", Trigger)  # the camera was carried away: look for it in the map
+SERVICES = (RESET, PAUSE, SAVE_MAP, RELOCALIZE)

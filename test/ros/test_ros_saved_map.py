@@ -77,11 +77,11 @@ def test_a_map_is_gone_on_with_where_the_camera_is_found(saved):
         assert notes.loads == 1
         assert all(map(np.allclose, mapper.map.points(), points))
         process(mapper, chunks(ELSEWHERE, range(4)))
-        assert statistics.snapshot().dropped == {"not found in the saved map": 4}
+        assert statistics.snapshot().dropped == {"not found in the map": 4}
         assert not notes.frames and len(mapper.map) == len(points[0])
         again = range(9, 17)
         process(mapper, chunks(WALK, again, first_stamp_s=5.0))  # stamps of another day
-        assert statistics.snapshot().dropped == {"not found in the saved map": 4} and not notes.streams
+        assert statistics.snapshot().dropped == {"not found in the map": 4} and not notes.streams
         assert len(notes.frames) == len(again) and len(mapper.trajectory) == len(again)
         extent = np.linalg.norm(np.ptp(np.stack(poses)[:, :3, 3], axis=0))
         for index, frame in zip(again, notes.frames, strict=True):
@@ -91,6 +91,22 @@ def test_a_map_is_gone_on_with_where_the_camera_is_found(saved):
         assert len(points[0]) < len(mapper.map) < 1.6 * len(points[0]), "it saw the same again"
         process(mapper, chunks(WALK, range(4), first_stamp_s=1.0))  # in the running stream, time went back
         assert notes.streams == [False]
+
+
+def test_a_camera_that_was_carried_away_is_found_again():
+    """It was covered meanwhile; what the stream goes on with is no motion."""
+    with mapper_of(network(), config=CONFIG) as (mapper, notes, statistics):
+        with pytest.raises(ValueError, match="no image has been mapped"):
+            mapper.predictor.relocalize()
+        process(mapper, chunks(WALK, range(24)))
+        mapper.predictor.relocalize()
+        process(mapper, chunks(ELSEWHERE, range(4), first_stamp_s=20.0))
+        assert statistics.snapshot().dropped == {"not found in the map": 4} and not notes.jumps
+        process(mapper, chunks(WALK, range(9, 13), first_stamp_s=30.0))
+        assert notes.jumps == [24] and not mapper.predictor.searching
+        there, again = (notes.frames[index].map_from_camera for index in (9, 24))
+        extent = np.ptp([frame.map_from_camera[:3, 3] for frame in notes.frames[:24]], axis=0)
+        assert np.linalg.norm(there[:3, 3] - again[:3, 3]) < 0.15 * np.linalg.norm(extent)
 
 
 def test_a_map_that_must_not_grow_tells_where_the_camera_is(saved):
@@ -223,16 +239,18 @@ def test_a_node_goes_on_where_another_one_ended(tmp_path):
             for message in messages(ELSEWHERE, range(2), 50.0):
                 observer.publish(message)
             report = observer.diagnostics_when(
-                lambda found: found["input"].get("dropped: not found in the saved map") == "2"
+                lambda found: found["input"].get("dropped: not found in the map") == "2"
             )
             assert report["input"]["level"] == DiagnosticStatus.WARN
-            assert "has not been found in the saved map yet" in report["input"]["message"]
+            assert "has not been found in the map yet" in report["input"]["message"]
             assert not observer.received[topics.POSE]
             observer.map_images(walk[6])
             moved = np.linalg.inv(poses[6]) @ matrix_of(observer.received[topics.POSE][-1].pose.pose)
             assert np.trace(moved[:3, :3]) > 1 + 2 * np.cos(np.radians(4))
             assert np.linalg.norm(moved[:3, 3]) < 0.1
             assert observer.fresh_diagnostics()["input"]["searching"] == "False"
+            assert observer.call(topics.RELOCALIZE).success
+            assert observer.fresh_diagnostics()["input"]["searching"] == "True"
 
 
 def talk_to(node, process) -> Observer:
