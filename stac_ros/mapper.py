@@ -95,7 +95,7 @@ class Mapper:
 
         ValueError while there is nothing to save; OSError where the folder cannot be written.
         """
-        if not len(self.trajectory):
+        if not len(self.trajectory) and not len(self.map):
             raise ValueError("nothing to save yet: no image has been mapped")
         with explained(folder.parent):
             write_ply(folder / saved_map.POINTS, *self.map.points())

@@ -123,6 +123,7 @@ class Predictor:
             raise ValueError("there is no map yet to look for the camera in: no image has been mapped")
         logger.info("relocalize on request: the camera is looked for in the map")
         self.searching = True
+        self._continuity.forget()
 
     def pause(self, paused: bool) -> None:
         """Whether images are to be ignored from now on."""

@@ -20,6 +20,7 @@ from stac_core.evaluation.datasets import open_sequence
 from stac_ros import topics
 from stac_ros.clouds import cloud_points
 from stac_ros.images import encode_image
+from stac_ros.mapper import MAP_FROM_OPTICAL
 from stac_ros.mapping_node import MappingNode
 from stac_ros.node_process import run_node
 from stac_ros.saved_map import MAP, STREAM, SavedMap
@@ -70,15 +71,17 @@ def saved(tmp_path_factory):
         return folder, mapper.map.points(), [frame.map_from_camera for frame in notes.frames]
 
 
-def test_a_map_is_gone_on_with_where_the_camera_is_found(saved):
+def test_a_map_is_gone_on_with_where_the_camera_is_found(saved, tmp_path):
     folder, points, poses = saved
-    with mapper_of(network(), config=CONFIG) as (mapper, notes, statistics):
+    with mapper_of(network(), config=CONFIG, map__directory=str(tmp_path)) as (mapper, notes, statistics):
         mapper.load(folder)
         assert notes.loads == 1
         assert all(map(np.allclose, mapper.map.points(), points))
         process(mapper, chunks(ELSEWHERE, range(4)))
         assert statistics.snapshot().dropped == {"not found in the map": 4}
         assert not notes.frames and len(mapper.map) == len(points[0])
+        again = SavedMap.read(Path(mapper.save().splitlines()[0]).parent / MAP)
+        assert np.allclose(again.positions, points[0]) and np.allclose(again.map_from_world, MAP_FROM_OPTICAL)
         again = range(9, 17)
         process(mapper, chunks(WALK, again, first_stamp_s=5.0))  # stamps of another day
         assert statistics.snapshot().dropped == {"not found in the map": 4} and not notes.streams
