@@ -18,7 +18,10 @@ def replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.part")
     try:
+        temporary.touch()
+        usual_mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(usual_mode)  # some libraries write files that nobody else may read
         with temporary.open("rb") as written:
             os.fsync(written.fileno())  # else a power cut may leave the new name with no content
         os.replace(temporary, path)

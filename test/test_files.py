@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from stac_core.files import replacing, write_whole
 from stac_core.ply import write_ply
@@ -46,3 +47,13 @@ def test_open3d_reads_a_written_cloud(tmp_path, coloured, count):
     if coloured and count:
         assert np.array_equal(np.rint(np.asarray(cloud.colors) * 255).astype(np.uint8), colours)
     assert [path.name for path in (tmp_path / "maps").iterdir()] == ["map.ply"]
+
+
+def test_a_file_may_be_read_by_whom_any_other_may(tmp_path):
+    """Also where a library writes it, for itself alone."""
+    (tmp_path / "plain").write_text("")
+    with replacing(tmp_path / "ours") as temporary:
+        save_file({"a": np.zeros(3)}, temporary)
+        temporary.chmod(0o600)
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert np.array_equal(load_file(tmp_path / "ours")["a"], np.zeros(3))
