@@ -14,6 +14,8 @@ from stac_core.prediction import Prediction
 
 IN_VIEW = 0.3  # least part of two frames that must lie in each other's view for them to be compared
 DISAGREEMENT = 0.1  # most by which depths may differ, as the median |log| of their ratio; good ones: 0.05
+DRIFT = 0.1  # most by which a departure may be wrong, for each keyframe that has served since
+HIDDEN = 2  # keyframes that are looked at, at most, where drift may hide them
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,13 +67,29 @@ class Keyframes:
         """The one from which a camera has departed least, by no more than `reach`. Waits for the device."""
         if not self._kept:
             return None
-        departures = torch.stack([kept.departure(camera) for kept in self._kept]).nan_to_num(torch.inf)
+        departures = self._departures(camera)
         nearest = int(departures.argmin())
         return self._kept[nearest] if float(departures[nearest]) <= reach else None
+
+    def hidden(self, camera: Keyframe, reach: float) -> list[Keyframe]:
+        """The few nearest that may be within `reach`, as far as poses drift. Waits for the device.
+
+        The more others have served since one did, the more its departure may be wrong.
+        """
+        if not self._kept:
+            return []
+        departures = self._departures(camera)
+        since = torch.arange(len(self._kept), device=departures.device).flip(0)
+        possible = (departures <= reach + DRIFT * since).tolist()
+        return [self._kept[index] for index in departures.argsort().tolist() if possible[index]][:HIDDEN]
 
     def __iter__(self) -> Iterator[Keyframe]:
         """From the one that served longest ago."""
         return iter(self._kept)
+
+    def _departures(self, camera: Keyframe) -> Tensor:
+        """From each to a camera; ∞ where a keyframe has no valid depth."""
+        return torch.stack([kept.departure(camera) for kept in self._kept]).nan_to_num(torch.inf)
 
     def state(self) -> dict[str, Tensor]:
         """All of them, one above the other; nothing where there are none."""

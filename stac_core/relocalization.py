@@ -23,17 +23,29 @@ FOUND = 0.08
 See = Callable[[Tensor], Prediction]  # frames [S, 3, H, W] in one pass, each of which sees those before it
 
 
-def find_camera(see: See, keyframes: Iterable[Keyframe], pixels: Tensor) -> Keyframe | None:
-    """The keyframe that agrees best with the last of frames [S, 3, H, W], if it does with all of them."""
-    last = [(_disagreement(see, keyframe, pixels[-1:]), keyframe) for keyframe in keyframes]
+def find_camera(
+    see: See, keyframes: Iterable[Keyframe], pixels: Tensor, reach: float = math.inf
+) -> Keyframe | None:
+    """The keyframe that agrees best with the last of frames [S, 3, H, W], if it does with all of them.
+
+    reach: how far the camera may have departed from it, as the network sees it.
+    """
+    last = [(_disagreement(see, keyframe, pixels[-1:], reach), keyframe) for keyframe in keyframes]
     least, best = min(last, key=lambda pair: pair[0], default=(math.inf, None))
-    if best is None or least > FOUND or _disagreement(see, best, pixels) > FOUND:
+    if best is None or least > FOUND:
         return None
-    return best
+    alone = len(pixels) == 1
+    return best if alone or _disagreement(see, best, pixels, reach) <= FOUND else None
 
 
-def _disagreement(see: See, keyframe: Keyframe, pixels: Tensor) -> float:
-    """The greatest between the keyframe and one of the frames; ∞ where one shows too little of the same."""
-    seen = see(torch.cat([keyframe.pixels, pixels]))
+def _disagreement(see: See, keyframe: Keyframe, pixels: Tensor, reach: float) -> float:
+    """The greatest between the keyframe and one of the frames; ∞ where one shows too little of the same.
+
+    ∞ also where the last one departs from the keyframe by more than `reach`.
+    """
+    frames = torch.cat([keyframe.pixels, pixels])
+    seen = see(frames)
+    if Keyframe.of(frames, seen, 0).departure(Keyframe.of(frames, seen, -1)) > reach:
+        return math.inf
     first, *others = (seen.frame(index) for index in range(seen.frames))
     return float(torch.stack([disagreement(first, other) for other in others]).max())

@@ -29,7 +29,7 @@ from stac_core.kernels.select import select_kernels
 from stac_core.network.causal_vggt import CausalVGGT
 from stac_core.network.context import AttentionContext
 from stac_core.prediction import Prediction
-from stac_core.relocalization import find_camera
+from stac_core.relocalization import See, find_camera
 from stac_core.settings import refuse
 from stac_core.submaps import Submaps
 
@@ -75,7 +75,7 @@ class StreamSession:
         Frames of one step see each other and what is kept of the past. ValueError where the frames do
         not fit the stream; whatever is raised, the stream goes on as if the step had not been. It also does
         where a first chunk does not reach `cache.first_confidence`. Where the camera has departed by
-        `submap.reach`, the step begins the next submap, which takes one to three frames more.
+        `submap.reach`, the step begins the next submap, which takes one to seven frames more.
         """
         watch = Stopwatch(self._device)
         trained_size = self._network.config.image_size
@@ -112,8 +112,7 @@ class StreamSession:
         lens, submaps = self._lens(intrinsics, geometry), self._submaps.copy()
         if not submaps.reach:
             return True
-        once = OnePass("causal")
-        keyframe = find_camera(lambda frames: self._ask(frames, lens, once), submaps.keyframes, pixels)
+        keyframe = find_camera(self._see_anew(lens), submaps.keyframes, pixels)
         if keyframe is None:
             return False
         before, self._cache = self._cache, self._empty_cache()
@@ -289,7 +288,7 @@ class StreamSession:
         → whether poses continue; else the camera has come back, and what drift had added is gone.
         """
         self._cache.reset()
-        keyframe = submaps.come_back_to()
+        keyframe = submaps.come_back_to(self._see_anew(lens))
         if keyframe is not None:
             first, last = self._take(keyframe.pixels, lens), self._take(submaps.last.pixels, lens)
             if submaps.go_back(keyframe, first, last):
@@ -297,6 +296,11 @@ class StreamSession:
             self._cache.reset()
         submaps.go_on(self._take(submaps.last.pixels, lens))
         return True
+
+    def _see_anew(self, lens: Tensor | None) -> See:
+        """What the network says of frames that have nothing to do with the present submap."""
+        once = OnePass("causal")
+        return lambda frames: self._ask(frames, lens, once)
 
     def _take(self, pixels: Tensor, lens: Tensor | None) -> Prediction:
         """See frames and take them into the memory."""

@@ -3,10 +3,10 @@
 A network tells where cameras are relative to the first frame that it has been shown, and the less of that
 frame is still in view, the worse. So the stream goes on with an empty memory once its camera has departed
 too far. The next submap begins with the last frame, or with the first one of an earlier submap where the
-camera has come back to it. Where such a frame lies is known, and so is its depth, which gives the
-similarity between submap and world. Source: submaps of VGGT-SLAM (arXiv 2505.12549) and VGGT-Long (arXiv
-2507.16443); here the camera's way decides when they begin, and no loop is closed that drift has opened wider
-than a submap reaches.
+camera has come back to it: by its pose, or by what it sees where drift has led the pose away. Where such a
+frame lies is known, and so is its depth, which gives the similarity between submap and world. Source: submaps
+of VGGT-SLAM (arXiv 2505.12549) and VGGT-Long (arXiv 2507.16443); here the camera's way decides when they
+begin, and what is mapped already stays where it is.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from stac_core.geometry import (
 )
 from stac_core.keyframes import DISAGREEMENT, Keyframe, Keyframes, disagreement, valid
 from stac_core.prediction import Prediction
+from stac_core.relocalization import See, find_camera
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,16 @@ class Submaps:
         assert self._last is not None, "a submap is due only after a frame"
         return self._last
 
-    def come_back_to(self) -> Keyframe | None:
-        """The first frame of an earlier submap, if the camera is near one. Waits for the device."""
-        return self.keyframes.nearest(self.last, self.reach)
+    def come_back_to(self, see: See) -> Keyframe | None:
+        """The first frame of an earlier submap that the camera is near: by its pose, or by what is seen.
+
+        see: the network, which is asked about a few whose departures drift may have made too great. Waits
+        for the device.
+        """
+        near = self.keyframes.nearest(self.last, self.reach)
+        if near is not None:
+            return near
+        return find_camera(see, self.keyframes.hidden(self.last, self.reach), self.last.pixels, self.reach)
 
     def go_back(self, keyframe: Keyframe, first: Prediction, last: Prediction) -> bool:
         """The next submap begins with an earlier frame, and the last one is placed anew, as seen from there.

@@ -35,7 +35,7 @@ MAY_IMPORT = {  # part of stac_core → the parts it may import
     "relocalization": {"keyframes", "prediction"},
     "camera_fit": set(),
     "camera_tracker": {"geometry", "prediction", "device", "camera_fit"},
-    "submaps": {"geometry", "prediction", "keyframes", "camera_tracker"},
+    "submaps": {"geometry", "prediction", "keyframes", "camera_tracker", "relocalization"},
     "checkpoint": BASICS | {"network"},
     "session": BASICS
     | {"network", "cache", "images", "intrinsics", "kernels", "submaps", "camera_tracker", "relocalization"},

@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from stac_core import Config, StreamSession, load_network
-from stac_core.config import ModelConfig, SubmapConfig
+from stac_core.cache.one_pass import OnePass
+from stac_core.config import ImageConfig, ModelConfig, SubmapConfig
 from stac_core.evaluation.datasets import open_sequence
 from stac_core.evaluation.trajectory_metrics import rotation_angles
+from stac_core.images import prepare_images
+from stac_core.keyframes import Keyframe
 from stac_core.relocalization import find_camera
 
 WALK = "world:50,frames=48,height=126,width=168,step_min=0.02,step_max=0.05"
@@ -91,6 +94,20 @@ def test_all_images_must_be_found_not_the_last_alone(saved):
     here, there = (frames_of(walk)[8].image for walk in (WALK, ELSEWHERE))
     assert loaded(saved).relocalize([here])
     assert not loaded(saved).relocalize([there, here])
+
+
+@torch.inference_mode()
+def test_a_camera_that_has_departed_farther_than_asked_for_is_not_found():
+    """A step of the walk is a turn and a way of 0.02 to 0.4 together."""
+    images = images_of(frames_of(WALK)[8:11:2])
+    pixels, _ = prepare_images(images, ImageConfig(), bundled().config.image_size, torch.device("cpu"))
+
+    def see(frames):
+        return bundled()(frames[None], OnePass("causal")).map(lambda t: t[0])
+
+    keyframe = Keyframe.of(pixels[:1], see(pixels[:1]), 0)
+    found = [find_camera(see, [keyframe], pixels[1:], reach) for reach in (0.02, 0.4)]
+    assert found == [None, keyframe]
 
 
 def test_a_failure_leaves_the_stream_as_it_was(saved, monkeypatch):

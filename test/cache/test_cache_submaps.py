@@ -367,6 +367,24 @@ def test_keyframes_that_served_last_are_kept():
     assert none.nearest(frames[0], 1.0) is None
 
 
+def test_drift_may_hide_the_nearest_of_those_that_served_long_ago(monkeypatch):
+    """They lie at 0, 1, 2 and 3 depths, the camera at 0.8; those that served long ago may be farther away."""
+    frames = [Keyframe(torch.zeros(1, 3, 2, 2), pose_at(float(x)), torch.ones(2, 2)) for x in range(4)]
+    camera = Keyframe(torch.zeros(1, 3, 2, 2), pose_at(0.8), torch.ones(2, 2))
+    keyframes = Keyframes(9)
+    assert keyframes.hidden(camera, 0.5) == []
+    for frame in frames:
+        keyframes.serve(frame)
+    monkeypatch.setattr("stac_core.keyframes.DRIFT", 0.1)
+    assert keyframes.hidden(camera, 0.45) == [frames[1]]
+    assert keyframes.hidden(camera, 0.55) == [frames[1], frames[0]]  # three have served since that one
+    keyframes.serve(frames[0])
+    assert keyframes.hidden(camera, 0.55) == [frames[1]]
+    assert keyframes.hidden(camera, 9.0) == [frames[1], frames[0]]  # no more are worth a pass each
+    keyframes.serve(Keyframe(torch.zeros(1, 3, 2, 2), pose_at(0.8), torch.zeros(2, 2)))  # nothing valid in it
+    assert keyframes.hidden(camera, 0.45) == [frames[1]]
+
+
 def pose_at(x: float) -> torch.Tensor:
     pose = torch.eye(4)
     pose[0, 3] = x
