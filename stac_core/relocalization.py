@@ -15,20 +15,19 @@ from torch import Tensor
 from stac_core.keyframes import Keyframe, disagreement
 from stac_core.prediction import Prediction
 
-# Most by which depths may differ, as the median |log| of their ratio. With the bundled model, of 98 chunks of
-# four images between those of a walk that had been seen 80 % are found, and none of 546 from other worlds,
-# whose least is 0.09.
+# Most by which depths may differ, as the median |log| of their ratio. With the bundled model and its reach,
+# 76 % of 146 times four images between those of a walk that had been seen are found, and none of 1074 from
+# elsewhere.
 FOUND = 0.08
 
 See = Callable[[Tensor], Prediction]  # frames [S, 3, H, W] in one pass, each of which sees those before it
 
 
-def find_camera(
-    see: See, keyframes: Iterable[Keyframe], pixels: Tensor, reach: float = math.inf
-) -> Keyframe | None:
+def find_camera(see: See, keyframes: Iterable[Keyframe], pixels: Tensor, reach: float) -> Keyframe | None:
     """The keyframe that agrees best with the last of frames [S, 3, H, W], if it does with all of them.
 
-    reach: how far the camera may have departed from it, as the network sees it.
+    reach: how far the last one may have departed from it, as the network sees it: what is seen in different
+    places and yet agrees is seen from afar.
     """
     last = [(_disagreement(see, keyframe, pixels[-1:], reach), keyframe) for keyframe in keyframes]
     least, best = min(last, key=lambda pair: pair[0], default=(math.inf, None))

@@ -112,7 +112,7 @@ class StreamSession:
         lens, submaps = self._lens(intrinsics, geometry), self._submaps.copy()
         if not submaps.reach:
             return True
-        keyframe = find_camera(self._see_anew(lens), submaps.keyframes, pixels)
+        keyframe = find_camera(self._see_anew(lens), submaps.keyframes, pixels, submaps.reach)
         if keyframe is None:
             return False
         before, self._cache = self._cache, self._empty_cache()

@@ -112,7 +112,7 @@ def test_a_camera_that_has_departed_farther_than_asked_for_is_not_found():
 
 def test_a_failure_leaves_the_stream_as_it_was(saved, monkeypatch):
     stream, untouched = loaded(saved), loaded(saved)
-    images = images_of(frames_of(WALK)[16:20])
+    images = images_of(frames_of(WALK)[21:23])
     with monkeypatch.context() as patch, pytest.raises(MemoryError):
         patch.setattr(stream, "_settle", lambda *_: (_ for _ in ()).throw(MemoryError()))
         stream.relocalize(images)
@@ -144,4 +144,4 @@ def test_without_keyframes_nothing_is_found():
     stream = session(keyframes=0)
     stream.step(images[:4])
     assert not stream.relocalize(images[:4])
-    assert find_camera(lambda frames: None, [], torch.zeros(1, 3, 2, 2)) is None
+    assert find_camera(lambda frames: None, [], torch.zeros(1, 3, 2, 2), 1.0) is None
