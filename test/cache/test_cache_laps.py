@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from itertools import count
 
 import numpy as np
 import pytest
 import torch
+from walks import bundled, frames_of, images_of
 
-from stac_core import Config, StreamSession, load_network
-from stac_core.config import ModelConfig
-from stac_core.evaluation.datasets import open_sequence
+from stac_core import Config, StreamSession
 from stac_core.worlds import World, WorldConfig
 
 SEED = 7187
@@ -19,21 +17,6 @@ LAP = 32  # frames of the world's
 CHUNK = 4
 WALK = f"world:{SEED},frames={LAP + 2 * CHUNK},height=126,width=168"
 AWAY = "world:58,frames=12,height=126,width=168"
-
-
-@functools.cache
-def bundled():
-    return load_network(ModelConfig(device="cpu")).network
-
-
-@functools.cache
-def frames_of(walk):
-    sequence = open_sequence(walk)
-    return [sequence.frame(i) for i in range(len(sequence))]
-
-
-def images_of(walk):
-    return [frame.image for frame in frames_of(walk)]
 
 
 def chunks(images):
@@ -44,7 +27,7 @@ class Lap:
     """A stream over a lap and a bit, saved before each of its steps."""
 
     def __init__(self, folder) -> None:
-        self.chunks, self.predictions, self.saved = chunks(images_of(WALK)), [], []
+        self.chunks, self.predictions, self.saved = chunks(images_of(frames_of(WALK))), [], []
         stream = StreamSession(bundled(), Config())
         for number, images in enumerate(self.chunks):
             self.saved.append(folder / str(number))
@@ -134,5 +117,5 @@ def test_another_place_is_not_taken_for_one_that_was_seen(walked, monkeypatch):
     monkeypatch.setattr("stac_core.keyframes.HIDDEN", 9)
     stream = walked.before(walked.closing - 1)
     begun = stream.stats().submaps
-    assert all(stream.step(images).continues for images in chunks(images_of(AWAY)))
+    assert all(stream.step(images).continues for images in chunks(images_of(frames_of(AWAY))))
     assert stream.stats().submaps > begun + 1  # the second of them with keyframes that were seen here

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 import pytest
 import torch
+from walks import bundled, frames_of, images_of
 
-from stac_core import Config, StreamSession, load_network
+from stac_core import Config, StreamSession
 from stac_core.cache.one_pass import OnePass
-from stac_core.config import ImageConfig, ModelConfig, SubmapConfig
-from stac_core.evaluation.datasets import open_sequence
+from stac_core.config import ImageConfig, SubmapConfig
 from stac_core.evaluation.trajectory_metrics import rotation_angles
 from stac_core.images import prepare_images
 from stac_core.keyframes import Keyframe
@@ -20,21 +18,6 @@ from stac_core.relocalization import find_camera
 WALK = "world:50,frames=48,height=126,width=168,step_min=0.02,step_max=0.05"
 ELSEWHERE = "world:58,frames=12,height=126,width=168"
 EVERY_OTHER = slice(0, 48, 2)
-
-
-@functools.cache
-def bundled():
-    return load_network(ModelConfig(device="cpu")).network
-
-
-@functools.cache
-def frames_of(walk):
-    sequence = open_sequence(walk)
-    return [sequence.frame(i) for i in range(len(sequence))]
-
-
-def images_of(frames):
-    return [frame.image for frame in frames]
 
 
 def session(**submap) -> StreamSession:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +12,10 @@ from mapping_helpers import mapper_of
 from node_helpers import NodeProcess, Observer, header, matrix_of
 from ros_helpers import ros_nodes
 from safetensors.numpy import load_file, save_file
+from walks import bundled, frames_of
 
-from stac_core import Config, load_network
+from stac_core import Config
 from stac_core.config import CacheConfig, ModelConfig
-from stac_core.evaluation.datasets import open_sequence
 from stac_ros import topics
 from stac_ros.clouds import cloud_points
 from stac_ros.images import encode_image
@@ -32,21 +31,10 @@ ELSEWHERE = "world:58,frames=4,height=126,width=168"
 CHUNK = 4
 
 
-@functools.cache
-def network():
-    return load_network(CONFIG.model).network
-
-
-@functools.cache
-def pictures(walk):
-    sequence = open_sequence(walk)
-    return [sequence.frame(i).image for i in range(len(sequence))]
-
-
 def messages(walk, chosen, first_stamp_s):
     """Images of a synthetic world, a tenth of a second apart."""
     return [
-        encode_image(pictures(walk)[index], "rgb8", header(first_stamp_s + number / 10))
+        encode_image(frames_of(walk)[index].image, "rgb8", header(first_stamp_s + number / 10))
         for number, index in enumerate(chosen)
     ]
 
@@ -65,7 +53,7 @@ def process(mapper, sent):
 def saved(tmp_path_factory):
     """The folder of a map of a walk, its points, and where its images were seen from."""
     directory = tmp_path_factory.mktemp("maps")
-    with mapper_of(network(), config=CONFIG, map__directory=str(directory)) as (mapper, notes, _):
+    with mapper_of(bundled(), config=CONFIG, map__directory=str(directory)) as (mapper, notes, _):
         process(mapper, chunks(WALK, range(24)))
         folder = Path(mapper.save().splitlines()[0]).parent
         return folder, mapper.map.points(), [frame.map_from_camera for frame in notes.frames]
@@ -73,7 +61,7 @@ def saved(tmp_path_factory):
 
 def test_a_map_is_gone_on_with_where_the_camera_is_found(saved, tmp_path):
     folder, points, poses = saved
-    with mapper_of(network(), config=CONFIG, map__directory=str(tmp_path)) as (mapper, notes, statistics):
+    with mapper_of(bundled(), config=CONFIG, map__directory=str(tmp_path)) as (mapper, notes, statistics):
         mapper.load(folder)
         assert notes.loads == 1
         assert all(map(np.allclose, mapper.map.points(), points))
@@ -98,7 +86,7 @@ def test_a_map_is_gone_on_with_where_the_camera_is_found(saved, tmp_path):
 
 def test_a_camera_that_was_carried_away_is_found_again():
     """It was covered meanwhile; what the stream goes on with is no motion."""
-    with mapper_of(network(), config=CONFIG) as (mapper, notes, statistics):
+    with mapper_of(bundled(), config=CONFIG) as (mapper, notes, statistics):
         with pytest.raises(ValueError, match="no image has been mapped"):
             mapper.predictor.relocalize()
         process(mapper, chunks(WALK, range(24)))
@@ -114,7 +102,7 @@ def test_a_camera_that_was_carried_away_is_found_again():
 
 def test_a_map_that_must_not_grow_tells_where_the_camera_is(saved):
     folder, points, _ = saved
-    with mapper_of(network(), config=CONFIG, map__grow=False) as (mapper, notes, _):
+    with mapper_of(bundled(), config=CONFIG, map__grow=False) as (mapper, notes, _):
         mapper.load(folder)
         process(mapper, chunks(WALK, range(9, 17), first_stamp_s=5.0))
         assert len(notes.frames) == len(mapper.trajectory) == 8
@@ -124,10 +112,10 @@ def test_a_map_that_must_not_grow_tells_where_the_camera_is(saved):
 
 def test_a_search_that_fails_goes_on(saved, monkeypatch, caplog):
     folder = saved[0]
-    with mapper_of(network(), config=CONFIG) as (mapper, notes, statistics):
+    with mapper_of(bundled(), config=CONFIG) as (mapper, notes, statistics):
         mapper.load(folder)
         with monkeypatch.context() as patch:
-            patch.setattr(network(), "forward", lambda *_, **__: (_ for _ in ()).throw(MemoryError("full")))
+            patch.setattr(bundled(), "forward", lambda *_, **__: (_ for _ in ()).throw(MemoryError("full")))
             process(mapper, chunks(WALK, range(4)))
         assert statistics.snapshot().failing and "MemoryError: full" in caplog.text
         process(mapper, chunks(WALK, range(4), first_stamp_s=1.0))
@@ -135,7 +123,7 @@ def test_a_search_that_fails_goes_on(saved, monkeypatch, caplog):
 
 
 def test_a_reset_ends_the_search(saved):
-    with mapper_of(network(), config=CONFIG) as (mapper, notes, _):
+    with mapper_of(bundled(), config=CONFIG) as (mapper, notes, _):
         mapper.load(saved[0])
         mapper.reset()
         assert notes.streams == [False] and len(mapper.map) == 0
@@ -161,7 +149,7 @@ def test_a_map_saved_in_metres_stays_in_metres(saved, tmp_path):
         ({}, 1.0),
     ):
         robot = Standing() if "frames__odom" in given else None
-        with mapper_of(network(), robot, config=CONFIG, **given, **coarse) as (mapper, notes, _):
+        with mapper_of(bundled(), robot, config=CONFIG, **given, **coarse) as (mapper, notes, _):
             mapper.load(metric)
             extent = np.ptp(mapper.map.points()[0], axis=0)
             assert np.allclose(extent, 2.5 * np.ptp(positions, axis=0), rtol=1e-4)

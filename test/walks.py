@@ -1,0 +1,28 @@
+"""The bundled model, and walks through synthetic worlds for it to see; each made once per process."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from stac_core import load_network
+from stac_core.config import ModelConfig
+from stac_core.evaluation.datasets import Frame, open_sequence
+from stac_core.network.causal_vggt import CausalVGGT
+
+
+@functools.cache
+def bundled() -> CausalVGGT:
+    return load_network(ModelConfig(device="cpu")).network
+
+
+@functools.cache
+def frames_of(walk: str) -> list[Frame]:
+    """Of a source such as world:50,frames=24,height=126,width=168."""
+    sequence = open_sequence(walk)
+    return [sequence.frame(i) for i in range(len(sequence))]
+
+
+def images_of(frames: list[Frame]) -> list[np.ndarray]:
+    return [frame.image for frame in frames]
