@@ -12,11 +12,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from scipy.spatial.transform import Rotation
+from walks import bundled
 
-from stac_core import Config, Prediction, StreamSession, load_network
+from stac_core import Config, Prediction, StreamSession
 from stac_core.cache.stream_cache import StreamCache
 from stac_core.camera_tracker import CameraTracker
-from stac_core.config import CacheConfig, ModelConfig, TrackingConfig
+from stac_core.config import CacheConfig, TrackingConfig
 from stac_core.evaluation.datasets import open_sequence
 from stac_core.geometry import decode_pose, encode_pose, unproject_depth
 from stac_core.keyframes import Keyframe
@@ -282,11 +283,6 @@ def test_a_network_that_sees_the_last_frame_anew_goes_on_from_there():
 
 
 # Whole streams
-
-
-@functools.cache
-def bundled():
-    return load_network(ModelConfig(device="cpu")).network
 
 
 def session_for(landmarks: int = -1, **cache) -> StreamSession:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import fields
 
 import numpy as np
@@ -11,9 +10,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import synthetic_frames, tiny_network
+from walks import bundled, frames_of, images_of
 
-from stac_core import Config, Prediction, StreamSession, load_network
-from stac_core.config import NETWORKS, CacheConfig, ImageConfig, ModelConfig, SubmapConfig
+from stac_core import Config, Prediction, StreamSession
+from stac_core.config import NETWORKS, CacheConfig, ImageConfig, SubmapConfig
 from stac_core.evaluation.alignment import Similarity
 from stac_core.evaluation.datasets import open_sequence
 from stac_core.geometry import decode_pose, pose_matrix, rotation_from_quaternion, unproject_depth
@@ -140,10 +140,10 @@ def test_a_stream_goes_on_after_a_failure_wherever_it_happens(network, monkeypat
 
 
 def test_a_jump_is_told_also_where_the_first_step_from_there_fails(monkeypatch, tmp_path):
-    images, _ = images_of("world:50,frames=24,height=126,width=168,step_max=0.03")
+    images, _ = images_and_poses("world:50,frames=24,height=126,width=168,step_max=0.03")
     images = [*images, *images[22:0:-1]]
     told = []
-    session, forward = StreamSession(bundled().network, Config()), bundled().network.depth_head.forward
+    session, forward = StreamSession(bundled(), Config()), bundled().depth_head.forward
     for first in range(0, 44, 4):
         calls = iter(range(9))
 
@@ -154,7 +154,7 @@ def test_a_jump_is_told_also_where_the_first_step_from_there_fails(monkeypatch, 
 
         failed = False
         with monkeypatch.context() as patch:
-            patch.setattr(bundled().network.depth_head, "forward", fails)
+            patch.setattr(bundled().depth_head, "forward", fails)
             try:
                 prediction = session.step(images[first : first + 4])
             except MemoryError:
@@ -279,22 +279,16 @@ def test_networks_that_were_not_measured_keep_one_submap():
     assert SubmapConfig(0.0).reach_of(NETWORKS["embedded"]) == 0.0
 
 
-def images_of(walk: str) -> tuple[list[np.ndarray], np.ndarray]:
+def images_and_poses(walk: str) -> tuple[list[np.ndarray], np.ndarray]:
     """Images of a synthetic world and world_from_camera [S, 4, 4]."""
-    sequence = open_sequence(walk)
-    frames = [sequence.frame(i) for i in range(len(sequence))]
-    return [frame.image for frame in frames], np.stack([frame.world_from_camera for frame in frames])
+    frames = frames_of(walk)
+    return images_of(frames), np.stack([frame.world_from_camera for frame in frames])
 
 
 def stream(images, chunk=4, **submap):
     """Predictions of a stream of the bundled model."""
-    session = StreamSession(bundled().network, Config(submap=SubmapConfig(**submap)))
+    session = StreamSession(bundled(), Config(submap=SubmapConfig(**submap)))
     return [session.step(images[i : i + chunk]) for i in range(0, len(images), chunk)]
-
-
-@functools.cache
-def bundled():
-    return load_network(ModelConfig(device="cpu"))
 
 
 def path_of(predictions) -> np.ndarray:
@@ -303,7 +297,7 @@ def path_of(predictions) -> np.ndarray:
 
 def test_the_bundled_model_follows_a_camera_further_with_submaps_than_without():
     """A walk that leaves its first view behind; the path is judged after a similarity fit."""
-    images, truth = images_of("world:50,frames=64,height=126,width=168,step_min=0.02,step_max=0.08")
+    images, truth = images_and_poses("world:50,frames=64,height=126,width=168,step_min=0.02,step_max=0.08")
     paths = [path_of(stream(images, reach=reach)) for reach in (-1.0, 0.0)]
     (turn, turn_single), (path, path_single) = (
         [judge(found, truth) for found in paths] for judge in (turn_error, path_error)
@@ -314,7 +308,7 @@ def test_the_bundled_model_follows_a_camera_further_with_submaps_than_without():
 
 def test_a_camera_that_comes_back_is_where_it_was():
     """The same way there and back, twice; keyframes take back what has added up meanwhile."""
-    images, truth = images_of("world:50,frames=24,height=126,width=168,step_min=0.02,step_max=0.08")
+    images, truth = images_and_poses("world:50,frames=24,height=126,width=168,step_min=0.02,step_max=0.08")
     order = [*range(24), *range(22, 0, -1)] * 2
     kept, forgotten = (stream([images[i] for i in order], keyframes=count) for count in (64, 0))
     assert [p.continues for p in forgotten] == [True] * len(forgotten)
@@ -393,13 +387,13 @@ def pose_at(x: float) -> torch.Tensor:
 
 def test_a_stream_saved_before_its_camera_came_back_comes_back_when_loaded(tmp_path, monkeypatch):
     """Also where each chunk fails at first, in the pass after those over frames of earlier submaps."""
-    images, _ = images_of("world:50,frames=24,height=126,width=168,step_max=0.03")
+    images, _ = images_and_poses("world:50,frames=24,height=126,width=168,step_max=0.03")
     images = [*images, *images[22:0:-1]]
-    session, resumed = (StreamSession(bundled().network, Config()) for _ in range(2))
+    session, resumed = (StreamSession(bundled(), Config()) for _ in range(2))
     for first in range(0, 28, 4):
         session.step(images[first : first + 4])
     session.save(tmp_path / "stream")
-    head, forward, came_back = bundled().network.depth_head, bundled().network.depth_head.forward, 0
+    head, forward, came_back = bundled().depth_head, bundled().depth_head.forward, 0
 
     def fails_for_chunks(layers, *size):
         if layers[0].shape[1] > 1:
