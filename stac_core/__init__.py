@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from stac_core.geometry import unproject_depth
     from stac_core.images import ImageGeometry
     from stac_core.intrinsics import check_intrinsics
+    from stac_core.moves import Moves
     from stac_core.prediction import Prediction
     from stac_core.session import SessionStats, StreamSession
 
@@ -23,6 +24,7 @@ __all__ = [
     "Config",
     "ImageGeometry",
     "LoadedNetwork",
+    "Moves",
     "Prediction",
     "SessionStats",
     "StreamSession",
@@ -35,6 +37,7 @@ _HOMES = {
     "Config": "config",
     "ImageGeometry": "images",
     "LoadedNetwork": "checkpoint",
+    "Moves": "moves",
     "Prediction": "prediction",
     "SessionStats": "session",
     "StreamSession": "session",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from stac_core.device import send
 from stac_core.geometry import VALID_DEPTH, invert_pose, unproject_depth
+from stac_core.moves import Moves
 from stac_core.prediction import Prediction
 
 IN_VIEW = 0.3  # least part of two frames that must lie in each other's view for them to be compared
@@ -25,12 +27,29 @@ class Keyframe:
     pixels: Tensor  # [1, 3, H, W]
     pose: Tensor  # world_from_camera [4, 4]
     depth: Tensor  # [H, W] in lengths of world
+    node: int = 0  # of the pose graph: the number of the submap that it was the first to begin
 
     @classmethod
     def of(cls, pixels: Tensor, placed: Prediction, index: int) -> Keyframe:
         """Of a pass over [S, 3, H, W], in memory of its own: that of the pass is the caller's."""
-        kept = pixels[index][None], placed.world_from_camera[index], placed.depth[index]
-        return cls(*(tensor.clone() for tensor in kept))
+        pose, depth = placed.world_from_camera[index], placed.depth[index]
+        return cls(pixels[index][None].clone(), pose.clone(), depth.clone())
+
+    def moved(self, moves: Moves, submap: int) -> Keyframe:
+        """Where it lies once its submap has moved."""
+        pose = torch.from_numpy(moves.poses(submap, self.pose.double().cpu().numpy()))
+        depth = float(moves.scale[submap]) * self.depth
+        return replace(self, pose=send(pose.to(self.pose.dtype), self.pose.device), depth=depth)
+
+    def state(self) -> dict[str, Tensor]:
+        """As tensors."""
+        return {**vars(self), "node": torch.tensor(self.node)}
+
+    @classmethod
+    def restored(cls, state: dict[str, Tensor]) -> Keyframe:
+        """As it was when `state` was taken. KeyError where something is missing."""
+        pixels, pose, depth = (state[name].clone() for name in ("pixels", "pose", "depth"))
+        return cls(pixels, pose, depth, int(state["node"]))
 
     def departure(self, other: Keyframe) -> Tensor:
         """How far another camera is from this one: its turn in radians plus its way in median depths, [].
@@ -44,7 +63,7 @@ class Keyframe:
 
 
 class Keyframes:
-    """At most `most` of them; the one that served longest ago makes room."""
+    """At most `most` of them, one of each node; the one that served longest ago makes room."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -56,12 +75,16 @@ class Keyframes:
     @property
     def bytes(self) -> int:
         """Of memory."""
-        return sum(tensor.nbytes for kept in self._kept for tensor in vars(kept).values())
+        return sum(kept.pixels.nbytes + kept.pose.nbytes + kept.depth.nbytes for kept in self._kept)
 
     def serve(self, keyframe: Keyframe) -> None:
         """Keep it, or keep it longer."""
-        self._kept = [kept for kept in self._kept if kept is not keyframe] + [keyframe]
+        self._kept = [kept for kept in self._kept if kept.node != keyframe.node] + [keyframe]
         self._kept = self._kept[max(0, len(self._kept) - self._most) :]
+
+    def move(self, moves: Moves) -> None:
+        """Each with the submap that it was the first to begin."""
+        self._kept = [kept.moved(moves, kept.node) for kept in self._kept]
 
     def nearest(self, camera: Keyframe, reach: float) -> Keyframe | None:
         """The one from which a camera has departed least, by no more than `reach`. Waits for the device."""
@@ -93,14 +116,13 @@ class Keyframes:
 
     def state(self) -> dict[str, Tensor]:
         """All of them, one above the other; nothing where there are none."""
-        if not self._kept:
-            return {}
-        names = [field.name for field in fields(Keyframe)]
-        return {name: torch.stack([getattr(kept, name) for kept in self._kept]) for name in names}
+        states = [kept.state() for kept in self._kept]
+        return {name: torch.stack([state[name] for state in states]) for name in states[0]} if states else {}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        columns = [state[field.name] for field in fields(Keyframe)] if state else []
-        self._kept = [Keyframe(*(t.clone() for t in row)) for row in zip(*columns, strict=True)]
+        """As they were when `state` was taken. KeyError where something is missing."""
+        rows = zip(*state.values(), strict=True)
+        self._kept = [Keyframe.restored(dict(zip(state, row, strict=True))) for row in rows]
 
 
 def disagreement(first: Prediction, second: Prediction) -> Tensor:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from stac_core.geometry import encode_pose
+from stac_core.moves import Moves
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class Prediction:
     point_confidence: Tensor | None = None  # [S, H, W]
     camera_tokens: Tensor | None = None  # [S, 2C] what the poses were read from; stays in the session
     continues: bool = True  # False: placed anew by a frame seen before, not moved there since the last pose
+    submap: int = 0  # of the stream, in which these frames lie
+    moved: Moves | None = None  # how submaps have moved since the last prediction: a loop was closed
 
     @property
     def frames(self) -> int:
@@ -46,3 +51,28 @@ class Prediction:
     def to_host(self) -> Prediction:
         """Move to CPU memory in float32, detached from the network."""
         return self.map(lambda t: t.detach().to("cpu", torch.float32))
+
+    def moved_by(self, moves: Moves) -> Prediction:
+        """On the host: where the frames lie once their submap has moved."""
+        poses = torch.from_numpy(moves.poses(self.submap, self.world_from_camera.numpy())).float()
+        points = None
+        if self.points is not None:
+            points = torch.from_numpy(moves.points(self.submap, self.points.numpy())).float()
+        return replace(
+            self,
+            world_from_camera=poses,
+            pose_encoding=encode_pose(poses, self.intrinsics, *self.depth.shape[-2:]),
+            depth=float(moves.scale[self.submap]) * self.depth,
+            points=points,
+        )
+
+
+def moved_on(predictions: Iterable[Prediction]) -> list[Prediction]:
+    """All predictions of one stream, on the host, each where those after it have moved it."""
+    placed: list[Prediction] = []
+    since: Moves | None = None  # of all submaps that there were at the first of these moves
+    for p in reversed(list(predictions)):
+        placed.append(p.moved_by(since) if since is not None and p.submap < len(since) else p)
+        if p.moved is not None:
+            since = p.moved if since is None else since.after(p.moved)
+    return placed[::-1]

@@ -26,6 +26,7 @@ from stac_core.geometry import decode_pose, encode_pose, unproject_depth
 from stac_core.images import ImageGeometry, plan_resize, prepare_images
 from stac_core.intrinsics import check_intrinsics
 from stac_core.kernels.select import select_kernels
+from stac_core.moves import Moves
 from stac_core.network.causal_vggt import CausalVGGT
 from stac_core.network.context import AttentionContext
 from stac_core.prediction import Prediction
@@ -42,6 +43,7 @@ class SessionStats:
 
     cache: CacheStats  # of the present submap, but `frames_seen` of the whole stream
     submaps: int  # so far, the present one included
+    loops: int  # closed so far: times that earlier submaps were moved
     keyframe_bytes: int
     landmarks: int  # that the last frame shows; 0 where poses are as the network says
     prepare_ms: float
@@ -75,7 +77,8 @@ class StreamSession:
         Frames of one step see each other and what is kept of the past. ValueError where the frames do
         not fit the stream; whatever is raised, the stream goes on as if the step had not been. It also does
         where a first chunk does not reach `cache.first_confidence`. Where the camera has departed by
-        `submap.reach`, the step begins the next submap, which takes one to seven frames more.
+        `submap.reach`, the step begins the next submap, which takes one to seven frames more. Where it has
+        come back to an earlier one, that may tell how submaps in between lie: `Prediction.moved`.
         """
         watch = Stopwatch(self._device)
         trained_size = self._network.config.image_size
@@ -84,8 +87,10 @@ class StreamSession:
         lens = self._lens(intrinsics, geometry)
         watch.mark()
         submaps = self._submaps.copy()  # which takes their place once everything has gone well
-        continues = not submaps.next_is_due or self._begin_submap(submaps, lens)
-        continues = continues and not submaps.carried
+        continues, moved = not submaps.carried, None
+        if submaps.next_is_due:
+            goes_on, moved = self._begin_submap(submaps, lens)
+            continues = continues and goes_on
         prediction = self._see(pixels, lens)
         watch.mark()
         if self._cache.frames_seen or self._can_begin(prediction):
@@ -94,7 +99,7 @@ class StreamSession:
             self._submaps, prediction = submaps, placed
         watch.mark()
         self._watch, self.geometry = watch, geometry
-        return replace(prediction, camera_tokens=None, continues=continues)
+        return replace(prediction, camera_tokens=None, continues=continues, moved=moved)
 
     @torch.inference_mode()
     def relocalize(self, images: list[np.ndarray], intrinsics: np.ndarray | None = None) -> bool:
@@ -232,7 +237,9 @@ class StreamSession:
         times_ms = self._watch.milliseconds() if self._watch else (0.0, 0.0, 0.0)
         cache = replace(self._cache.stats(members), frames_seen=self._submaps.frames_seen)
         submaps = self._submaps
-        return SessionStats(cache, submaps.count, submaps.keyframes.bytes, submaps.landmarks, *times_ms)
+        return SessionStats(
+            cache, submaps.count, submaps.loops, submaps.keyframes.bytes, submaps.landmarks, *times_ms
+        )
 
     def _about(self) -> dict[str, Any]:
         """What a saved stream must agree on with this one."""
@@ -282,20 +289,22 @@ class StreamSession:
             raise refuse(config.cache, "repose_frames", why, 0)
         return Submaps(reach, config.submap.keyframes, CameraTracker(landmarks) if landmarks else None)
 
-    def _begin_submap(self, submaps: Submaps, lens: Tensor | None) -> bool:
+    def _begin_submap(self, submaps: Submaps, lens: Tensor | None) -> tuple[bool, Moves | None]:
         """Forget everything but where a few frames lie, and see one of them again as the first one.
 
-        → whether poses continue; else the camera has come back, and what drift had added is gone.
+        → whether poses continue; else the camera has come back, and what drift had added is gone. Also how
+        earlier submaps have moved then.
         """
         self._cache.reset()
         keyframe = submaps.come_back_to(self._see_anew(lens))
         if keyframe is not None:
             first, last = self._take(keyframe.pixels, lens), self._take(submaps.last.pixels, lens)
-            if submaps.go_back(keyframe, first, last):
-                return False
+            came_back, moved = submaps.go_back(keyframe, first, last)
+            if came_back:
+                return False, moved
             self._cache.reset()
         submaps.go_on(self._take(submaps.last.pixels, lens))
-        return True
+        return True, None
 
     def _see_anew(self, lens: Tensor | None) -> See:
         """What the network says of frames that have nothing to do with the present submap."""

@@ -4,16 +4,16 @@ A network tells where cameras are relative to the first frame that it has been s
 frame is still in view, the worse. So the stream goes on with an empty memory once its camera has departed
 too far. The next submap begins with the last frame, or with the first one of an earlier submap where the
 camera has come back to it: by its pose, or by what it sees where drift has led the pose away. Where such a
-frame lies is known, and so is its depth, which gives the similarity between submap and world. Source: submaps
-of VGGT-SLAM (arXiv 2505.12549) and VGGT-Long (arXiv 2507.16443); here the camera's way decides when they
-begin, and what is mapped already stays where it is.
+frame lies is known, and so is its depth, which gives the similarity between submap and world. A camera that
+came back also tells how the submaps in between lie (`pose_graph`). Source: submaps of VGGT-SLAM (arXiv
+2505.12549) and VGGT-Long (arXiv 2507.16443); here the camera's way decides when they begin.
 """
 
 from __future__ import annotations
 
 from copy import copy
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +26,8 @@ from stac_core.geometry import (
     rotation_from_quaternion,
 )
 from stac_core.keyframes import DISAGREEMENT, Keyframe, Keyframes, disagreement, valid
+from stac_core.moves import Moves
+from stac_core.pose_graph import PoseGraph
 from stac_core.prediction import Prediction
 from stac_core.relocalization import See, find_camera
 
@@ -37,6 +39,11 @@ class Similarity:
     rotation: Tensor  # [3, 3]
     translation: Tensor  # [3]
     scale: Tensor  # []
+
+    @classmethod
+    def restored(cls, state: dict[str, Tensor]) -> Similarity:
+        """KeyError where something is missing."""
+        return cls(*(state[field.name] for field in fields(cls)))
 
     def points(self, in_submap: Tensor) -> Tensor:
         """Points [..., 3] in world."""
@@ -75,11 +82,13 @@ class Submaps:
         """What follows is a new stream."""
         self.count = 1
         self.frames_seen = 0  # of the stream
+        self.loops = 0  # closed: times that earlier submaps have moved
         self.carried = False  # the camera is known to be elsewhere than the last pose says, near the keyframe
         self._world_from_submap: Similarity | None = None  # None = the first submap, which is world
         self._first: Keyframe | None = None  # of the present submap
         self._last: Keyframe | None = None
         self.keyframes = Keyframes(self._most_keyframes)  # first frames of submaps
+        self._graph = PoseGraph()
         if self._tracker is not None:
             self._tracker.forget()
 
@@ -87,6 +96,7 @@ class Submaps:
         """Another one of the same state, whose changes leave this one as it is."""
         twin = copy(self)
         twin.keyframes, twin._tracker = copy(self.keyframes), copy(self._tracker)
+        twin._graph = copy(self._graph)
         return twin
 
     @property
@@ -123,33 +133,43 @@ class Submaps:
             return near
         return find_camera(see, self.keyframes.hidden(self.last, self.reach), self.last.pixels, self.reach)
 
-    def go_back(self, keyframe: Keyframe, first: Prediction, last: Prediction) -> bool:
+    def go_back(self, keyframe: Keyframe, first: Prediction, last: Prediction) -> tuple[bool, Moves | None]:
         """The next submap begins with an earlier frame, and the last one is placed anew, as seen from there.
 
-        first, last: the two, as the network sees them anew. False, and nothing has changed, where their
-        depths contradict each other: then the camera is not where it is thought to be.
+        first, last: the two, as the network sees them anew. → whether it does; not, and nothing has changed,
+        where their depths contradict each other: then the camera is not where it is thought to be. Also how
+        all submaps so far have moved, where that was told for the first time.
         """
-        lies = self._lies(keyframe, first)
-        again, placed = lies.prediction(first), lies.prediction(last)
+        again, placed = self._seen_from(keyframe, first, last)
         if float(disagreement(again, placed)) > DISAGREEMENT:
-            return False
-        self._begin(keyframe, lies)
+            return False, None
+        moves = self._graph.close(keyframe.node, self.last, Keyframe.of(self.last.pixels, placed, 0))
+        if moves is not None:
+            self.loops += 1
+            self.keyframes.move(moves)
+            keyframe = keyframe.moved(moves, keyframe.node)
+            _, placed = self._seen_from(keyframe, first, last)
+        self._graph.go_to(keyframe)
+        self._begin(keyframe, first)
         if self._tracker is not None:
             self._tracker.forget()
             self._tracker.refine(self.last.pixels, placed)
         self._last = Keyframe.of(self.last.pixels, placed, 0)
-        return True
+        return True, moves
 
     def go_to(self, keyframe: Keyframe, first: Prediction) -> None:
         """The next submap begins with an earlier frame, as the network sees it anew; the camera is near."""
-        self._begin(keyframe, self._lies(keyframe, first))
+        self._graph.go_to(keyframe)
+        self._begin(keyframe, first)
         self._last, self.carried = keyframe, True
         if self._tracker is not None:
             self._tracker.forget()
 
     def go_on(self, last: Prediction) -> None:
         """The next submap begins with the last frame, as the network sees it anew."""
-        self._begin(self.last, self._lies(self.last, last))
+        first = replace(self.last, node=self._graph.next_node)
+        self._graph.go_on(first)
+        self._begin(first, last)
         if self._tracker is not None:
             self._tracker.go_on()
 
@@ -169,32 +189,45 @@ class Submaps:
                 self._first = Keyframe.of(pixels, placed, 0)
                 self.keyframes.serve(self._first)
             self._last = Keyframe.of(pixels, placed, -1)
-        return placed
+        return replace(placed, submap=self.count - 1)
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on, as nested dicts of tensors."""
-        parts = {"lies": self._world_from_submap, "first": self._first, "last": self._last}
+        frames = {"first": self._first, "last": self._last}
         return {
-            "numbers": torch.tensor([self.count, self.frames_seen, self.carried]),
+            "numbers": torch.tensor([self.count, self.frames_seen, self.loops, self.carried]),
             "keyframes": self.keyframes.state(),
+            "graph": self._graph.state(),
             "tracker": {} if self._tracker is None else self._tracker.state(),
-            **{name: dict(vars(part)) for name, part in parts.items() if part is not None},
+            "lies": {} if self._world_from_submap is None else dict(vars(self._world_from_submap)),
+            **{name: frame.state() for name, frame in frames.items() if frame is not None},
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken. KeyError where something is missing."""
-        self.count, self.frames_seen, carried = state["numbers"].tolist()
+        self.count, self.frames_seen, self.loops, carried = state["numbers"].tolist()
         self.carried = bool(carried)
-        self._world_from_submap = _restored(Similarity, state.get("lies"))
-        self._first, self._last = (_restored(Keyframe, state.get(name)) for name in ("first", "last"))
+        lies, frames = state.get("lies"), [state.get(name) for name in ("first", "last")]
+        self._world_from_submap = Similarity.restored(lies) if lies else None
+        self._first, self._last = (None if frame is None else Keyframe.restored(frame) for frame in frames)
         self.keyframes.restore(state.get("keyframes", {}))
+        self._graph.restore(state["graph"])
         if self._tracker is not None:
             self._tracker.restore(state.get("tracker", {}))
 
-    def _begin(self, first: Keyframe, lies: Similarity) -> None:
-        self._first, self._world_from_submap = first, lies
+    def _begin(self, first: Keyframe, again: Prediction) -> None:
+        """The next submap: with a frame whose place is known, as the network sees it anew."""
+        self._first, self._world_from_submap = first, self._lies(first, again)
         self.keyframes.serve(first)
+        self._graph.keep({keyframe.node for keyframe in self.keyframes})
         self.count += 1
+
+    def _seen_from(
+        self, keyframe: Keyframe, first: Prediction, last: Prediction
+    ) -> tuple[Prediction, Prediction]:
+        """A keyframe and the last frame, as the network sees them anew, in world."""
+        lies = self._lies(keyframe, first)
+        return lies.prediction(first), lies.prediction(last)
 
     def _lies(self, known: Keyframe, again: Prediction) -> Similarity:
         """Where a submap lies that begins with a frame of known pose and depth."""
@@ -207,10 +240,3 @@ class Submaps:
     def _scale(self, like: Tensor) -> Tensor:
         """Of the present submap, [] like another one."""
         return torch.ones_like(like) if self._world_from_submap is None else self._world_from_submap.scale
-
-
-Part = TypeVar("Part", Similarity, Keyframe)
-
-
-def _restored(kind: type[Part], state: dict[str, Tensor] | None) -> Part | None:
-    return None if state is None else kind(*(state[field.name] for field in fields(kind)))

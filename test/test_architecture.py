@@ -26,25 +26,36 @@ MAY_IMPORT = {  # part of stac_core → the parts it may import
     "stamps": set(),
     "intrinsics": set(),
     "geometry": {"intrinsics"},
-    "prediction": set(),
+    "moves": set(),
+    "prediction": {"geometry", "moves"},
     "images": {"config", "geometry", "device"},
     "network": BASICS,
     "kernels": {"config", "settings", "device"},
     "cache": {"kernels", "geometry", "config", "settings", "files", "device"},
-    "keyframes": {"geometry", "prediction"},
+    "keyframes": {"geometry", "prediction", "moves", "device"},
+    "pose_graph": {"keyframes", "moves"},
     "relocalization": {"keyframes", "prediction"},
     "camera_fit": set(),
     "camera_tracker": {"geometry", "prediction", "device", "camera_fit"},
-    "submaps": {"geometry", "prediction", "keyframes", "camera_tracker", "relocalization"},
+    "submaps": {
+        "geometry",
+        "prediction",
+        "moves",
+        "keyframes",
+        "pose_graph",
+        "camera_tracker",
+        "relocalization",
+    },
     "checkpoint": BASICS | {"network"},
     "session": BASICS
-    | {"network", "cache", "images", "intrinsics", "kernels", "submaps", "camera_tracker", "relocalization"},
+    | {"network", "cache", "images", "intrinsics", "kernels"}
+    | {"moves", "submaps", "camera_tracker", "relocalization"},
     "worlds": {"geometry", "config", "settings", "stamps"},
     # the network as a type; sequences of synthetic worlds; kernels to be checked and timed
     "evaluation": METHOD | FILES | {"network", "worlds", "kernels"},
     "reconstruct": METHOD | FILES | {"evaluation"},
     "training": METHOD | FILES | {"network", "cache", "worlds", "evaluation"},
-    "__init__": METHOD,
+    "__init__": METHOD | {"moves"},
 }
 # Benchmarks take the method apart to time its pieces.
 BENCHMARKS = {"evaluation/gpu", "evaluation/benchmark_gpu.py", "evaluation/cache_benchmark"}

@@ -1,0 +1,60 @@
+"""How parts of what has been seen move where a closed loop tells that they lie elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Submaps = int | NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True)
+class Moves:
+    """One similarity for each of n submaps: x → scale · rotation · x + translation, both in world.
+
+    Whatever is moved says in which submap it was seen: one for all of it, or one each, [...].
+    """
+
+    rotation: Array  # [n, 3, 3]
+    translation: Array  # [n, 3]
+    scale: Array  # [n]
+
+    @classmethod
+    def none(cls, n: int) -> Moves:
+        """Everything stays."""
+        return cls(np.tile(np.eye(3), (n, 1, 1)), np.zeros((n, 3)), np.ones(n))
+
+    def __len__(self) -> int:
+        return len(self.scale)
+
+    def __getitem__(self, submap: NDArray[np.integer[Any]]) -> Moves:
+        """Those of some submaps."""
+        return Moves(self.rotation[submap], self.translation[submap], self.scale[submap])
+
+    def points(self, submap: Submaps, positions: NDArray[Any]) -> Array:
+        """Where points [..., 3] come to lie."""
+        turned = np.einsum("...ij,...j->...i", self.rotation[submap], positions)
+        return self.scale[submap][..., None] * turned + self.translation[submap]
+
+    def poses(self, submap: Submaps, world_from_camera: NDArray[Any]) -> Array:
+        """Poses [..., 4, 4]; they stay rigid, only their centres are scaled."""
+        moved = np.array(world_from_camera, np.float64)
+        moved[..., :3, 3] = self.points(submap, moved[..., :3, 3])
+        moved[..., :3, :3] = self.rotation[submap] @ moved[..., :3, :3]
+        return moved
+
+    def after(self, first: Moves) -> Moves:
+        """Both, one after the other, of the submaps that `first` knows."""
+        submap = np.arange(len(first))
+        rotation = self.rotation[submap] @ first.rotation
+        return Moves(rotation, self.points(submap, first.translation), self.scale[submap] * first.scale)
+
+    def seen_from(self, rotation: Array, translation: Array, scale: float) -> Moves:
+        """The same in another frame, where a point x of world is scale · rotation · x + translation."""
+        turned = rotation @ self.rotation @ rotation.T
+        start = scale * self.translation @ rotation.T + translation
+        return Moves(turned, start - self.scale[:, None] * (turned @ translation), self.scale)

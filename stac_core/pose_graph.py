@@ -1,0 +1,145 @@
+"""How submaps lie to each other, and where a closed loop shows that they lie instead.
+
+A stream's submaps are joined frame by frame: each begins with one that another knows already. Drift adds up
+along the way; a camera that comes back finds by how much, and what lies between is told to move.
+
+Nodes are the frames that submaps begin with. Links are frames that two nodes know, with the pose and the
+depth that they have by either; they would agree if nothing had drifted. Each node gets the similarity for
+which all links agree best: turns first, then lengths, then places, each by linear least squares over the
+graph. All at once came out no better. Source: pose graphs of similarities (Strasdat, Montiel and Davison,
+Scale drift-aware large scale monocular SLAM, RSS 2010).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+from torch import Tensor
+
+from stac_core.keyframes import Keyframe, valid
+from stac_core.moves import Array, Moves
+
+
+@dataclass(frozen=True)
+class Link:
+    """One frame as it lies by each of two nodes, in world."""
+
+    nodes: NDArray[np.int64]  # [2]
+    poses: Array  # [2, 4, 4] world_from_camera
+    depths: Array  # [2] median
+
+    @classmethod
+    def between(cls, node: int, other: int, frame: Keyframe, again: Keyframe) -> Link:
+        """Two nodes, and the frame as it lies by each. Waits for the device."""
+        depths = [float(valid(known.depth).nanmedian()) for known in (frame, again)]
+        poses = [known.pose.double().cpu().numpy() for known in (frame, again)]
+        return cls(np.array([node, other]), np.stack(poses), np.nan_to_num(depths, nan=1.0))
+
+    def joins(self, nodes: set[int]) -> bool:
+        """Whether it lies between these two."""
+        return set(self.nodes.tolist()) == nodes
+
+
+class PoseGraph:
+    """Of one stream. Cheap to copy: what it holds is never changed, only replaced."""
+
+    def __init__(self) -> None:
+        self._node = np.zeros(1, np.int64)  # [submaps], in order: the node that each is fixed to
+        self._links: tuple[Link, ...] = ()
+
+    @property
+    def next_node(self) -> int:
+        """The number of a node that would begin now."""
+        return len(self._node)
+
+    def go_on(self, first: Keyframe) -> None:
+        """The next submap begins with a frame of the present one, and is a node of its own."""
+        self._links += (Link.between(int(self._node[-1]), first.node, first, first),)
+        self._begin(first.node)
+
+    def go_to(self, first: Keyframe) -> None:
+        """The next submap begins with the frame of an earlier node, and is fixed to it."""
+        self._begin(first.node)
+
+    def close(self, node: int, known: Keyframe, again: Keyframe) -> Moves | None:
+        """A frame of the present submap, as it lies by this and by an earlier node → moves of all submaps.
+
+        None, and nothing has changed, where the two have met before: how they lie has been told already.
+        """
+        present = int(self._node[-1])
+        if node == present or any(link.joins({node, present}) for link in self._links):
+            return None
+        self._links += (Link.between(present, node, known, again),)
+        return self._relax()
+
+    def keep(self, nodes: Collection[int]) -> None:
+        """All others become part of a neighbour, and move with it from here on; the present one stays."""
+        for gone in set(self._node.tolist()) - set(nodes) - {int(self._node[-1])}:
+            self._merge(gone)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything needed to go on."""
+        numbers = {"node": self._node}
+        if self._links:
+            numbers |= {k: np.stack([getattr(one, k) for one in self._links]) for k in vars(self._links[0])}
+        return {name: torch.from_numpy(array) for name, array in numbers.items()}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on where `state` was taken. KeyError where something is missing."""
+        arrays = {name: tensor.cpu().numpy() for name, tensor in state.items()}
+        self._node = arrays["node"]
+        parts = [arrays.get(field.name, ()) for field in fields(Link)]  # none where nothing is linked
+        self._links = tuple(Link(*link) for link in zip(*parts, strict=True))
+
+    def _begin(self, node: int) -> None:
+        self._node = np.append(self._node, node)
+
+    def _relax(self) -> Moves:
+        """Move every node, but that of the first submap, to where its links agree best."""
+        order, of_submap = np.unique(self._node, return_inverse=True)
+        ends = np.searchsorted(order, np.stack([link.nodes for link in self._links]))
+        poses, depths = (
+            np.stack([getattr(link, name) for link in self._links]) for name in ("poses", "depths")
+        )
+        moves = _agreement(ends, poses, depths, int(of_submap[0]))
+        poses, depths = moves.poses(ends, poses), moves.scale[ends] * depths
+        self._links = tuple(map(Link, order[ends], poses, depths))
+        return moves[of_submap]
+
+    def _merge(self, gone: int) -> None:
+        """Fix a node to one that it has a link with."""
+        into = next(int(n) for link in self._links if gone in link.nodes for n in link.nodes if n != gone)
+        self._node = np.where(self._node == gone, into, self._node)
+        links: list[Link] = []
+        for link in self._links:
+            ends = np.where(link.nodes == gone, into, link.nodes)
+            if ends[0] != ends[1] and not any(other.joins(set(ends.tolist())) for other in links):
+                links.append(Link(ends, link.poses, link.depths))
+        self._links = tuple(links)
+
+
+def _agreement(ends: NDArray[np.int64], poses: Array, depths: Array, still: int) -> Moves:
+    """Moves of all nodes that bring both ends of each of L links together; one node stays.
+
+    ends [L, 2] rows of nodes, poses [L, 2, 4, 4], depths [L, 2].
+    """
+    nodes = np.eye(ends.max() + 1)
+    others = np.delete(nodes, still, axis=1)
+    apart = others[ends[:, 1]] - others[ends[:, 0]]  # [L, nodes - 1]
+
+    def solve(weights: Array, wanted: Array) -> Array:
+        """Numbers [nodes, k] whose differences along links come nearest to those wanted [L, k]."""
+        return others @ np.linalg.lstsq(weights * apart, weights * wanted, rcond=None)[0]
+
+    alike = np.ones((len(ends), 1))
+    turns = Rotation.from_matrix(poses[:, 0, :3, :3] @ poses[:, 1, :3, :3].swapaxes(-1, -2)).as_rotvec()
+    rotation = Rotation.from_rotvec(solve(alike, turns)).as_matrix()
+    scale = np.exp(solve(alike, np.log(depths[:, :1] / depths[:, 1:]))[:, 0])
+    centres = Moves(rotation, np.zeros((len(nodes), 3)), scale).points(ends, poses[..., :3, 3])
+    translation = solve(1 / depths.mean(1, keepdims=True), centres[:, 0] - centres[:, 1])
+    return Moves(rotation, translation, scale)
