@@ -27,7 +27,7 @@ class Keyframe:
     pixels: Tensor  # [1, 3, H, W]
     pose: Tensor  # world_from_camera [4, 4]
     depth: Tensor  # [H, W] in lengths of world
-    node: int = 0  # of the pose graph: the number of the submap that it was the first to begin
+    submap: int = 0  # that it was the first to begin
 
     @classmethod
     def of(cls, pixels: Tensor, placed: Prediction, index: int) -> Keyframe:
@@ -35,21 +35,21 @@ class Keyframe:
         pose, depth = placed.world_from_camera[index], placed.depth[index]
         return cls(pixels[index][None].clone(), pose.clone(), depth.clone())
 
-    def moved(self, moves: Moves, submap: int) -> Keyframe:
+    def moved(self, moves: Moves) -> Keyframe:
         """Where it lies once its submap has moved."""
-        pose = torch.from_numpy(moves.poses(submap, self.pose.double().cpu().numpy()))
-        depth = float(moves.scale[submap]) * self.depth
+        pose = torch.from_numpy(moves.poses(self.submap, self.pose.double().cpu().numpy()))
+        depth = float(moves.scale[self.submap]) * self.depth
         return replace(self, pose=send(pose.to(self.pose.dtype), self.pose.device), depth=depth)
 
     def state(self) -> dict[str, Tensor]:
         """As tensors."""
-        return {**vars(self), "node": torch.tensor(self.node)}
+        return {**vars(self), "submap": torch.tensor(self.submap)}
 
     @classmethod
     def restored(cls, state: dict[str, Tensor]) -> Keyframe:
         """As it was when `state` was taken. KeyError where something is missing."""
         pixels, pose, depth = (state[name].clone() for name in ("pixels", "pose", "depth"))
-        return cls(pixels, pose, depth, int(state["node"]))
+        return cls(pixels, pose, depth, int(state["submap"]))
 
     def departure(self, other: Keyframe) -> Tensor:
         """How far another camera is from this one: its turn in radians plus its way in median depths, [].
@@ -63,7 +63,7 @@ class Keyframe:
 
 
 class Keyframes:
-    """At most `most` of them, one of each node; the one that served longest ago makes room."""
+    """At most `most` of them, one of each submap; the one that served longest ago makes room."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -79,12 +79,12 @@ class Keyframes:
 
     def serve(self, keyframe: Keyframe) -> None:
         """Keep it, or keep it longer."""
-        self._kept = [kept for kept in self._kept if kept.node != keyframe.node] + [keyframe]
+        self._kept = [kept for kept in self._kept if kept.submap != keyframe.submap] + [keyframe]
         self._kept = self._kept[max(0, len(self._kept) - self._most) :]
 
     def move(self, moves: Moves) -> None:
-        """Each with the submap that it was the first to begin."""
-        self._kept = [kept.moved(moves, kept.node) for kept in self._kept]
+        """Each with its submap."""
+        self._kept = [kept.moved(moves) for kept in self._kept]
 
     def nearest(self, camera: Keyframe, reach: float) -> Keyframe | None:
         """The one from which a camera has departed least, by no more than `reach`. Waits for the device."""

@@ -12,7 +12,7 @@ Scale drift-aware large scale monocular SLAM, RSS 2010).
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -52,35 +52,36 @@ class PoseGraph:
         self._node = np.zeros(1, np.int64)  # [submaps], in order: the node that each is fixed to
         self._links: tuple[Link, ...] = ()
 
-    @property
-    def next_node(self) -> int:
-        """The number of a node that would begin now."""
-        return len(self._node)
-
     def go_on(self, first: Keyframe) -> None:
         """The next submap begins with a frame of the present one, and is a node of its own."""
-        self._links += (Link.between(int(self._node[-1]), first.node, first, first),)
-        self._begin(first.node)
+        self._links += (Link.between(self._present, len(self._node), first, first),)
+        self._begin(len(self._node))
 
     def go_to(self, first: Keyframe) -> None:
-        """The next submap begins with the frame of an earlier node, and is fixed to it."""
-        self._begin(first.node)
+        """The next submap begins with the frame that an earlier one began with, and is fixed to it."""
+        self._begin(self._node_of(first))
 
-    def close(self, node: int, known: Keyframe, again: Keyframe) -> Moves | None:
-        """A frame of the present submap, as it lies by this and by an earlier node → moves of all submaps.
+    def close(self, first: Keyframe, known: Keyframe, again: Keyframe) -> Moves | None:
+        """A frame as it lies by the present submap, and by the earlier one that began with `first`.
 
-        None, and nothing has changed, where the two have met before: how they lie has been told already.
+        → moves of all submaps. None, and nothing has changed, where the nodes of the two have met before:
+        how they lie has been told already.
         """
-        present = int(self._node[-1])
+        node, present = self._node_of(first), self._present
         if node == present or any(link.joins({node, present}) for link in self._links):
             return None
         self._links += (Link.between(present, node, known, again),)
         return self._relax()
 
-    def keep(self, nodes: Collection[int]) -> None:
-        """All others become part of a neighbour, and move with it from here on; the present one stays."""
-        for gone in set(self._node.tolist()) - set(nodes) - {int(self._node[-1])}:
+    def keep(self, firsts: Iterable[Keyframe]) -> None:
+        """Nodes of other frames become part of a neighbour, and move with it from here on."""
+        kept = {self._present, *map(self._node_of, firsts)}
+        for gone in set(self._node.tolist()) - kept:
             self._merge(gone)
+
+    def hold(self) -> None:
+        """All so far is one node, the first, and stays."""
+        self._node, self._links = np.zeros_like(self._node), ()
 
     def state(self) -> dict[str, Tensor]:
         """Everything needed to go on."""
@@ -95,6 +96,13 @@ class PoseGraph:
         self._node = arrays["node"]
         parts = [arrays.get(field.name, ()) for field in fields(Link)]  # none where nothing is linked
         self._links = tuple(Link(*link) for link in zip(*parts, strict=True))
+
+    @property
+    def _present(self) -> int:
+        return int(self._node[-1])
+
+    def _node_of(self, first: Keyframe) -> int:
+        return int(self._node[first.submap])
 
     def _begin(self, node: int) -> None:
         self._node = np.append(self._node, node)

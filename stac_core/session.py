@@ -232,6 +232,13 @@ class StreamSession:
             raise ValueError(f"{path} lacks {missing}: save the stream again") from missing
         self._cache, self._submaps, self.geometry, self._watch = cache, submaps, geometry, None
 
+    def hold(self) -> None:
+        """What has been seen so far stays where it is from here on; loops move only what comes after.
+
+        As for a map that is trusted, in which a camera is to be localised.
+        """
+        self._submaps.hold()
+
     def stats(self, members: bool = False) -> SessionStats:
         """members: also count merged tokens by how many they stand for, which looks at every one."""
         times_ms = self._watch.milliseconds() if self._watch else (0.0, 0.0, 0.0)

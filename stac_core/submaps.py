@@ -143,11 +143,11 @@ class Submaps:
         again, placed = self._seen_from(keyframe, first, last)
         if float(disagreement(again, placed)) > DISAGREEMENT:
             return False, None
-        moves = self._graph.close(keyframe.node, self.last, Keyframe.of(self.last.pixels, placed, 0))
+        moves = self._graph.close(keyframe, self.last, Keyframe.of(self.last.pixels, placed, 0))
         if moves is not None:
             self.loops += 1
             self.keyframes.move(moves)
-            keyframe = keyframe.moved(moves, keyframe.node)
+            keyframe = keyframe.moved(moves)
             _, placed = self._seen_from(keyframe, first, last)
         self._graph.go_to(keyframe)
         self._begin(keyframe, first)
@@ -167,11 +167,15 @@ class Submaps:
 
     def go_on(self, last: Prediction) -> None:
         """The next submap begins with the last frame, as the network sees it anew."""
-        first = replace(self.last, node=self._graph.next_node)
+        first = replace(self.last, submap=self.count)
         self._graph.go_on(first)
         self._begin(first, last)
         if self._tracker is not None:
             self._tracker.go_on()
+
+    def hold(self) -> None:
+        """What has been seen so far stays where it is from here on; loops move what comes after."""
+        self._graph.hold()
 
     def follow(self, pixels: Tensor, prediction: Prediction, calibrated: bool = False) -> Prediction:
         """New frames [S, 3, H, W] and what the network says of them, in world from here on.
@@ -219,7 +223,7 @@ class Submaps:
         """The next submap: with a frame whose place is known, as the network sees it anew."""
         self._first, self._world_from_submap = first, self._lies(first, again)
         self.keyframes.serve(first)
-        self._graph.keep({keyframe.node for keyframe in self.keyframes})
+        self._graph.keep(self.keyframes)
         self.count += 1
 
     def _seen_from(

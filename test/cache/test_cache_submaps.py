@@ -343,7 +343,7 @@ def test_depths_tell_whether_a_camera_is_where_it_is_thought_to_be():
 
 
 def test_keyframes_that_served_last_are_kept():
-    frames = [keyframe_at(float(x), depth=2.0, node=x) for x in range(4)]
+    frames = [keyframe_at(float(x), depth=2.0, submap=x) for x in range(4)]
     keyframes = Keyframes(3)
     for frame in (*frames[:3], frames[0], frames[3]):
         keyframes.serve(frame)
@@ -354,7 +354,7 @@ def test_keyframes_that_served_last_are_kept():
     again = Keyframes(3)
     again.restore(keyframes.state())
     assert torch.equal(again.nearest(frames[3], 0.1).pose, frames[3].pose)
-    keyframes.serve(keyframe_at(1.0, depth=0.0, node=4))  # nothing valid in it
+    keyframes.serve(keyframe_at(1.0, depth=0.0, submap=4))  # nothing valid in it
     assert keyframes.nearest(frames[3], 0.1) is frames[3]
     none = Keyframes(0)
     none.serve(frames[0])
@@ -363,7 +363,7 @@ def test_keyframes_that_served_last_are_kept():
 
 def test_drift_may_hide_the_nearest_of_those_that_served_long_ago(monkeypatch):
     """They lie at 0, 1, 2 and 3 depths, the camera at 0.8; those that served long ago may be farther away."""
-    frames = [keyframe_at(float(x), node=x) for x in range(4)]
+    frames = [keyframe_at(float(x), submap=x) for x in range(4)]
     camera = keyframe_at(0.8)
     keyframes = Keyframes(9)
     assert keyframes.hidden(camera, 0.5) == []
@@ -375,12 +375,12 @@ def test_drift_may_hide_the_nearest_of_those_that_served_long_ago(monkeypatch):
     keyframes.serve(frames[0])
     assert keyframes.hidden(camera, 0.55) == [frames[1]]
     assert keyframes.hidden(camera, 9.0) == [frames[1], frames[0]]  # no more are worth a pass each
-    keyframes.serve(keyframe_at(0.8, depth=0.0, node=4))  # nothing valid in it
+    keyframes.serve(keyframe_at(0.8, depth=0.0, submap=4))  # nothing valid in it
     assert keyframes.hidden(camera, 0.45) == [frames[1]]
 
 
-def keyframe_at(x: float, depth: float = 1.0, node: int = 0) -> Keyframe:
-    return Keyframe(torch.zeros(1, 3, 2, 2), pose_at(x), torch.full((2, 2), depth), node)
+def keyframe_at(x: float, depth: float = 1.0, submap: int = 0) -> Keyframe:
+    return Keyframe(torch.zeros(1, 3, 2, 2), pose_at(x), torch.full((2, 2), depth), submap)
 
 
 def pose_at(x: float) -> torch.Tensor:
