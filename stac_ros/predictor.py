@@ -155,6 +155,8 @@ class Predictor:
     def _predict_run(self, views: list[View]) -> None:
         if not views or (self.searching and not self._found(views)):
             return
+        if not self._parameters.ros.map.grow:
+            self._session.hold()  # the map stays as it is, and with it what the stream has seen
         started = time.monotonic()
         try:
             images = [view.image for view in views]

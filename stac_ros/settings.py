@@ -188,7 +188,9 @@ class MapSettings:
     keep_on_new_stream: bool = setting(
         False, "keep the map when a new stream begins, though the two do not align"
     )
-    grow: bool = setting(True, "false = the camera is only localised: its images add no points to the map")
+    grow: bool = setting(
+        True, "false = the camera is only localised: nothing is added to the map, and nothing in it moves"
+    )
     max_poses: int = setting(1_000_000, "poses of the saved trajectory at most; the oldest leave", minimum=1)
     directory: str = setting("~/.ros/stac_maps", "where ~/save_map writes")
     load: str = setting(

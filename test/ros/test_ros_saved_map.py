@@ -27,6 +27,7 @@ from stac_ros.topics import qos_profile
 
 CONFIG = Config(model=ModelConfig(device="cpu"))
 WALK = "world:50,frames=24,height=126,width=168,step_max=0.03"
+LAP = "world:7187,frames=40,height=126,width=168"  # comes back after 32
 ELSEWHERE = "world:58,frames=4,height=126,width=168"
 CHUNK = 4
 
@@ -108,6 +109,14 @@ def test_a_map_that_must_not_grow_tells_where_the_camera_is(saved):
         assert len(notes.frames) == len(mapper.trajectory) == 8
         assert all(len(seen.positions) for seen in notes.points), "what is seen is still said"
         assert all(map(np.allclose, mapper.map.points(), points))
+
+
+@pytest.mark.parametrize("grow", [True, False])
+def test_a_closed_loop_moves_what_may_grow_and_nothing_else(grow):
+    with mapper_of(bundled(), config=CONFIG, map__grow=grow) as (mapper, notes, _):
+        process(mapper, chunks(LAP, range(40)))
+        assert notes.jumps[0] == 32 and len(notes.frames) == 40
+        assert bool(mapper.session_stats.loops) == grow
 
 
 def test_a_search_that_fails_goes_on(saved, monkeypatch, caplog):
