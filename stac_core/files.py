@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -29,7 +29,27 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def name_folder(whole: Path, name: Path) -> None:
+    """Rename a folder whose files are whole; after a power cut it has one name or the other, and all files.
+
+    OSError where a folder of that name holds anything already.
+    """
+    _sync(whole)
+    os.rename(whole, name)
+    _sync(name.parent)
+
+
 def write_whole(path: Path, content: bytes | str) -> None:
     """Replace a file by `content`, text as UTF-8. Raises OSError where that is not possible."""
     with replacing(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def _sync(folder: Path) -> None:
+    """See the names in it written to the disk, as far as its file system can."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems refuse
+            os.fsync(opened)
+    finally:
+        os.close(opened)

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 
 def try_to_write(directory: str) -> None:
     """Make the folder and, for a moment, a file in it. OSError naming the parameter and the cure.
@@ -21,17 +23,20 @@ def try_to_write(directory: str) -> None:
             file.write(b"map")
 
 
-def new_folder(directory: str) -> Path:
-    """A name in it that nobody has used yet, made of the time."""
-    return _absolute(directory) / datetime.now().strftime("%Y-%m-%d_%H-%M-%S.%f")
+def new_folder(directory: str, kind: str = "") -> Path:
+    """A name in it that nobody has used yet, made of the time. kind: what it begins with."""
+    return _absolute(directory) / (kind + datetime.now().strftime("%Y-%m-%d_%H-%M-%S.%f"))
 
 
 @contextmanager
 def explained(directory: str | Path) -> Iterator[None]:
-    """An OSError of writing there, for somebody who has yet to learn that a parameter decides where."""
+    """An OSError of writing there, for somebody who has yet to learn that a parameter decides where.
+
+    It is also what becomes of the error of safetensors, which has one of its own for a full disk.
+    """
     try:
         yield
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise OSError(
             f"map.directory = {str(directory)!r} cannot be written: {error}; set it to another folder, which "
             "is possible while the node runs (ros2 param set)"

@@ -65,6 +65,7 @@ class Mapper:
         self.scale = StreamScale(parameters)
         self._map_from_world: NDArray[np.float64] | None = None  # known from the first image on
         self._factor = 1.0  # lengths of the map per length of the network
+        self.streams_ended = 0
 
     def add(self, predicted: Predicted) -> None:
         """Map and publish the next images of the stream."""
@@ -78,6 +79,7 @@ class Mapper:
 
     def begin_stream(self, keep: bool) -> None:
         """What follows is a new stream; keep = map and trajectory stay."""
+        self.streams_ended += 1
         self.scale.begin_stream()
         self._map_from_world = None
         self._factor = 1.0
@@ -95,15 +97,24 @@ class Mapper:
 
         ValueError while there is nothing to save; OSError where the folder cannot be written.
         """
-        if not len(self.trajectory) and not len(self.map):
+        if self.empty:
             raise ValueError("nothing to save yet: no image has been mapped")
+        self.write(folder)
+        logger.info("saved %d points and %d poses to %s", len(self.map), len(self.trajectory), folder)
+        return f"{folder / saved_map.POINTS}\n{folder / saved_map.POSES}"
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to save."""
+        return not len(self.trajectory) and not len(self.map)
+
+    def write(self, folder: Path) -> None:
+        """What `save` does, without a word. OSError where the folder cannot be written."""
         with explained(folder.parent):
             write_ply(folder / saved_map.POINTS, *self.map.points())
             write_whole(folder / saved_map.POSES, self.trajectory.tum())
             if self._map_from_world is not None:
                 self._saved(self._map_from_world).write(folder / saved_map.MAP)
-        logger.info("saved %d points and %d poses to %s", len(self.map), len(self.trajectory), folder)
-        return f"{folder / saved_map.POINTS}\n{folder / saved_map.POSES}"
 
     def load(self, folder: Path) -> None:
         """Go on with a saved map, before the first image. ValueError where it cannot be read."""

@@ -21,6 +21,7 @@ from std_srvs.srv import SetBool, Trigger
 from stac_core import LoadedNetwork, StreamSession, load_network
 from stac_core.config import require_stream
 from stac_ros import clouds, parameter_files, topics, transforms
+from stac_ros.autosave import Autosave
 from stac_ros.camera_info import CameraCalibration
 from stac_ros.diagnostics import Facts, InputState, MapState, diagnostic_array
 from stac_ros.image_library import image_library
@@ -87,6 +88,7 @@ class MappingNode(ClosingNode):
         self.predictor = Predictor(
             session, self.parameters, self.statistics, self.mapping, odometry, self.calibration
         )
+        self.autosave = Autosave(self.predictor, self.mapper, self.parameters, self.statistics)
         if ros.map.load:
             self._load(Path(ros.map.load).expanduser())
         self._reported = self.statistics.snapshot()
@@ -116,6 +118,8 @@ class MappingNode(ClosingNode):
         """Finish the chunk at hand and see it delivered, with the map that holds it."""
         self.inference.stop()
         self.mapping.stop()
+        if self.parameters.ros.map.autosave:
+            self.autosave.finish()  # first of all that is left: who waits too long for the end kills
         self.outputs.publish_whole(self.mapper.map)  # its thread has ended: they may be used here
         self.outputs.flush()
         logger.info("stopped: %d images mapped", self.statistics.snapshot().mapped)
@@ -145,6 +149,9 @@ class MappingNode(ClosingNode):
     def on_relocalize(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         said = "the camera is looked for in the map; images that do not show it are left out"
         return self._answer(response, self.predictor.relocalize, lambda: said)
+
+    def on_autosave_timer(self) -> None:
+        self.autosave.order(self.inference, self.mapping)
 
     def on_map_timer(self) -> None:
         if self.outputs.whole_is_due():
@@ -230,6 +237,8 @@ class MappingNode(ClosingNode):
         ros = self.parameters.ros
         every(DIAGNOSTICS_PERIOD_S, self.on_diagnostics_timer)
         every(ros.publish.map_period, self.on_map_timer)
+        if ros.map.autosave:
+            every(ros.map.autosave, self.on_autosave_timer)
         if ros.frames.odom and ros.frames.publish_tf and ros.frames.republish_period:
             every(ros.frames.republish_period, self.outputs.map_to_odom.republish)
 

@@ -192,15 +192,25 @@ class MapSettings:
         True, "false = the camera is only localised: nothing is added to the map, and nothing in it moves"
     )
     max_poses: int = setting(1_000_000, "poses of the saved trajectory at most; the oldest leave", minimum=1)
-    directory: str = setting("~/.ros/stac_maps", "where ~/save_map writes")
+    directory: str = setting("~/.ros/stac_maps", "where ~/save_map and autosave write")
+    autosave: float = setting(
+        0.0,
+        "what is new is saved this often and when the node stops, in place of the stream's autosave before; "
+        "0 = never, else 1 or more",
+        minimum=0.0,
+        maximum=1e6,
+        unit="s",
+    )
     load: str = setting(
         "",
-        "folder that ~/save_map wrote: its map is gone on with, from where the camera is found in it; images "
-        "before that are left out; empty = a new map",
+        "folder that ~/save_map or autosave wrote: its map is gone on with, from where the camera is found "
+        "in it; images before that are left out; empty = a new map",
     )
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if 0 < self.autosave < 1:
+            raise refuse(self, "autosave", "the node would do little else", 1.0)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from stac_ros.quaternions import quaternion_from_rotation
 from stac_ros.rescaling import Rescaling
 
 _NUMBERS = 7  # translation x, y, z and quaternion x, y, z, w
+_LINE = " ".join(["%.9g"] * _NUMBERS) + "\n"  # one operation for all of them: an autosave writes every pose
 
 
 class Trajectory:
@@ -42,9 +43,7 @@ class Trajectory:
 
     def tum(self) -> str:
         """The lines of a TUM file: seconds, translation, quaternion xyzw."""
-        poses = np.asarray(self._numbers).reshape(-1, _NUMBERS)
-        lines = []
-        for stamp, pose in zip(self._stamps, poses, strict=True):
-            numbers = " ".join(f"{value:.9g}" for value in pose)
-            lines.append(f"{stamp_text(stamp)} {numbers}\n")
-        return "".join(lines)
+        poses = zip(*[iter(self._numbers)] * _NUMBERS, strict=True)
+        return "".join(
+            f"{stamp_text(stamp)} {_LINE % pose}" for stamp, pose in zip(self._stamps, poses, strict=True)
+        )
