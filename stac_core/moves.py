@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,18 @@ class Moves:
         """Everything stays."""
         return cls(np.tile(np.eye(3), (n, 1, 1)), np.zeros((n, 3)), np.ones(n))
 
+    @classmethod
+    def composed(cls, moves: Iterable[Moves | None]) -> Moves:
+        """All moves of one stream, in order, made one; None where nothing has moved.
+
+        It is the same for all that a submap has seen: when a loop moves it, it has ended.
+        """
+        so_far = cls.none(0)
+        for each in moves:
+            if each is not None:
+                so_far = each.after(so_far.up_to(len(each)))
+        return so_far
+
     def __len__(self) -> int:
         return len(self.scale)
 
@@ -52,6 +65,12 @@ class Moves:
         submap = np.arange(len(first))
         rotation = self.rotation[submap] @ first.rotation
         return Moves(rotation, self.points(submap, first.translation), self.scale[submap] * first.scale)
+
+    def up_to(self, n: int) -> Moves:
+        """The same of at least n submaps: those that are new stay."""
+        new = Moves.none(max(0, n - len(self)))
+        pairs = zip(vars(self).values(), vars(new).values(), strict=True)
+        return Moves(*(np.concatenate(pair) for pair in pairs))
 
     def seen_from(self, rotation: Array, translation: Array, scale: float) -> Moves:
         """The same in another frame, where a point x of world is scale · rotation · x + translation."""

@@ -69,10 +69,6 @@ class Prediction:
 
 def moved_on(predictions: Iterable[Prediction]) -> list[Prediction]:
     """All predictions of one stream, on the host, each where those after it have moved it."""
-    placed: list[Prediction] = []
-    since: Moves | None = None  # of all submaps that there were at the first of these moves
-    for p in reversed(list(predictions)):
-        placed.append(p.moved_by(since) if since is not None and p.submap < len(since) else p)
-        if p.moved is not None:
-            since = p.moved if since is None else since.after(p.moved)
-    return placed[::-1]
+    said = list(predictions)
+    moves = Moves.composed(p.moved for p in said)
+    return [p.moved_by(moves) if p.submap < len(moves) else p for p in said]

@@ -1,6 +1,8 @@
 """Command `stac-reconstruct`: an image folder or a video → point cloud, trajectory, depth maps, picture.
 
-Frames are read, mapped and written one chunk at a time; only the thinned cloud and the poses stay.
+Frames are read, mapped and written one chunk at a time; only the thinned cloud and the poses stay. Where the
+camera comes back and a loop is closed, all three end where that shows that they lie: cloud and poses are
+moved, and depth maps are brought to the lengths that they have then.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from stac_core.camera_path import CameraPath
 from stac_core.checkpoint import load_network
 from stac_core.config import Config
 from stac_core.device import free_bytes
@@ -31,6 +34,7 @@ from stac_core.evaluation.trajectory import Trajectory, write_tum
 from stac_core.evaluation.visualise import save_figure
 from stac_core.files import write_whole
 from stac_core.geometry import VALID_DEPTH, unproject_depth
+from stac_core.moves import Moves
 from stac_core.ply import write_ply
 from stac_core.prediction import Prediction
 from stac_core.session import SessionStats, StreamSession
@@ -95,12 +99,12 @@ class Reconstruction:
         """conf_percent: share of each frame's points that is left out for low confidence."""
         self._output, self._conf_percent = output, conf_percent
         self._stamps: list[int] = []
-        self._poses: list[NDArray[np.float64]] = []
+        self._path = CameraPath()
         self._cloud = ThinnedCloud()
 
     def __len__(self) -> int:
         """Frames so far."""
-        return len(self._poses)
+        return len(self._path)
 
     def add(self, frames: list[Frame], prediction: Prediction, session: StreamSession) -> None:
         """Take one chunk in; depth maps, in the size of the images, go to files at once."""
@@ -111,29 +115,45 @@ class Reconstruction:
         confidence = geometry.to_camera(prediction.depth_confidence)
         intrinsics = geometry.camera_intrinsics(prediction.intrinsics)
         points = unproject_depth(depth, intrinsics, prediction.world_from_camera)
+        for number, image in enumerate(depth, len(self)):
+            _write_depth(self._depth_file(number), image)
+        self._stamps += [frame.stamp_ns for frame in frames]
+        self._path.add(prediction)
+        if prediction.moved is not None:
+            self._cloud.move(prediction.moved)
         for i, frame in enumerate(frames):
-            _write_depth(self._output / "depth" / f"{len(self._poses):06d}.png", depth[i])
-            self._stamps.append(frame.stamp_ns)
-            self._poses.append(prediction.world_from_camera[i].double().numpy())
             valid = (depth[i] > VALID_DEPTH) & depth[i].isfinite()
             if not bool(valid.any()):
                 continue
             chosen = _certain(valid, confidence[i], self._conf_percent)
             self._cloud.cell = self._cloud.cell or CELL * float(depth[i][valid].median())
-            self._cloud.add(points[i].reshape(-1, 3)[chosen].numpy(), frame.image.reshape(-1, 3)[chosen])
+            self._cloud.add(
+                prediction.submap,
+                points[i].reshape(-1, 3)[chosen].numpy(),
+                frame.image.reshape(-1, 3)[chosen],
+            )
 
     def write(self, stats: SessionStats, about: dict[str, object]) -> None:
-        """cloud.ply, trajectory.tum, report.png and stats.json, each whole or not at all."""
+        """cloud.ply, trajectory.tum, report.png and stats.json, each whole or not at all.
+
+        stats.json comes last: once it is there, depth maps have the lengths of the others.
+        """
         points, colours = self._cloud.points()
-        path = Trajectory(np.array(self._stamps, np.int64), np.stack(self._poses))
+        path = Trajectory(np.array(self._stamps, np.int64), self._path.world_from_camera())
         write_ply(self._output / "cloud.ply", points, colours)
         write_tum(self._output / "trajectory.tum", path)
         if len(points):
             figure = cloud_from_above(points, colours / 255.0, path, f"{len(path)} frames, from above")
             save_figure(self._output / "report.png", figure)
+        for number, scale in enumerate(self._path.moves().scale):
+            if scale != 1:
+                _scale_depth(self._depth_file(number), float(scale))
         numbers = {**about, "depth_png_units": DEPTH_PNG_UNITS, "frames": len(path), "points": len(points)}
         write_whole(self._output / "stats.json", json.dumps({**numbers, "stats": asdict(stats)}, indent=1))
         print(f"{len(path)} frames, {len(points)} points, cache {stats.cache.bytes} bytes → {self._output}")
+
+    def _depth_file(self, number: int) -> Path:
+        return self._output / "depth" / f"{number:06d}.png"
 
     def write_reposed(self, frames: Tensor, world_from_camera: Tensor, seen: int) -> None:
         """trajectory_reposed.tum: poses read again, of the frames [n] of this run.
@@ -153,25 +173,41 @@ class ThinnedCloud:
     def __init__(self) -> None:
         self.cell = 0.0  # edge, in units of the prediction; 0 = not known yet
         self._known = np.empty(0, np.int64)  # sorted keys of the cells that have a point
-        self._parts: list[tuple[NDArray[np.float32], NDArray[np.uint8]]] = []
+        self._parts: list[tuple[int, NDArray[np.float32], NDArray[np.uint8]]] = []
 
-    def add(self, points: NDArray[np.float32], colours: NDArray[np.uint8]) -> None:
-        """Points [N, 3] and RGB [N, 3]."""
+    def add(self, submap: int, points: NDArray[np.float32], colours: NDArray[np.uint8]) -> None:
+        """Points [N, 3] and RGB [N, 3] that a submap has seen."""
         if not len(points):
             return
-        i, j, k = (
-            np.floor(points / self.cell).astype(np.int64).clip(-(1 << 20), (1 << 20) - 1) + (1 << 20)
-        ).T
-        keys, first = np.unique(i | j << 21 | k << 42, return_index=True)
+        keys, first = np.unique(self._cells(points), return_index=True)
         new = ~np.isin(keys, self._known, assume_unique=True)
-        self._parts.append((points[first[new]], colours[first[new]]))
+        self._parts.append((submap, points[first[new]], colours[first[new]]))
         self._known = np.union1d(self._known, keys)
+
+    def move(self, moves: Moves) -> None:
+        """Everything so far with its submap; where that brings points into one cell, the first stays."""
+        if not self._parts:
+            return
+        parts = [(s, moves.points(s, points).astype(np.float32), c) for s, points, c in self._parts]
+        cells = np.concatenate([self._cells(points) for _, points, _ in parts])
+        self._known, first = np.unique(cells, return_index=True)
+        stays = np.zeros(len(cells), bool)
+        stays[first] = True
+        ends = np.cumsum([len(points) for _, points, _ in parts])[:-1]
+        split = zip(parts, np.split(stays, ends), strict=True)
+        self._parts = [(submap, points[kept], c[kept]) for (submap, points, c), kept in split]
 
     def points(self) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         """Everything so far."""
         empty = (np.empty((0, 3), np.float32), np.empty((0, 3), np.uint8))
-        points, colours = zip(empty, *self._parts, strict=True)
+        points, colours = zip(empty, *(part for _, *part in self._parts), strict=True)
         return np.concatenate(points), np.concatenate(colours)
+
+    def _cells(self, points: NDArray[np.float32]) -> NDArray[np.int64]:
+        """A key for the cell of each point, [N]."""
+        index = np.floor(points / self.cell).astype(np.int64).clip(-(1 << 20), (1 << 20) - 1) + (1 << 20)
+        i, j, k = index.T
+        return i | j << 21 | k << 42
 
 
 def _chunks(sequence: Sequence, every: int, config: Config) -> Iterator[list[Frame]]:
@@ -218,6 +254,14 @@ def _write_depth(path: Path, depth: Tensor) -> None:
     if not encoded:
         raise OSError(f"{path}: the depth map could not be encoded")
     write_whole(path, data.tobytes())
+
+
+def _scale_depth(path: Path, scale: float) -> None:
+    """The same map in other lengths."""
+    units = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if units is None:
+        raise OSError(f"{path}: the depth map could not be read again")
+    _write_depth(path, torch.from_numpy(units.astype(np.float32)) * (scale / DEPTH_PNG_UNITS))
 
 
 def _check_that_all_fit(stats: SessionStats, frames: int, kf_every: int, device: torch.device) -> None:

@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 BASICS = {"settings", "config", "geometry", "prediction", "device"}
 FILES = {"files", "ply", "stamps"}
-METHOD = BASICS | {"images", "intrinsics", "checkpoint", "session"}
+METHOD = BASICS | {"images", "intrinsics", "checkpoint", "session", "camera_path"}
 MAY_IMPORT = {  # part of stac_core → the parts it may import
     "settings": set(),
     "config": {"settings"},
@@ -28,6 +28,7 @@ MAY_IMPORT = {  # part of stac_core → the parts it may import
     "geometry": {"intrinsics"},
     "moves": set(),
     "prediction": {"geometry", "moves"},
+    "camera_path": {"moves", "prediction"},
     "images": {"config", "geometry", "device"},
     "network": BASICS,
     "kernels": {"config", "settings", "device"},
@@ -53,7 +54,7 @@ MAY_IMPORT = {  # part of stac_core → the parts it may import
     "worlds": {"geometry", "config", "settings", "stamps"},
     # the network as a type; sequences of synthetic worlds; kernels to be checked and timed
     "evaluation": METHOD | FILES | {"network", "worlds", "kernels"},
-    "reconstruct": METHOD | FILES | {"evaluation"},
+    "reconstruct": METHOD | FILES | {"moves", "evaluation"},
     "training": METHOD | FILES | {"network", "cache", "worlds", "evaluation"},
     "__init__": METHOD | {"moves"},
 }

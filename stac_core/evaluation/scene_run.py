@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from stac_core.camera_path import CameraPath
 from stac_core.config import Config
 from stac_core.evaluation.datasets import Frame, Sequence
 from stac_core.evaluation.results import MIB
@@ -28,7 +29,7 @@ from stac_core.session import StreamSession
 
 @dataclass(frozen=True)
 class SceneRun:
-    """What the network said about N frames of a sequence."""
+    """What is known about N frames of a sequence at its end: where closed loops have moved them, they lie."""
 
     indices: list[int]  # of the frames in the sequence
     trajectory: Trajectory
@@ -80,10 +81,10 @@ def run_scene(
     or a sequence without frames, and whatever a damaged frame or the session raises.
     """
     indices = frame_indices(sequence, stride)
-    session = StreamSession(network, config)
+    session, path = StreamSession(network, config), CameraPath()
     maps: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
     stamps: list[int] = []
-    poses, intrinsics, step_ms, cache_bytes = [], [], [], []
+    intrinsics, step_ms, cache_bytes = [], [], []
     for chunk in _chunks(indices, config.cache.frames_per_pass(len(indices))):
         frames = [sequence.frame(index) for index in chunk]
         started = time.perf_counter()
@@ -95,15 +96,18 @@ def run_scene(
             stored[done : done + len(chunk)] = new.numpy()
         assert session.geometry is not None  # set by every step
         intrinsics.append(session.geometry.camera_intrinsics(prediction.intrinsics.double()).numpy())
-        poses.append(prediction.world_from_camera.double().numpy())
+        path.add(prediction)
         stamps += [frame.stamp_ns for frame in frames]
         step_ms += [elapsed_ms / len(chunk)] * len(chunk)
         cache_bytes += [session.stats().cache.bytes] * len(chunk)
         on_frames(len(chunk))
     assert maps is not None and session.geometry is not None
+    for depth, scale in zip(maps[0], path.moves().scale, strict=True):
+        if scale != 1:
+            depth *= float(scale)
     return SceneRun(
         indices,
-        Trajectory(np.array(stamps, np.int64), np.concatenate(poses)),
+        Trajectory(np.array(stamps, np.int64), path.world_from_camera()),
         np.concatenate(intrinsics),
         *maps,
         session.geometry,

@@ -27,6 +27,7 @@ from stac_core.config import NETWORKS, Config, ImageConfig, ModelConfig
 from stac_core.evaluation.datasets import Frame, open_sequence
 from stac_core.images import prepare_images
 from stac_core.network.causal_vggt import CausalVGGT
+from stac_core.prediction import moved_on
 from stac_core.session import StreamSession
 from stac_core.training.figures import Figures, figures_of, mean_figures
 from stac_core.training.held_out import held_out_worlds, measure
@@ -144,12 +145,12 @@ def measure_frames(network: CausalVGGT, frames: list[Frame]) -> Figures:
 
 
 def measure_stream(network: CausalVGGT, frames: list[Frame], calibrated: bool) -> Figures:
-    """The same of a stream, chunk by chunk; calibrated = the camera's intrinsics are told."""
+    """The same of a stream, chunk by chunk, as all lies at its end; calibrated = the intrinsics are told."""
     config = Config()
     session, size = StreamSession(network, config), config.cache.chunk_size
     chunks = [frames[i : i + size] for i in range(0, len(frames), size)]
     lens = frames[0].intrinsics if calibrated else None
-    predictions = [session.step([frame.image for frame in chunk], lens).to_host() for chunk in chunks]
+    predictions = moved_on(session.step([f.image for f in chunk], lens).to_host() for chunk in chunks)
     assert session.geometry is not None  # every step sets it
     depth = session.geometry.to_camera(torch.cat([p.depth for p in predictions]))
     return _compared(depth, torch.cat([p.world_from_camera for p in predictions]), frames)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tiny import synthetic_frames
 
-from stac_core import reconstruct
+from stac_core import Moves, reconstruct
 from stac_core.evaluation.trajectory import read_tum
 from stac_core.reconstruct import ThinnedCloud, main
 
@@ -196,8 +196,26 @@ def test_the_cloud_keeps_one_point_per_cell():
     cloud.cell = 1.0
     points = np.array([[0.1, 0, 0], [0.2, 0, 0], [1.5, 0, 0]], np.float32)
     colours = np.array([[1, 0, 0], [2, 0, 0], [3, 0, 0]], np.uint8)
-    cloud.add(points, colours)
-    cloud.add(points + 0.1, colours + 10)
-    cloud.add(np.empty((0, 3), np.float32), np.empty((0, 3), np.uint8))
+    cloud.add(0, points, colours)
+    cloud.add(1, points + 0.1, colours + 10)
+    cloud.add(1, np.empty((0, 3), np.float32), np.empty((0, 3), np.uint8))
     kept, colour = cloud.points()
     assert kept[:, 0].tolist() == pytest.approx([0.1, 1.5]) and colour[:, 0].tolist() == [1, 3]
+
+
+def test_the_cloud_moves_with_its_submaps_and_still_keeps_one_point_per_cell():
+    """The second submap comes to lie on the first, the third shrinks; what they leave is free."""
+    cloud = ThinnedCloud()
+    cloud.cell = 1.0
+    cloud.move(Moves.none(1))
+    points, along = np.array([[0.5, 0, 0], [2.5, 0, 0]], np.float32), np.array([1, 0, 0], np.float32)
+    for submap in range(3):
+        cloud.add(submap, points + 10 * submap * along, np.full((2, 3), submap, np.uint8))
+    moves = Moves.none(3)
+    moves.translation[1, 0], moves.scale[2] = -10, 0.5
+    cloud.move(moves)
+    cloud.add(3, points + 20 * along, np.full((2, 3), 3, np.uint8))
+    cloud.add(4, points + 0.1 * along, np.full((2, 3), 4, np.uint8))
+    kept, colour = cloud.points()
+    assert kept[:, 0].tolist() == [0.5, 2.5, 10.25, 11.25, 20.5, 22.5]
+    assert colour[:, 0].tolist() == [0, 0, 2, 2, 3, 3]
