@@ -1,8 +1,8 @@
 """Command `stac-reconstruct`: an image folder or a video → point cloud, trajectory, depth maps, picture.
 
 Frames are read, mapped and written one chunk at a time; only the thinned cloud and the poses stay. Where the
-camera comes back and a loop is closed, all three end where that shows that they lie: cloud and poses are
-moved, and depth maps are brought to the lengths that they have then.
+camera comes back and a loop is closed, they move to where that shows that they lie, and in the end depth maps
+are scaled to the same lengths.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from stac_core.session import StreamSession
 
 @dataclass(frozen=True)
 class SceneRun:
-    """What is known about N frames of a sequence at its end: where closed loops have moved them, they lie."""
+    """What is known of N frames at the end of their sequence, when closed loops have moved them."""
 
     indices: list[int]  # of the frames in the sequence
     trajectory: Trajectory

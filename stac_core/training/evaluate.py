@@ -5,7 +5,7 @@
 
 Synthetic worlds have fixed seeds that no run trains on; real recordings are never trained on. A stream is
 what the node makes of the images, all settings at their defaults, and a calibrated one what it makes of them
-with their camera_info; all else is one causal pass of the network.
+with their camera_info, both as all lies in the end; all else is one causal pass of the network.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.optimize import least_squares
 from scipy.spatial.transform import Rotation
-from walks import bundled, frames_of, images_of
+from walks import LAP, bundled, frames_of, images_of
 
 from stac_core import Config, Moves, Prediction, StreamSession
 from stac_core.evaluation.alignment import align_points
@@ -20,7 +20,6 @@ from stac_core.prediction import moved_on
 from stac_core.training.figures import turn_error
 
 DRIFT = Rotation.from_rotvec([0.004, -0.02, 0.03]), np.array([0.02, -0.03, 0.01]), 1.03  # of one submap
-LAP = "world:7187,frames=40,height=126,width=168"  # closes after 32 frames
 
 
 def keyframe(pose: np.ndarray, depth: float = 1.0, submap: int = 0) -> Keyframe:
@@ -199,6 +198,10 @@ def test_moves_one_after_the_other_and_in_another_frame():
     both = then.after(first)
     assert len(both) == 3
     assert np.allclose(both.points(submap, points), then.points(submap, first.points(submap, points)))
+    all_in_all, new = Moves.composed([None, first, None, then]), np.arange(3, 5)
+    assert np.allclose(all_in_all.points(submap, points), both.points(submap, points))
+    assert np.allclose(all_in_all.points(new, points[:2]), then.points(new, points[:2]))
+    assert np.array_equal(first.up_to(5).points(new, points[:2]), points[:2]) and len(then.up_to(2)) == 5
     turn, shift, scale = Rotation.random(rng=rng).as_matrix(), rng.normal(size=3), 1.7
     in_map = scale * points @ turn.T + shift
     expected = scale * first.points(submap, points) @ turn.T + shift

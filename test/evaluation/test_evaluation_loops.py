@@ -12,7 +12,7 @@ import pytest
 import torch
 from evaluation.evaluation_judges import evo
 from scipy.spatial import cKDTree
-from walks import bundled, frames_of, images_of
+from walks import LAP, bundled, frames_of, images_of
 
 from stac_core import Config, Prediction, StreamSession, unproject_depth
 from stac_core.evaluation.datasets import open_sequence
@@ -23,7 +23,6 @@ from stac_core.reconstruct import CELL, DEPTH_PNG_UNITS, main
 from stac_core.training.evaluate import measure_stream
 from stac_core.training.figures import turn_error
 
-LAP = "world:7187,frames=40,height=126,width=168"  # closes after 32 frames
 RESUMED = 20  # frame
 CHUNK = 4
 
