@@ -2,9 +2,9 @@
 
     python -m stac_ros.benchmark
 
-Five figures: an image merged into the voxel map; a cloud and a depth image from arrays to the wire; images
-mapped next to a network that leaves the CPU alone; how long a node takes until it listens; how long the image
-callback takes while the model is busy.
+Six figures: an image merged into the voxel map; that map moved where a loop is closed; a cloud and a depth
+image from arrays to the wire; images mapped next to a network that leaves the CPU alone; how long a node
+takes until it listens; how long the image callback takes while the model is busy.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import rclpy
@@ -31,7 +31,7 @@ from rclpy.node import Node
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
-from stac_core import ImageGeometry, Prediction
+from stac_core import ImageGeometry, Moves, Prediction
 from stac_core.settings import add_flags, check_settings, read_flags, setting
 from stac_ros import topics
 from stac_ros.camera_info import CameraCalibration
@@ -51,6 +51,7 @@ from stac_ros.predictor import Predicted, View
 from stac_ros.run_statistics import Statistics
 from stac_ros.settings import MapSettings, PointSettings
 
+SUBMAPS = 20  # of the map that is moved
 _LISTENER = """
 import rclpy
 from stac_ros.topics import DEPTH, POINTS
@@ -109,7 +110,7 @@ def main() -> None:
 
 
 def _map_table(settings: BenchmarkSettings) -> str:
-    """Merging of images whose points lie anywhere in a known map, in no order."""
+    """Merging of images whose points lie anywhere in a known map, in no order; moving of its submaps."""
     rng = np.random.default_rng(0)
     count = round(settings.points * (1 - PointSettings().confidence_percentile / 100))
     edge = int(np.ceil(np.cbrt(settings.voxels)))
@@ -123,14 +124,27 @@ def _map_table(settings: BenchmarkSettings) -> str:
         confidences = rng.uniform(1, 9, len(cells))
         return Points(positions.astype(np.float32), colours, confidences.astype(np.float32))
 
-    def add(points: Points) -> None:
-        voxel_map.add(points.positions, points.colours, points.confidences)
+    def add(cells: NDArray[np.int64], points: Points) -> None:
+        submaps = cells[:, 0] * SUBMAPS // edge  # side by side
+        voxel_map.add(points.positions, points.colours, points.confidences, submaps.astype(np.int32))
 
     for start in range(0, len(cells), count):
-        add(image(cells[start : start + count]))
-    images = itertools.cycle([image(rng.choice(cells, count)) for _ in range(8)])
-    durations = _durations_ms(lambda: add(next(images)), settings.repeats)
-    return f"{count} points of an image into a map of {len(voxel_map)} voxels\n{_row('merging', durations)}"
+        add(new := cells[start : start + count], image(new))
+    images = itertools.cycle(
+        [(again, image(again)) for again in (rng.choice(cells, count) for _ in range(8))]
+    )
+    merging = _durations_ms(lambda: add(*next(images)), settings.repeats)
+    title = f"{count} points of an image into a map of {len(voxel_map)} voxels; all of these moved by a loop"
+    there, back = (_shifted(sign * voxel_map.voxel_size) for sign in (1, -1))
+    moves = itertools.cycle([there, back])
+    moving = _durations_ms(lambda: voxel_map.move(next(moves)), settings.repeats)
+    return f"{title}\n{_row('merging', merging)}\n{_row('moving', moving)}"
+
+
+def _shifted(by: float) -> Moves:
+    """Each submap a little farther than the one before."""
+    still = Moves.none(SUBMAPS)
+    return replace(still, translation=still.translation + by * np.arange(SUBMAPS)[:, None] / SUBMAPS)
 
 
 def _publishing_table(settings: BenchmarkSettings) -> str:

@@ -10,18 +10,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stac_ros.rescaling import Rescaling
+from stac_core import Moves
+from stac_ros.moving import STAYS, Submaps, moved_points
 
 _BITS = 21  # of a voxel's index along each axis: three of them fit one int64 key
 _HALF = 1 << (_BITS - 1)  # added to an index, so that it is not negative
 _EACH = 1 | 1 << _BITS | 1 << 2 * _BITS  # times a number: that number along each axis
 _VALUES = 6  # x, y, z, r, g, b
+_NONE_YET = np.iinfo(np.int32).max  # above all submaps
 
 logger = logging.getLogger(__name__)
 
 
 class VoxelMap:
-    """Means of position and colour per voxel, weighted by confidence.
+    """Means of position and colour per voxel, weighted by confidence, and the submap that saw it first.
 
     A voxel stays in the slot that it was given when first seen; sorted keys lead to the slots. An image is
     merged by sorting its own keys, one search, and one update of the slots found. Space for `max_points` is
@@ -44,38 +46,48 @@ class VoxelMap:
     @property
     def bytes(self) -> int:
         """Of memory, reserved space included."""
-        return self._keys.nbytes + self._slots.nbytes + self._weights.nbytes + self._means.nbytes
+        parts = self._keys, self._slots, self._weights, self._means, self._submaps
+        return sum(part.nbytes for part in parts)
 
     def add(
-        self, positions: NDArray[np.float32], colours: NDArray[Any], confidences: NDArray[np.float32]
+        self,
+        positions: NDArray[np.float32],
+        colours: NDArray[Any],
+        confidences: NDArray[np.float32],
+        submaps: Submaps | int,
     ) -> None:
-        """Merge points: positions [N, 3], RGB colours [N, 3], confidences [N] > 0."""
+        """Merge points: positions [N, 3], RGB colours [N, 3], confidences [N] > 0, submaps [N] or of all."""
+        seen_in = np.broadcast_to(np.asarray(submaps, np.int32), len(positions))
         columns = np.ascontiguousarray(positions.T)
         cells = np.floor(columns / np.float32(self.voxel_size))
         inside = (np.abs(cells) < _HALF).all(axis=0)  # false for NaN too
         if not inside.all():
             self.points_outside += int((~inside).sum())
             cells, columns = cells[:, inside], columns[:, inside]
-            colours, confidences = colours[inside], confidences[inside]
+            colours, confidences, seen_in = colours[inside], confidences[inside], seen_in[inside]
         x, y, z = cells.astype(np.int64) + _HALF
-        self._merge((x << 2 * _BITS) | (y << _BITS) | z, confidences, (*columns, *colours.T))
+        self._merge((x << 2 * _BITS) | (y << _BITS) | z, confidences, seen_in, (*columns, *colours.T))
 
-    def rescale(self, rescaling: Rescaling) -> None:
-        """Move all points accordingly; the voxels have their first size again."""
-        positions, colours, weights = self.voxels()
+    def move(self, moves: Moves) -> None:
+        """Each point with its submap; what comes to lie together is one voxel, of the first size again."""
+        positions, colours, weights, submaps = self.voxels()
         self._forget()
         self.voxel_size = self._first_size
-        self.add(rescaling.of(positions).astype(np.float32), colours, weights)
+        self.add(moved_points(moves, submaps, positions).astype(np.float32), colours, weights, submaps)
 
-    def voxels(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-        """Copies of all means, for `add`: positions [N, 3], RGB colours [N, 3], summed confidences [N]."""
+    def end_stream(self) -> None:
+        """Nothing moves from here on but what is added later."""
+        self._submaps[: len(self)] = STAYS
+
+    def voxels(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], Submaps]:
+        """Copies of all, for `add`: positions [N, 3], RGB colours [N, 3], confidences [N], submaps [N]."""
         slots = self._slots[1:]
         means = self._means.take(slots, axis=1)
-        return means[:3].T, means[3:].T, self._weights.take(slots)
+        return means[:3].T, means[3:].T, self._weights.take(slots), self._submaps.take(slots)
 
     def points(self) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         """Copies of all positions [N, 3] and RGB colours [N, 3], in the order of the voxels in space."""
-        positions, colours, _ = self.voxels()
+        positions, colours, *_ = self.voxels()
         return positions.copy(), np.rint(colours).astype(np.uint8)
 
     def _forget(self) -> None:
@@ -83,23 +95,29 @@ class VoxelMap:
         self._slots = np.zeros(1, np.int32)  # [1 + M], of the keys
         self._weights = np.zeros(self._max_points, np.float32)  # [max_points], of slots; 0 = not yet used
         self._means = np.zeros((_VALUES, self._max_points), np.float32)
+        self._submaps = np.full(self._max_points, _NONE_YET, np.int32)
 
     def _merge(
-        self, keys: NDArray[np.int64], weights: NDArray[np.float32], columns: Iterable[NDArray[Any]]
+        self,
+        keys: NDArray[np.int64],  # [N]
+        weights: NDArray[np.float32],  # [N]
+        submaps: Submaps,  # [N]
+        columns: Iterable[NDArray[Any]],  # six of [N] values
     ) -> None:
-        """Merge points, or voxels into larger ones: keys [N], weights [N], six columns [N] of values."""
+        """Merge points, or voxels into larger ones."""
         voxels, group = (t.numpy() for t in torch.unique(torch.from_numpy(keys), return_inverse=True))
         above = np.searchsorted(self._keys, voxels, side="right")  # the first key above each voxel's
         new = np.flatnonzero(self._keys.take(above - 1) != voxels)
         if len(self) + len(new) > self._max_points:
             self._coarsen()
-            self._merge(_parents(voxels)[group], weights, columns)
+            self._merge(_parents(voxels)[group], weights, submaps, columns)
             return
         slots = self._slots.take(above - 1).astype(np.int64)
         slots[new] = np.arange(len(self), len(self) + len(new))
         self._slots = np.insert(self._slots, above[new], slots[new])
         self._keys = np.insert(self._keys, above[new], voxels[new])
         self._average(slots, group, weights, columns)
+        np.minimum.at(self._submaps, slots[group], submaps)
 
     def _average(
         self,
@@ -120,10 +138,11 @@ class VoxelMap:
     def _coarsen(self) -> None:
         """Double the edge."""
         slots = self._slots[1:]
-        keys, weights, means = self._keys[1:], self._weights.take(slots), self._means.take(slots, axis=1)
+        keys, weights, submaps = self._keys[1:], self._weights.take(slots), self._submaps.take(slots)
+        means = self._means.take(slots, axis=1)
         self._forget()
         self.voxel_size *= 2
-        self._merge(_parents(keys), weights, means)
+        self._merge(_parents(keys), weights, submaps, means)
         logger.warning(
             "the map exceeded map.max_points = %d: voxels are %g now; raise map.voxel_size",
             *(self._max_points, self.voxel_size),

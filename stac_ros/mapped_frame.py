@@ -36,6 +36,7 @@ class MappedFrame:
     confidence: Tensor  # [H, W]
     intrinsics: Tensor  # [3, 3] of the network pixels
     geometry: ImageGeometry
+    submap: int  # of the stream, in which it was seen
 
     def camera_intrinsics(self) -> NDArray[np.float64]:
         """Intrinsics [3, 3] of the camera image that depth and pose belong to."""

@@ -11,15 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 from std_msgs.msg import Header
 
+from stac_core import Moves
 from stac_core.files import write_whole
 from stac_core.ply import write_ply
 from stac_ros import saved_map
 from stac_ros.map import VoxelMap
 from stac_ros.map_directory import explained
 from stac_ros.mapped_frame import MappedFrame, Points
+from stac_ros.moving import rescaling
 from stac_ros.parameters import Parameters
 from stac_ros.predictor import Predicted
-from stac_ros.rescaling import Rescaling
 from stac_ros.run_statistics import Statistics
 from stac_ros.saved_map import SavedMap
 from stac_ros.scale import StreamScale
@@ -44,8 +45,8 @@ class Output(Protocol):
     def jump(self) -> None:
         """The next pose is where the camera turned out to be: no motion leads there from the last one."""
 
-    def rescale(self, rescaling: Rescaling) -> None:
-        """What has been published of this stream has other lengths now."""
+    def move(self, moves: Moves) -> None:
+        """What has been published of this stream lies elsewhere in the map now, submap by submap."""
 
     def loaded(self) -> None:
         """The map holds points before the first image."""
@@ -70,6 +71,8 @@ class Mapper:
     def add(self, predicted: Predicted) -> None:
         """Map and publish the next images of the stream."""
         started = time.monotonic()
+        if predicted.prediction.moved is not None:
+            self._close_loop(predicted.prediction.moved)
         if not predicted.prediction.continues:
             self.scale.jump()
             self._output.jump()
@@ -83,7 +86,10 @@ class Mapper:
         self.scale.begin_stream()
         self._map_from_world = None
         self._factor = 1.0
-        if not keep:
+        if keep:
+            self.map.end_stream()
+            self.trajectory.end_stream()
+        else:
             self.map.clear()
             self.trajectory.clear()
         self._output.begin_stream(keep)
@@ -119,7 +125,7 @@ class Mapper:
     def load(self, folder: Path) -> None:
         """Go on with a saved map, before the first image. ValueError where it cannot be read."""
         saved = SavedMap.read(folder / saved_map.MAP)
-        self.map.add(saved.positions, saved.colours, saved.confidences)
+        self.map.add(saved.positions, saved.colours, saved.confidences, saved.submaps)
         self._map_from_world, self._fixed_point = saved.map_from_world, saved.fixed_point
         self._factor = float(saved.factor)
         if saved.measured:
@@ -135,14 +141,14 @@ class Mapper:
         settings = self._parameters.ros
         points = frame.points(settings.points)
         if settings.map.grow:
-            self.map.add(points.positions, points.colours, points.confidences)
-        self.trajectory.add(stamp_nanoseconds(frame.header.stamp), frame.map_from_camera)
+            self.map.add(points.positions, points.colours, points.confidences, frame.submap)
+        self.trajectory.add(stamp_nanoseconds(frame.header.stamp), frame.map_from_camera, frame.submap)
         self._output.publish(frame, points)
 
     def _frame(self, predicted: Predicted, index: int) -> MappedFrame:
         view, prediction = predicted.views[index], predicted.prediction
         world_from_camera = prediction.world_from_camera[index].double().numpy()
-        self._set_factor(self.scale.next(world_from_camera, view.odom_from_camera))
+        self._set_factor(self.scale.next(world_from_camera, view.odom_from_camera), prediction.submap + 1)
         world_from_camera[:3, 3] *= self._factor
         if self._map_from_world is None:
             self._map_from_world, self._fixed_point = _place(world_from_camera, view.odom_from_camera)
@@ -155,18 +161,30 @@ class Mapper:
             confidence=prediction.depth_confidence[index],
             intrinsics=prediction.intrinsics[index],
             geometry=predicted.geometry,
+            submap=prediction.submap,
         )
 
-    def _set_factor(self, factor: float) -> None:
-        """The lengths of this stream in the map; what has been mapped is rescaled once they change."""
+    def _set_factor(self, factor: float, submaps: int) -> None:
+        """The lengths of this stream in the map; what its submaps hold is rescaled once they change."""
         if self._map_from_world is not None and factor != self._factor:
-            rescaling = Rescaling(factor / self._factor, self._fixed_point)
-            self.map.rescale(rescaling)
-            self.trajectory.rescale(rescaling)
-            self._output.rescale(rescaling)
+            moves = rescaling(factor / self._factor, self._fixed_point, submaps)
+            self._move(moves)
             self._map_from_world = self._map_from_world.copy()
-            self._map_from_world[:3, 3] = rescaling.of(self._map_from_world[:3, 3])
+            self._map_from_world[:3, 3] = moves.points(0, self._map_from_world[:3, 3])
         self._factor = factor
+
+    def _close_loop(self, moves: Moves) -> None:
+        """What is mapped goes where it truly lies; moves are in world, and nothing else in it changes."""
+        if self._map_from_world is not None:
+            rotation, translation = self._map_from_world[:3, :3], self._map_from_world[:3, 3]
+            self._move(moves.seen_from(rotation, translation, self._factor))
+            logger.info("a loop is closed: map and path move to where it shows that they lie")
+
+    def _move(self, moves: Moves) -> None:
+        """Moves are in the map."""
+        self.map.move(moves)
+        self.trajectory.move(moves)
+        self._output.move(moves)
 
 
 def _place(

@@ -17,6 +17,7 @@ from rclpy.node import Node
 from rclpy.serialization import deserialize_message
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
+from std_msgs.msg import Header
 
 from stac_ros.clouds import cloud_points
 from stac_ros.images import ImageError, decode_colour, decode_depth
@@ -74,6 +75,8 @@ class Seen:
 
     stamps_ns: list[int] = field(default_factory=list)
     map_from_camera: list[NDArray[np.float64]] = field(default_factory=list)  # [4, 4] each
+    path_stamp_ns: int = -1
+    corrections: int = 0  # times that a path has told of poses again
     map_stamp_ns: int = -1
     map_positions: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 3), np.float32))
     map_colours: NDArray[np.uint8] = field(default_factory=lambda: np.empty((0, 3), np.uint8))
@@ -120,20 +123,22 @@ class OutputListener:
             self._subscribe(topic, callback, _MAPS if topic is MAP_POINTS else _DEPTH)
         self._subscribe(PATH, self._on_path, raw=True)
 
-    def listen_only_to_map(self) -> None:
-        """What is said of new frames is no longer of interest."""
+    def listen_only_to_the_whole(self) -> None:
+        """To map and path; what is said of new frames is no longer of interest."""
         for topic, subscription in self._subscriptions:
-            if topic is not MAP_POINTS:
+            if topic not in (MAP_POINTS, PATH):
                 self._node.destroy_subscription(subscription)
 
     def correct_poses(self) -> None:
-        """What the newest path tells of poses again is true: lengths change where the node learns its scale.
+        """What the newest path tells of poses again is true.
 
-        Reading a long path takes a tenth of a second; so it is left to those who need the poses.
+        Places change where the node closes a loop, and lengths where it learns its scale. Reading a long path
+        takes a tenth of a second; so it is left to those who need the poses.
         """
         raw, self._path = self._path, None
         if raw is None:
             return
+        self.seen.corrections += 1
         known = {stamp_ns: index for index, stamp_ns in enumerate(self.seen.stamps_ns)}
         for stamped in deserialize_message(raw, Path).poses:
             index = known.get(stamp_nanoseconds(stamped.header.stamp))
@@ -167,6 +172,8 @@ class OutputListener:
 
     def _on_path(self, raw: bytes) -> None:
         self._path = raw
+        header = deserialize_message(raw, Header)  # which a path begins with; its poses are left unread
+        self.seen.path_stamp_ns = stamp_nanoseconds(header.stamp)
 
     def _on_map(self, message: PointCloud2) -> None:
         self.heard_at = time.monotonic()

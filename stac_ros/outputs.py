@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
-
 import numpy as np
 from builtin_interfaces.msg import Time
 from geometry_msgs.msg import PoseStamped
@@ -12,8 +10,10 @@ from rclpy.duration import Duration
 from rclpy.node import Node
 from std_msgs.msg import Header
 
+from stac_core import Moves
 from stac_ros import topics
 from stac_ros.camera_info import CameraCalibration
+from stac_ros.camera_path import CameraPath
 from stac_ros.clouds import cloud_message
 from stac_ros.frame_parents import OtherParents
 from stac_ros.images import encode_image
@@ -26,7 +26,6 @@ from stac_ros.pose_messages import (
     pose_message,
     stamped_pose_with_covariance,
 )
-from stac_ros.rescaling import Rescaling
 from stac_ros.topics import Topic
 from stac_ros.transforms import TransformBroadcaster, stamped_transform
 
@@ -49,7 +48,7 @@ class Outputs:
         self._others = OtherParents(node, self._broadcaster, self._frames)
         self.map_to_odom = MapToOdom(self._broadcaster, node.get_clock(), self._frames)
         self._odometry = OdometryMessages()
-        self._path: deque[PoseStamped] = deque()
+        self._path = CameraPath(parameters.ros.publish.path_length)
         self._stamp = Time()  # of the latest image
         self._unsent = {topics.MAP_POINTS: False, topics.PATH: False}
 
@@ -86,7 +85,9 @@ class Outputs:
         """The next frame has no predecessor; without `keep` map and path are empty, and said so at once."""
         self._odometry.clear()
         self.map_to_odom.forget()
-        if not keep:
+        if keep:
+            self._path.end_stream()
+        else:
             self._path.clear()
             self._unsent = dict.fromkeys(self._unsent, False)
             self._publishers[topics.MAP_POINTS].publish(cloud_message(self._in_map(), *NO_POINTS))
@@ -100,12 +101,10 @@ class Outputs:
         """No velocity leads from the last pose to the next one."""
         self._odometry.clear()
 
-    def rescale(self, rescaling: Rescaling) -> None:
-        """Map and path have other lengths and are to be said anew; no velocity leads from old to new ones."""
+    def move(self, moves: Moves) -> None:
+        """Map and path lie elsewhere and are to be said anew; no velocity leads from old to new places."""
         self._odometry.clear()
-        for stamped in self._path:
-            at = stamped.pose.position
-            at.x, at.y, at.z = map(float, rescaling.of(np.array([at.x, at.y, at.z])))
+        self._path.move(moves)
         self._unsent = dict.fromkeys(self._unsent, True)
 
     def whole_is_due(self) -> bool:
@@ -121,7 +120,7 @@ class Outputs:
             self._publishers[topics.MAP_POINTS].publish(cloud_message(self._in_map(), *voxel_map.points()))
             self._unsent[topics.MAP_POINTS] = False
         if self._unsent[topics.PATH] and self.has_subscribers(topics.PATH):
-            self._publishers[topics.PATH].publish(Path(header=self._in_map(), poses=list(self._path)))
+            self._publishers[topics.PATH].publish(Path(header=self._in_map(), poses=self._path.messages()))
             self._unsent[topics.PATH] = False
 
     def flush(self) -> None:
@@ -144,9 +143,7 @@ class Outputs:
 
     def _publish_poses(self, frame: MappedFrame) -> None:
         pose, header = pose_message(frame.map_from_camera), self._in_map()
-        self._path.append(PoseStamped(header=header, pose=pose))
-        while len(self._path) > self._parameters.ros.publish.path_length:
-            self._path.popleft()
+        self._path.add(PoseStamped(header=header, pose=pose), frame.submap)
         odometry = self._odometry.next(header, frame.header.frame_id, pose, frame.map_from_camera)
         if self.has_subscribers(topics.POSE):
             self._publishers[topics.POSE].publish(stamped_pose_with_covariance(header, pose))

@@ -30,6 +30,7 @@ from stac_core.files import write_whole
 from stac_core.ply import write_ply
 from stac_core.stamps import stamp_text
 from stac_ros.images import decode_depth
+from stac_ros.moving import STAYS
 from stac_ros.node_process import begin_ros, own_arguments
 from stac_ros.output_listener import LEVELS, OutputListener, Seen
 from stac_ros.report import write_report
@@ -40,7 +41,7 @@ from stac_ros.trajectory import Trajectory
 
 QUIET_S = 1.0  # without a message: none is on its way any more
 REST_S = 2.0  # of waiting, once asked to end, for that quiet
-LIMIT_S = 4.0  # of waiting in all, for the newest map too; `ros2 launch` kills after ten seconds
+LIMIT_S = 4.0  # of waiting in all, for the newest map and path too; `ros2 launch` kills after ten seconds
 _DEPTH_NAME = re.compile(r"\d+\.\d{9}\.png")
 logger = logging.getLogger("stac-record")
 
@@ -62,9 +63,9 @@ class Recorder(Node):
 
     @property
     def complete(self) -> bool:
-        """The map holds the newest frame."""
+        """Map and path hold the newest frame."""
         seen = self.listener.seen
-        return not seen.stamps_ns or seen.map_stamp_ns >= seen.stamps_ns[-1]
+        return not seen.stamps_ns or min(seen.map_stamp_ns, seen.path_stamp_ns) >= seen.stamps_ns[-1]
 
     def write(self) -> bool:
         """Write the files; false if there was nothing to record. OSError naming what cannot be written."""
@@ -76,7 +77,7 @@ class Recorder(Node):
         _remove_depth(self._folder / "depth", kept={_depth_name(stamp_ns) for stamp_ns in seen.stamps_ns})
         trajectory = Trajectory(max_poses=len(seen.stamps_ns) + 1)
         for stamp_ns, pose in zip(seen.stamps_ns, seen.map_from_camera, strict=True):
-            trajectory.add(stamp_ns, pose)
+            trajectory.add(stamp_ns, pose, STAYS)
         write_ply(self._folder / "map.ply", seen.map_positions, seen.map_colours)
         write_whole(self._folder / "trajectory.tum", trajectory.tum())
         health = {part: vars(health) for part, health in seen.health.items()}
@@ -128,15 +129,18 @@ def main() -> None:
 
 
 def _hear_the_rest(recorder: Recorder, executor: SingleThreadedExecutor) -> None:
-    """First what is on its way; then, of a camera that goes on, nothing but the map of the last frame."""
+    """First what is on its way; then, of a camera that goes on, only map and path of the last frame."""
     asked_at = time.monotonic()
     if not (recorder.quiet and recorder.complete):
-        logger.info("asked to end: waiting for the map of the last frame, up to %g s", LIMIT_S)
+        logger.info("asked to end: waiting for map and path of the last frame, up to %g s", LIMIT_S)
     _spin(executor, until=lambda: recorder.quiet or time.monotonic() > asked_at + REST_S)
-    recorder.listener.listen_only_to_map()
+    recorder.listener.listen_only_to_the_whole()
     _spin(executor, until=lambda: recorder.complete or time.monotonic() > asked_at + LIMIT_S)
     if not recorder.complete:
-        logger.warning("the map of the last frame did not come: map.ply is older than the trajectory's end")
+        logger.warning(
+            "map or path of the last frame did not come: map.ply, or what a closed loop has moved of the "
+            "trajectory, is older than the trajectory's end"
+        )
 
 
 def _spin(executor: SingleThreadedExecutor, until: Callable[[], bool]) -> None:

@@ -14,7 +14,7 @@ from stac_core.files import replacing
 
 POINTS, POSES = "map.ply", "trajectory.tum"  # to look at
 STREAM, MAP = "stream.safetensors", "map.safetensors"  # to go on with
-_FORMAT = "stac_map 1"
+_FORMAT = "stac_map 2"
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class SavedMap:
     positions: NDArray[np.float32]  # [N, 3] in the map
     colours: NDArray[np.float32]  # [N, 3] RGB, 0 to 255
     confidences: NDArray[np.float32]  # [N] summed over all that was seen of a voxel
+    submaps: NDArray[np.int32]  # [N] of the stream, which saw each first; below 0 = of an earlier stream
     map_from_world: NDArray[np.float64]  # [4, 4], the stream's world in lengths of the map
     fixed_point: NDArray[np.float64]  # [3] of the map, which stays where it is under any scale of the stream
     factor: NDArray[np.float64]  # [] lengths of the map per length of the stream
@@ -54,6 +55,7 @@ class SavedMap:
     def _check(self, path: Path) -> None:
         count = len(self.positions)
         shapes = {"positions": (count, 3), "colours": (count, 3), "confidences": (count,)}
+        shapes |= {"submaps": (count,)}
         shapes |= {"map_from_world": (4, 4), "fixed_point": (3,), "factor": (), "measured": ()}
         for name, shape in shapes.items():
             if getattr(self, name).shape != shape:

@@ -1,4 +1,4 @@
-"""Where the camera has been, compactly: 64 bytes per pose."""
+"""Where the camera has been, compactly: 68 bytes per pose."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import array
 import numpy as np
 from numpy.typing import NDArray
 
+from stac_core import Moves
 from stac_core.stamps import stamp_text
+from stac_ros.moving import STAYS, moved_poses
 from stac_ros.quaternions import quaternion_from_rotation
-from stac_ros.rescaling import Rescaling
 
 _NUMBERS = 7  # translation x, y, z and quaternion x, y, z, w
 _LINE = " ".join(["%.9g"] * _NUMBERS) + "\n"  # one operation for all of them: an autosave writes every pose
@@ -25,21 +26,28 @@ class Trajectory:
     def clear(self) -> None:
         self._stamps = array.array("q")
         self._numbers = array.array("d")
+        self._submaps = array.array("i")
 
     def __len__(self) -> int:
         return len(self._stamps)
 
-    def add(self, stamp_ns: int, map_from_camera: NDArray[np.float64]) -> None:
+    def add(self, stamp_ns: int, map_from_camera: NDArray[np.float64], submap: int) -> None:
         self._stamps.append(stamp_ns)
+        self._submaps.append(submap)
         self._numbers.extend(map_from_camera[:3, 3].tolist())
         self._numbers.extend(quaternion_from_rotation(map_from_camera[:3, :3]).tolist())
         if len(self) > self._max_poses:  # a tenth at once: to shift all of them for each pose would be slow
             leave = max(1, self._max_poses // 10)
-            del self._stamps[:leave], self._numbers[: leave * _NUMBERS]
+            del self._stamps[:leave], self._submaps[:leave], self._numbers[: leave * _NUMBERS]
 
-    def rescale(self, rescaling: Rescaling) -> None:
-        positions = np.frombuffer(self._numbers).reshape(-1, _NUMBERS)[:, :3]
-        positions[:] = rescaling.of(positions)
+    def move(self, moves: Moves) -> None:
+        """Each pose with its submap."""
+        poses = np.frombuffer(self._numbers).reshape(-1, _NUMBERS)
+        poses[:] = moved_poses(moves, np.frombuffer(self._submaps, np.int32), poses)
+
+    def end_stream(self) -> None:
+        """Nothing moves from here on but what is added later."""
+        self._submaps = array.array("i", [STAYS]) * len(self)
 
     def tum(self) -> str:
         """The lines of a TUM file: seconds, translation, quaternion xyzw."""

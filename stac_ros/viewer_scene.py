@@ -40,7 +40,7 @@ class Scene:
         self._point_size.on_update(self._resize_points)
         self._cloud: viser.PointCloudHandle | None = None
         self._map_stamp_ns = -1
-        self._frames: tuple[int, list[int]] | None = None  # shown: how many, and the stamp of the last
+        self._poses: tuple[int, int, list[int]] | None = None  # shown: corrections, how many, the last stamp
         self._extent = 0.0  # of the map shown; 0 = none yet
 
     @property
@@ -51,9 +51,9 @@ class Scene:
         if seen.map_stamp_ns != self._map_stamp_ns:
             self._map_stamp_ns = seen.map_stamp_ns
             self._show_map(seen)
-        frames = len(seen.stamps_ns), seen.stamps_ns[-1:]
-        if frames != self._frames:
-            self._frames = frames
+        poses = seen.corrections, len(seen.stamps_ns), seen.stamps_ns[-1:]
+        if poses != self._poses:
+            self._poses = poses
             self._show_camera(seen)
             self._show_path(seen)
         self._figures.content = figures(seen)

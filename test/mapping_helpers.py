@@ -21,7 +21,7 @@ class Notes:
     """An output that keeps what it is told."""
 
     def __init__(self) -> None:
-        self.frames, self.points, self.streams, self.rescalings, self.done = [], [], [], [], []
+        self.frames, self.points, self.streams, self.moves, self.done = [], [], [], [], []
         self.jumps = []
         self.loads = 0
 
@@ -38,8 +38,8 @@ class Notes:
     def loaded(self) -> None:
         self.loads += 1
 
-    def rescale(self, rescaling) -> None:
-        self.rescalings.append(rescaling)
+    def move(self, moves) -> None:
+        self.moves.append(moves)
 
     def done_with(self, newest) -> None:
         self.done.append(newest)

@@ -62,7 +62,9 @@ class BagResult:
         self._bag = BagFile(path)
         self.sent_ns = _departures(self._bag, image_topic)
         self.pose_topic = self._find(_POSE_TYPES)
-        self.trajectory, self.pose_logged_ns = _read_poses(self._bag, self.pose_topic)
+        said, self.pose_logged_ns = _read_poses(self._bag, self.pose_topic)
+        path = self._bag.last(self._find({"nav_msgs/msg/Path": f"/{_NODE}/path"}))
+        self.trajectory = said if path is None else _corrected(said, path)
         if not len(self.trajectory):
             topics = ", ".join(self._bag.all_topics()) or "none"
             raise ValueError(
@@ -166,3 +168,11 @@ def _read_poses(bag: BagFile, topic: str) -> tuple[Trajectory, dict[int, int]]:
     stamps: Stamps = np.array(sorted(poses), np.int64)
     matrices = np.array([poses[stamp] for stamp in stamps]).reshape(-1, 4, 4)
     return Trajectory(stamps, matrices), logged
+
+
+def _corrected(said: Trajectory, path: Any) -> Trajectory:
+    """Poses as a later path tells them again: a loop that closes moves what came before it."""
+    told = {header_stamp(stamped): pose_matrix(stamped.pose) for stamped in path.poses}
+    both = zip(said.stamps_ns.tolist(), said.world_from_camera, strict=True)
+    poses = np.array([told.get(stamp, pose) for stamp, pose in both]).reshape(-1, 4, 4)
+    return Trajectory(said.stamps_ns, poses)

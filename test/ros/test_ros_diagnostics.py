@@ -37,7 +37,7 @@ COUNTS = Snapshot(
     mapping_ms=[20.0, 30.0], failed=0, failing=False, last_error="", last_error_age_s=0.0,
 )  # fmt: skip
 SESSION = SessionStats(
-    CacheStats(frames_seen=40, live_bytes=12345, members={1: 7, 2: 3}), 1, 0, 90, 1.0, 20.0, 2.5
+    CacheStats(frames_seen=40, live_bytes=12345, members={1: 7, 2: 3}), 7, 2, 0, 90, 1.0, 20.0, 2.5
 )
 MAP = MapState(
     points=1000, bytes=40000, voxel_size=0.01, coarsened=False, points_outside=0, poses=40, scale="none: …",
@@ -79,7 +79,7 @@ def test_a_healthy_node_is_ok_and_tells_its_figures():
     assert values["weights"] == "bundled model, step 12" and values["libraries"] == "images by X"
     memory = found["memory"][2]
     assert memory["cache.live_bytes"] == "12345" and memory["cache.members.2"] == "3"
-    assert memory["settle_ms"] == "2.5"
+    assert memory["settle_ms"] == "2.5" and memory["submaps"] == "7" and memory["loops"] == "2"
     assert found["map"][2]["voxel_size"] == "0.01" and found["map"][2]["scale"] == "none: …"
 
 

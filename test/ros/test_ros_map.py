@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import tracemalloc
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
+from stac_core import Moves
 from stac_core.files import write_whole
 from stac_ros.map import VoxelMap
-from stac_ros.rescaling import Rescaling
+from stac_ros.moving import STAYS, rescaling
 from stac_ros.trajectory import Trajectory
 
 
@@ -39,7 +42,7 @@ def test_every_voxel_holds_the_weighted_mean_of_its_points():
     batches = [points(700, seed) for seed in range(4)]
     found = VoxelMap(0.5, 100_000)
     for batch in batches:
-        found.add(*batch)
+        found.add(*batch, 0)
     expected = weighted_means(batches, 0.5)
     positions, colours = found.points()
     assert len(found) == len(positions) == len(expected)
@@ -52,20 +55,20 @@ def test_every_voxel_holds_the_weighted_mean_of_its_points():
 def test_the_order_of_frames_and_their_division_do_not_matter():
     whole = points(3000, 1)
     once, parts = VoxelMap(0.3, 100_000), VoxelMap(0.3, 100_000)
-    once.add(*whole)
+    once.add(*whole, 0)
     for start in range(2900, -1, -100):
-        parts.add(*(values[start : start + 100] for values in whole))
+        parts.add(*(values[start : start + 100] for values in whole), 0)
     assert np.allclose(once.points()[0], parts.points()[0], atol=1e-5)
 
 
 def test_a_full_map_gets_coarser_and_stays_whole(caplog):
     found = VoxelMap(0.01, 2000)
     positions, colours, weights = points(20_000, 2)
-    found.add(positions, colours, weights)
+    found.add(positions, colours, weights, 0)
     assert 250 < len(found) <= 2000 and found.voxel_size == 0.01 * 2 ** round(
         np.log2(found.voxel_size / 0.01)
     )
-    assert found.bytes < 2000 * 40
+    assert found.bytes < 2000 * 44
     assert f"voxels are {found.voxel_size:g} now; raise map.voxel_size" in caplog.text
     kept = found.points()[0]
     assert np.abs(kept.mean(axis=0) - positions.mean(axis=0)).max() < 0.3
@@ -77,11 +80,12 @@ def test_a_full_map_gets_coarser_and_stays_whole(caplog):
 @pytest.mark.parametrize("factor", [0.3, 1.0, 2.5])
 def test_a_rescaled_map_is_the_map_of_rescaled_points(factor):
     positions, colours, weights = points(3000, 5)
-    rescaling = Rescaling(factor, np.array([1.0, -2, 0.5]))
+    fixed_point = np.array([1.0, -2, 0.5])
     fine, found = VoxelMap(1e-4, 100_000), VoxelMap(1e-4, 100_000)
-    fine.add(rescaling.of(positions).astype(np.float32), colours, weights)
-    found.add(positions, colours, weights)
-    found.rescale(rescaling)
+    rescaled = fixed_point + factor * (positions - fixed_point)
+    fine.add(rescaled.astype(np.float32), colours, weights, 0)
+    found.add(positions, colours, weights, 0)
+    found.move(rescaling(factor, fixed_point, 1))
     assert len(found) == len(fine) == 3000
     assert np.allclose(np.sort(found.points()[0], axis=0), np.sort(fine.points()[0], axis=0), atol=1e-5)
 
@@ -89,19 +93,87 @@ def test_a_rescaled_map_is_the_map_of_rescaled_points(factor):
 def test_a_rescaled_map_has_voxels_of_the_size_that_was_set():
     positions, colours, weights = points(20_000, 2)
     found = VoxelMap(0.01, 2000)
-    found.add(positions, colours, weights)
+    found.add(positions, colours, weights, 0)
     full = len(found)
-    found.rescale(Rescaling(0.1, np.zeros(3)))
+    found.move(rescaling(0.1, np.zeros(3), 1))
     assert found.voxel_size == 0.01 and 250 < len(found) <= full
     assert len(np.unique(np.floor(found.points()[0] / 0.01), axis=0)) == pytest.approx(len(found), rel=0.01)
+
+
+def some_moves(count: int, rng: np.random.Generator) -> Moves:
+    turns = Rotation.from_rotvec(rng.normal(scale=0.3, size=(count, 3)))
+    return Moves(turns.as_matrix(), rng.normal(size=(count, 3)), rng.uniform(0.7, 1.4, count))
+
+
+def one_point_a_voxel(count: int, size: float, rng: np.random.Generator) -> np.ndarray:
+    """Positions [count, 3] in as many voxels of ten edges' cube."""
+    cells = rng.permutation(np.argwhere(np.ones((10, 10, 10), bool)))[:count]
+    return ((cells + rng.uniform(0.1, 0.9, cells.shape)) * size).astype(np.float32)
+
+
+def test_points_move_with_their_submap_and_merge_where_they_come_to_lie_together():
+    """Against a loop over points: of an earlier stream, of two submaps that move, and of one that stays."""
+    rng = np.random.default_rng(8)
+    moves, found, moved = some_moves(2, rng), VoxelMap(0.25, 100_000), []
+    for number, submap in enumerate((STAYS, 0, 1, 2)):
+        positions = one_point_a_voxel(600, 0.25, rng) + np.float32(10 * number)
+        _, colours, weights = points(600, number)
+        found.add(positions, colours, weights, max(submap, 0))
+        if submap == STAYS:
+            found.end_stream()
+        if 0 <= submap < 2:  # and all come to the same place
+            turn, shift = Rotation.from_matrix(moves.rotation[submap]), moves.translation[submap]
+            shift += turn.apply([-10.0 * number] * 3) * moves.scale[submap] + 20
+            positions = np.stack(
+                [moves.scale[submap] * turn.apply(p) + shift for p in positions.astype(float)]
+            )
+        moved.append((positions.astype(np.float32), colours, weights))
+    assert len(found) == 2400
+    found.move(moves)
+    expected = weighted_means(moved, 0.25)
+    positions, colours, _, submaps = found.voxels()
+    assert len(found) == len(expected) < 2200 and set(submaps) == {STAYS, 0, 1, 2}
+    means = np.array(list(expected.values()))
+    distance, nearest = cKDTree(means[:, :3]).query(positions)
+    assert distance.max() < 1e-5 and np.abs(colours - means[nearest, 3:]).max() < 1e-2
+    untouched = (submaps == STAYS) | (submaps == 2)
+    kept = np.concatenate([moved[0][0], moved[3][0]])
+    assert untouched.sum() == 1200 and cKDTree(kept).query(positions[untouched])[0].max() < 1e-5
+
+
+def test_voxels_that_merge_are_of_the_submap_that_came_first():
+    found, one = VoxelMap(1.0, 1000), (np.zeros((1, 3), np.uint8), np.ones(1, np.float32))
+    for submap, x in ((3, 0.5), (1, 3.5), (2, 6.5), (7, 0.6)):
+        found.add(np.array([[x, 0.5, 0.5]], np.float32), *one, submap)
+    assert found.voxels()[3].tolist() == [3, 1, 2]
+    shifts = np.zeros((8, 3))
+    shifts[3, 0] = 3.0
+    found.move(replace(Moves.none(8), translation=shifts))
+    assert found.voxels()[3].tolist() == [1, 2]
+
+
+def test_a_full_map_remembers_which_submap_saw_what():
+    rng, found = np.random.default_rng(3), VoxelMap(0.01, 3000)
+    for submap in (5, 0, 1, 2):
+        positions, colours, weights = points(4000, submap, spread=0.3)
+        found.add(positions + np.float32(8 * submap), colours, weights, submap)
+        if submap == 5:
+            found.end_stream()
+    assert found.voxel_size > 0.02
+    positions, _, _, submaps = found.voxels()
+    regions = np.rint(positions.mean(axis=1) / 8).astype(int)
+    assert set(regions) == {0, 1, 2, 5}
+    assert np.array_equal(submaps, np.where(regions == 5, STAYS, regions))
+    found.move(some_moves(3, rng))
+    assert (found.voxels()[3] == STAYS).sum() == (regions == 5).sum()
 
 
 def test_points_that_are_no_place_are_left_out_and_counted():
     found = VoxelMap(0.1, 1000)
     positions = np.array([[0, 0, 0], [np.nan, 0, 0], [0, np.inf, 0], [1e9, 0, 0]], np.float32)
-    found.add(positions, np.zeros((4, 3), np.uint8), np.ones(4, np.float32))
+    found.add(positions, np.zeros((4, 3), np.uint8), np.ones(4, np.float32), 0)
     assert len(found) == 1 and found.points_outside == 3
-    found.add(np.empty((0, 3), np.float32), np.empty((0, 3), np.uint8), np.empty(0, np.float32))
+    found.add(np.empty((0, 3), np.float32), np.empty((0, 3), np.uint8), np.empty(0, np.float32), 0)
     assert len(found) == 1
 
 
@@ -113,7 +185,7 @@ def known_voxels(frames, found: VoxelMap) -> np.ndarray:
         inside = np.array([all(abs(index) < 2**20 for index in cell) for cell in cells], bool)
         kept.append((positions[inside], colours[inside], weights[inside]))
         outside = found.points_outside + int((~inside).sum())
-        found.add(positions, colours, weights)
+        found.add(positions, colours, weights, 0)
         assert found.points_outside == outside
     expected = weighted_means(kept, found.voxel_size)
     return np.array([expected[cell] for cell in sorted(expected)]).reshape(-1, 6)
@@ -165,7 +237,7 @@ def test_unweighted_means_are_those_of_open3d():
     found = VoxelMap(0.25, 100_000)
     for start in range(0, 5000, 1000):
         part = slice(start, start + 1000)
-        found.add(positions[part], colours[part], np.full(1000, 3, np.float32))
+        found.add(positions[part], colours[part], np.full(1000, 3, np.float32), 0)
     cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(positions.astype(float)))
     cloud.colors = o3d.utility.Vector3dVector(colours / 255)
     thinned = cloud.voxel_down_sample(0.25)
@@ -180,7 +252,7 @@ def test_the_same_frames_make_the_same_map_to_the_bit():
     maps = VoxelMap(0.05, 1500), VoxelMap(0.05, 1500)
     for found in maps:
         for seed in range(5):
-            found.add(*points(1000, seed))
+            found.add(*points(1000, seed), 0)
     for one, other in zip(*(found.points() for found in maps), strict=True):
         assert np.array_equal(one, other)
 
@@ -190,19 +262,19 @@ def test_memory_is_bounded_however_long_the_way():
     tracemalloc.start()
     for step in range(200):
         positions, colours, weights = points(1000, step)
-        found.add(positions + np.float32(0.1 * step), colours, weights)
-        assert len(found) <= 5000 and found.bytes <= 5001 * 40
+        found.add(positions + np.float32(0.1 * step), colours, weights, step)
+        assert len(found) <= 5000 and found.bytes <= 5001 * 44
     kept = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
-    assert kept < 5000 * 40 + 100_000
+    assert kept < 5000 * 44 + 100_000
 
 
 def test_a_voxel_seen_very_often_does_not_drift():
     found = VoxelMap(0.01, 1000)
     position, colour = np.array([[700.003, -0.004, 3.3]], np.float32), np.array([[1, 127, 255]], np.uint8)
-    found.add(position, colour, np.full(1, 1e9, np.float32))
+    found.add(position, colour, np.full(1, 1e9, np.float32), 0)
     for weight in np.random.default_rng(0).uniform(1, 1e6, 3000).astype(np.float32):
-        found.add(position, colour, np.array([weight]))
+        found.add(position, colour, np.array([weight]), 0)
     assert np.allclose(found.points()[0], position, rtol=1e-7) and (found.points()[1] == colour).all()
 
 
@@ -214,7 +286,7 @@ def test_a_written_trajectory_is_read_by_evo(tmp_path):
     for index in range(5):
         pose = np.eye(4)
         pose[:3, :3], pose[:3, 3] = Rotation.random(rng=rng).as_matrix(), rng.normal(size=3)
-        trajectory.add(1_700_000_000_000_000_001 + index, pose)
+        trajectory.add(1_700_000_000_000_000_001 + index, pose, 0)
         poses.append(pose)
     assert trajectory.tum().startswith("1700000000.000000001 ")
     write_whole(tmp_path / "trajectory.tum", trajectory.tum())
@@ -225,18 +297,49 @@ def test_a_written_trajectory_is_read_by_evo(tmp_path):
 def test_a_rescaled_trajectory_keeps_its_turns_and_one_point():
     trajectory, pose = Trajectory(100), np.eye(4)
     pose[:3, :3], pose[:3, 3] = Rotation.from_rotvec([0.1, 0.2, 0.3]).as_matrix(), [1, 2, 3]
-    trajectory.add(0, pose)
+    trajectory.add(0, pose, 0)
     before = np.array(trajectory.tum().split(), float)
-    trajectory.rescale(Rescaling(2.0, np.array([1.0, 1, 1])))
-    trajectory.add(1, pose)  # it can grow on
+    trajectory.move(rescaling(2.0, np.array([1.0, 1, 1]), 1))
+    trajectory.add(1, pose, 0)  # it can grow on
     after = [np.array(line.split(), float) for line in trajectory.tum().splitlines()]
     assert after[0][1:4].tolist() == [1, 3, 5] and after[0][4:].tolist() == before[4:].tolist()
     assert after[1][1:].tolist() == before[1:].tolist()
 
 
+def test_poses_move_with_their_submap_and_those_of_an_ended_stream_stay():
+    rng, trajectory, expected = np.random.default_rng(5), Trajectory(1000), []
+    moves = some_moves(2, rng)
+    for index, submap in enumerate((0, 1, 0, 1, 1, 2)):
+        pose = np.eye(4)
+        pose[:3, :3], pose[:3, 3] = Rotation.random(rng=rng).as_matrix(), rng.normal(size=3)
+        trajectory.add(index, pose, submap)
+        if index == 1:
+            trajectory.end_stream()
+        if index > 1 and submap < 2:
+            pose[:3, 3] = (
+                moves.scale[submap] * moves.rotation[submap] @ pose[:3, 3] + moves.translation[submap]
+            )
+            pose[:3, :3] = moves.rotation[submap] @ pose[:3, :3]
+        expected.append(pose)
+    trajectory.move(moves)
+    found = np.array([line.split() for line in trajectory.tum().splitlines()], float)
+    assert np.allclose(found[:, 1:4], [pose[:3, 3] for pose in expected], atol=1e-7)
+    turns = Rotation.from_quat(found[:, 4:]).as_matrix()
+    assert np.allclose(turns, [pose[:3, :3] for pose in expected], atol=1e-7)
+
+
+def test_poses_that_have_left_take_their_submaps_along():
+    trajectory, pose = Trajectory(10), np.eye(4)
+    for submap in range(25):
+        trajectory.add(submap, pose, submap)
+    trajectory.move(replace(Moves.none(25), translation=np.arange(25.0)[:, None] * [1, 0, 0]))
+    found = np.array([line.split() for line in trajectory.tum().splitlines()], float)
+    assert np.allclose(found[:, 1], np.round(found[:, 0] * 1e9)) and len(found) == len(trajectory)
+
+
 def test_the_trajectory_is_bounded():
     trajectory = Trajectory(100)
     for stamp in range(1000):
-        trajectory.add(stamp, np.eye(4))
+        trajectory.add(stamp, np.eye(4), 0)
     assert 90 <= len(trajectory) <= 100
     assert trajectory.tum().splitlines()[-1].startswith("0.000000999 ")

@@ -527,13 +527,13 @@ def test_along_odometry_map_and_path_become_metric_as_if_they_had_always_been(ne
     given = {"scale__mode": "odometry", "scale__baseline": 9.99 * metric_robot.shortest_step}
     with mapper_of(network, metric_robot, **given, **FINE) as (mapper, notes, _):
         process(mapper, *sent[:2])
-        assert not notes.rescalings and "travelled" in str(mapper.scale)
+        assert not notes.moves and "travelled" in str(mapper.scale)
         assert not np.allclose(
             numbers(mapper.trajectory)[:, 1:4], numbers(right.trajectory)[:8, 1:4], atol=1e-3
         )
         process(mapper, *sent[2:])
-        (rescaling,) = notes.rescalings
-        assert rescaling.factor == pytest.approx(factor, rel=1e-5) and "2.31 m per unit" in str(mapper.scale)
+        (moves,) = notes.moves
+        assert moves.scale[0] == pytest.approx(factor, rel=1e-5) and "2.31 m per unit" in str(mapper.scale)
         assert np.allclose(numbers(mapper.trajectory), numbers(right.trajectory), atol=1e-5)
         found, expected = sorted_points(mapper.map), sorted_points(right.map)
         assert len(found) == len(expected) and np.allclose(found.mean(0), expected.mean(0), atol=1e-3)
@@ -559,8 +559,8 @@ def test_no_scale_is_measured_across_a_jump(network, metric_robot, monkeypatch):
     given = {"scale__mode": "odometry", "scale__baseline": 9.99 * metric_robot.shortest_step}
     with mapper_of(network, metric_robot, **given, **FINE) as (mapper, notes, _):
         process(mapper, *chunks())
-    (rescaling,) = notes.rescalings
-    assert rescaling.factor == pytest.approx(metric_robot.metres_per_unit, rel=1e-5)
+    (moves,) = notes.moves
+    assert moves.scale[0] == pytest.approx(metric_robot.metres_per_unit, rel=1e-5)
 
 
 def test_every_stream_has_its_own_scale(network, metric_robot):
@@ -585,7 +585,7 @@ def test_a_factor_set_while_running_holds_for_the_whole_stream_or_for_the_next(n
         mapper.process(messages(1, 11))
         now = 1.0 if keep else 1.5
         assert np.allclose(numbers(mapper.trajectory)[:2, 1:4], now * before[:, 1:4], atol=1e-6)
-        assert len(notes.rescalings) == (not keep) and str(mapper.scale) == f"fixed, {2 * now:g} m per unit"
+        assert len(notes.moves) == (not keep) and str(mapper.scale) == f"fixed, {2 * now:g} m per unit"
         mapper.process(messages(2))  # stamps go back
         assert np.allclose(notes.frames[-2].depth_image(), 1.5 * notes.frames[0].depth_image(), rtol=1e-5)
 

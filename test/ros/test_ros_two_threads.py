@@ -289,8 +289,8 @@ class Notes:
     def jump(self) -> None:
         self.told.append("jump")
 
-    def rescale(self, rescaling) -> None:
-        self.told.append(rescaling.factor)
+    def move(self, moves) -> None:
+        self.told.append(moves.scale.tolist())
 
     def done_with(self, newest) -> None:
         self.told.append(newest)
@@ -312,7 +312,7 @@ def test_two_threads_map_what_one_does_to_the_last_bit(monkeypatch):
             in_series.process(sent[first : first + 4])
 
         heard = Notes()
-        for name in ("publish", "begin_stream", "jump", "rescale", "done_with"):
+        for name in ("publish", "begin_stream", "jump", "move", "done_with"):
             monkeypatch.setattr(node.outputs, name, getattr(heard, name))
         for image in sent:
             node.on_image(image)
