@@ -1,0 +1,190 @@
+"""A camera that comes back: what was mapped before moves, map, path and trajectory alike."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from mapping_helpers import InSeries, Notes, mapper_of
+from node_helpers import header, matrix_of
+from rclpy.parameter import Parameter
+from ros_helpers import parameters_of, spin_until
+from scipy.spatial import cKDTree
+from scipy.spatial.transform import Rotation
+from std_msgs.msg import Header
+from walks import LAP, bundled, frames_of, images_of
+
+from stac_core import Config, ImageGeometry, Prediction, StreamSession
+from stac_core.config import ModelConfig
+from stac_core.prediction import moved_on
+from stac_ros import topics
+from stac_ros.camera_info import CameraCalibration
+from stac_ros.images import encode_image
+from stac_ros.mapped_frame import MappedFrame
+from stac_ros.mapper import MAP_FROM_OPTICAL, Mapper
+from stac_ros.outputs import Outputs
+from stac_ros.predictor import Predicted, View
+from stac_ros.run_statistics import Statistics
+
+CHUNK = 4
+SPARSE = {"points__max_points": 400, "map__voxel_size": 1e-5}  # no two points in a voxel
+
+
+@dataclass(frozen=True)
+class Lap:
+    """What the network says of a walk whose loop closes."""
+
+    said: list[Prediction]
+    geometry: ImageGeometry
+
+    @property
+    def closing(self) -> int:
+        """The chunk that tells of moves."""
+        return [p.moved is not None for p in self.said].index(True)
+
+
+@functools.cache
+def lap() -> Lap:
+    stream, images = StreamSession(bundled(), Config()), images_of(frames_of(LAP))
+    said = [stream.step(images[i : i + CHUNK]).to_host() for i in range(0, len(images), CHUNK)]
+    assert stream.geometry is not None
+    return Lap(said, stream.geometry)
+
+
+def stamped(frame: int) -> Header:
+    return header(10 + frame / 10)
+
+
+def chunk(number: int, odom_from_camera: np.ndarray | None = None) -> Predicted:
+    images = images_of(frames_of(LAP))
+    frames = range(CHUNK * number, CHUNK * number + lap().said[number].frames)
+    views = [View(stamped(frame), images[frame], odom_from_camera) for frame in frames]
+    return Predicted(views, lap().said[number], lap().geometry)
+
+
+def poses(trajectory) -> np.ndarray:
+    """[N, 4, 4]"""
+    rows = np.array([line.split() for line in trajectory.tum().splitlines()], float)
+    matrices = np.tile(np.eye(4), (len(rows), 1, 1))
+    matrices[:, :3, :3], matrices[:, :3, 3] = Rotation.from_quat(rows[:, 4:]).as_matrix(), rows[:, 1:4]
+    return matrices
+
+
+def apart(some: np.ndarray, others: np.ndarray) -> float:
+    """Greatest distance from any point of either [N, 3] to the nearest of the other."""
+    trees = cKDTree(some), cKDTree(others)
+    return max(float(trees[0].query(others)[0].max()), float(trees[1].query(some)[0].max()))
+
+
+def expected_frames(map_from_world: np.ndarray, factor: float) -> list[MappedFrame]:
+    """Every frame where the core says in the end that it lies, at `map_from_world` and `factor`."""
+    found = []
+    for number, p in enumerate(moved_on(lap().said)):
+        for index, view in enumerate(chunk(number).views):
+            pose = p.world_from_camera[index].double().numpy()
+            pose[:3, 3] *= factor
+            depth, confidence, lens = p.depth[index] * factor, p.depth_confidence[index], p.intrinsics[index]
+            in_map, geometry = map_from_world @ pose, lap().geometry
+            seen = view.header, view.image, in_map, None, depth, confidence, lens, geometry, p.submap
+            found.append(MappedFrame(*seen))
+    return found
+
+
+LEVEL = MAP_FROM_OPTICAL.copy()
+LEVEL[:3, :3] = Rotation.from_rotvec([0.2, -0.4, 0.9]).as_matrix() @ LEVEL[:3, :3]
+LEVEL[:3, 3] = 3.0, -2.0, 1.0
+
+
+@pytest.mark.parametrize(
+    ("odom_from_first", "given"),
+    [(None, {}), (LEVEL, {"frames__odom": "odom", "scale__mode": "fixed", "scale__factor": 2.5})],
+    ids=["own unit", "metres along odometry"],
+)
+def test_map_and_trajectory_end_where_the_core_says_that_they_lie(odom_from_first, given):
+    with mapper_of(bundled(), **SPARSE, **given) as (mapper, notes, _):
+        for number in range(len(lap().said)):
+            mapper.mapper.add(chunk(number, odom_from_first))
+        settings = mapper.parameters.ros.points
+    factor, first = given.get("scale__factor", 1.0), lap().said[0].world_from_camera[0].double().numpy()
+    first[:3, 3] *= factor
+    in_map = MAP_FROM_OPTICAL if odom_from_first is None else odom_from_first @ np.linalg.inv(first)
+    expected = expected_frames(in_map, factor)
+    assert len(notes.moves) == sum(p.moved is not None for p in lap().said) >= 1
+    assert np.allclose(poses(mapper.trajectory), [f.map_from_camera for f in expected], atol=1e-5)
+    whole = np.concatenate([frame.points(settings).positions for frame in expected])
+    assert apart(mapper.map.points()[0], whole) < 1e-4
+    said = np.concatenate([points.positions for points in notes.points])
+    assert apart(said, whole) > 0.01, "they would have lain elsewhere"
+
+
+def test_what_an_earlier_stream_has_mapped_stays():
+    with mapper_of(bundled(), map__keep_on_new_stream=True, **SPARSE) as (mapper, notes, _):
+        mapper.mapper.add(chunk(3))
+        before, path = mapper.map.points()[0], poses(mapper.trajectory)
+        mapper.mapper.begin_stream(keep=True)
+        for number in range(lap().closing + 1):
+            mapper.mapper.add(chunk(number))
+        assert len(notes.moves) == 1
+        assert cKDTree(mapper.map.points()[0]).query(before)[0].max() < 1e-5
+        assert np.array_equal(poses(mapper.trajectory)[:CHUNK], path)
+
+
+def test_a_loaded_map_is_moved_by_a_loop_that_closes_later(tmp_path):
+    closing = lap().closing
+    with mapper_of(bundled(), **SPARSE) as (mapper, *_):
+        for number in range(closing):
+            mapper.mapper.add(chunk(number))
+        mapper.mapper.save(tmp_path / "map")
+        mapper.mapper.add(chunk(closing))
+        expected = mapper.map.voxels()
+    with mapper_of(bundled(), **SPARSE) as (mapper, *_):
+        mapper.mapper.load(tmp_path / "map")
+        mapper.mapper.add(chunk(closing))
+        found = mapper.map.voxels()
+    order = [np.lexsort(voxels[0].T.round(4)) for voxels in (expected, found)]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert np.allclose(ours[order[1]], theirs[order[0]], atol=1e-4)
+    assert len(np.unique(found[3])) > 5
+
+
+def test_a_map_that_must_not_grow_stays_where_it_is_though_loops_close():
+    """Set while the node runs; the camera alone is placed by what it recognises."""
+    images, config = images_of(frames_of(LAP)), Config(model=ModelConfig(device="cpu"))
+    sent = [encode_image(image, "rgb8", stamped(number)) for number, image in enumerate(images)]
+    with parameters_of(**SPARSE) as (node, given):
+        mapper = InSeries(StreamSession(bundled(), config), given, Statistics(), notes := Notes())
+        for start in range(0, len(sent), CHUNK):
+            if start == 24:
+                before = mapper.map.points()[0]
+                assert all(node.set_parameters([Parameter("map.grow", value=False)]))
+            mapper.process(sent[start : start + CHUNK])
+    assert mapper.session_stats.loops == len(notes.moves) >= 1
+    assert apart(mapper.map.points()[0], before) < 1e-5
+    assert len(notes.frames) == len(mapper.trajectory) == len(sent)
+
+
+def test_path_and_velocity_know_of_a_loop():
+    """The path lies as the trajectory does; ~/odom derives no velocity across the move."""
+    heard: dict[topics.Topic, list] = {topics.PATH: [], topics.ODOMETRY: []}
+    with parameters_of(**SPARSE) as (node, given):
+        outputs = Outputs(node, given, CameraCalibration())
+        for topic, messages in heard.items():
+            qos = topic.qos()
+            qos.depth = 50
+            node.create_subscription(topic.type, topic.name, messages.append, qos)
+        spin_until([node], lambda: all(map(outputs.has_subscribers, heard)), "the subscriptions")
+        mapper = Mapper(given, Statistics(), outputs)
+        for number in range(lap().closing + 1):
+            mapper.add(chunk(number))
+        outputs.publish_whole(mapper.map)
+        count = len(mapper.trajectory)
+        spin_until([node], lambda: heard[topics.PATH] and len(heard[topics.ODOMETRY]) == count, "all of it")
+    path = [matrix_of(stamped.pose) for stamped in heard[topics.PATH][-1].poses]
+    assert np.allclose(path, poses(mapper.trajectory), atol=1e-6) and len(path) == count
+    said = [matrix_of(message.pose.pose) for message in heard[topics.ODOMETRY]]
+    moved = [not np.allclose(*both, atol=1e-3) for both in zip(path, said, strict=True)]
+    assert any(moved) and not any(moved[-CHUNK:])
+    still = [message.twist.twist.angular.y == 0 for message in heard[topics.ODOMETRY]]
+    assert [index for index, it in enumerate(still) if it] == [0, CHUNK * lap().closing]
