@@ -139,6 +139,12 @@ def pose_with_covariance(pose: np.ndarray, stamp_ns: int, parent: str = "map") -
     return make("geometry_msgs/msg/PoseWithCovarianceStamped", header(stamp_ns, parent), covered)
 
 
+def path(poses: dict[int, np.ndarray]) -> object:
+    """Of poses by stamp."""
+    stamped = [pose_stamped(pose, stamp_ns, "map") for stamp_ns, pose in poses.items()]
+    return make("nav_msgs/msg/Path", header(max(poses), "map"), stamped)
+
+
 def cloud_message(points: np.ndarray, colours: np.ndarray, stamp_ns: int, frame: str = "map") -> object:
     """x, y, z and packed rgb, with four bytes of padding as drivers like to have."""
     table = np.zeros(len(points), [("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("pad", "<f4"), ("rgb", "<u4")])

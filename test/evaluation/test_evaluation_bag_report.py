@@ -15,6 +15,7 @@ from evaluation.evaluation_scene import (
     header,
     image_message,
     odometry,
+    path,
     pose_stamped,
     pose_with_covariance,
     tiny_frames,
@@ -22,6 +23,7 @@ from evaluation.evaluation_scene import (
 from scipy.spatial.transform import Rotation
 
 from stac_core.evaluation.alignment import Similarity
+from stac_core.evaluation.bag_result import BagResult
 from stac_core.evaluation.evaluate import main
 from stac_core.evaluation.score import unproject
 
@@ -198,3 +200,21 @@ def test_a_recording_without_an_answer_is_refused(judged, capsys):
     recording = str(judged / "recording")
     assert main(["bag", recording, "--result", recording, "--output_dir", str(judged / "none")]) == 1
     assert "holds no pose of the mapping node" in capsys.readouterr().err
+
+
+def test_poses_are_judged_where_the_last_path_says_that_they_lie(tmp_path):
+    """A loop that closes moves what came before: here all but the last pose, to where it truly was."""
+    frames = tiny_frames(12, 24, 32)
+    moved = {frame.stamp_ns: frame.world_from_camera for frame in frames}
+    with BagWriter(tmp_path / "answer") as bag:
+        for index, frame in enumerate(frames):
+            drifted = frame.world_from_camera.copy()
+            drifted[:3, 3] += 0.1 * (11 - index)
+            said = pose_with_covariance(drifted, frame.stamp_ns)
+            now = 10**18 + index
+            bag.write("/stac_mapping/pose", "geometry_msgs/msg/PoseWithCovarianceStamped", said, now)
+            last = {stamp: pose for stamp, pose in moved.items() if index == 11 and stamp != frame.stamp_ns}
+            told = path(last or {frame.stamp_ns: drifted})
+            bag.write("/stac_mapping/path", "nav_msgs/msg/Path", told, now)
+    found = BagResult(tmp_path / "answer", "/camera/image").trajectory
+    assert np.allclose(found.world_from_camera, [frame.world_from_camera for frame in frames], atol=1e-9)

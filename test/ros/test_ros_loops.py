@@ -2,66 +2,27 @@
 
 from __future__ import annotations
 
-import functools
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
+from lap_helpers import CHUNK, chunk, expected_frames, lap, stamped
 from mapping_helpers import InSeries, Notes, mapper_of
-from node_helpers import header, matrix_of
+from node_helpers import matrix_of
 from rclpy.parameter import Parameter
 from ros_helpers import parameters_of, spin_until
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
-from std_msgs.msg import Header
 from walks import LAP, bundled, frames_of, images_of
 
-from stac_core import Config, ImageGeometry, Prediction, StreamSession
+from stac_core import Config, StreamSession
 from stac_core.config import ModelConfig
-from stac_core.prediction import moved_on
 from stac_ros import topics
 from stac_ros.camera_info import CameraCalibration
 from stac_ros.images import encode_image
-from stac_ros.mapped_frame import MappedFrame
 from stac_ros.mapper import MAP_FROM_OPTICAL, Mapper
 from stac_ros.outputs import Outputs
-from stac_ros.predictor import Predicted, View
 from stac_ros.run_statistics import Statistics
 
-CHUNK = 4
 SPARSE = {"points__max_points": 400, "map__voxel_size": 1e-5}  # no two points in a voxel
-
-
-@dataclass(frozen=True)
-class Lap:
-    """What the network says of a walk whose loop closes."""
-
-    said: list[Prediction]
-    geometry: ImageGeometry
-
-    @property
-    def closing(self) -> int:
-        """The chunk that tells of moves."""
-        return [p.moved is not None for p in self.said].index(True)
-
-
-@functools.cache
-def lap() -> Lap:
-    stream, images = StreamSession(bundled(), Config()), images_of(frames_of(LAP))
-    said = [stream.step(images[i : i + CHUNK]).to_host() for i in range(0, len(images), CHUNK)]
-    assert stream.geometry is not None
-    return Lap(said, stream.geometry)
-
-
-def stamped(frame: int) -> Header:
-    return header(10 + frame / 10)
-
-
-def chunk(number: int, odom_from_camera: np.ndarray | None = None) -> Predicted:
-    images = images_of(frames_of(LAP))
-    frames = range(CHUNK * number, CHUNK * number + lap().said[number].frames)
-    views = [View(stamped(frame), images[frame], odom_from_camera) for frame in frames]
-    return Predicted(views, lap().said[number], lap().geometry)
 
 
 def poses(trajectory) -> np.ndarray:
@@ -76,20 +37,6 @@ def apart(some: np.ndarray, others: np.ndarray) -> float:
     """Greatest distance from any point of either [N, 3] to the nearest of the other."""
     trees = cKDTree(some), cKDTree(others)
     return max(float(trees[0].query(others)[0].max()), float(trees[1].query(some)[0].max()))
-
-
-def expected_frames(map_from_world: np.ndarray, factor: float) -> list[MappedFrame]:
-    """Every frame where the core says in the end that it lies, at `map_from_world` and `factor`."""
-    found = []
-    for number, p in enumerate(moved_on(lap().said)):
-        for index, view in enumerate(chunk(number).views):
-            pose = p.world_from_camera[index].double().numpy()
-            pose[:3, 3] *= factor
-            depth, confidence, lens = p.depth[index] * factor, p.depth_confidence[index], p.intrinsics[index]
-            in_map, geometry = map_from_world @ pose, lap().geometry
-            seen = view.header, view.image, in_map, None, depth, confidence, lens, geometry, p.submap
-            found.append(MappedFrame(*seen))
-    return found
 
 
 LEVEL = MAP_FROM_OPTICAL.copy()

@@ -15,6 +15,7 @@ import pytest
 import torch
 from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import TransformStamped
+from lap_helpers import expected_frames, lap, stamped
 from node_helpers import (
     HEIGHT,
     WIDTH,
@@ -30,16 +31,21 @@ from rcl_interfaces.srv import SetParameters
 from rclpy.qos import ReliabilityPolicy
 from ros_helpers import StaticTransformBroadcaster, ros_nodes
 from safetensors.torch import save_file
+from scipy.spatial import cKDTree
 from sensor_msgs.msg import CameraInfo, CompressedImage
 from tiny import TINY, golden_weights, synthetic_frames
+from walks import LAP, frames_of
 
+from stac_core.training.figures import turn_error
 from stac_ros import topics
 from stac_ros.camera_messages import calibration_message
 from stac_ros.clouds import cloud_points
 from stac_ros.continuity import PERSISTENT
-from stac_ros.images import decode_depth
+from stac_ros.images import decode_depth, encode_image
+from stac_ros.mapper import MAP_FROM_OPTICAL
 from stac_ros.mapping_node import MappingNode
 from stac_ros.node_process import run_node
+from stac_ros.settings import MapSettings, PointSettings
 from stac_ros.topics import qos_profile
 from stac_ros.transforms import (
     TransformBroadcaster,
@@ -68,7 +74,8 @@ def processes(tmp_path_factory):
         "scale.factor": 3.0,
     }
     stopped = {"input.image_qos": "reliable", "worker.mailbox_size": 100, "publish.map_period": 1000.0}
-    patient = {"input.image_qos": "reliable", "worker.chunk_wait": 3600.0, "worker.mailbox_size": 20}
+    patient = {"input.image_qos": "reliable", "worker.chunk_wait": 3600.0, "worker.mailbox_size": 40}
+    patient |= {"image.size": 168, "publish.map_period": 0.2}
     settings = {"plain": plain, "robot": robot, "stopped": stopped, "patient": patient}
     with contextlib.ExitStack() as stack:
         found = {}
@@ -604,3 +611,31 @@ def test_a_patient_node_takes_whole_chunks_and_what_is_left_at_the_end_of_a_reco
         assert told(8)[5:] == [106, 107, 108]
         found = observer.diagnostics_when(lambda found: found["inference"]["images mapped"] == "8")
         assert found["inference"]["chunks"] == "2 of 3, 1 of 2"
+
+
+def test_a_loop_that_closes_moves_what_was_said_of_the_whole_walk(processes):
+    """Path and map lie better in the end than as they were said image by image; judged by true poses."""
+    frames = frames_of(LAP)
+    with ros_nodes("walker") as (node,):
+        observer = Observer(node, processes["patient"], topics.IMAGE, qos_profile("reliable", len(frames)))
+        observer.wait_until_ready()
+        observer.restart()
+        for number, frame in enumerate(frames):
+            observer.publish(encode_image(frame.image, "rgb8", stamped(number)))
+        last = stamped(len(frames) - 1).stamp
+        path = observer.wait(topics.PATH, lambda path: path.header.stamp == last)
+        whole = observer.wait(topics.MAP_POINTS, lambda cloud: cloud.header.stamp == last)
+        observer.spin_until(lambda: len(observer.received[topics.POSE]) == len(frames), "all poses")
+        memory = observer.fresh_diagnostics()["memory"]
+        said = np.stack([matrix_of(message.pose.pose) for message in observer.received[topics.POSE]])
+    assert int(memory["loops"]) >= 1 and int(memory["submaps"]) == lap().said[-1].submap + 1
+    moved = np.stack([matrix_of(stamped.pose) for stamped in path.poses])
+    true = np.stack([frame.world_from_camera for frame in frames])
+    live, now = turn_error(said, true), turn_error(moved, true)
+    print(f"turned by {live:.2f}° as said, {now:.2f}° in the last path")
+    assert now < 0.8 * live
+    expected = expected_frames(MAP_FROM_OPTICAL, 1.0)
+    assert np.allclose(moved, [frame.map_from_camera for frame in expected], atol=1e-3)
+    seen = np.concatenate([frame.points(PointSettings()).positions for frame in expected])
+    off = cKDTree(seen).query(cloud_points(whole)[0][::7])[0]
+    assert off.max() < 2 * MapSettings().voxel_size

@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
-from geometry_msgs.msg import PoseWithCovarianceStamped
+from geometry_msgs.msg import PoseStamped, PoseWithCovarianceStamped
+from nav_msgs.msg import Path
 from ros_helpers import Child, ros_nodes, spin_until
 from ros_recordings import picture
 from std_msgs.msg import Header
@@ -19,7 +20,7 @@ from stac_ros.clouds import cloud_message
 from stac_ros.images import encode_image
 from stac_ros.listen import outside_name
 from stac_ros.stamps import stamp_message
-from stac_ros.topics import DEPTH, DIAGNOSTICS, IMAGE, MAP_POINTS, NODE_NAME, POSE
+from stac_ros.topics import DEPTH, DIAGNOSTICS, IMAGE, MAP_POINTS, NODE_NAME, PATH, POSE
 
 STAMPS = [5_000_000_000 + index * 100_000_000 for index in range(3)]
 OLD_STAMPS = [4_000_000_000, 4_500_000_000]  # of a stream that was reset
@@ -58,14 +59,14 @@ class ScriptedMapping:
             topic: node.create_publisher(
                 topic.type, outside_name(topic), 50 if topic is IMAGE else topic.qos()
             )
-            for topic in (IMAGE, POSE, DEPTH, MAP_POINTS, DIAGNOSTICS)
+            for topic in (IMAGE, POSE, PATH, DEPTH, MAP_POINTS, DIAGNOSTICS)
         }
 
     def _heard(self, *topics) -> bool:
         return all(self.publishers[topic].get_subscription_count() for topic in topics)
 
     def outputs_heard(self) -> bool:
-        return self._heard(POSE, DEPTH, MAP_POINTS, DIAGNOSTICS)
+        return self._heard(POSE, PATH, DEPTH, MAP_POINTS, DIAGNOSTICS)
 
     def camera_heard(self) -> bool:
         return self._heard(IMAGE)
@@ -77,6 +78,13 @@ class ScriptedMapping:
     def say_map(self, stamp_ns: int, count: int = 2) -> None:
         cloud = cloud_message(header(stamp_ns), POINTS[:count], COLOURS[:count])
         self.publishers[MAP_POINTS].publish(cloud)
+
+    def say_path(self, stamps_ns: list[int], x: float = 0.0) -> None:
+        path = Path(header=header(stamps_ns[-1]))
+        for index, stamp_ns in enumerate(stamps_ns):
+            path.poses.append(PoseStamped(header=header(stamp_ns)))
+            path.poses[-1].pose.position.x, path.poses[-1].pose.orientation.w = x + index, 1.0
+        self.publishers[PATH].publish(path)
 
     def say_frame(self, stamp_ns: int, x: float = 0.0) -> None:
         self.publishers[DEPTH].publish(encode_image(depth_m(), "32FC1", header(stamp_ns, "camera")))
@@ -96,7 +104,9 @@ class ScriptedMapping:
         for index, stamp in enumerate(STAMPS):
             self.publishers[IMAGE].publish(encode_image(picture(index), "rgb8", header(stamp, "camera")))
             self.say_frame(stamp, float(index))
+        self.say_path(STAMPS[:-1])
         self.say_map(STAMPS[-1])
+        self.say_path(STAMPS, 10.0)  # a loop has moved all of them
 
 
 @pytest.fixture
@@ -130,7 +140,7 @@ def test_map_trajectory_depth_figures_and_report(recording):
 
     lines = np.loadtxt(folder / "trajectory.tum")
     assert np.allclose(lines[:, 0], np.array(STAMPS) / 1e9)
-    assert np.allclose(lines[:, 1], [0, 1, 2]) and np.allclose(lines[:, 7], 1)
+    assert np.allclose(lines[:, 1], [10, 11, 12]) and np.allclose(lines[:, 7], 1)
 
     names = sorted(file.name for file in (folder / "depth").iterdir())
     assert names == ["5.000000000.png", "5.100000000.png", "5.200000000.png", "mine.png"]
@@ -161,6 +171,7 @@ def test_a_camera_that_goes_on_does_not_hold_up_the_end(tmp_path):
             script.say_frame(said_ns[-1])
             if time.monotonic() > mapped_at + 0.5:
                 script.say_map(said_ns[-1])
+                script.say_path(said_ns)
                 mapped_at = time.monotonic()
             return done()
 
@@ -169,7 +180,7 @@ def test_a_camera_that_goes_on_does_not_hold_up_the_end(tmp_path):
         recorder.signal(signal.SIGHUP)
         spin_until([node], lambda: goes_on(lambda: not recorder.running), "the end")
         assert recorder.wait() == 0, recorder.output
-    assert "waiting for the map of the last frame" in recorder.output
+    assert "waiting for map and path of the last frame" in recorder.output
     assert "did not come" not in recorder.output, recorder.output
     recorded = np.loadtxt(tmp_path / "trajectory.tum")[:, 0]
     assert len(recorded) > 3 and recorded[-1] < said_ns[-1] / 1e9

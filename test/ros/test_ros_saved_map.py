@@ -184,8 +184,9 @@ def test_what_is_no_saved_map_is_refused_before_anything_is_subscribed_to(saved,
         "without": (lambda f: (f / MAP).unlink(), "there is no "),
         "no_stream": (lambda f: (f / STREAM).unlink(), "no such file"),
         "cut": (lambda f: (f / MAP).write_bytes((f / MAP).read_bytes()[:-9]), "is damaged"),
-        "shape": (lambda f: _without_a_row(f / MAP), "confidences has shape"),
+        "shape": (lambda f: _without_a_row(f / MAP, "confidences"), "confidences has shape"),
         "part": (lambda f: _without(f / MAP, "factor"), "is damaged"),
+        "submaps": (lambda f: _without_a_row(f / MAP, "submaps"), "submaps has shape"),
         "kind": (lambda f: (f / MAP).write_bytes((f / STREAM).read_bytes()), "is not a saved map of this"),
     }
     for name, (damage, text) in damaged.items():
@@ -209,9 +210,9 @@ def refusal(folder, capfd, *parameters) -> str:
     return log
 
 
-def _without_a_row(path):
+def _without_a_row(path, name):
     arrays = load_file(path)
-    save_file(arrays | {"confidences": arrays["confidences"][1:]}, path, {"format": "stac_map 2"})
+    save_file(arrays | {name: arrays[name][1:]}, path, {"format": "stac_map 2"})
 
 
 def _without(path, name):

@@ -89,6 +89,26 @@ def test_maps_that_were_replaced_are_let_go():
         scene.close()
 
 
+def test_a_path_that_moves_is_drawn_anew_though_no_frame_has_come(monkeypatch):
+    scene, seen, drawn = Scene(port=0), room(), []
+    add = scene._server.scene.add_line_segments
+
+    def note(name, segments, *given, **options):
+        drawn.append(segments)
+        return add(name, segments, *given, **options)
+
+    monkeypatch.setattr(scene._server.scene, "add_line_segments", note)
+    try:
+        for corrections in (0, 0, 1):
+            if corrections:
+                seen.map_from_camera = [pose + 0.5 * (np.arange(4) == 3) for pose in seen.map_from_camera]
+            seen.corrections = corrections
+            scene.show(seen)
+    finally:
+        scene.close()
+    assert len(drawn) == 2 and np.allclose(drawn[1], drawn[0] + 0.5)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not CHROMIUM, reason="needs a browser: apt-get install chromium")
 def test_a_browser_shows_map_path_and_figures(tmp_path):
