@@ -44,7 +44,11 @@ class OdometryScale:
                 self.factor = factor
 
     def jump(self) -> None:
-        """The next image is where the network's camera turned out to be: no step leads there."""
+        """The next image is where the network's camera turned out to be: no step leads there.
+
+        The steps behind it are kept as they were made, also where a loop has moved them since: they are
+        differences, which it turns and scales by no more than what had drifted, and not places.
+        """
         self._last = None
 
     @property

@@ -96,22 +96,6 @@ def test_a_loaded_map_is_moved_by_a_loop_that_closes_later(tmp_path):
     assert len(np.unique(found[3])) > 5
 
 
-def test_a_map_that_must_not_grow_stays_where_it_is_though_loops_close():
-    """Set while the node runs; the camera alone is placed by what it recognises."""
-    images, config = images_of(frames_of(LAP)), Config(model=ModelConfig(device="cpu"))
-    sent = [encode_image(image, "rgb8", stamped(number)) for number, image in enumerate(images)]
-    with parameters_of(**SPARSE) as (node, given):
-        mapper = InSeries(StreamSession(bundled(), config), given, Statistics(), notes := Notes())
-        for start in range(0, len(sent), CHUNK):
-            if start == 24:
-                before = mapper.map.points()[0]
-                assert all(node.set_parameters([Parameter("map.grow", value=False)]))
-            mapper.process(sent[start : start + CHUNK])
-    assert mapper.session_stats.loops == len(notes.moves) >= 1
-    assert apart(mapper.map.points()[0], before) < 1e-5
-    assert len(notes.frames) == len(mapper.trajectory) == len(sent)
-
-
 def test_path_and_velocity_know_of_a_loop():
     """The path lies as the trajectory does; ~/odom derives no velocity across the move."""
     heard: dict[topics.Topic, list] = {topics.PATH: [], topics.ODOMETRY: []}

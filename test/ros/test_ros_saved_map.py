@@ -12,7 +12,7 @@ from mapping_helpers import mapper_of
 from node_helpers import NodeProcess, Observer, header, matrix_of
 from ros_helpers import ros_nodes
 from safetensors.numpy import load_file, save_file
-from walks import bundled, frames_of
+from walks import LAP, bundled, frames_of
 
 from stac_core import Config
 from stac_core.config import CacheConfig, ModelConfig
@@ -27,7 +27,6 @@ from stac_ros.topics import qos_profile
 
 CONFIG = Config(model=ModelConfig(device="cpu"))
 WALK = "world:50,frames=24,height=126,width=168,step_max=0.03"
-LAP = "world:7187,frames=40,height=126,width=168"  # comes back after 32
 ELSEWHERE = "world:58,frames=4,height=126,width=168"
 CHUNK = 4
 
