@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from lap_helpers import CHUNK, chunk, expected_frames, lap, stamped
-from mapping_helpers import InSeries, Notes, mapper_of
+from lap_helpers import CHUNK, chunk, expected_frames, lap
+from mapping_helpers import mapper_of
 from node_helpers import matrix_of
-from rclpy.parameter import Parameter
 from ros_helpers import parameters_of, spin_until
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
-from walks import LAP, bundled, frames_of, images_of
+from walks import bundled
 
-from stac_core import Config, StreamSession
-from stac_core.config import ModelConfig
 from stac_ros import topics
 from stac_ros.camera_info import CameraCalibration
-from stac_ros.images import encode_image
 from stac_ros.mapper import MAP_FROM_OPTICAL, Mapper
 from stac_ros.outputs import Outputs
 from stac_ros.run_statistics import Statistics
