@@ -82,7 +82,7 @@ def test_a_disk_that_is_full_is_told_once_and_costs_no_save_that_is_there(tmp_pa
         assert names(first) == WHOLE
         mapper.process(messages([2]))
         points = np.random.default_rng(0).uniform(0, 9, (100_000, 3)).astype(np.float32)
-        mapper.map.add(points, points, points[:, 0])  # a file larger than that of the stream
+        mapper.map.add(points, points, points[:, 0], 0)  # a file larger than that of the stream
         for largest in (1000, 1000, 2 * (first / STREAM).stat().st_size):  # then at the points
             with largest_file(largest):
                 autosave.finish()
