@@ -13,7 +13,6 @@ from std_msgs.msg import Header
 from stac_core import Moves
 from stac_ros import topics
 from stac_ros.camera_info import CameraCalibration
-from stac_ros.camera_path import CameraPath
 from stac_ros.clouds import cloud_message
 from stac_ros.frame_parents import OtherParents
 from stac_ros.images import encode_image
@@ -21,6 +20,7 @@ from stac_ros.map import VoxelMap
 from stac_ros.mapped_frame import MappedFrame, Points
 from stac_ros.odometry import MapToOdom
 from stac_ros.parameters import Parameters
+from stac_ros.path_messages import PathMessages
 from stac_ros.pose_messages import (
     OdometryMessages,
     pose_message,
@@ -48,7 +48,7 @@ class Outputs:
         self._others = OtherParents(node, self._broadcaster, self._frames)
         self.map_to_odom = MapToOdom(self._broadcaster, node.get_clock(), self._frames)
         self._odometry = OdometryMessages()
-        self._path = CameraPath(parameters.ros.publish.path_length)
+        self._path = PathMessages(parameters.ros.publish.path_length)
         self._stamp = Time()  # of the latest image
         self._unsent = {topics.MAP_POINTS: False, topics.PATH: False}
 

@@ -11,7 +11,7 @@ from stac_core import Moves
 from stac_ros.moving import STAYS, moved_poses
 
 
-class CameraPath:
+class PathMessages:
     """At most `length` poses in the map, in order of arrival; the oldest leave."""
 
     def __init__(self, length: int) -> None:
