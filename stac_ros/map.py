@@ -68,11 +68,15 @@ class VoxelMap:
         x, y, z = cells.astype(np.int64) + _HALF
         self._merge((x << 2 * _BITS) | (y << _BITS) | z, confidences, seen_in, (*columns, *colours.T))
 
-    def move(self, moves: Moves) -> None:
-        """Each point with its submap; what comes to lie together is one voxel, of the first size again."""
+    def move(self, moves: Moves, other_lengths: bool = False) -> None:
+        """Each point with its submap; what comes to lie together is one voxel.
+
+        other_lengths: all are scaled, and voxels have their first size again, however coarse they were.
+        """
         positions, colours, weights, submaps = self.voxels()
         self._forget()
-        self.voxel_size = self._first_size
+        if other_lengths:
+            self.voxel_size = self._first_size
         self.add(moved_points(moves, submaps, positions).astype(np.float32), colours, weights, submaps)
 
     def end_stream(self) -> None:

@@ -168,7 +168,7 @@ class Mapper:
         """The lengths of this stream in the map; what its submaps hold is rescaled once they change."""
         if self._map_from_world is not None and factor != self._factor:
             moves = rescaling(factor / self._factor, self._fixed_point, submaps)
-            self._move(moves)
+            self._move(moves, other_lengths=True)
             self._map_from_world = self._map_from_world.copy()
             self._map_from_world[:3, 3] = moves.points(0, self._map_from_world[:3, 3])
         self._factor = factor
@@ -180,9 +180,9 @@ class Mapper:
             self._move(moves.seen_from(rotation, translation, self._factor))
             logger.info("a loop is closed: map and path move to where it shows that they lie")
 
-    def _move(self, moves: Moves) -> None:
+    def _move(self, moves: Moves, other_lengths: bool = False) -> None:
         """Moves are in the map."""
-        self.map.move(moves)
+        self.map.move(moves, other_lengths)
         self.trajectory.move(moves)
         self._output.move(moves)
 

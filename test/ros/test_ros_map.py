@@ -94,8 +94,10 @@ def test_a_rescaled_map_has_voxels_of_the_size_that_was_set():
     positions, colours, weights = points(20_000, 2)
     found = VoxelMap(0.01, 2000)
     found.add(positions, colours, weights, 0)
-    full = len(found)
-    found.move(rescaling(0.1, np.zeros(3), 1))
+    full, coarse = len(found), found.voxel_size
+    found.move(Moves.none(1))
+    assert len(found) == full and found.voxel_size == coarse > 0.01
+    found.move(rescaling(0.1, np.zeros(3), 1), other_lengths=True)
     assert found.voxel_size == 0.01 and 250 < len(found) <= full
     assert len(np.unique(np.floor(found.points()[0] / 0.01), axis=0)) == pytest.approx(len(found), rel=0.01)
 
