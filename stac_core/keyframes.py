@@ -56,10 +56,7 @@ class Keyframe:
 
         NaN where this one has no valid depth.
         """
-        moved = invert_pose(self.pose) @ other.pose
-        chord = (moved[:3, :3] - torch.eye(3, device=moved.device)).norm()  # √8 · sine of half the turn
-        turn = 2 * (chord / math.sqrt(8)).clamp_max(1).asin()
-        return turn + moved[:3, 3].norm() / valid(self.depth).nanmedian()
+        return departure(self.pose, other.pose, valid(self.depth).nanmedian())
 
 
 class Keyframes:
@@ -123,6 +120,14 @@ class Keyframes:
         """As they were when `state` was taken. KeyError where something is missing."""
         rows = zip(*state.values(), strict=True)
         self._kept = [Keyframe.restored(dict(zip(state, row, strict=True))) for row in rows]
+
+
+def departure(pose: Tensor, other: Tensor, depth: Tensor) -> Tensor:
+    """How far cameras [..., 4, 4] are from another: a turn in radians plus a way in its depths, [...]."""
+    moved = invert_pose(pose) @ other
+    chord = (moved[..., :3, :3] - torch.eye(3, device=moved.device)).norm(dim=(-2, -1))
+    turn = 2 * (chord / math.sqrt(8)).clamp_max(1).asin()  # the chord is √8 · sine of half the turn
+    return turn + moved[..., :3, 3].norm(dim=-1) / depth
 
 
 def disagreement(first: Prediction, second: Prediction) -> Tensor:

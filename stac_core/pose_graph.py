@@ -13,7 +13,7 @@ Scale drift-aware large scale monocular SLAM, RSS 2010).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from stac_core.keyframes import Keyframe, valid
 from stac_core.moves import Array, Moves
+from stac_core.uncertainty import Drift, drift_between
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,21 @@ class Link:
     nodes: NDArray[np.int64]  # [2]
     poses: Array  # [2, 4, 4] world_from_camera
     depths: Array  # [2] median
+    departure: Array  # [] of the frame from both nodes together
 
     @classmethod
-    def between(cls, node: int, other: int, frame: Keyframe, again: Keyframe) -> Link:
+    def between(cls, node: int, other: int, frame: Keyframe, again: Keyframe, departure: float) -> Link:
         """Two nodes, and the frame as it lies by each. Waits for the device."""
-        depths = [float(valid(known.depth).nanmedian()) for known in (frame, again)]
-        poses = [known.pose.double().cpu().numpy() for known in (frame, again)]
-        return cls(np.array([node, other]), np.stack(poses), np.nan_to_num(depths, nan=1.0))
+        depths = [float(valid(seen.depth).nanmedian()) for seen in (frame, again)]
+        poses = [seen.pose.double().cpu().numpy() for seen in (frame, again)]
+        known = (np.nan_to_num(number, nan=1.0) for number in (depths, np.array(departure)))
+        return cls(np.array([node, other]), np.stack(poses), *known)
+
+    @property
+    def drift(self) -> Drift:
+        """That adds up along it."""
+        departure = float(self.departure)
+        return Drift(departure, departure * float(self.depths.mean()) ** 2)
 
     def joins(self, nodes: set[int]) -> bool:
         """Whether it lies between these two."""
@@ -51,26 +60,41 @@ class PoseGraph:
     def __init__(self) -> None:
         self._node = np.zeros(1, np.int64)  # [submaps], in order: the node that each is fixed to
         self._links: tuple[Link, ...] = ()
+        self._forgotten = Drift()  # from the start to where the first submap is fixed now
 
-    def go_on(self, first: Keyframe) -> None:
-        """The next submap begins with a frame of the present one, and is a node of its own."""
-        self._links += (Link.between(self._present, len(self._node), first, first),)
+    @property
+    def drift(self) -> Drift:
+        """What has added up from the start of the stream to the node of the present submap."""
+        order, of_submap = np.unique(self._node, return_inverse=True)
+        if of_submap[0] == of_submap[-1]:
+            return self._forgotten
+        ends = np.searchsorted(order, np.stack([link.nodes for link in self._links]))
+        departures = np.array([link.departure for link in self._links])
+        depths = np.array([link.depths.mean() for link in self._links])
+        return self._forgotten.and_(drift_between(ends, departures, depths, of_submap[[0, -1]]))
+
+    def go_on(self, first: Keyframe, departure: float) -> None:
+        """The next submap begins with a frame of the present one, and is a node of its own.
+
+        departure: of the frame from the first one of the present submap.
+        """
+        self._links += (Link.between(self._present, len(self._node), first, first, departure),)
         self._begin(len(self._node))
 
     def go_to(self, first: Keyframe) -> None:
         """The next submap begins with the frame that an earlier one began with, and is fixed to it."""
         self._begin(self._node_of(first))
 
-    def close(self, first: Keyframe, known: Keyframe, again: Keyframe) -> Moves | None:
+    def close(self, first: Keyframe, known: Keyframe, again: Keyframe, departure: float) -> Moves | None:
         """A frame as it lies by the present submap, and by the earlier one that began with `first`.
 
         → moves of all submaps. None, and nothing has changed, where the nodes of the two have met before:
-        how they lie has been told already.
+        how they lie has been told already. departure: of the frame from what both began with, together.
         """
         node, present = self._node_of(first), self._present
         if node == present or any(link.joins({node, present}) for link in self._links):
             return None
-        self._links += (Link.between(present, node, known, again),)
+        self._links += (Link.between(present, node, known, again, departure),)
         return self._relax()
 
     def keep(self, firsts: Iterable[Keyframe]) -> None:
@@ -80,12 +104,12 @@ class PoseGraph:
             self._merge(gone)
 
     def hold(self) -> None:
-        """All so far is one node, the first, and stays."""
-        self._node, self._links = np.zeros_like(self._node), ()
+        """All so far is one node, the first, and stays; nothing has added up in what is trusted."""
+        self._node, self._links, self._forgotten = np.zeros_like(self._node), (), Drift()
 
     def state(self) -> dict[str, Tensor]:
         """Everything needed to go on."""
-        numbers = {"node": self._node}
+        numbers = {"node": self._node, "forgotten": np.array(astuple(self._forgotten))}
         if self._links:
             numbers |= {k: np.stack([getattr(one, k) for one in self._links]) for k in vars(self._links[0])}
         return {name: torch.from_numpy(array) for name, array in numbers.items()}
@@ -93,7 +117,7 @@ class PoseGraph:
     def restore(self, state: dict[str, Tensor]) -> None:
         """Go on where `state` was taken. KeyError where something is missing."""
         arrays = {name: tensor.cpu().numpy() for name, tensor in state.items()}
-        self._node = arrays["node"]
+        self._node, self._forgotten = arrays["node"], Drift(*arrays["forgotten"].tolist())
         parts = [arrays.get(field.name, ()) for field in fields(Link)]  # none where nothing is linked
         self._links = tuple(Link(*link) for link in zip(*parts, strict=True))
 
@@ -116,18 +140,23 @@ class PoseGraph:
         )
         moves = _agreement(ends, poses, depths, int(of_submap[0]))
         poses, depths = moves.poses(ends, poses), moves.scale[ends] * depths
-        self._links = tuple(map(Link, order[ends], poses, depths))
+        departures = (link.departure for link in self._links)
+        self._links = tuple(map(Link, order[ends], poses, depths, departures))
         return moves[of_submap]
 
     def _merge(self, gone: int) -> None:
         """Fix a node to one that it has a link with."""
-        into = next(int(n) for link in self._links if gone in link.nodes for n in link.nodes if n != gone)
+        to = next(link for link in self._links if gone in link.nodes)
+        into = int(to.nodes[to.nodes != gone][0])
+        if gone == self._node[0]:
+            self._forgotten = self._forgotten.and_(to.drift)
         self._node = np.where(self._node == gone, into, self._node)
         links: list[Link] = []
         for link in self._links:
             ends = np.where(link.nodes == gone, into, link.nodes)
             if ends[0] != ends[1] and not any(other.joins(set(ends.tolist())) for other in links):
-                links.append(Link(ends, link.poses, link.depths))
+                longer = to.departure if gone in link.nodes else 0.0
+                links.append(replace(link, nodes=ends, departure=link.departure + longer))
         self._links = tuple(links)
 
 

@@ -32,6 +32,9 @@ class Prediction:
     camera_tokens: Tensor | None = None  # [S, 2C] what the poses were read from; stays in the session
     continues: bool = True  # False: placed anew by a frame seen before, not moved there since the last pose
     submap: int = 0  # of the stream, in which these frames lie
+    pose_variance: Tensor | None = None  # [S, 2] of the turn about, and the place along, each axis of world:
+    # radians² and squared lengths; None = unknown. Against a world fixed to the first camera.
+    step_variance: Tensor | None = None  # [S, 2] likewise, of the motion from the frame before
     moved: Moves | None = None  # how submaps have moved since the last prediction: a loop was closed
 
     @property
@@ -64,6 +67,7 @@ class Prediction:
             pose_encoding=encode_pose(poses, self.intrinsics, *self.depth.shape[-2:]),
             depth=float(moves.scale[self.submap]) * self.depth,
             points=points,
+            pose_variance=None,  # it was that of another place
         )
 
 

@@ -33,6 +33,7 @@ from stac_core.prediction import Prediction
 from stac_core.relocalization import See, find_camera
 from stac_core.settings import refuse
 from stac_core.submaps import Submaps
+from stac_core.uncertainty import is_measured
 
 USUAL_SIZE = 480, 640  # height and width that images are supposed to have until one has come
 
@@ -294,7 +295,9 @@ class StreamSession:
         if landmarks and config.cache.repose_frames:
             why = f"poses are read again as the network says, and tracking.landmarks is {landmarks}"
             raise refuse(config.cache, "repose_frames", why, 0)
-        return Submaps(reach, config.submap.keyframes, CameraTracker(landmarks) if landmarks else None)
+        tracker = CameraTracker(landmarks) if landmarks else None
+        measured = reach > 0 and is_measured(self._network.config, reach)
+        return Submaps(reach, config.submap.keyframes, tracker, measured)
 
     def _begin_submap(self, submaps: Submaps, lens: Tensor | None) -> tuple[bool, Moves | None]:
         """Forget everything but where a few frames lie, and see one of them again as the first one.

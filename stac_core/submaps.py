@@ -30,6 +30,7 @@ from stac_core.moves import Moves
 from stac_core.pose_graph import PoseGraph
 from stac_core.prediction import Prediction
 from stac_core.relocalization import See, find_camera
+from stac_core.uncertainty import Drift, with_variances
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,14 @@ class Submaps:
     reach: how far the camera may depart from a submap's first frame; 0 = one submap for ever, which is world.
     keyframes: how many first frames of earlier submaps are kept.
     tracker: refines poses; None = they are as the network says.
+    measured: how much the network errs is known (`uncertainty`), and said of each frame.
     """
 
-    def __init__(self, reach: float, keyframes: int, tracker: CameraTracker | None = None) -> None:
+    def __init__(
+        self, reach: float, keyframes: int, tracker: CameraTracker | None = None, measured: bool = False
+    ) -> None:
         self.reach, self._most_keyframes, self._tracker = reach, keyframes, tracker
+        self._measured = measured
         self.forget()
 
     def forget(self) -> None:
@@ -89,6 +94,7 @@ class Submaps:
         self._last: Keyframe | None = None
         self.keyframes = Keyframes(self._most_keyframes)  # first frames of submaps
         self._graph = PoseGraph()
+        self._drift = Drift()
         if self._tracker is not None:
             self._tracker.forget()
 
@@ -143,7 +149,9 @@ class Submaps:
         again, placed = self._seen_from(keyframe, first, last)
         if float(disagreement(again, placed)) > DISAGREEMENT:
             return False, None
-        moves = self._graph.close(keyframe, self.last, Keyframe.of(self.last.pixels, placed, 0))
+        there = Keyframe.of(self.last.pixels, placed, 0)
+        departed = float(keyframe.departure(there)) + self._departed
+        moves = self._graph.close(keyframe, self.last, there, departed)
         if moves is not None:
             self.loops += 1
             self.keyframes.move(moves)
@@ -168,7 +176,7 @@ class Submaps:
     def go_on(self, last: Prediction) -> None:
         """The next submap begins with the last frame, as the network sees it anew."""
         first = replace(self.last, submap=self.count)
-        self._graph.go_on(first)
+        self._graph.go_on(first, self._departed)
         self._begin(first, last)
         if self._tracker is not None:
             self._tracker.go_on()
@@ -176,6 +184,7 @@ class Submaps:
     def hold(self) -> None:
         """What has been seen so far stays where it is from here on; loops move what comes after."""
         self._graph.hold()
+        self._drift = self._graph.drift
 
     def follow(self, pixels: Tensor, prediction: Prediction, calibrated: bool = False) -> Prediction:
         """New frames [S, 3, H, W] and what the network says of them, in world from here on.
@@ -192,6 +201,9 @@ class Submaps:
             if self._first is None:
                 self._first = Keyframe.of(pixels, placed, 0)
                 self.keyframes.serve(self._first)
+            if self._measured:
+                before = self._last or self._first
+                placed = with_variances(placed, self._first, before, self._drift, calibrated)
             self._last = Keyframe.of(pixels, placed, -1)
         return replace(placed, submap=self.count - 1)
 
@@ -216,14 +228,21 @@ class Submaps:
         self._first, self._last = (None if frame is None else Keyframe.restored(frame) for frame in frames)
         self.keyframes.restore(state.get("keyframes", {}))
         self._graph.restore(state["graph"])
+        self._drift = self._graph.drift
         if self._tracker is not None:
             self._tracker.restore(state.get("tracker", {}))
+
+    @property
+    def _departed(self) -> float:
+        """How far the last frame is from the first one of the present submap."""
+        return 0.0 if self._first is None else float(self._first.departure(self.last))
 
     def _begin(self, first: Keyframe, again: Prediction) -> None:
         """The next submap: with a frame whose place is known, as the network sees it anew."""
         self._first, self._world_from_submap = first, self._lies(first, again)
         self.keyframes.serve(first)
         self._graph.keep(self.keyframes)
+        self._drift = self._graph.drift
         self.count += 1
 
     def _seen_from(

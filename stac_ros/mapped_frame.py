@@ -10,6 +10,7 @@ from std_msgs.msg import Header
 from torch import Tensor
 
 from stac_core import ImageGeometry, unproject_depth
+from stac_ros.covariances import Variance
 from stac_ros.settings import PointSettings
 
 NEAREST_DEPTH = 1e-8  # the network's own limit of a valid depth
@@ -37,6 +38,8 @@ class MappedFrame:
     intrinsics: Tensor  # [3, 3] of the network pixels
     geometry: ImageGeometry
     submap: int  # of the stream, in which it was seen
+    pose_variance: Variance | None = None  # of `map_from_camera`; None = unknown
+    step_variance: Variance | None = None  # of the motion from the frame before
 
     def camera_intrinsics(self) -> NDArray[np.float64]:
         """Intrinsics [3, 3] of the camera image that depth and pose belong to."""

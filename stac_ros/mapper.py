@@ -10,11 +10,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 from std_msgs.msg import Header
+from torch import Tensor
 
 from stac_core import Moves
 from stac_core.files import write_whole
 from stac_core.ply import write_ply
 from stac_ros import saved_map
+from stac_ros.covariances import Variance
 from stac_ros.map import VoxelMap
 from stac_ros.map_directory import explained
 from stac_ros.mapped_frame import MappedFrame, Points
@@ -162,7 +164,15 @@ class Mapper:
             intrinsics=prediction.intrinsics[index],
             geometry=predicted.geometry,
             submap=prediction.submap,
+            pose_variance=self._in_map(prediction.pose_variance, index),
+            step_variance=self._in_map(prediction.step_variance, index),
         )
+
+    def _in_map(self, variances: Tensor | None, index: int) -> Variance | None:
+        """One of the variances [S, 2] of turns and places, in lengths of the map."""
+        if variances is None:
+            return None
+        return variances[index].double().numpy() * [1.0, self._factor**2]
 
     def _set_factor(self, factor: float, submaps: int) -> None:
         """The lengths of this stream in the map; what its submaps hold is rescaled once they change."""

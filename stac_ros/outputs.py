@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from builtin_interfaces.msg import Time
-from geometry_msgs.msg import PoseStamped
+from geometry_msgs.msg import PoseStamped, PoseWithCovarianceStamped
 from nav_msgs.msg import Path
 from rclpy.duration import Duration
 from rclpy.node import Node
@@ -24,7 +24,7 @@ from stac_ros.path_messages import PathMessages
 from stac_ros.pose_messages import (
     OdometryMessages,
     pose_message,
-    stamped_pose_with_covariance,
+    pose_with_covariance,
 )
 from stac_ros.topics import Topic
 from stac_ros.transforms import TransformBroadcaster, stamped_transform
@@ -144,9 +144,12 @@ class Outputs:
     def _publish_poses(self, frame: MappedFrame) -> None:
         pose, header = pose_message(frame.map_from_camera), self._in_map()
         self._path.add(PoseStamped(header=header, pose=pose), frame.submap)
-        odometry = self._odometry.next(header, frame.header.frame_id, pose, frame.map_from_camera)
+        covered = pose_with_covariance(pose, frame.pose_variance)
+        odometry = self._odometry.next(
+            header, frame.header.frame_id, covered, frame.map_from_camera, frame.step_variance
+        )
         if self.has_subscribers(topics.POSE):
-            self._publishers[topics.POSE].publish(stamped_pose_with_covariance(header, pose))
+            self._publishers[topics.POSE].publish(PoseWithCovarianceStamped(header=header, pose=covered))
         if self.has_subscribers(topics.ODOMETRY):
             self._publishers[topics.ODOMETRY].publish(odometry)
 

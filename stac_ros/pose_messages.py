@@ -1,13 +1,22 @@
-"""Poses as messages. Covariances stay zero, which means unknown: the network states none."""
+"""Poses as messages, with their covariances."""
 
 from __future__ import annotations
 
 import numpy as np
-from geometry_msgs.msg import Point, Pose, PoseWithCovarianceStamped, Quaternion, Twist, Vector3
+from geometry_msgs.msg import (
+    Point,
+    Pose,
+    PoseWithCovariance,
+    Quaternion,
+    Twist,
+    TwistWithCovariance,
+    Vector3,
+)
 from nav_msgs.msg import Odometry
 from numpy.typing import NDArray
 from std_msgs.msg import Header
 
+from stac_ros.covariances import Variance, covariance, no_velocity
 from stac_ros.quaternions import quaternion_from_rotation
 from stac_ros.stamps import stamp_nanoseconds
 
@@ -19,10 +28,8 @@ def pose_message(parent_from_child: NDArray[np.float64]) -> Pose:
     return Pose(position=Point(x=x, y=y, z=z), orientation=Quaternion(x=qx, y=qy, z=qz, w=qw))
 
 
-def stamped_pose_with_covariance(header: Header, pose: Pose) -> PoseWithCovarianceStamped:
-    message = PoseWithCovarianceStamped(header=header)
-    message.pose.pose = pose
-    return message
+def pose_with_covariance(pose: Pose, variance: Variance | None) -> PoseWithCovariance:
+    return PoseWithCovariance(pose=pose, covariance=covariance(variance))
 
 
 class OdometryMessages:
@@ -31,14 +38,26 @@ class OdometryMessages:
     def __init__(self) -> None:
         self._last: tuple[int, NDArray[np.float64]] | None = None
 
-    def next(self, header: Header, child: str, pose: Pose, map_from_camera: NDArray[np.float64]) -> Odometry:
-        """The message of the next image; header: its stamp, in the map frame."""
-        message = Odometry(header=header, child_frame_id=child)
-        message.pose.pose = pose
+    def next(
+        self,
+        header: Header,
+        child: str,
+        pose: PoseWithCovariance,
+        map_from_camera: NDArray[np.float64],
+        step_variance: Variance | None = None,
+    ) -> Odometry:
+        """The message of the next image; header: its stamp, in the map frame.
+
+        step_variance: of the motion from the last image to this one; None = unknown.
+        """
+        twist = TwistWithCovariance(covariance=no_velocity(step_variance))
         stamp_ns = stamp_nanoseconds(header.stamp)
         if self._last is not None and stamp_ns > self._last[0]:
             last_from_camera = np.linalg.inv(self._last[1]) @ map_from_camera
-            message.twist.twist = _twist(last_from_camera, (stamp_ns - self._last[0]) / 1e9)
+            seconds = (stamp_ns - self._last[0]) / 1e9
+            twist.twist = _twist(last_from_camera, seconds)
+            twist.covariance = covariance(None if step_variance is None else step_variance / seconds**2)
+        message = Odometry(header=header, child_frame_id=child, pose=pose, twist=twist)
         self._last = stamp_ns, map_from_camera
         return message
 

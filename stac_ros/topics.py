@@ -74,7 +74,7 @@ MAP_POINTS = Topic("~/map_points", PointCloud2, "latched", 1)  # the whole map, 
 DEPTH = Topic("~/depth", Image, "reliable", 5)  # 32FC1, pixel by pixel of the image; NaN = invalid (REP-118)
 DEPTH_INFO = Topic("~/depth/camera_info", CameraInfo, "reliable", 5)
 CONFIDENCE = Topic("~/confidence", Image, "reliable", 5)  # 32FC1, of that depth, from 1 up; NaN = invalid
-POSE = Topic("~/pose", PoseWithCovarianceStamped, "reliable", 10)  # camera in map; covariance unknown (0)
+POSE = Topic("~/pose", PoseWithCovarianceStamped, "reliable", 10)  # camera in map
 ODOMETRY = Topic("~/odom", Odometry, "reliable", 10)  # the same pose, with the velocity between two images
 PATH = Topic("~/path", Path, "latched", 1)  # bounded in length
 PROGRESS = Topic("~/progress", Header, "reliable", 10)  # of the newest image done with, mapped or left out

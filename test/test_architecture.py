@@ -34,7 +34,8 @@ MAY_IMPORT = {  # part of stac_core → the parts it may import
     "kernels": {"config", "settings", "device"},
     "cache": {"kernels", "geometry", "config", "settings", "files", "device"},
     "keyframes": {"geometry", "prediction", "moves", "device"},
-    "pose_graph": {"keyframes", "moves"},
+    "uncertainty": {"config", "keyframes", "prediction"},
+    "pose_graph": {"keyframes", "moves", "uncertainty"},
     "relocalization": {"keyframes", "prediction"},
     "camera_fit": set(),
     "camera_tracker": {"geometry", "prediction", "device", "camera_fit"},
@@ -46,11 +47,12 @@ MAY_IMPORT = {  # part of stac_core → the parts it may import
         "pose_graph",
         "camera_tracker",
         "relocalization",
+        "uncertainty",
     },
     "checkpoint": BASICS | {"network"},
     "session": BASICS
     | {"network", "cache", "images", "intrinsics", "kernels"}
-    | {"moves", "submaps", "camera_tracker", "relocalization"},
+    | {"moves", "submaps", "camera_tracker", "relocalization", "uncertainty"},
     "worlds": {"geometry", "config", "settings", "stamps"},
     # the network as a type; sequences of synthetic worlds; kernels to be checked and timed
     "evaluation": METHOD | FILES | {"network", "worlds", "kernels"},

@@ -78,6 +78,13 @@ def test_a_lap_is_closed_that_poses_leave_open(walked, monkeypatch):
     assert closed < 0.25 * left_open
 
 
+def test_what_is_uncertain_grows_along_the_lap_and_falls_where_it_closes(walked):
+    turns, places = torch.stack([p.pose_variance[-1] for p in walked.predictions]).T
+    before, closed = slice(0, walked.closing), walked.closing
+    assert (turns[before].diff() > 0).sum() >= walked.closing - 2  # within a submap a camera may turn back
+    assert turns[closed] < 0.5 * turns[before].max() and places[closed] < 0.5 * places[before].max()
+
+
 def test_a_failure_at_any_pass_leaves_the_lap_to_be_closed_by_the_next_step(walked, monkeypatch):
     images, expected = walked.chunks[walked.closing :], walked.predictions[walked.closing :]
     stream, forward = walked.before(walked.closing), bundled().depth_head.forward

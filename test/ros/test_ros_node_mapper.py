@@ -27,7 +27,7 @@ from stac_ros.mapper import MAP_FROM_OPTICAL
 from stac_ros.message_data import byte_array
 from stac_ros.odometry import NoOdometry, OdometryLink
 from stac_ros.outputs import Outputs
-from stac_ros.pose_messages import OdometryMessages, pose_message
+from stac_ros.pose_messages import OdometryMessages, pose_message, pose_with_covariance
 from stac_ros.run_statistics import Statistics
 from stac_ros.settings import FrameSettings, PointSettings
 from stac_ros.stamps import stamp_nanoseconds
@@ -646,13 +646,14 @@ def test_velocity_is_that_between_two_images():
         pose[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
         pose[:2, 3] = 2 * np.sin(angle), 2 * (1 - np.cos(angle))
         header = Header(stamp=Time(nanosec=100_000_000 * step), frame_id="map")
-        found = odometry.next(header, "camera", pose_message(pose), pose).twist.twist
+        covered = pose_with_covariance(pose_message(pose), None)
+        found = odometry.next(header, "camera", covered, pose).twist.twist
         if step == 0:
             assert (found.linear.x, found.angular.z) == (0, 0)
         else:
             assert np.allclose([found.linear.x, found.linear.y, found.linear.z], [1, 0, 0], atol=0.03)
             assert np.allclose([found.angular.x, found.angular.y, found.angular.z], [0, 0, 0.5], atol=1e-6)
-    same_time = odometry.next(header, "camera", pose_message(pose), pose).twist.twist
+    same_time = odometry.next(header, "camera", covered, pose).twist.twist
     assert same_time.linear.x == 0
 
 
