@@ -61,29 +61,35 @@ class PoseGraph:
         self._node = np.zeros(1, np.int64)  # [submaps], in order: the node that each is fixed to
         self._links: tuple[Link, ...] = ()
         self._forgotten = Drift()  # from the start to where the first submap is fixed now
+        self._within: tuple[Drift, ...] = (Drift(),)  # [submaps] from its node to its first frame: if held
 
     @property
     def drift(self) -> Drift:
-        """What has added up from the start of the stream to the node of the present submap."""
-        order, of_submap = np.unique(self._node, return_inverse=True)
-        if of_submap[0] == of_submap[-1]:
+        """What has added up from the start of the stream to the first frame of the present submap."""
+        return self._drift_of(self._present).and_(self._within[-1])
+
+    def _drift_of(self, node: int) -> Drift:
+        if node == self._node[0]:
             return self._forgotten
+        order = np.unique(self._node)
         ends = np.searchsorted(order, np.stack([link.nodes for link in self._links]))
         departures = np.array([link.departure for link in self._links])
         depths = np.array([link.depths.mean() for link in self._links])
-        return self._forgotten.and_(drift_between(ends, departures, depths, of_submap[[0, -1]]))
+        between = np.searchsorted(order, [self._node[0], node])
+        return self._forgotten.and_(drift_between(ends, departures, depths, between))
 
     def go_on(self, first: Keyframe, departure: float) -> None:
         """The next submap begins with a frame of the present one, and is a node of its own.
 
         departure: of the frame from the first one of the present submap.
         """
+        departure += self._within[-1].departure
         self._links += (Link.between(self._present, len(self._node), first, first, departure),)
-        self._begin(len(self._node))
+        self._begin(len(self._node), Drift())
 
     def go_to(self, first: Keyframe) -> None:
         """The next submap begins with the frame that an earlier one began with, and is fixed to it."""
-        self._begin(self._node_of(first))
+        self._begin(self._node_of(first), self._within[first.submap])
 
     def close(self, first: Keyframe, known: Keyframe, again: Keyframe, departure: float) -> Moves | None:
         """A frame as it lies by the present submap, and by the earlier one that began with `first`.
@@ -94,6 +100,7 @@ class PoseGraph:
         node, present = self._node_of(first), self._present
         if node == present or any(link.joins({node, present}) for link in self._links):
             return None
+        departure += self._within[-1].departure + self._within[first.submap].departure
         self._links += (Link.between(present, node, known, again, departure),)
         return self._relax()
 
@@ -104,12 +111,19 @@ class PoseGraph:
             self._merge(gone)
 
     def hold(self) -> None:
-        """All so far is one node, the first, and stays; nothing has added up in what is trusted."""
+        """All so far is one node, the first, and stays."""
+        if not self._links:
+            return  # it is already
+        of_node = {node: self._drift_of(node) for node in set(self._node.tolist())}
+        nodes_within = zip(self._node.tolist(), self._within, strict=True)
+        self._within = tuple(of_node[node].and_(within) for node, within in nodes_within)
         self._node, self._links, self._forgotten = np.zeros_like(self._node), (), Drift()
 
     def state(self) -> dict[str, Tensor]:
         """Everything needed to go on."""
-        numbers = {"node": self._node, "forgotten": np.array(astuple(self._forgotten))}
+        drifts = {"forgotten": [self._forgotten], "within": self._within}
+        numbers = {"node": self._node}
+        numbers |= {name: np.array([astuple(one) for one in some]) for name, some in drifts.items()}
         if self._links:
             numbers |= {k: np.stack([getattr(one, k) for one in self._links]) for k in vars(self._links[0])}
         return {name: torch.from_numpy(array) for name, array in numbers.items()}
@@ -117,7 +131,9 @@ class PoseGraph:
     def restore(self, state: dict[str, Tensor]) -> None:
         """Go on where `state` was taken. KeyError where something is missing."""
         arrays = {name: tensor.cpu().numpy() for name, tensor in state.items()}
-        self._node, self._forgotten = arrays["node"], Drift(*arrays["forgotten"].tolist())
+        self._node = arrays["node"]
+        (self._forgotten,) = (Drift(*one) for one in arrays["forgotten"].tolist())
+        self._within = tuple(Drift(*one) for one in arrays["within"].tolist())
         parts = [arrays.get(field.name, ()) for field in fields(Link)]  # none where nothing is linked
         self._links = tuple(Link(*link) for link in zip(*parts, strict=True))
 
@@ -128,8 +144,8 @@ class PoseGraph:
     def _node_of(self, first: Keyframe) -> int:
         return int(self._node[first.submap])
 
-    def _begin(self, node: int) -> None:
-        self._node = np.append(self._node, node)
+    def _begin(self, node: int, within: Drift) -> None:
+        self._node, self._within = np.append(self._node, node), (*self._within, within)
 
     def _relax(self) -> Moves:
         """Move every node, but that of the first submap, to where its links agree best."""

@@ -133,11 +133,20 @@ def test_the_steps_of_a_calibrated_camera_are_better_known():
     assert (known > 0).all() and (known[1:] < unknown[1:]).all()
 
 
-def test_nothing_has_added_up_in_a_map_that_is_trusted():
-    graph = PoseGraph()
-    for _ in range(9):
-        graph.go_on(standing(), 0.3)
-    graph.hold()
-    assert graph.drift == Drift()
-    graph.go_on(standing(), 0.3)
-    assert np.isclose(graph.drift.departure, 0.3)
+def test_what_has_added_up_is_not_forgotten_where_the_graph_is_held():
+    """As a node does before every chunk where its map must not grow."""
+    graph, free = PoseGraph(), PoseGraph()
+    for submap in range(1, 9):
+        for one in (graph, free):
+            one.go_on(standing(submap), 0.3)
+        graph.hold()
+        assert np.isclose(graph.drift.departure, 0.3 * submap) and np.isclose(
+            graph.drift.scaled, 0.3 * submap
+        )
+    again = PoseGraph()
+    again.restore(graph.state())
+    for one in (graph, again, free):
+        one.go_to(standing(3))
+        assert np.isclose(one.drift.departure, 0.3 * 3)
+        one.go_on(standing(), 0.2)
+        assert np.isclose(one.drift.departure, 0.3 * 3 + 0.2)
