@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -28,18 +28,24 @@ class Keyframe:
     pose: Tensor  # world_from_camera [4, 4]
     depth: Tensor  # [H, W] in lengths of world
     submap: int = 0  # that it was the first to begin
+    drift: Tensor = field(default_factory=lambda: torch.zeros(2))  # see `drift_to`
 
     @classmethod
     def of(cls, pixels: Tensor, placed: Prediction, index: int) -> Keyframe:
         """Of a pass over [S, 3, H, W], in memory of its own: that of the pass is the caller's."""
         pose, depth = placed.world_from_camera[index], placed.depth[index]
-        return cls(pixels[index][None].clone(), pose.clone(), depth.clone())
+        return cls(pixels[index][None].clone(), pose.clone(), depth.clone(), drift=pose.new_zeros(2))
 
     def moved(self, moves: Moves) -> Keyframe:
         """Where it lies once its submap has moved."""
         pose = torch.from_numpy(moves.poses(self.submap, self.pose.double().cpu().numpy()))
-        depth = float(moves.scale[self.submap]) * self.depth
-        return replace(self, pose=send(pose.to(self.pose.dtype), self.pose.device), depth=depth)
+        scale = float(moves.scale[self.submap])
+        return replace(
+            self,
+            pose=send(pose.to(self.pose.dtype), self.pose.device),
+            depth=scale * self.depth,
+            drift=torch.stack([self.drift[0], scale**2 * self.drift[1]]),
+        )
 
     def state(self) -> dict[str, Tensor]:
         """As tensors."""
@@ -48,8 +54,8 @@ class Keyframe:
     @classmethod
     def restored(cls, state: dict[str, Tensor]) -> Keyframe:
         """As it was when `state` was taken. KeyError where something is missing."""
-        pixels, pose, depth = (state[name].clone() for name in ("pixels", "pose", "depth"))
-        return cls(pixels, pose, depth, int(state["submap"]))
+        pixels, pose, depth, drift = (state[name].clone() for name in ("pixels", "pose", "depth", "drift"))
+        return cls(pixels, pose, depth, int(state["submap"]), drift)
 
     def departure(self, other: Keyframe) -> Tensor:
         """How far another camera is from this one: its turn in radians plus its way in median depths, [].
@@ -57,6 +63,15 @@ class Keyframe:
         NaN where this one has no valid depth.
         """
         return departure(self.pose, other.pose, valid(self.depth).nanmedian())
+
+    def drift_to(self, world_from_camera: Tensor) -> Tensor:
+        """What has added up on the way to cameras [..., 4, 4] that are seen from here, [..., 2].
+
+        Departures, and departures times squared depths: the variances of a random walk, but for a factor.
+        """
+        depth = valid(self.depth).nanmedian()
+        departed = departure(self.pose, world_from_camera, depth)
+        return self.drift + torch.stack([departed, departed * depth**2], dim=-1)
 
 
 class Keyframes:

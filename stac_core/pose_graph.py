@@ -13,7 +13,7 @@ Scale drift-aware large scale monocular SLAM, RSS 2010).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -23,7 +23,6 @@ from torch import Tensor
 
 from stac_core.keyframes import Keyframe, valid
 from stac_core.moves import Array, Moves
-from stac_core.uncertainty import Drift, drift_between
 
 
 @dataclass(frozen=True)
@@ -33,21 +32,13 @@ class Link:
     nodes: NDArray[np.int64]  # [2]
     poses: Array  # [2, 4, 4] world_from_camera
     depths: Array  # [2] median
-    departure: Array  # [] of the frame from both nodes together
 
     @classmethod
-    def between(cls, node: int, other: int, frame: Keyframe, again: Keyframe, departure: float) -> Link:
+    def between(cls, node: int, other: int, frame: Keyframe, again: Keyframe) -> Link:
         """Two nodes, and the frame as it lies by each. Waits for the device."""
-        depths = [float(valid(seen.depth).nanmedian()) for seen in (frame, again)]
-        poses = [seen.pose.double().cpu().numpy() for seen in (frame, again)]
-        known = (np.nan_to_num(number, nan=1.0) for number in (depths, np.array(departure)))
-        return cls(np.array([node, other]), np.stack(poses), *known)
-
-    @property
-    def drift(self) -> Drift:
-        """That adds up along it."""
-        departure = float(self.departure)
-        return Drift(departure, departure * float(self.depths.mean()) ** 2)
+        depths = [float(valid(known.depth).nanmedian()) for known in (frame, again)]
+        poses = [known.pose.double().cpu().numpy() for known in (frame, again)]
+        return cls(np.array([node, other]), np.stack(poses), np.nan_to_num(depths, nan=1.0))
 
     def joins(self, nodes: set[int]) -> bool:
         """Whether it lies between these two."""
@@ -60,48 +51,26 @@ class PoseGraph:
     def __init__(self) -> None:
         self._node = np.zeros(1, np.int64)  # [submaps], in order: the node that each is fixed to
         self._links: tuple[Link, ...] = ()
-        self._forgotten = Drift()  # from the start to where the first submap is fixed now
-        self._within: tuple[Drift, ...] = (Drift(),)  # [submaps] from its node to its first frame: if held
 
-    @property
-    def drift(self) -> Drift:
-        """What has added up from the start of the stream to the first frame of the present submap."""
-        return self._drift_of(self._present).and_(self._within[-1])
-
-    def _drift_of(self, node: int) -> Drift:
-        if node == self._node[0]:
-            return self._forgotten
-        order = np.unique(self._node)
-        ends = np.searchsorted(order, np.stack([link.nodes for link in self._links]))
-        departures = np.array([link.departure for link in self._links])
-        depths = np.array([link.depths.mean() for link in self._links])
-        between = np.searchsorted(order, [self._node[0], node])
-        return self._forgotten.and_(drift_between(ends, departures, depths, between))
-
-    def go_on(self, first: Keyframe, departure: float) -> None:
-        """The next submap begins with a frame of the present one, and is a node of its own.
-
-        departure: of the frame from the first one of the present submap.
-        """
-        departure += self._within[-1].departure
-        self._links += (Link.between(self._present, len(self._node), first, first, departure),)
-        self._begin(len(self._node), Drift())
+    def go_on(self, first: Keyframe) -> None:
+        """The next submap begins with a frame of the present one, and is a node of its own."""
+        self._links += (Link.between(self._present, len(self._node), first, first),)
+        self._begin(len(self._node))
 
     def go_to(self, first: Keyframe) -> None:
         """The next submap begins with the frame that an earlier one began with, and is fixed to it."""
-        self._begin(self._node_of(first), self._within[first.submap])
+        self._begin(self._node_of(first))
 
-    def close(self, first: Keyframe, known: Keyframe, again: Keyframe, departure: float) -> Moves | None:
+    def close(self, first: Keyframe, known: Keyframe, again: Keyframe) -> Moves | None:
         """A frame as it lies by the present submap, and by the earlier one that began with `first`.
 
         → moves of all submaps. None, and nothing has changed, where the nodes of the two have met before:
-        how they lie has been told already. departure: of the frame from what both began with, together.
+        how they lie has been told already.
         """
         node, present = self._node_of(first), self._present
         if node == present or any(link.joins({node, present}) for link in self._links):
             return None
-        departure += self._within[-1].departure + self._within[first.submap].departure
-        self._links += (Link.between(present, node, known, again, departure),)
+        self._links += (Link.between(present, node, known, again),)
         return self._relax()
 
     def keep(self, firsts: Iterable[Keyframe]) -> None:
@@ -112,18 +81,11 @@ class PoseGraph:
 
     def hold(self) -> None:
         """All so far is one node, the first, and stays."""
-        if not self._links:
-            return  # it is already
-        of_node = {node: self._drift_of(node) for node in set(self._node.tolist())}
-        nodes_within = zip(self._node.tolist(), self._within, strict=True)
-        self._within = tuple(of_node[node].and_(within) for node, within in nodes_within)
-        self._node, self._links, self._forgotten = np.zeros_like(self._node), (), Drift()
+        self._node, self._links = np.zeros_like(self._node), ()
 
     def state(self) -> dict[str, Tensor]:
         """Everything needed to go on."""
-        drifts = {"forgotten": [self._forgotten], "within": self._within}
         numbers = {"node": self._node}
-        numbers |= {name: np.array([astuple(one) for one in some]) for name, some in drifts.items()}
         if self._links:
             numbers |= {k: np.stack([getattr(one, k) for one in self._links]) for k in vars(self._links[0])}
         return {name: torch.from_numpy(array) for name, array in numbers.items()}
@@ -132,8 +94,6 @@ class PoseGraph:
         """Go on where `state` was taken. KeyError where something is missing."""
         arrays = {name: tensor.cpu().numpy() for name, tensor in state.items()}
         self._node = arrays["node"]
-        (self._forgotten,) = (Drift(*one) for one in arrays["forgotten"].tolist())
-        self._within = tuple(Drift(*one) for one in arrays["within"].tolist())
         parts = [arrays.get(field.name, ()) for field in fields(Link)]  # none where nothing is linked
         self._links = tuple(Link(*link) for link in zip(*parts, strict=True))
 
@@ -144,8 +104,8 @@ class PoseGraph:
     def _node_of(self, first: Keyframe) -> int:
         return int(self._node[first.submap])
 
-    def _begin(self, node: int, within: Drift) -> None:
-        self._node, self._within = np.append(self._node, node), (*self._within, within)
+    def _begin(self, node: int) -> None:
+        self._node = np.append(self._node, node)
 
     def _relax(self) -> Moves:
         """Move every node, but that of the first submap, to where its links agree best."""
@@ -156,23 +116,18 @@ class PoseGraph:
         )
         moves = _agreement(ends, poses, depths, int(of_submap[0]))
         poses, depths = moves.poses(ends, poses), moves.scale[ends] * depths
-        departures = (link.departure for link in self._links)
-        self._links = tuple(map(Link, order[ends], poses, depths, departures))
+        self._links = tuple(map(Link, order[ends], poses, depths))
         return moves[of_submap]
 
     def _merge(self, gone: int) -> None:
         """Fix a node to one that it has a link with."""
-        to = next(link for link in self._links if gone in link.nodes)
-        into = int(to.nodes[to.nodes != gone][0])
-        if gone == self._node[0]:
-            self._forgotten = self._forgotten.and_(to.drift)
+        into = next(int(n) for link in self._links if gone in link.nodes for n in link.nodes if n != gone)
         self._node = np.where(self._node == gone, into, self._node)
         links: list[Link] = []
         for link in self._links:
             ends = np.where(link.nodes == gone, into, link.nodes)
             if ends[0] != ends[1] and not any(other.joins(set(ends.tolist())) for other in links):
-                longer = to.departure if gone in link.nodes else 0.0
-                links.append(replace(link, nodes=ends, departure=link.departure + longer))
+                links.append(Link(ends, link.poses, link.depths))
         self._links = tuple(links)
 
 

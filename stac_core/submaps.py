@@ -30,7 +30,7 @@ from stac_core.moves import Moves
 from stac_core.pose_graph import PoseGraph
 from stac_core.prediction import Prediction
 from stac_core.relocalization import See, find_camera
-from stac_core.uncertainty import Drift, with_variances
+from stac_core.uncertainty import with_variances
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,6 @@ class Submaps:
         self._last: Keyframe | None = None
         self.keyframes = Keyframes(self._most_keyframes)  # first frames of submaps
         self._graph = PoseGraph()
-        self._drift = Drift()
         if self._tracker is not None:
             self._tracker.forget()
 
@@ -149,9 +148,7 @@ class Submaps:
         again, placed = self._seen_from(keyframe, first, last)
         if float(disagreement(again, placed)) > DISAGREEMENT:
             return False, None
-        there = Keyframe.of(self.last.pixels, placed, 0)
-        departed = float(keyframe.departure(there)) + self._departed
-        moves = self._graph.close(keyframe, self.last, there, departed)
+        moves = self._graph.close(keyframe, self.last, Keyframe.of(self.last.pixels, placed, 0))
         if moves is not None:
             self.loops += 1
             self.keyframes.move(moves)
@@ -175,8 +172,10 @@ class Submaps:
 
     def go_on(self, last: Prediction) -> None:
         """The next submap begins with the last frame, as the network sees it anew."""
-        first = replace(self.last, submap=self.count)
-        self._graph.go_on(first, self._departed)
+        present = self._first or self.last
+        drift = present.drift_to(self.last.pose).nan_to_num(1.0)  # far, where nothing valid tells
+        first = replace(self.last, submap=self.count, drift=drift)
+        self._graph.go_on(first)
         self._begin(first, last)
         if self._tracker is not None:
             self._tracker.go_on()
@@ -184,7 +183,6 @@ class Submaps:
     def hold(self) -> None:
         """What has been seen so far stays where it is from here on; loops move what comes after."""
         self._graph.hold()
-        self._drift = self._graph.drift
 
     def follow(self, pixels: Tensor, prediction: Prediction, calibrated: bool = False) -> Prediction:
         """New frames [S, 3, H, W] and what the network says of them, in world from here on.
@@ -202,8 +200,7 @@ class Submaps:
                 self._first = Keyframe.of(pixels, placed, 0)
                 self.keyframes.serve(self._first)
             if self._measured:
-                before = self._last or self._first
-                placed = with_variances(placed, self._first, before, self._drift, calibrated)
+                placed = with_variances(placed, self._first, self._last or self._first, calibrated)
             self._last = Keyframe.of(pixels, placed, -1)
         return replace(placed, submap=self.count - 1)
 
@@ -228,21 +225,14 @@ class Submaps:
         self._first, self._last = (None if frame is None else Keyframe.restored(frame) for frame in frames)
         self.keyframes.restore(state.get("keyframes", {}))
         self._graph.restore(state["graph"])
-        self._drift = self._graph.drift
         if self._tracker is not None:
             self._tracker.restore(state.get("tracker", {}))
-
-    @property
-    def _departed(self) -> float:
-        """How far the last frame is from the first one of the present submap."""
-        return 0.0 if self._first is None else float(self._first.departure(self.last))
 
     def _begin(self, first: Keyframe, again: Prediction) -> None:
         """The next submap: with a frame whose place is known, as the network sees it anew."""
         self._first, self._world_from_submap = first, self._lies(first, again)
         self.keyframes.serve(first)
         self._graph.keep(self.keyframes)
-        self._drift = self._graph.drift
         self.count += 1
 
     def _seen_from(

@@ -1,9 +1,9 @@
 """How uncertain poses are: variances that grow with the camera's departures, and fall where it comes back.
 
 Errors add up along the way as those of a random walk do: in proportion to departures, a turn in radians plus
-a way in median depths (`keyframes`). From submap to submap they add up through the graph of submaps, as
-resistances do: one after the other along an open way, less where a closed loop offers two. A turn that is
-wrong, or a length, also misplaces all that is far from the start.
+a way in median depths (`keyframes`), from submap to submap. A turn that is wrong, or a length, also misplaces
+all that is far from the start. Where the camera comes back to a keyframe, only what had added up until that
+one remains. That a closed loop tells more about what lies in between is left out: it errs less than is said.
 
 The constants are measured, with the bundled model, in 20 synthetic worlds, and checked in 36 others;
 docs/model_card.md tells how far they hold. Lengths are compared after one scale per stream, that of the
@@ -13,11 +13,9 @@ one, so that most streams are better than this says, and a few worse.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from stac_core.config import NetworkConfig, SubmapConfig
@@ -37,49 +35,23 @@ STILL_TURN = {False: 0.003, True: 0.002}
 STILL_PLACE = 0.0045
 
 
-@dataclass(frozen=True)
-class Drift:
-    """What has added up from the start of a stream to the first frame of a submap."""
-
-    departure: float = 0.0
-    scaled: float = 0.0  # departures times squared depths
-
-    def and_(self, other: Drift) -> Drift:
-        """Both, one after the other."""
-        return Drift(self.departure + other.departure, self.scaled + other.scaled)
-
-
 def is_measured(network: NetworkConfig, reach: float) -> bool:
     """Whether the constants hold for this network, in submaps that reach so far."""
     return network.name in MEASURED and reach == SubmapConfig().reach_of(network)
 
 
-def drift_between(
-    ends: NDArray[np.integer], departures: NDArray[np.float64], depths: NDArray[np.float64], nodes: NDArray
-) -> Drift:
-    """From one node of a graph to another, [2], along L links: ends [L, 2], and how far each departs, [L].
-
-    The variance, in departures, of the place of the second where links are to agree best (`pose_graph`).
-    """
-    if nodes[0] == nodes[1]:
-        return Drift()
-    turns, places = (_currents(ends, conductance, *nodes) for conductance in (depths**0, depths**-2))
-    return Drift(float(turns**2 @ departures), float(places**2 @ (departures * depths**2)))
-
-
-def with_variances(
-    prediction: Prediction, first: Keyframe, last: Keyframe, drift: Drift, calibrated: bool
-) -> Prediction:
+def with_variances(prediction: Prediction, first: Keyframe, last: Keyframe, calibrated: bool) -> Prediction:
     """Frames in world with the variances of their poses, and of the steps that lead to them.
 
-    first: frame of their submap, at which `drift` had added up; last: the frame before them. NaN where a
-    frame that lengths are compared with has no valid depth.
+    first: frame of their submap; last: the frame before them. NaN where a frame that lengths are compared
+    with has no valid depth.
     """
-    poses, depth = prediction.world_from_camera, valid(first.depth).nanmedian()
-    departed = departure(first.pose, poses, depth)
-    turned = STILL_TURN[calibrated] ** 2 + TURN**2 * (drift.departure + departed)
-    far = FAR**2 * (drift.departure + departed) * poses[:, :3, 3].square().sum(-1)
-    placed = (STILL_PLACE * depth) ** 2 + PLACE**2 * (drift.scaled + departed * depth**2) + far
+    poses = prediction.world_from_camera
+    turns, places = first.drift_to(poses).unbind(-1)
+    far = poses[:, :3, 3].square().sum(-1)
+    turned = STILL_TURN[calibrated] ** 2 + TURN**2 * turns
+    still = (STILL_PLACE * valid(first.depth).nanmedian()) ** 2
+    placed = still + PLACE**2 * places + FAR**2 * turns * far
     return replace(
         prediction,
         pose_variance=torch.stack([turned, placed], dim=-1),
@@ -94,17 +66,3 @@ def _of_steps(prediction: Prediction, before: Tensor, calibrated: bool) -> Tenso
     turned = STILL_TURN[calibrated] ** 2 + STEP_TURN[calibrated] ** 2 * departed
     placed = depths**2 * (STILL_PLACE**2 + STEP_PLACE[calibrated] ** 2 * departed)
     return torch.stack([turned, placed], dim=-1)
-
-
-def _currents(
-    ends: NDArray[np.integer], conductance: NDArray[np.float64], source: int, sink: int
-) -> NDArray[np.float64]:
-    """Through each of L links where 1 flows through all of them from one node to another.
-
-    By as much the error of a link moves the second node against the first. Source: Doyle and Snell, Random
-    walks and electric networks (1984), section 1.3.5.
-    """
-    nodes = np.delete(np.eye(ends.max() + 1), source, axis=1)
-    drops = nodes[ends[:, 1]] - nodes[ends[:, 0]]  # [L, nodes - 1] of potentials
-    potentials = np.linalg.lstsq(drops.T @ (conductance[:, None] * drops), nodes[sink], rcond=None)[0]
-    return conductance * (drops @ potentials)

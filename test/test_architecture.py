@@ -35,7 +35,7 @@ MAY_IMPORT = {  # part of stac_core → the parts it may import
     "cache": {"kernels", "geometry", "config", "settings", "files", "device"},
     "keyframes": {"geometry", "prediction", "moves", "device"},
     "uncertainty": {"config", "keyframes", "prediction"},
-    "pose_graph": {"keyframes", "moves", "uncertainty"},
+    "pose_graph": {"keyframes", "moves"},
     "relocalization": {"keyframes", "prediction"},
     "camera_fit": set(),
     "camera_tracker": {"geometry", "prediction", "device", "camera_fit"},

@@ -63,7 +63,7 @@ def walked(poses: np.ndarray, scales: np.ndarray, graph: PoseGraph | None = None
     """A graph of one submap per pose, each begun by the one before."""
     graph = graph or PoseGraph()
     for pose, scale in zip(poses[1:], scales[1:], strict=True):
-        graph.go_on(keyframe(pose, scale), 1.0)
+        graph.go_on(keyframe(pose, scale))
     return graph
 
 
@@ -79,7 +79,7 @@ def test_a_closed_ring_is_put_where_it_truly_lies():
     true = ring(24)
     poses, scales = drifting(np.concatenate([true, true[:1]]))
     graph = walked(poses[:-1], scales[:-1])
-    moves = graph.close(begun(0), keyframe(poses[-1], scales[-1]), keyframe(true[0]), 1.0)
+    moves = graph.close(begun(0), keyframe(poses[-1], scales[-1]), keyframe(true[0]))
     assert moves is not None and len(moves) == 24
     moved = moves.poses(np.arange(24), poses[:-1])
     before, after = off(poses[:-1], true), off(moved, true)
@@ -90,7 +90,7 @@ def test_a_closed_ring_is_put_where_it_truly_lies():
 
 def test_nothing_moves_where_nothing_has_drifted():
     true = ring(8)
-    moves = walked(true, np.ones(8)).close(begun(0), keyframe(true[0]), keyframe(true[0]), 1.0)
+    moves = walked(true, np.ones(8)).close(begun(0), keyframe(true[0]), keyframe(true[0]))
     assert np.allclose(moves.poses(np.arange(8), true), true, atol=1e-12)
     assert np.allclose(moves.scale, 1, atol=1e-12)
 
@@ -100,7 +100,7 @@ def test_moves_come_near_to_the_optimum_over_all_at_once():
     true = ring(12)
     poses, scales = drifting(np.concatenate([true, true[:1]]))
     loop = keyframe(poses[-1], scales[-1]), keyframe(true[0])
-    moves = walked(poses[:-1], scales[:-1]).close(begun(0), *loop, 1.0)
+    moves = walked(poses[:-1], scales[:-1]).close(begun(0), *loop)
     ends = np.array([[i, i + 1] for i in range(11)] + [[11, 0]])
     both = np.stack([[poses[i], poses[i]] for i in range(1, 12)] + [[poses[-1], true[0]]])
     depths = np.stack([[scales[i], scales[i]] for i in range(1, 12)] + [[scales[-1], 1.0]])
@@ -125,18 +125,18 @@ def test_two_nodes_tell_only_once_how_they_lie():
     poses, scales = drifting(ring(6))
     graph = walked(poses, scales)
     loop = keyframe(poses[-1], scales[-1]), keyframe(poses[0])
-    assert graph.close(begun(0), *loop, 1.0) is not None
+    assert graph.close(begun(0), *loop) is not None
     graph.go_to(keyframe(poses[0]))
-    assert graph.close(begun(5), loop[1], loop[0], 1.0) is None and graph.close(begun(0), *loop, 1.0) is None
-    assert len(graph.close(begun(3), keyframe(poses[0]), keyframe(poses[3], scales[3]), 1.0)) == 7
+    assert graph.close(begun(5), loop[1], loop[0]) is None and graph.close(begun(0), *loop) is None
+    assert len(graph.close(begun(3), keyframe(poses[0]), keyframe(poses[3], scales[3]))) == 7
 
 
 def test_submaps_that_begin_with_the_same_frame_move_together():
     poses, scales = drifting(ring(6))
     graph = walked(poses, scales)
     graph.go_to(keyframe(poses[2], scales[2], submap=2))
-    graph.go_on(keyframe(poses[3], scales[3]), 1.0)
-    moves = graph.close(begun(0), keyframe(poses[4], scales[4]), keyframe(poses[1]), 1.0)
+    graph.go_on(keyframe(poses[3], scales[3]))
+    moves = graph.close(begun(0), keyframe(poses[4], scales[4]), keyframe(poses[1]))
     assert len(moves) == 8
     assert np.array_equal(moves.rotation[2], moves.rotation[6]) and moves.scale[2] == moves.scale[6]
 
@@ -148,9 +148,7 @@ def test_forgotten_nodes_move_with_a_neighbour(kept):
     graph = walked(poses, scales)
     graph.keep(map(begun, kept))
     first = kept[0]
-    moves = graph.close(
-        begun(first), keyframe(poses[-1], scales[-1]), keyframe(poses[first], scales[first]), 1.0
-    )
+    moves = graph.close(begun(first), keyframe(poses[-1], scales[-1]), keyframe(poses[first], scales[first]))
     assert len(moves) == 7
     assert np.array_equal(moves.poses(np.arange(first + 1), poses[: first + 1]), poses[: first + 1])
     assert len(np.unique(moves.scale)) == len(kept)
@@ -159,19 +157,19 @@ def test_forgotten_nodes_move_with_a_neighbour(kept):
 def test_a_long_walk_is_remembered_by_the_nodes_that_are_kept():
     graph = PoseGraph()
     for node in range(1, 300):
-        graph.go_on(keyframe(np.eye(4)), 1.0)
+        graph.go_on(keyframe(np.eye(4)))
         graph.keep(map(begun, range(max(0, node - 9), node + 1)))
     assert len(graph.state()["nodes"]) == 9
-    assert len(graph.close(begun(291), keyframe(np.eye(4)), keyframe(np.eye(4)), 1.0)) == 300
+    assert len(graph.close(begun(291), keyframe(np.eye(4)), keyframe(np.eye(4)))) == 300
 
 
 def test_what_is_held_stays_and_what_comes_after_moves():
     poses, scales = drifting(ring(9))
     graph = walked(poses[:4], scales[:4])
     graph.hold()
-    assert graph.close(begun(0), keyframe(poses[1]), keyframe(poses[2]), 1.0) is None
+    assert graph.close(begun(0), keyframe(poses[1]), keyframe(poses[2])) is None
     walked(poses[3:], scales[3:], graph)
-    moves = graph.close(begun(1), keyframe(poses[-1], scales[-1]), keyframe(poses[0]), 1.0)
+    moves = graph.close(begun(1), keyframe(poses[-1], scales[-1]), keyframe(poses[0]))
     moved = moves.poses(np.arange(9), poses)
     assert np.array_equal(moved[:4], poses[:4])
     assert (np.linalg.norm(moved - poses, axis=(1, 2))[4:] > 0.01).all()
@@ -183,10 +181,10 @@ def test_a_graph_goes_on_where_it_was_saved():
     graph.keep(map(begun, (0, 2, 5)))
     again.restore(graph.state())
     loop = keyframe(poses[-1], scales[-1]), keyframe(poses[0])
-    ours, theirs = (one.close(begun(0), *loop, 1.0) for one in (graph, again))
+    ours, theirs = (one.close(begun(0), *loop) for one in (graph, again))
     assert all(map(np.array_equal, vars(ours).values(), vars(theirs).values()))
     again.restore(PoseGraph().state())
-    again.go_on(keyframe(poses[1]), 1.0)
+    again.go_on(keyframe(poses[1]))
     assert len(again.state()["node"]) == 2
 
 
