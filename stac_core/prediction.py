@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from stac_core.geometry import encode_pose
@@ -31,6 +33,8 @@ class Prediction:
     point_confidence: Tensor | None = None  # [S, H, W]
     camera_tokens: Tensor | None = None  # [S, 2C] what the poses were read from; stays in the session
     continues: bool = True  # False: placed anew by a frame seen before, not moved there since the last pose
+    before: NDArray[np.float64] | None = None  # [4, 4] where the frame before turned out to be, if poses do
+    # not continue; None = unknown, as after `load`
     submap: int = 0  # of the stream, in which these frames lie
     pose_variance: Tensor | None = None  # [S, 2] of the turn about, and the place along, each axis of world:
     # radians² and squared lengths; None = unknown. Against a world fixed to the first camera.

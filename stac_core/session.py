@@ -92,6 +92,7 @@ class StreamSession:
         if submaps.next_is_due:
             goes_on, moved = self._begin_submap(submaps, lens)
             continues = continues and goes_on
+        before = None if continues or submaps.carried else submaps.last.pose.double().cpu().numpy()
         prediction = self._see(pixels, lens)
         watch.mark()
         if self._cache.frames_seen or self._can_begin(prediction):
@@ -100,7 +101,7 @@ class StreamSession:
             self._submaps, prediction = submaps, placed
         watch.mark()
         self._watch, self.geometry = watch, geometry
-        return replace(prediction, camera_tokens=None, continues=continues, moved=moved)
+        return replace(prediction, camera_tokens=None, continues=continues, before=before, moved=moved)
 
     @torch.inference_mode()
     def relocalize(self, images: list[np.ndarray], intrinsics: np.ndarray | None = None) -> bool:

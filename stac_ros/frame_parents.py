@@ -82,7 +82,7 @@ class OtherParents:
 
     def _conflict(self, child: str, link: _Link) -> str:
         """What is wrong, and what to do."""
-        own = self._settings.map
+        own = self._settings.visual_odom or self._settings.map
         if child == self._settings.odom:
             return (
                 f"{link.sender} sends {link.parent} → {child} on {link.topic}, this node {own} → {child}, "

@@ -38,8 +38,16 @@ class MappedFrame:
     intrinsics: Tensor  # [3, 3] of the network pixels
     geometry: ImageGeometry
     submap: int  # of the stream, in which it was seen
+    map_from_before: NDArray[np.float64] | None = None  # [4, 4] camera of the frame before, as it lies now
     pose_variance: Variance | None = None  # of `map_from_camera`; None = unknown
     step_variance: Variance | None = None  # of the motion from the frame before
+
+    @property
+    def last_from_camera(self) -> NDArray[np.float64] | None:
+        """[4, 4] the motion from the frame before to this one; None = unknown."""
+        if self.map_from_before is None:
+            return None
+        return np.linalg.inv(self.map_from_before) @ self.map_from_camera
 
     def camera_intrinsics(self) -> NDArray[np.float64]:
         """Intrinsics [3, 3] of the camera image that depth and pose belong to."""

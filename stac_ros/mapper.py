@@ -44,9 +44,6 @@ class Output(Protocol):
     def begin_stream(self, keep: bool) -> None:
         """What follows is a new stream; keep = so far published poses and points remain valid."""
 
-    def jump(self) -> None:
-        """The next pose is where the camera turned out to be: no motion leads there from the last one."""
-
     def move(self, moves: Moves) -> None:
         """What has been published of this stream lies elsewhere in the map now, submap by submap."""
 
@@ -67,6 +64,7 @@ class Mapper:
         self.trajectory = Trajectory(settings.max_poses)
         self.scale = StreamScale(parameters)
         self._map_from_world: NDArray[np.float64] | None = None  # known from the first image on
+        self._before: NDArray[np.float64] | None = None  # world_from_camera of the last frame, as it lies now
         self._factor = 1.0  # lengths of the map per length of the network
         self.streams_ended = 0
 
@@ -77,7 +75,7 @@ class Mapper:
             self._close_loop(predicted.prediction.moved)
         if not predicted.prediction.continues:
             self.scale.jump()
-            self._output.jump()
+            self._before = predicted.prediction.before
         for index in range(len(predicted.views)):
             self._add_frame(self._frame(predicted, index))
         self._statistics.mapped(len(predicted.views), time.monotonic() - started)
@@ -86,7 +84,7 @@ class Mapper:
         """What follows is a new stream; keep = map and trajectory stay."""
         self.streams_ended += 1
         self.scale.begin_stream()
-        self._map_from_world = None
+        self._map_from_world = self._before = None
         self._factor = 1.0
         if keep:
             self.map.end_stream()
@@ -151,13 +149,15 @@ class Mapper:
         view, prediction = predicted.views[index], predicted.prediction
         world_from_camera = prediction.world_from_camera[index].double().numpy()
         self._set_factor(self.scale.next(world_from_camera, view.odom_from_camera), prediction.submap + 1)
-        world_from_camera[:3, 3] *= self._factor
         if self._map_from_world is None:
-            self._map_from_world, self._fixed_point = _place(world_from_camera, view.odom_from_camera)
+            scaled = _scaled(world_from_camera, self._factor)
+            self._map_from_world, self._fixed_point = _place(scaled, view.odom_from_camera)
+        before, self._before = self._before, world_from_camera
         return MappedFrame(
             header=view.header,
             image=view.image,
-            map_from_camera=self._map_from_world @ world_from_camera,
+            map_from_camera=self._map_from_world @ _scaled(world_from_camera, self._factor),
+            map_from_before=None if before is None else self._map_from_world @ _scaled(before, self._factor),
             odom_from_camera=view.odom_from_camera,
             depth=prediction.depth[index] * self._factor,
             confidence=prediction.depth_confidence[index],
@@ -195,6 +195,13 @@ class Mapper:
         self.map.move(moves, other_lengths)
         self.trajectory.move(moves)
         self._output.move(moves)
+
+
+def _scaled(pose: NDArray[np.float64], factor: float) -> NDArray[np.float64]:
+    """The same in other lengths."""
+    pose = pose.copy()
+    pose[:3, 3] *= factor
+    return pose
 
 
 def _place(

@@ -240,7 +240,7 @@ class MappingNode(ClosingNode):
         if ros.map.autosave:
             every(ros.map.autosave, self.on_autosave_timer)
         if ros.frames.odom and ros.frames.publish_tf and ros.frames.republish_period:
-            every(ros.frames.republish_period, self.outputs.map_to_odom.republish)
+            every(ros.frames.republish_period, self.outputs.placed.republish)
 
     def _subscribe(self) -> None:
         settings = self.parameters.ros.input

@@ -6,6 +6,7 @@ import numpy as np
 from builtin_interfaces.msg import Time
 from geometry_msgs.msg import PoseStamped, PoseWithCovarianceStamped
 from nav_msgs.msg import Path
+from numpy.typing import NDArray
 from rclpy.duration import Duration
 from rclpy.node import Node
 from std_msgs.msg import Header
@@ -18,23 +19,24 @@ from stac_ros.frame_parents import OtherParents
 from stac_ros.images import encode_image
 from stac_ros.map import VoxelMap
 from stac_ros.mapped_frame import MappedFrame, Points
-from stac_ros.odometry import MapToOdom
 from stac_ros.parameters import Parameters
 from stac_ros.path_messages import PathMessages
+from stac_ros.placed_frames import Placed, PlacedFrames
 from stac_ros.pose_messages import (
     OdometryMessages,
     pose_message,
     pose_with_covariance,
 )
 from stac_ros.topics import Topic
-from stac_ros.transforms import TransformBroadcaster, stamped_transform
+from stac_ros.transforms import TransformBroadcaster
+from stac_ros.visual_odometry import VisualOdometry
 
 FLUSH_S = 0.5  # per topic, at shutdown
 NO_POINTS = np.empty((0, 3), np.float32), np.empty((0, 3), np.uint8)  # positions and colours
 
 
 class Outputs:
-    """Publishers of the node. All but `map_to_odom.republish` belong to the mapping thread."""
+    """Publishers of the node. All but `placed.republish` belong to the mapping thread."""
 
     def __init__(self, node: Node, parameters: Parameters, calibration: CameraCalibration) -> None:
         self._parameters, self._calibration = parameters, calibration
@@ -46,8 +48,9 @@ class Outputs:
         }
         self._broadcaster = TransformBroadcaster(node)
         self._others = OtherParents(node, self._broadcaster, self._frames)
-        self.map_to_odom = MapToOdom(self._broadcaster, node.get_clock(), self._frames)
+        self.placed = PlacedFrames(self._broadcaster, node.get_clock(), self._frames)
         self._odometry = OdometryMessages()
+        self._visual_odometry = VisualOdometry()
         self._path = PathMessages(parameters.ros.publish.path_length)
         self._stamp = Time()  # of the latest image
         self._unsent = {topics.MAP_POINTS: False, topics.PATH: False}
@@ -60,8 +63,9 @@ class Outputs:
         """One frame: transform, poses, points, depth and confidence, all with the image's own stamp."""
         self._stamp = frame.header.stamp
         self._unsent = dict.fromkeys(self._unsent, True)
-        self._publish_transform(frame)
-        self._publish_poses(frame)
+        odom_from_camera = self._visual_odometry.next(frame) if self._frames.visual_odom else None
+        self._publish_transform(frame, odom_from_camera)
+        self._publish_poses(frame, odom_from_camera)
         if self.has_subscribers(topics.POINTS):
             message = cloud_message(self._in_map(), points.positions, points.colours)
             self._publishers[topics.POINTS].publish(message)
@@ -83,8 +87,8 @@ class Outputs:
 
     def begin_stream(self, keep: bool) -> None:
         """The next frame has no predecessor; without `keep` map and path are empty, and said so at once."""
-        self._odometry.clear()
-        self.map_to_odom.forget()
+        self._visual_odometry.forget()
+        self.placed.forget()
         if keep:
             self._path.end_stream()
         else:
@@ -97,13 +101,8 @@ class Outputs:
         """The map holds points before the first frame, which are to be said."""
         self._unsent[topics.MAP_POINTS] = True
 
-    def jump(self) -> None:
-        """No velocity leads from the last pose to the next one."""
-        self._odometry.clear()
-
     def move(self, moves: Moves) -> None:
-        """Map and path lie elsewhere and are to be said anew; no velocity leads from old to new places."""
-        self._odometry.clear()
+        """Map and path lie elsewhere and are to be said anew."""
         self._path.move(moves)
         self._unsent = dict.fromkeys(self._unsent, True)
 
@@ -128,28 +127,36 @@ class Outputs:
         for publisher in self._publishers.values():
             publisher.wait_for_all_acked(Duration(seconds=FLUSH_S))
 
-    def _publish_transform(self, frame: MappedFrame) -> None:
+    def _publish_transform(self, frame: MappedFrame, odom_from_camera: NDArray[np.float64] | None) -> None:
+        """odom_from_camera: in the frame of visual odometry, if there is one."""
         frames = self._frames
         if not frames.publish_tf:
             return
-        camera = frame.header.frame_id
-        self._others.check(frames.odom or camera)
-        if frame.odom_from_camera is not None:
-            map_from_odom = frame.map_from_camera @ np.linalg.inv(frame.odom_from_camera)
-            self.map_to_odom.publish(map_from_odom, self._stamp)
-        else:
-            message = stamped_transform(frame.map_from_camera, frames.map, camera, self._stamp)
-            self._broadcaster.send(message)
+        child = frames.odom or frame.header.frame_id
+        self._others.check(child)
+        child_from_camera = np.eye(4) if frame.odom_from_camera is None else frame.odom_from_camera
+        camera_from_child = np.linalg.inv(child_from_camera)
+        placed = [Placed(frames.map, child, frame.map_from_camera @ camera_from_child)]
+        if odom_from_camera is not None:
+            map_from_odom = frame.map_from_camera @ np.linalg.inv(odom_from_camera)
+            placed = [
+                Placed(frames.map, frames.visual_odom, map_from_odom),
+                Placed(frames.visual_odom, child, odom_from_camera @ camera_from_child),
+            ]
+        self.placed.publish(placed, self._stamp)
 
-    def _publish_poses(self, frame: MappedFrame) -> None:
+    def _publish_poses(self, frame: MappedFrame, odom_from_camera: NDArray[np.float64] | None) -> None:
         pose, header = pose_message(frame.map_from_camera), self._in_map()
         self._path.add(PoseStamped(header=header, pose=pose), frame.submap)
         covered = pose_with_covariance(pose, frame.pose_variance)
-        odometry = self._odometry.next(
-            header, frame.header.frame_id, covered, frame.map_from_camera, frame.step_variance
-        )
         if self.has_subscribers(topics.POSE):
             self._publishers[topics.POSE].publish(PoseWithCovarianceStamped(header=header, pose=covered))
+        if odom_from_camera is not None:
+            covered = pose_with_covariance(pose_message(odom_from_camera), self._visual_odometry.variance)
+            header = Header(stamp=self._stamp, frame_id=self._frames.visual_odom)
+        odometry = self._odometry.next(
+            header, frame.header.frame_id, covered, frame.last_from_camera, frame.step_variance
+        )
         if self.has_subscribers(topics.ODOMETRY):
             self._publishers[topics.ODOMETRY].publish(odometry)
 

@@ -36,34 +36,30 @@ class OdometryMessages:
     """Odometry out of successive poses: the velocity is that between two images, in the camera's frame."""
 
     def __init__(self) -> None:
-        self._last: tuple[int, NDArray[np.float64]] | None = None
+        self._last_ns: int | None = None  # stamp of the last image
 
     def next(
         self,
         header: Header,
         child: str,
         pose: PoseWithCovariance,
-        map_from_camera: NDArray[np.float64],
+        last_from_camera: NDArray[np.float64] | None,
         step_variance: Variance | None = None,
     ) -> Odometry:
-        """The message of the next image; header: its stamp, in the map frame.
+        """The message of the next image; header: its stamp, in the frame of the pose.
 
-        step_variance: of the motion from the last image to this one; None = unknown.
+        last_from_camera: the motion from the last image to this one [4, 4], and step_variance of it; None =
+        unknown.
         """
         twist = TwistWithCovariance(covariance=no_velocity(step_variance))
         stamp_ns = stamp_nanoseconds(header.stamp)
-        if self._last is not None and stamp_ns > self._last[0]:
-            last_from_camera = np.linalg.inv(self._last[1]) @ map_from_camera
-            seconds = (stamp_ns - self._last[0]) / 1e9
+        if last_from_camera is not None and self._last_ns is not None and stamp_ns > self._last_ns:
+            seconds = (stamp_ns - self._last_ns) / 1e9
             twist.twist = _twist(last_from_camera, seconds)
             twist.covariance = covariance(None if step_variance is None else step_variance / seconds**2)
         message = Odometry(header=header, child_frame_id=child, pose=pose, twist=twist)
-        self._last = stamp_ns, map_from_camera
+        self._last_ns = stamp_ns
         return message
-
-    def clear(self) -> None:
-        """The next pose has no predecessor."""
-        self._last = None
 
 
 def _twist(last_from_camera: NDArray[np.float64], seconds: float) -> Twist:

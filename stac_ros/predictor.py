@@ -258,8 +258,8 @@ class Predictor:
             )
         frames = self._parameters.ros.frames
         frame = frames.camera or header.frame_id.lstrip("/") or NAMELESS_CAMERA  # tf2 refuses the slash
-        if frame in (frames.map, frames.odom):
-            own = "frames.map" if frame == frames.map else "frames.odom"
+        if frame in (frames.map, frames.odom, frames.visual_odom):
+            own = next(f"frames.{name}" for name, taken in vars(frames).items() if taken == frame)
             raise ImageError(
                 "frame",
                 f"frame_id {header.frame_id!r} of the image is the {own} of this node: name the camera's "

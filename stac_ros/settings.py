@@ -28,6 +28,11 @@ class FrameSettings:
         "odometry frame of the robot; if named, map → odom is published instead of map → camera. Name it "
         "wherever the camera's frame already has a parent",
     )
+    visual_odom: str = setting(
+        "",
+        "odometry frame of the camera itself, for robots without odometry: map → it → camera (or odom) is "
+        "published, and in it no pose jumps where a loop is closed; empty = none",
+    )
     camera: str = setting("", "optical frame of the camera; empty = the frame_id of the images")
     publish_tf: bool = setting(True, "publish transforms")
     transform_timeout: float = setting(
@@ -42,13 +47,15 @@ class FrameSettings:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        for name in ("map", "odom", "camera"):
+        for name in ("map", "odom", "visual_odom", "camera"):
             if getattr(self, name).startswith("/"):
                 raise refuse(self, name, "frames have no leading slash", getattr(self, name).lstrip("/"))
         if not self.map or self.map in (self.odom, self.camera):
             raise refuse(self, "map", "the map needs a frame of its own", "map")
         if self.camera and self.camera == self.odom:
             raise refuse(self, "camera", "the camera needs a frame of its own", "")
+        if self.visual_odom and self.visual_odom in (self.map, self.odom, self.camera):
+            raise refuse(self, "visual_odom", "visual odometry needs a frame of its own", "")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 from ros_helpers import parameters_of
 
 from stac_core import Config, StreamSession
@@ -22,7 +23,6 @@ class Notes:
 
     def __init__(self) -> None:
         self.frames, self.points, self.streams, self.moves, self.done = [], [], [], [], []
-        self.jumps = []
         self.loads = 0
 
     def publish(self, frame, points) -> None:
@@ -32,8 +32,11 @@ class Notes:
     def begin_stream(self, keep: bool) -> None:
         self.streams.append(keep)
 
-    def jump(self) -> None:
-        self.jumps.append(len(self.frames))
+    @property
+    def jumps(self) -> list[int]:
+        """Frames to which no motion leads from where the one before was said to be."""
+        pairs = enumerate(zip(self.frames, self.frames[1:], strict=False), 1)
+        return [index for index, (before, frame) in pairs if not _follows(frame, before)]
 
     def loaded(self) -> None:
         self.loads += 1
@@ -43,6 +46,11 @@ class Notes:
 
     def done_with(self, newest) -> None:
         self.done.append(newest)
+
+
+def _follows(frame, before) -> bool:
+    there = frame.map_from_before
+    return there is not None and np.allclose(there, before.map_from_camera, atol=1e-6)
 
 
 class InSeries:

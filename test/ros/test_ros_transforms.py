@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 from tf2_msgs.msg import TFMessage
 
 from stac_ros import transforms
-from stac_ros.odometry import MapToOdom
+from stac_ros.placed_frames import Placed, PlacedFrames
 from stac_ros.settings import FrameSettings
 from stac_ros.stamps import stamp_nanoseconds
 from stac_ros.transforms import (
@@ -92,7 +92,8 @@ def test_the_correction_is_published_once_for_every_moment_of_the_clock(caplog):
         clock = outside.create_publisher(Clock, "/clock", 1)
         outside.create_subscription(TFMessage, "/tf", keep, 10)
         broadcaster = TransformBroadcaster(robot)
-        map_to_odom = MapToOdom(broadcaster, robot.get_clock(), FrameSettings(odom="odom"))
+        placed = PlacedFrames(broadcaster, robot.get_clock(), FrameSettings(odom="odom"))
+        of_odom = [Placed("map", "odom", pose(1))]
 
         def set_clock(now_s: int) -> None:
             def told() -> bool:
@@ -103,7 +104,7 @@ def test_the_correction_is_published_once_for_every_moment_of_the_clock(caplog):
 
         def republish(times: int, expected: list[float]) -> None:
             for _ in range(times):
-                map_to_odom.republish()
+                placed.republish()
             broadcaster.send(stamped_transform(pose(2), "a", "b", Time(sec=1)))  # the last word
             spin_until([outside], lambda: 1.0 in heard, "what was said")
             assert heard == [*expected, 1.0]
@@ -113,17 +114,17 @@ def test_the_correction_is_published_once_for_every_moment_of_the_clock(caplog):
         spin_until([robot], lambda: robot.count_subscribers("/tf"), "the listener")
         set_clock(100)
         republish(1, [])
-        map_to_odom.publish(pose(1), Time(sec=99))
+        placed.publish(of_odom, Time(sec=99))
         republish(3, [99.0, 100.0])
         set_clock(98)  # earlier than the image
         republish(2, [])
-        map_to_odom.publish(pose(1), Time(sec=97))
+        placed.publish(of_odom, Time(sec=97))
         republish(2, [97.0, 98.0])
-        map_to_odom.forget()
+        placed.forget()
         set_clock(99)
         republish(2, [])
-        map_to_odom.publish(pose(1), Time(sec=2000))
-        map_to_odom.publish(pose(1), Time(sec=2001))
+        placed.publish(of_odom, Time(sec=2000))
+        placed.publish(of_odom, Time(sec=2001))
         set_clock(3000)
         republish(2, [2000.0, 2001.0])
     assert caplog.text.count("images are stamped 2000.000 s where this node's clock says 99.000 s") == 1
