@@ -40,9 +40,8 @@ def images(count: int) -> list:
 def odometry(steps: int, variance) -> list:
     said, pose = OdometryMessages(), np.eye(4)
     covered = pose_with_covariance(pose_message(pose), variance)
-    return [
-        said.next(stamped(step), "camera", covered, pose if step else None, variance) for step in range(steps)
-    ]
+    moved = [None, *[pose] * (steps - 1)]
+    return [said.next(stamped(step), "camera", covered, moved[step], variance) for step in range(steps)]
 
 
 def test_places_come_before_turns_and_all_axes_are_alike():

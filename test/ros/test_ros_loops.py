@@ -148,9 +148,7 @@ def test_visual_odometry_goes_on_where_the_map_jumps():
         spin_until([node], lambda: min(len(said), *map(len, links.values())) == count, "all of it")
     assert {link.header.frame_id for link in links["odom"]} == {"map"}
     assert {link.header.frame_id for link in links["camera"]} == {"odom"}
-    map_from_odom, odom_from_camera = (
-        np.stack(list(map(matrix_of_transform, some))) for some in links.values()
-    )
+    map_from_odom, odom_from_camera = (np.stack([*map(matrix_of_transform, some)]) for some in links.values())
     assert np.allclose(map_from_odom @ odom_from_camera, in_map, atol=1e-5)
     assert np.allclose([matrix_of(message.pose.pose) for message in said], odom_from_camera, atol=1e-6)
     assert {message.header.frame_id for message in said} == {"odom"}

@@ -639,7 +639,7 @@ def test_unheard_topics_cost_nothing(network, monkeypatch):
 
 def test_velocity_is_that_between_two_images():
     """A camera that drives a circle of radius 2 at 0.5 rad/s sees a constant velocity ahead."""
-    odometry = OdometryMessages()
+    odometry, poses = OdometryMessages(), []
     for step in range(3):
         angle = 0.05 * step
         pose = np.eye(4)  # x ahead, y left, turning left
@@ -647,8 +647,8 @@ def test_velocity_is_that_between_two_images():
         pose[:2, 3] = 2 * np.sin(angle), 2 * (1 - np.cos(angle))
         header = Header(stamp=Time(nanosec=100_000_000 * step), frame_id="map")
         covered = pose_with_covariance(pose_message(pose), None)
-        moved = np.linalg.inv(last) @ pose if step else None
-        last = pose
+        poses.append(pose)
+        moved = np.linalg.inv(poses[-2]) @ pose if step else None
         found = odometry.next(header, "camera", covered, moved).twist.twist
         if step == 0:
             assert (found.linear.x, found.angular.z) == (0, 0)
