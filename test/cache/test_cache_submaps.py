@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import fields
 
 import numpy as np
@@ -49,8 +50,9 @@ def steps(session, frames):
 def assert_equal(a, b):
     for field in fields(a):
         mine, theirs = getattr(a, field.name), getattr(b, field.name)
-        equal = torch.equal(mine, theirs) if isinstance(mine, torch.Tensor) else mine == theirs
-        assert equal, field.name
+        equal = np.array_equal if isinstance(mine, np.ndarray) else operator.eq
+        equal = torch.equal if isinstance(mine, torch.Tensor) else equal
+        assert equal(mine, theirs), field.name
 
 
 @pytest.mark.parametrize("positions", ["depth", "points"])

@@ -286,9 +286,6 @@ class Notes:
     def begin_stream(self, keep: bool) -> None:
         self.told.append(keep)
 
-    def jump(self) -> None:
-        self.told.append("jump")
-
     def move(self, moves) -> None:
         self.told.append(moves.scale.tolist())
 
@@ -312,7 +309,7 @@ def test_two_threads_map_what_one_does_to_the_last_bit(monkeypatch):
             in_series.process(sent[first : first + 4])
 
         heard = Notes()
-        for name in ("publish", "begin_stream", "jump", "move", "done_with"):
+        for name in ("publish", "begin_stream", "move", "done_with"):
             monkeypatch.setattr(node.outputs, name, getattr(heard, name))
         for image in sent:
             node.on_image(image)
