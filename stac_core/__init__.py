@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from stac_core.checkpoint import LoadedNetwork, load_network
     from stac_core.config import Config
+    from stac_core.first_use import check_budget, warm_up
     from stac_core.geometry import unproject_depth
     from stac_core.images import ImageGeometry
     from stac_core.intrinsics import check_intrinsics
@@ -28,9 +29,11 @@ __all__ = [
     "Prediction",
     "SessionStats",
     "StreamSession",
+    "check_budget",
     "check_intrinsics",
     "load_network",
     "unproject_depth",
+    "warm_up",
 ]
 
 _HOMES = {
@@ -41,9 +44,11 @@ _HOMES = {
     "Prediction": "prediction",
     "SessionStats": "session",
     "StreamSession": "session",
+    "check_budget": "first_use",
     "check_intrinsics": "intrinsics",
     "load_network": "checkpoint",
     "unproject_depth": "geometry",
+    "warm_up": "first_use",
 }
 
 

@@ -12,17 +12,15 @@ import torch
 from torch import Tensor
 
 from stac_core.cache import StreamCache, open_cache
-from stac_core.cache.camera_tokens import Cameras
-from stac_core.cache.memory_model import within_budget
 from stac_core.cache.offline_cache import OfflineCache
 from stac_core.cache.one_pass import OnePass
 from stac_core.cache.saved_state import State, read_state, write_state
 from stac_core.cache.stats import CacheStats
-from stac_core.cache.token_positions import TokenPositions, View, token_positions
 from stac_core.camera_tracker import CameraTracker
-from stac_core.config import Config, SubmapConfig, TrackingConfig
+from stac_core.chunk_positions import cameras_of, positions_of
+from stac_core.config import Config
 from stac_core.device import Stopwatch, send
-from stac_core.geometry import decode_pose, encode_pose, unproject_depth
+from stac_core.geometry import decode_pose, encode_pose
 from stac_core.images import ImageGeometry, plan_resize, prepare_images
 from stac_core.intrinsics import check_intrinsics
 from stac_core.kernels.select import select_kernels
@@ -34,8 +32,6 @@ from stac_core.relocalization import See, find_camera
 from stac_core.settings import refuse
 from stac_core.submaps import Submaps
 from stac_core.uncertainty import is_measured
-
-USUAL_SIZE = 480, 640  # height and width that images are supposed to have until one has come
 
 
 @dataclass(frozen=True)
@@ -139,38 +135,6 @@ class StreamSession:
     def check_image_size(self, height: int, width: int) -> None:
         """ValueError if images of this size become too small for the network, whatever the stream."""
         plan_resize(height, width, self.config.image, self._network.config.image_size)
-
-    def warm_up(self) -> None:
-        """Step over noise until every kernel has run: a GPU compiles and records on first use.
-
-        The camera is taken to be 4:3; with another one only the recordings are made again. A session of its
-        own takes the noise, and all of it, however unsure the network is. The modes that take a sequence in
-        one pass have nothing to warm up.
-        """
-        if isinstance(self._cache, OfflineCache):
-            return
-        cache = replace(self.config.cache, first_confidence=0.0, lost_confidence=0.0)
-        session = StreamSession(
-            self._network,
-            replace(self.config, cache=cache, submap=SubmapConfig(0.0), tracking=TrackingConfig(0)),
-        )
-        noise = np.random.default_rng(0).integers(0, 256, (cache.chunk_size, *USUAL_SIZE, 3), dtype=np.uint8)
-        frames = cache.pinned_frames + cache.window_size + cache.hh_size + 2 * cache.chunk_size
-        steps = [cache.chunk_size] * -(-frames // cache.chunk_size) + list(range(1, cache.chunk_size))
-        for count in steps:
-            session.step(list(noise[:count]))
-        session.reset()
-        session.step(list(noise[:1]))  # as a submap begins
-
-    def check_budget(self, dtype: torch.dtype) -> None:
-        """ValueError, as of the first step, where the cache's limits leave no room for the live cache.
-
-        Images are taken to be 4:3, since it depends on their shape. dtype: of `LoadedNetwork`.
-        """
-        network, patch = self._network.config, self._network.config.patch_size
-        plan = plan_resize(*USUAL_SIZE, self.config.image, network.image_size)
-        tokens = plan.height // patch * (plan.width // patch) + network.special_tokens
-        within_budget(self.config.cache, network, tokens, dtype)
 
     def reset(self) -> None:
         """Forget everything: the next frame begins a new stream."""
@@ -345,46 +309,12 @@ class StreamSession:
 
     def _settle(self, prediction: Prediction) -> None:
         """Take the frames of the pass into the memory."""
-        self._cache.settle(self._positions(prediction), _cameras(prediction))
+        positions = None
+        if self._cache.wants_positions:
+            positions = positions_of(prediction, self.config.cache, self._network.config)
+        self._cache.settle(positions, cameras_of(prediction))
 
     def _can_begin(self, prediction: Prediction) -> bool:
         """Whether a first chunk is good enough to be what everything else refers to."""
         least = self.config.cache.first_confidence
         return not least or float(prediction.depth_confidence.mean()) >= least
-
-    def _positions(self, prediction: Prediction) -> TokenPositions | None:
-        """Where the chunk's tokens lie in world, if the memory asks."""
-        if not self._cache.wants_positions:
-            return None
-        p, config = prediction, self.config.cache
-        points, confidence = p.points, p.point_confidence
-        if points is None or confidence is None:
-            points, confidence = (
-                unproject_depth(p.depth, p.intrinsics, p.world_from_camera),
-                p.depth_confidence,
-            )
-        return token_positions(
-            points,
-            confidence,
-            p.depth,
-            p.world_from_camera[-1, :3, 3],
-            patch_size=self._network.config.patch_size,
-            special_tokens=self._network.config.special_tokens,
-            least_confidence=config.voxel_conf,
-            edge_test=config.edge_test,
-            lost_confidence=config.lost_confidence,
-            view=_view(p) if config.prefetch else None,
-        )
-
-
-def _cameras(prediction: Prediction) -> Cameras | None:
-    """What the poses were read from, and they."""
-    tokens = prediction.camera_tokens
-    return None if tokens is None else Cameras(tokens, prediction.world_from_camera)
-
-
-def _view(prediction: Prediction) -> View:
-    """What the newest camera sees."""
-    intrinsics, (height, width) = prediction.intrinsics[-1], prediction.depth.shape[-2:]
-    half_width, half_height = width / 2 / intrinsics[0, 0], height / 2 / intrinsics[1, 1]
-    return View(prediction.world_from_camera[-1], torch.stack([half_width, half_height]))

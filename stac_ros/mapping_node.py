@@ -18,8 +18,8 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 
-from stac_core import LoadedNetwork, StreamSession, load_network
-from stac_core.config import require_stream
+from stac_core import LoadedNetwork, StreamSession, check_budget, load_network, warm_up
+from stac_core.config import Config, require_stream
 from stac_ros import clouds, parameter_files, topics, transforms
 from stac_ros.autosave import Autosave
 from stac_ros.camera_info import CameraCalibration
@@ -73,8 +73,8 @@ class MappingNode(ClosingNode):
         started = time.monotonic()
         loaded = load_network(core.model)
         session = StreamSession(loaded.network, core)
-        if _has_room(session, loaded) and loaded.device.type == "cuda":
-            session.warm_up()  # now, not with the first image
+        if _has_room(loaded, core) and loaded.device.type == "cuda":
+            warm_up(loaded.network, core)  # now, not with the first image
         logger.info("network ready in %.1f s: %s", time.monotonic() - started, loaded.weights)
         self.facts = _facts(self.get_fully_qualified_name().lstrip("/"), loaded)
         logger.info("libraries: %s", self.facts.libraries)
@@ -270,10 +270,10 @@ class MappingNode(ClosingNode):
         logger.info("subscribed to %s (%s)", subscription.topic_name, settings.image_qos)
 
 
-def _has_room(session: StreamSession, loaded: LoadedNetwork) -> bool:
+def _has_room(loaded: LoadedNetwork, config: Config) -> bool:
     """Whether the cache holds a usual image; as one of another shape may take less, this only warns."""
     try:
-        session.check_budget(loaded.dtype)
+        check_budget(loaded.network, config, loaded.dtype)
     except ValueError as error:
         logger.warning("4:3 images cannot be mapped: %s", error)
         return False

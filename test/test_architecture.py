@@ -50,15 +50,17 @@ MAY_IMPORT = {  # part of stac_core → the parts it may import
         "uncertainty",
     },
     "checkpoint": BASICS | {"network"},
+    "chunk_positions": {"cache", "config", "geometry", "prediction"},
     "session": BASICS
-    | {"network", "cache", "images", "intrinsics", "kernels"}
+    | {"network", "cache", "chunk_positions", "images", "intrinsics", "kernels"}
     | {"moves", "submaps", "camera_tracker", "relocalization", "uncertainty"},
+    "first_use": {"session", "cache", "config", "images", "network"},
     "worlds": {"geometry", "config", "settings", "stamps"},
     # the network as a type; sequences of synthetic worlds; kernels to be checked and timed
     "evaluation": METHOD | FILES | {"network", "worlds", "kernels"},
     "reconstruct": METHOD | FILES | {"moves", "evaluation"},
     "training": METHOD | FILES | {"network", "cache", "worlds", "evaluation"},
-    "__init__": METHOD | {"moves"},
+    "__init__": METHOD | {"moves", "first_use"},
 }
 # Benchmarks take the method apart to time its pieces.
 BENCHMARKS = {"evaluation/gpu", "evaluation/benchmark_gpu.py", "evaluation/cache_benchmark"}

@@ -13,7 +13,7 @@ import torch
 from pretended_gpu import OnGpu, move, pretended_gpu
 from tiny import synthetic_frames, tiny_network
 
-from stac_core import Config, StreamSession
+from stac_core import Config, StreamSession, warm_up
 from stac_core.config import CacheConfig, ImageConfig, KernelConfig, SubmapConfig, TrackingConfig
 
 LENS = np.array([[60.0, 0, 32], [0, 60, 24], [0, 0, 1]])
@@ -95,7 +95,7 @@ def test_a_session_warms_up_on_the_device(monkeypatch):
     with pretended_gpu(monkeypatch):
         network = copy.deepcopy(network)
         move(network)
-        session_of(network, {}).warm_up()
+        warm_up(network, session_of(network, {}).config)
 
 
 def test_the_pretended_gpu_refuses_what_a_gpu_refuses(monkeypatch):

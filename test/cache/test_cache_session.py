@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gc
 import weakref
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from tiny import synthetic_frames, tiny_network
 
-from stac_core import Config, StreamSession
+from stac_core import Config, StreamSession, check_budget
 from stac_core.config import MODES, CacheConfig, ImageConfig
 
 STREAMING = [name for name, mode in MODES.items() if not mode.offline]
@@ -247,7 +248,8 @@ def test_a_budget_is_checked_before_the_first_image_as_with_it(network, settings
     def refusal(budget: int) -> str:
         told = []
         session = session_for(network, memory_budget=budget, **settings)
-        for act in (lambda: session.check_budget(torch.float32), lambda: session.step(image)):
+        before = partial(check_budget, network, session.config, torch.float32)
+        for act in (before, partial(session.step, image)):
             try:
                 act()
             except ValueError as error:

@@ -12,6 +12,7 @@ from tiny import golden_images, synthetic_frames, tiny_network
 from stac_core.cache.stream_cache import StreamCache
 from stac_core.checkpoint import load_network
 from stac_core.config import CacheConfig, Config, ModelConfig
+from stac_core.first_use import warm_up
 from stac_core.kernels.attend import Attended
 from stac_core.kernels.select import select_kernels
 from stac_core.network import execution
@@ -144,7 +145,7 @@ def test_a_recorded_session(recording):
     plain, network = StreamSession(tiny_network(), config), tiny_network()
     assert prepare(network, "auto") == "recorded"
     recorded = StreamSession(network, config)
-    recorded.warm_up()
+    warm_up(network, config)
     assert len(network.forward.passes) == 2  # the probe's own are gone
     for first in range(0, 9, 2):
         ours, theirs = (session.step(frames[first : first + 2]) for session in (recorded, plain))
@@ -156,7 +157,7 @@ def test_a_recorded_session(recording):
 def test_a_warm_up_records_although_noise_would_not_begin_a_stream(recording):
     network = tiny_network()
     prepare(network, "auto")
-    StreamSession(network, Config(cache=CacheConfig(chunk_size=2, first_confidence=1e9))).warm_up()
+    warm_up(network, Config(cache=CacheConfig(chunk_size=2, first_confidence=1e9)))
     assert sorted(shape[1] for shape, _ in network.forward.passes) == [1, 2]
 
 
@@ -170,14 +171,13 @@ def test_where_nothing_can_be_recorded(recording, monkeypatch, caplog):
 
 def test_a_warm_session_begins_like_a_cold_one():
     frames = synthetic_frames(9)
-    cold, warm = (
-        StreamSession(tiny_network(), Config(cache=CacheConfig(mode="stac", chunk_size=2))) for _ in range(2)
-    )
-    warm.warm_up()
-    assert warm.stats().cache.frames_seen == 0 and warm.geometry is None
+    config, network = Config(cache=CacheConfig(mode="stac", chunk_size=2)), tiny_network()
+    cold = StreamSession(tiny_network(), config)
+    warm_up(network, config)
+    warm = StreamSession(network, config)
     for first in range(0, 9, 2):
         ours, theirs = (session.step(frames[first : first + 2]) for session in (warm, cold))
         assert torch.equal(ours.depth, theirs.depth) and torch.equal(ours.pose_encoding, theirs.pose_encoding)
-    offline = StreamSession(tiny_network(), Config(cache=CacheConfig(mode="full")))
-    offline.warm_up()
-    assert offline.step(frames).frames == 9
+    offline = Config(cache=CacheConfig(mode="full"))
+    warm_up(network, offline)
+    assert StreamSession(network, offline).step(frames).frames == 9
