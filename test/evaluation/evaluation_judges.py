@@ -31,9 +31,9 @@ def messages(bag: Path, topic: str) -> list:
 
 
 def write_poses(path: Path, bag: Path, topic: str) -> None:
-    """The poses of a topic as TUM text, digits untouched."""
-    lines = {}
-    for message in messages(bag, topic):
+    """The poses of a topic as TUM text, digits untouched; of a path those of its last message."""
+    lines, said = {}, messages(bag, topic)
+    for message in said[-1].poses if hasattr(said[-1], "poses") else said:
         stamp, pose = (
             message.header.stamp,
             message.pose.pose if hasattr(message.pose, "pose") else message.pose,

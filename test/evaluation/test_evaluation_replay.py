@@ -89,7 +89,7 @@ def test_the_report_says_what_the_judges_find_in_the_recorded_answer(tmp_path, s
     assert report["not judged"] == {} and row["frames_used"] == row["frames_sent"] == len(sequence)
 
     write_poses(tmp_path / "truth.tum", bag, "/true/odom")
-    write_poses(tmp_path / "estimate.tum", answer, "/stac_mapping/odom")
+    write_poses(tmp_path / "estimate.tum", answer, "/stac_mapping/path")
     assert report["pose"]["ate_rmse"] == pytest.approx(evo("evo_ape", tmp_path, "-as")["rmse"], abs=1e-6)
     expected = abs_rel(answer, "/stac_mapping/depth", bag, "/true/depth")
     assert report["depth"]["abs_rel"] == pytest.approx(expected, abs=1e-6)
