@@ -93,7 +93,7 @@ def _attach(clock: StageClock, session: StreamSession) -> list[Callable[[], None
         ("camera head", network.camera_head, "forward"),
         ("dense heads", network.depth_head, "forward"),
         ("dense heads", network.point_head, "forward"),
-        ("token positions", session, "_positions"),
+        ("token positions", stac_core.session, "positions_of"),
         ("settle: commit", cache, "_commit"),
         ("settle: score", cache._live, "_score"),
         ("settle: place", cache, "_place"),
