@@ -486,7 +486,8 @@ class SubmapConfig:
     keyframes: int = setting(
         64,
         "first frames of submaps that are kept, 16 bytes per network pixel each: where the camera comes back "
-        "to one, the next submap begins there, and what drift had added is gone, also from what was mapped; 0 = none",
+        "to one, the next submap begins there, and what drift had added is gone, also from what was mapped; "
+        "0 = none",
         minimum=0,
         unit="frames",
     )
