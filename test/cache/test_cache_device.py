@@ -12,6 +12,7 @@ import pytest
 import torch
 from pretended_gpu import OnGpu, move, pretended_gpu
 from tiny import synthetic_frames, tiny_network
+from walks import LAP, bundled, frames_of, images_of
 
 from stac_core import Config, StreamSession, warm_up
 from stac_core.config import CacheConfig, ImageConfig, KernelConfig, SubmapConfig, TrackingConfig
@@ -88,6 +89,24 @@ def test_a_stream_keeps_host_and_device_apart(settings, tmp_path, monkeypatch):
     assert bool(stats.landmarks) == ("landmarks" in settings)
     if "host_budget" in settings:
         assert stats.cache.spilled_voxels > 0
+
+
+def test_a_loop_is_closed_on_the_device(tmp_path, monkeypatch):
+    frames = frames_of(LAP)
+    images, lens = images_of(frames), frames[0].intrinsics
+    with pretended_gpu(monkeypatch):
+        network = copy.deepcopy(bundled())
+        move(network)
+        session = StreamSession(network, Config(kernels=KernelConfig(backend="torch")))
+        said = [session.step(images[first : first + 4], lens).to_host() for first in range(0, 36, 4)]
+        session.save(tmp_path / "stream")
+        session.load(tmp_path / "stream")
+        assert session.relocalize(images[36:37], lens)
+        said.append(session.step(images[36:37], lens).to_host())
+        loops = session.stats().loops
+    assert loops == sum(p.moved is not None for p in said) > 0
+    assert not said[-1].continues and said[-1].before is None
+    assert bool(said[-1].pose_variance.isfinite().all())
 
 
 def test_a_session_warms_up_on_the_device(monkeypatch):

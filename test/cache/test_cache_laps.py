@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.spatial.transform import Rotation
+from walks import LAP as WALK
 from walks import bundled, frames_of, images_of
 
 from stac_core import Config, StreamSession
@@ -16,7 +17,6 @@ from stac_core.worlds import World, WorldConfig
 SEED = 7187
 LAP = 32  # frames of the world's
 CHUNK = 4
-WALK = f"world:{SEED},frames={LAP + 2 * CHUNK},height=126,width=168"
 AWAY = "world:58,frames=12,height=126,width=168"
 
 
