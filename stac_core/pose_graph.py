@@ -18,11 +18,14 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse.csgraph import shortest_path
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from stac_core.keyframes import Keyframe, valid
 from stac_core.moves import Array, Moves
+
+STRETCH = 0.1  # most by which lengths drift along a link, as a |log| of their ratio; usual: 0.02 to 0.05
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,11 @@ class Link:
         depths = [float(valid(known.depth).nanmedian()) for known in (frame, again)]
         poses = [known.pose.double().cpu().numpy() for known in (frame, again)]
         return cls(np.array([node, other]), np.stack(poses), np.nan_to_num(depths, nan=1.0))
+
+    @property
+    def stretch(self) -> float:
+        """By how much the two nodes differ in lengths, as a |log| of their ratio."""
+        return abs(float(np.log(self.depths[0] / self.depths[1])))
 
     def joins(self, nodes: set[int]) -> bool:
         """Whether it lies between these two."""
@@ -65,12 +73,15 @@ class PoseGraph:
         """A frame as it lies by the present submap, and by the earlier one that began with `first`.
 
         → moves of all submaps. None, and nothing has changed, where the nodes of the two have met before:
-        how they lie has been told already.
+        how they lie has been told already; also where lengths cannot have drifted so far on the way between.
         """
         node, present = self._node_of(first), self._present
         if node == present or any(link.joins({node, present}) for link in self._links):
             return None
-        self._links += (Link.between(present, node, known, again),)
+        link = Link.between(present, node, known, again)
+        if link.stretch > STRETCH * (1 + self._apart(present, node)):
+            return None
+        self._links += (link,)
         return self._relax()
 
     def keep(self, firsts: Iterable[Keyframe]) -> None:
@@ -103,6 +114,15 @@ class PoseGraph:
 
     def _node_of(self, first: Keyframe) -> int:
         return int(self._node[first.submap])
+
+    def _apart(self, node: int, other: int) -> int:
+        """Links on the shortest way between two nodes."""
+        order = np.unique(self._node)
+        ends = np.searchsorted(order, np.stack([link.nodes for link in self._links]))
+        linked = np.zeros((len(order), len(order)))
+        linked[tuple(ends.T)] = 1
+        start, end = np.searchsorted(order, [node, other])
+        return int(shortest_path(linked, directed=False, unweighted=True, indices=start)[end])
 
     def _begin(self, node: int) -> None:
         self._node = np.append(self._node, node)

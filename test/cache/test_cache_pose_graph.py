@@ -131,6 +131,20 @@ def test_two_nodes_tell_only_once_how_they_lie():
     assert len(graph.close(begun(3), keyframe(poses[0]), keyframe(poses[3], scales[3]))) == 7
 
 
+def test_lengths_that_cannot_have_drifted_so_far_are_not_believed():
+    """Over two links, and over one once a loop has brought the two ends of a long way together."""
+    true = ring(12)
+    frame = true[0]
+    for doubtful, believed in ((1.4, 1.3), (1 / 1.4, 1 / 1.3)):
+        graph = walked(true[:3], np.ones(3))
+        assert graph.close(begun(0), keyframe(frame), keyframe(frame, doubtful)) is None
+        assert graph.close(begun(0), keyframe(frame), keyframe(frame, believed)) is not None
+    graph = walked(true, np.ones(12))
+    assert graph.close(begun(0), keyframe(frame), keyframe(frame, 1.4)) is not None
+    graph.go_to(keyframe(frame))
+    assert graph.close(begun(10), keyframe(frame), keyframe(frame, 1.6)) is None
+
+
 def test_submaps_that_begin_with_the_same_frame_move_together():
     poses, scales = drifting(ring(6))
     graph = walked(poses, scales)
