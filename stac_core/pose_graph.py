@@ -39,9 +39,9 @@ class Link:
     @classmethod
     def between(cls, node: int, other: int, frame: Keyframe, again: Keyframe) -> Link:
         """Two nodes, and the frame as it lies by each. Waits for the device."""
-        depths = [float(valid(known.depth).nanmedian()) for known in (frame, again)]
-        poses = [known.pose.double().cpu().numpy() for known in (frame, again)]
-        return cls(np.array([node, other]), np.stack(poses), np.nan_to_num(depths, nan=1.0))
+        pose, depth = _lies(frame)
+        pose_again, depth_again = (pose, depth) if again is frame else _lies(again)
+        return cls(np.array([node, other]), np.stack([pose, pose_again]), np.array([depth, depth_again]))
 
     @property
     def stretch(self) -> float:
@@ -117,20 +117,24 @@ class PoseGraph:
 
     def _apart(self, node: int, other: int) -> int:
         """Links on the shortest way between two nodes."""
-        order = np.unique(self._node)
-        ends = np.searchsorted(order, np.stack([link.nodes for link in self._links]))
+        order, ends = self._rows()
         linked = np.zeros((len(order), len(order)))
         linked[tuple(ends.T)] = 1
         start, end = np.searchsorted(order, [node, other])
         return int(shortest_path(linked, directed=False, unweighted=True, indices=start)[end])
+
+    def _rows(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """All nodes [n], ascending, and for each link the rows of its two in that list, [L, 2]."""
+        order = np.unique(self._node)
+        return order, np.searchsorted(order, np.stack([link.nodes for link in self._links]))
 
     def _begin(self, node: int) -> None:
         self._node = np.append(self._node, node)
 
     def _relax(self) -> Moves:
         """Move every node, but that of the first submap, to where its links agree best."""
-        order, of_submap = np.unique(self._node, return_inverse=True)
-        ends = np.searchsorted(order, np.stack([link.nodes for link in self._links]))
+        order, ends = self._rows()
+        of_submap = np.searchsorted(order, self._node)
         poses, depths = (
             np.stack([getattr(link, name) for link in self._links]) for name in ("poses", "depths")
         )
@@ -171,3 +175,9 @@ def _agreement(ends: NDArray[np.int64], poses: Array, depths: Array, still: int)
     centres = Moves(rotation, np.zeros((len(nodes), 3)), scale).points(ends, poses[..., :3, 3])
     translation = solve(1 / depths.mean(1, keepdims=True), centres[:, 0] - centres[:, 1])
     return Moves(rotation, translation, scale)
+
+
+def _lies(frame: Keyframe) -> tuple[Array, float]:
+    """Its pose [4, 4], and its median depth, 1 where none is valid. Waits for the device."""
+    depth = float(valid(frame.depth).nanmedian())
+    return frame.pose.double().cpu().numpy(), float(np.nan_to_num(depth, nan=1.0))

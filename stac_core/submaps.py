@@ -145,7 +145,8 @@ class Submaps:
         where their depths contradict each other: then the camera is not where it is thought to be. Also how
         all submaps so far have moved, where that was told for the first time.
         """
-        again, placed = self._seen_from(keyframe, first, last)
+        lies = self._lies(keyframe, first)
+        again, placed = lies.prediction(first), lies.prediction(last)
         if float(disagreement(again, placed)) > DISAGREEMENT:
             return False, None
         moves = self._graph.close(keyframe, self.last, Keyframe.of(self.last.pixels, placed, 0))
@@ -153,9 +154,10 @@ class Submaps:
             self.loops += 1
             self.keyframes.move(moves)
             keyframe = keyframe.moved(moves)
-            _, placed = self._seen_from(keyframe, first, last)
+            lies = self._lies(keyframe, first)
+            placed = lies.prediction(last)
         self._graph.go_to(keyframe)
-        self._begin(keyframe, first)
+        self._begin(keyframe, lies)
         if self._tracker is not None:
             self._tracker.forget()
             self._tracker.refine(self.last.pixels, placed)
@@ -165,7 +167,7 @@ class Submaps:
     def go_to(self, keyframe: Keyframe, first: Prediction) -> None:
         """The next submap begins with an earlier frame, as the network sees it anew; the camera is near."""
         self._graph.go_to(keyframe)
-        self._begin(keyframe, first)
+        self._begin(keyframe, self._lies(keyframe, first))
         self._last, self.carried = keyframe, True
         if self._tracker is not None:
             self._tracker.forget()
@@ -176,7 +178,7 @@ class Submaps:
         drift = present.drift_to(self.last.pose).nan_to_num(1.0)  # far, where nothing valid tells
         first = replace(self.last, submap=self.count, drift=drift)
         self._graph.go_on(first)
-        self._begin(first, last)
+        self._begin(first, self._lies(first, last))
         if self._tracker is not None:
             self._tracker.go_on()
 
@@ -228,19 +230,12 @@ class Submaps:
         if self._tracker is not None:
             self._tracker.restore(state.get("tracker", {}))
 
-    def _begin(self, first: Keyframe, again: Prediction) -> None:
-        """The next submap: with a frame whose place is known, as the network sees it anew."""
-        self._first, self._world_from_submap = first, self._lies(first, again)
+    def _begin(self, first: Keyframe, lies: Similarity) -> None:
+        """The next submap, with its first frame; what was kept of others may make room."""
+        self._first, self._world_from_submap = first, lies
         self.keyframes.serve(first)
         self._graph.keep(self.keyframes)
         self.count += 1
-
-    def _seen_from(
-        self, keyframe: Keyframe, first: Prediction, last: Prediction
-    ) -> tuple[Prediction, Prediction]:
-        """A keyframe and the last frame, as the network sees them anew, in world."""
-        lies = self._lies(keyframe, first)
-        return lies.prediction(first), lies.prediction(last)
 
     def _lies(self, known: Keyframe, again: Prediction) -> Similarity:
         """Where a submap lies that begins with a frame of known pose and depth."""

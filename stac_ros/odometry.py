@@ -9,11 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stac_ros.settings import FrameSettings
-from stac_ros.transforms import (
-    StampError,
-    TransformBuffer,
-    TransformError,
-)
+from stac_ros.transforms import StampError, TransformBuffer, TransformError
 
 _POLL_S = 0.005
 

@@ -7,9 +7,8 @@ from itertools import count
 import numpy as np
 import pytest
 import torch
-from scipy.spatial.transform import Rotation
 from walks import LAP as WALK
-from walks import bundled, frames_of, images_of
+from walks import bundled, frames_of, images_of, turn_deg
 
 from stac_core import Config, StreamSession
 from stac_core.worlds import World, WorldConfig
@@ -86,17 +85,12 @@ def test_a_jump_tells_where_the_frame_before_turned_out_to_be(walked):
     truth = np.linalg.inv(frames[index - 1].world_from_camera) @ frames[index].world_from_camera
     said = walked.predictions[walked.closing - 1].world_from_camera[-1].double().numpy()
     off = [
-        turned(np.linalg.inv(start) @ closing.world_from_camera[0].double().numpy(), truth)
+        turn_deg(np.linalg.inv(start) @ closing.world_from_camera[0].double().numpy(), truth)
         for start in (closing.before, said)
     ]
     print(f"off by {off[0]:.1f}° and {off[1]:.1f}°")
     assert off[0] < 3 < off[1]
     assert all(p.before is None for p in walked.predictions if p.continues)
-
-
-def turned(a: np.ndarray, b: np.ndarray) -> float:
-    """Between two poses, degrees."""
-    return float(np.degrees(Rotation.from_matrix(a[:3, :3].T @ b[:3, :3]).magnitude()))
 
 
 def test_what_is_uncertain_grows_along_the_lap_and_falls_where_it_closes(walked):

@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from walks import bundled, frames_of, images_of
+from walks import bundled, frames_of, images_of, turn_deg
 
 from stac_core import Config, StreamSession
 from stac_core.cache.one_pass import OnePass
 from stac_core.config import ImageConfig, SubmapConfig
-from stac_core.evaluation.trajectory_metrics import rotation_angles
 from stac_core.images import prepare_images
 from stac_core.keyframes import Keyframe
 from stac_core.relocalization import find_camera
@@ -42,10 +41,6 @@ def loaded(saved) -> StreamSession:
     stream = session()
     stream.load(saved[0])
     return stream
-
-
-def turn_deg(a, b) -> float:
-    return float(rotation_angles((a[:3, :3].T @ b[:3, :3])[None])[0])
 
 
 @pytest.mark.parametrize("first", [5, 21, 37])
