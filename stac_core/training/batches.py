@@ -22,7 +22,7 @@ from stac_core.training.sequences import Sequences, choose
 
 TRIES = 8  # to find a clip with a stretch that does not depart too far
 SIDEWAYS = 0.15  # share of steps whose sequences lie on their side
-UNVARIED = 0.3  # share of sequences that keep their own contrast, and so on
+UNVARIED = 0.3  # share of sequences that keep their own contrast, and so on, and of those that keep all
 
 
 def step_random(config: TrainingConfig, step: int, rank: int) -> np.random.Generator:
@@ -101,10 +101,11 @@ def vary_colours(sequences: Sequences, random: np.random.Generator) -> Sequences
 
     def draw(low: float, high: float) -> Tensor:
         values = np.exp(random.uniform(math.log(low), math.log(high), len(images)))
-        values[random.random(len(images)) < UNVARIED] = 1.0
+        values[kept | (random.random(len(images)) < UNVARIED)] = 1.0
         return send(torch.from_numpy(values).float(), images.device).view(-1, 1, 1, 1, 1)
 
     images = sequences.images
+    kept = random.random(len(images)) < UNVARIED
     middle = images.mean((1, 2, 3, 4), keepdim=True)
     varied = (middle + (images - middle) * draw(0.8, 3.0)) * draw(0.7, 1.4)
     varied = varied.clamp(1e-4, 1) ** draw(0.7, 1.4)

@@ -5,7 +5,8 @@ a folder, so that helpers may render ahead of the training,
 
     python -m stac_core.training.clips --folder out/training/clips --first 0 --count 4000
 
-and on a GPU into its memory, many at once.
+and on a GPU into its memory, many at once. There helpers bring further worlds: what they lay into that folder
+comes into use as well. Their numbers must be others than those that the run renders itself.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
@@ -68,9 +69,12 @@ def open_clips(config: TrainingConfig, device: torch.device) -> Clips:
     in_memory = config.clips == "memory" or (config.clips == "auto" and device.type == "cuda")
     if in_memory:
         return ClipsInMemory(config, device)
-    return ClipsInFolder(
-        config.seed, config.clip_frames, config.clip_width, Path(config.out) / "clips", device
-    )
+    return ClipsInFolder(*_sizes(config), clips_folder(config), device)
+
+
+def clips_folder(config: TrainingConfig) -> Path:
+    """Where helpers of a run lay its clips."""
+    return Path(config.out) / "clips"
 
 
 def render_clips(seed: int, frames: int, width: int, clips: range, device: torch.device) -> WorldBatch:
@@ -106,8 +110,7 @@ class ClipsInFolder:
 
     def path(self, clip: int) -> Path:
         """File of one clip."""
-        seed, frames, width = self._clip
-        return self._folder / f"{seed}-{frames}x{width}-{clip:07d}.safetensors"
+        return self._folder / _file_name(*self._clip, f"{clip:07d}")
 
     def _rendered(self, clip: int) -> Path:
         path = self.path(clip)
@@ -122,23 +125,28 @@ class ClipsInFolder:
 
 
 class ClipsInMemory:
-    """The newest clips of a run in the memory of the device that trains, in a ring."""
+    """The newest clips of a run in the memory of the device that trains, in a ring.
+
+    Blocks that helpers have rendered into the folder of the run are moved there as soon as they are whole.
+    """
 
     def __init__(self, config: TrainingConfig, device: torch.device) -> None:
         self._config, self._device = config, device
         self._room = -(-config.kept_clips // BLOCK) * BLOCK
-        self._rendered = range(0)
+        self._stop = 0  # clips that have come into use
         self._ring: dict[str, Tensor] = {}  # [room, F, ...]
         self._departed = np.empty((self._room, config.clip_frames, config.clip_frames), np.float32)
 
     def ready(self, count: int) -> range:
-        stop = -(-count // BLOCK) * BLOCK
-        first = max(self._rendered.stop, stop - self._room)
-        blocks = range(first, stop, BLOCK)
-        for block in tqdm(blocks, "rendering", unit="block", leave=False, disable=len(blocks) < 2):
-            self._render(block)
-        self._rendered = range(max(0, stop - self._room), stop)
-        return self._rendered
+        while helped := self._of_helpers():
+            self._keep(helped)
+        wanted = -(-count // BLOCK) * BLOCK
+        self._stop = max(self._stop, wanted - self._room)  # after a resumption: only what there is room for
+        blocks = range(self._stop, wanted, BLOCK)
+        for first in tqdm(blocks, "rendering", unit="block", leave=False, disable=len(blocks) < 2):
+            clips = range(first, first + BLOCK)
+            self._keep(_stored(render_clips(*_sizes(self._config), clips, self._device)))
+        return range(max(0, self._stop - self._room), self._stop)
 
     def departures(self, clips: np.ndarray) -> np.ndarray:
         return self._departed[clips % self._room]
@@ -147,15 +155,28 @@ class ClipsInMemory:
         at = send(torch.from_numpy(clips % self._room)[:, None], self._device), send(frames, self._device)
         return _sequences({name: values[at] for name, values in self._ring.items()})
 
-    def _render(self, first: int) -> None:
-        c, clips = self._config, range(first, first + BLOCK)
-        world = render_clips(c.seed, c.clip_frames, c.clip_width, clips, self._device)
-        place = slice(first % self._room, first % self._room + BLOCK)
-        for name, values in _stored(world).items():
+    def _of_helpers(self) -> dict[str, Tensor]:
+        """A block that lies in the folder, taken out of it; empty where there is none."""
+        paths = sorted(clips_folder(self._config).glob(_file_name(*_sizes(self._config), "*")))[:BLOCK]
+        if len(paths) < BLOCK:
+            return {}
+        try:
+            parts = [load_file(path, device=str(self._device)) for path in paths]
+        except FileNotFoundError:  # another process of the run took it
+            return {}
+        for path in paths:
+            path.unlink(missing_ok=True)
+        return {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+
+    def _keep(self, block: dict[str, Tensor]) -> None:
+        place = slice(self._stop % self._room, self._stop % self._room + BLOCK)
+        for name, values in block.items():
             if name not in self._ring:
                 self._ring[name] = values.new_empty(self._room, *values.shape[1:])
             self._ring[name][place] = values
-        self._departed[place] = departures(world.depth, world.world_from_camera).cpu().numpy()
+        departed = departures(block["depth"].float(), block["world_from_camera"])
+        self._departed[place] = departed.cpu().numpy()
+        self._stop += BLOCK
 
 
 def departures(depth: Tensor, world_from_camera: Tensor) -> Tensor:
@@ -166,6 +187,15 @@ def departures(depth: Tensor, world_from_camera: Tensor) -> Tensor:
     way = (places[:, :, None] - places[:, None]).norm(dim=-1)
     turn = ((axes @ axes.mT - 1) / 2).clamp(-1, 1).acos()
     return turn + way / mean[..., None]
+
+
+def _sizes(config: TrainingConfig) -> tuple[int, int, int]:
+    """What all clips of a run have in common: seed, frames, width."""
+    return config.seed, config.clip_frames, config.clip_width
+
+
+def _file_name(seed: int, frames: int, width: int, clip: str) -> str:
+    return f"{seed}-{frames}x{width}-{clip}.safetensors"
 
 
 def _stored(world: WorldBatch) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from stac_core.training.batches import (
     vary_colours,
 )
 from stac_core.training.clips import held_out_seed, open_clips, training_seed
+from stac_core.training.clips import main as render_ahead
 from stac_core.training.config import TrainingConfig
 from stac_core.training.schedule import Shape
 from stac_core.training.sequences import Sequences, join
@@ -165,6 +166,24 @@ def test_memory_keeps_the_newest_clips_and_fills_again_after_a_resumption(tmp_pa
     chosen, frames = np.array([32, 60, 95]), torch.tensor([[0, 1], [1, 2], [3, 1]])
     a, b = running.read(chosen, frames), resumed.read(chosen, frames)
     assert torch.equal(a.images, b.images) and torch.equal(a.depth, b.depth)
+
+
+def test_clips_of_helpers_come_into_use_and_leave_the_folder(tmp_path):
+    sizes = ["--clip-frames", "4", "--clip-width", "56"]
+    memory = opened(tmp_path, "memory")
+    assert memory.ready(1) == range(32)
+    assert render_ahead(["--folder", str(tmp_path / "clips"), "--first", "500", "--count", "31", *sizes]) == 0
+    assert memory.ready(1) == range(32)  # no whole block yet
+    assert render_ahead(["--folder", str(tmp_path / "clips"), "--first", "531", "--count", "2", *sizes]) == 0
+    assert memory.ready(1) == range(64)
+    assert [path.name for path in (tmp_path / "clips").iterdir()] == ["0-4x56-0000532.safetensors"]
+    helped = memory.read(np.array([32, 63]), torch.tensor([[0, 1], [3, 2]]))
+    rendered = opened(tmp_path, "folder").read(np.array([500, 531]), torch.tensor([[0, 1], [3, 2]]))
+    assert torch.equal(helped.images, rendered.images) and torch.equal(helped.depth, rendered.depth)
+    assert memory.ready(65) == range(96)  # what the run asks for is still its own to render
+    own = memory.read(np.array([64]), torch.tensor([[0, 1]]))
+    again = opened(tmp_path, "folder").read(np.array([64]), torch.tensor([[0, 1]]))
+    assert torch.equal(own.world_from_camera, again.world_from_camera)
 
 
 def test_every_view_of_the_past_holds_the_frame_itself_and_frame_0():

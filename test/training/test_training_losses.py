@@ -49,6 +49,17 @@ def test_depth_loss_ignores_unknown_pixels_even_when_not_finite():
     assert torch.isfinite(wrong.grad).all()
 
 
+def test_a_wrong_scale_does_not_hide_what_is_wrong_with_the_shape():
+    truth = torch.ones(1, 2, 32, 32)
+    valid = torch.ones_like(truth, dtype=torch.bool)
+    bulge = torch.zeros_like(truth)
+    bulge[0, 1, 8:16, 8:16] = 0.1
+    wrong = (truth * 1.5 * bulge.exp()).requires_grad_()
+    depth_loss(wrong, torch.ones_like(truth), truth, valid).backward()
+    level, inner = wrong.grad[0, 1, 24, 24], wrong.grad[0, 1, 12, 12]  # away from the rim of the bulge
+    assert 0 < level < 0.6 * inner
+
+
 def test_confidence_pays_where_the_depth_is_right_and_costs_where_it_is_wrong():
     truth = torch.ones(1, 1, 8, 8)
     valid = torch.ones_like(truth, dtype=torch.bool)
