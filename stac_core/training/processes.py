@@ -43,10 +43,15 @@ class Processes:
 
 @contextmanager
 def join_processes(device: str) -> Iterator[Processes]:
-    """Join the group that `torchrun` announces in the environment; alone without it."""
+    """Join the group that `torchrun` announces in the environment; alone without it.
+
+    device: auto = the GPU where there is one; cuda = of several GPUs, each process its own.
+    """
     count, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
-    if device == "auto":
-        device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
+        device = f"cuda:{local}"
+    elif device == "auto":
+        device = "cpu"
     chosen = torch.device(device)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)

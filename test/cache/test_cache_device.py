@@ -101,8 +101,8 @@ def test_a_loop_is_closed_on_the_device(tmp_path, monkeypatch):
         said = [session.step(images[first : first + 4], lens).to_host() for first in range(0, 36, 4)]
         session.save(tmp_path / "stream")
         session.load(tmp_path / "stream")
-        assert session.relocalize(images[36:37], lens)
-        said.append(session.step(images[36:37], lens).to_host())
+        assert session.relocalize(images[38:39], lens)
+        said.append(session.step(images[38:39], lens).to_host())
         loops = session.stats().loops
     assert loops == sum(p.moved is not None for p in said) > 0
     assert not said[-1].continues and said[-1].before is None

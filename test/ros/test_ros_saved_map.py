@@ -150,14 +150,14 @@ def test_a_map_saved_in_metres_stays_in_metres(saved, tmp_path):
     in_metres[:3, 3] *= 2.5
     measured = {"factor": np.array(2.5), "measured": np.array(True), "map_from_world": in_metres}
     replace(unit, positions=np.float32(2.5) * unit.positions, **measured).write(metric / MAP)
-    coarse = {"map__voxel_size": 1e-5}
+    fine = {"map__voxel_size": 5e-5}
     for given, factor in (
         ({"scale__mode": "odometry", "frames__odom": "odom"}, 2.5),
         ({"scale__mode": "fixed", "scale__factor": 4.0}, 4.0),
         ({}, 1.0),
     ):
         robot = Standing() if "frames__odom" in given else None
-        with mapper_of(bundled(), robot, config=CONFIG, **given, **coarse) as (mapper, notes, _):
+        with mapper_of(bundled(), robot, config=CONFIG, **given, **fine) as (mapper, notes, _):
             mapper.load(metric)
             extent = np.ptp(mapper.map.points()[0], axis=0)
             assert np.allclose(extent, 2.5 * np.ptp(positions, axis=0), rtol=1e-4)

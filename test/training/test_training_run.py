@@ -18,7 +18,7 @@ from stac_core.network.execution import compile_blocks
 from stac_core.training import clips as clips_module
 from stac_core.training import trainer as trainer_module
 from stac_core.training.config import TrainingConfig
-from stac_core.training.processes import Processes
+from stac_core.training.processes import Processes, join_processes
 from stac_core.training.state import read_state
 from stac_core.training.trainer import Trainer
 
@@ -69,6 +69,15 @@ def trained(out: str, steps: int, stop_after: int = 0, **settings) -> Trainer:
 def rows(out: str) -> list[dict[str, float]]:
     with open(f"{out}/training.csv") as file:
         return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("rank", ["0", "3"])
+def test_cuda_is_the_gpu_of_this_process(monkeypatch, rank):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    with join_processes("cuda") as processes:
+        assert [processes.device] == chosen == [torch.device(f"cuda:{rank}")]
 
 
 def test_resumed_run_equals_one_that_was_never_interrupted(tmp_path, clips):
