@@ -224,6 +224,7 @@ class StreamSession:
             "tracking": self.config.tracking,
         }
         settings = {f"{n}.{k}": v for n, section in sections.items() for k, v in asdict(section).items()}
+        settings["network.weights"] = self._network.fingerprint()
         return json.loads(json.dumps(settings))  # tuples become lists, as in the file
 
     def _geometry_of(self, camera_size: tuple[int, int]) -> ImageGeometry:

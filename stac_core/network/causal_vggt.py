@@ -6,6 +6,7 @@ and in the past that their context lets them see.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 
 import torch
@@ -18,6 +19,8 @@ from stac_core.network.camera_head import CameraHead
 from stac_core.network.context import AttentionContext
 from stac_core.network.dense_head import DenseHead, depth_activation, point_activation
 from stac_core.prediction import Prediction
+
+FINGERPRINTED = 16  # numbers of each tensor
 
 
 class CausalVGGT(nn.Module):
@@ -61,7 +64,18 @@ class CausalVGGT(nn.Module):
     def set_precision(self, dtype: torch.dtype) -> CausalVGGT:
         """Keep the aggregator's matrices in `dtype`: its linear layers, patch projection and attention
         run in it. Norms, rotation, layer scales, residual stream and heads stay in float32."""
-        for module in self.aggregator.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                module.to(dtype)
+        for module in self._lowered():
+            module.to(dtype)
         return self
+
+    def fingerprint(self) -> str:
+        """Twelve digits that tell these weights from others, in whatever precision they run.
+
+        Of the first numbers of each tensor that stays in float32: training changes all of them.
+        """
+        lowered = {parameter for module in self._lowered() for parameter in module.parameters()}
+        kept = [p.detach().flatten()[:FINGERPRINTED] for p in self.parameters() if p not in lowered]
+        return hashlib.sha256(torch.cat(kept).cpu().numpy().tobytes()).hexdigest()[:12]
+
+    def _lowered(self) -> list[nn.Module]:
+        return [module for module in self.aggregator.modules() if isinstance(module, nn.Linear | nn.Conv2d)]

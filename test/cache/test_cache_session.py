@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import weakref
 from functools import partial
@@ -189,6 +190,19 @@ def test_a_stream_that_cannot_be_resumed_leaves_the_present_one(network, tmp_pat
             session.load(tmp_path / name)
     expected = session_for(network)
     assert torch.equal(session.step(frames[4:]).depth, steps(expected, frames)[-1].depth)
+
+
+def test_a_stream_of_other_weights_is_refused(network, tmp_path):
+    """Its keys and values would say nothing to this network. Another precision is no other network."""
+    session = session_for(network)
+    session.step(synthetic_frames(2, 48, 64))
+    session.save(tmp_path / "stream")
+    others = copy.deepcopy(network)
+    with torch.no_grad():
+        others.camera_head.embed_pose.bias.add_(0.01)
+    with pytest.raises(ValueError, match=f"network.weights = '{network.fingerprint()}'"):
+        session_for(others).load(tmp_path / "stream")
+    session_for(copy.deepcopy(network).set_precision(torch.bfloat16)).load(tmp_path / "stream")
 
 
 def test_poses_read_again_over_one_chunk_are_those_of_the_chunk(network):
