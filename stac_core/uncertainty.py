@@ -6,9 +6,10 @@ all that is far from the start. Where the camera comes back to a keyframe, only 
 one remains. That a closed loop tells more about what lies in between is left out: it errs less than is said.
 
 The constants are measured in 20 synthetic worlds, with the bundled model before the present one, which errs
-less, and checked with this one in 36 others; docs/model_card.md tells how far they hold. Lengths are compared after one scale per stream, that of the
-camera's way: which it is, a single camera does not know. Errors differ from stream to stream more than within
-one, so that most streams are better than this says, and a few worse.
+less, and checked with this one in 36 others; docs/model_card.md tells how far they hold. Lengths are compared
+after one scale per stream, that of the camera's way: which it is, a single camera does not know. Errors
+differ from stream to stream more than within one, so that most streams are better than this says, and a few
+worse.
 """
 
 from __future__ import annotations
