@@ -299,13 +299,13 @@ def path_of(predictions) -> np.ndarray:
 
 def test_the_bundled_model_follows_a_camera_further_with_submaps_than_without():
     """A walk that leaves its first view behind; the path is judged after a similarity fit."""
-    images, truth = images_and_poses("world:50,frames=96,height=126,width=168,step_min=0.02,step_max=0.08")
+    images, truth = images_and_poses("world:217,frames=96,height=126,width=168,step_min=0.02,step_max=0.08")
     paths = [path_of(stream(images, reach=reach)) for reach in (-1.0, 0.0)]
     (turn, turn_single), (path, path_single) = (
         [judge(found, truth) for found in paths] for judge in (turn_error, path_error)
     )
     print(f"turn {turn:.1f}° against {turn_single:.1f}°, path {path:.4f} against {path_single:.4f}")
-    assert turn < 0.8 * turn_single and path < 0.5 * path_single
+    assert turn < 0.5 * turn_single and path < 0.5 * path_single
 
 
 def test_a_camera_that_comes_back_is_where_it_was():
