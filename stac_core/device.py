@@ -48,6 +48,15 @@ def free_bytes(device: torch.device) -> int:
     return 1024 * int(kibibytes)
 
 
+def host_buffer(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor of the host to be filled, sent and dropped; pinned already where `send` would pin a copy.
+
+    What has been sent may still be under way: dropped, its memory is given to nobody before it has arrived
+    (PyTorch sees to that), but it must not be written into again.
+    """
+    return torch.empty(shape, dtype=dtype, device="cpu", pin_memory=device.type == "cuda")
+
+
 def send(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of the host on the device, without waiting for what the device is at."""
     if device.type != "cuda":

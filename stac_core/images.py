@@ -6,7 +6,9 @@ defined by Pillow's 8-bit filters. Source: demo and evaluation scripts of STream
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -17,9 +19,10 @@ from PIL import Image
 from torch import Tensor
 
 from stac_core.config import PATCH_SIZE, ImageConfig
-from stac_core.device import send
+from stac_core.device import host_buffer, send
 
 SQUARE_SIZE = 224  # at this size the evaluation rule makes squares
+THREADS = min(4, os.cpu_count() or 1)  # for the images of one chunk
 Bicubic, Lanczos = Image.Resampling.BICUBIC, Image.Resampling.LANCZOS
 Step = tuple[int, int, Image.Resampling]  # resize to width, height with a filter
 
@@ -100,14 +103,21 @@ class ResizePlan:
     top: int
     steps: tuple[Step, ...]
 
-    def apply(self, image: Image.Image) -> Image.Image:
-        for width, height, resampling in self.steps:
-            image = image.resize((width, height), resampling)
-        if image.size == (self.width, self.height):
-            return image
-        window = Image.new("RGB", (self.width, self.height), "white")
-        window.paste(image, (-self.left, -self.top))
-        return window
+    def changes(self, image: np.ndarray) -> bool:
+        """Whether pixels become others, rather than only being cut or padded."""
+        return image.shape[2] != 3 or any(step[:2] != image.shape[1::-1] for step in self.steps)
+
+    def write(self, image: np.ndarray, window: np.ndarray) -> None:
+        """An image [height, width, 3 or 4] as the network sees it, into window [height, width, 3]."""
+        if self.changes(image):
+            resized = _to_rgb(image)
+            for width, height, resampling in self.steps:
+                resized = resized.resize((width, height), resampling)
+            image = np.asarray(resized)
+        source = image[max(self.top, 0) :, max(self.left, 0) :][: self.height, : self.width]
+        if source.shape != window.shape:
+            window.fill(255)
+        window[max(-self.top, 0) :, max(-self.left, 0) :][: len(source), : source.shape[1]] = source
 
     def geometry(self, camera_height: int, camera_width: int) -> ImageGeometry:
         width, height, _ = self.steps[-1]
@@ -129,9 +139,24 @@ def prepare_images(
     """
     height, width = _check_images(images)
     plan, geometry = _prepared_for(height, width, config, trained_size)
-    prepared = np.stack([np.asarray(plan.apply(_to_rgb(image))) for image in images])
-    channels_first = send(torch.from_numpy(prepared), device).permute(0, 3, 1, 2)  # bytes travel
+    frames = host_buffer((len(images), plan.height, plan.width, 3), torch.uint8, device)
+    _write_all(plan, images, frames.numpy())
+    channels_first = send(frames, device).permute(0, 3, 1, 2)  # bytes travel
     return channels_first.to(torch.float32, memory_format=torch.contiguous_format).div_(255), geometry
+
+
+def _write_all(plan: ResizePlan, images: Sequence[np.ndarray], windows: np.ndarray) -> None:
+    """Every image into its window; several at once where they are resized, which lets other threads run."""
+    threads = min(len(images), THREADS) if any(map(plan.changes, images)) else 1
+
+    def write_share(first: int) -> None:
+        for image, window in zip(images[first::threads], windows[first::threads], strict=True):
+            plan.write(image, window)
+
+    with ThreadPoolExecutor(threads) as pool:
+        others = pool.map(write_share, range(1, threads))
+        write_share(0)
+        list(others)  # raises what they have raised
 
 
 @lru_cache(maxsize=8)

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import torch
 
-from stac_core.device import Stopwatch
+from stac_core.device import Stopwatch, host_buffer
 
 
 def test_times_on_the_host_are_those_of_the_clock(monkeypatch):
@@ -32,3 +32,13 @@ def test_moments_are_taken_on_the_watch_s_own_gpu(monkeypatch):
     watch = Stopwatch(torch.device("cuda:1"))
     watch.mark()
     assert recorded == ["of cuda:1", "of cuda:1"]
+
+
+def test_what_a_gpu_is_sent_is_pinned_from_the_start(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "empty", lambda shape, **how: asked.append((shape, how)))
+    for name in ("cpu", "cuda"):
+        host_buffer((2, 3), torch.uint8, torch.device(name))
+    (_, on_cpu), (_, on_gpu) = asked
+    assert not on_cpu["pin_memory"] and on_gpu["pin_memory"]
+    assert on_cpu["device"] == on_gpu["device"] == "cpu"

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from tiny import GOLDEN, assert_matches, synthetic_frames
 
 from stac_core.config import ImageConfig
@@ -60,6 +61,74 @@ def test_sizes_equal_the_published_loaders(row):
                 assert size(rule, target) == [target // 14 * 14] * 2
             else:
                 assert size(rule, target) == row[f"eval_size{target}_crop{crop}_hw"], (rule, target)
+
+
+def by_pillow_alone(image, plan):
+    """What the published loaders do, step by step: [height, width, 3]."""
+    picture = Image.fromarray(image)
+    if picture.mode == "RGBA":
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture).convert("RGB")
+    for width, height, resampling in plan.steps:
+        picture = picture.resize((width, height), resampling)
+    window = Image.new("RGB", (plan.width, plan.height), "white")
+    window.paste(picture, (-plan.left, -plan.top))
+    return np.asarray(window)
+
+
+@pytest.mark.parametrize("rule", ["crop", "pad", "evaluation", "evaluation_crop"])
+@pytest.mark.parametrize(
+    ("size", "width", "height"),
+    [
+        (210, 210, 154),  # the network's own size
+        (210, 160, 120),
+        (210, 320, 181),
+        (210, 210, 209),
+        (210, 210, 308),  # the network's width, and rows to be cut
+        (210, 120, 160),
+        (210, 130, 130),
+        (224, 300, 230),  # evaluation makes squares of it
+        (224, 224, 224),
+    ],
+)
+def test_pixels_are_those_of_pillow_to_the_byte(rule, size, width, height):
+    """Of three channels and of four, also where an array is a view of another one."""
+    random = np.random.default_rng(0)
+    whole = random.integers(0, 256, (5, height, width, 4), dtype=np.uint8)
+    images = [whole[0], *whole[1:4, ..., 2::-1], np.asfortranarray(whole[4, ..., :3])]
+    plan = plan_resize(height, width, ImageConfig(rule, size), 518)
+    expected = np.stack([by_pillow_alone(image, plan) for image in images])
+    before = whole.copy()
+    for chunk in (slice(5), slice(1), slice(1, 5)):
+        pixels, _ = prepare_images(images[chunk], ImageConfig(rule, size), 518, CPU)
+        as_ever = torch.from_numpy(expected[chunk]).permute(0, 3, 1, 2).float().contiguous().div_(255)
+        assert torch.equal(pixels, as_ever) and pixels.stride() == as_ever.stride()
+    assert np.array_equal(whole, before)
+
+
+@pytest.mark.parametrize("rule", ["crop", "evaluation", "evaluation_crop"])
+def test_images_of_the_networks_size_are_only_copied(rule, monkeypatch):
+    monkeypatch.setattr("stac_core.images.Image", None)
+    frames = synthetic_frames(2, height=70, width=84)
+    pixels, geometry = prepare_images(frames, ImageConfig(rule, 84), 518, CPU)
+    assert geometry.camera_size == geometry.network_size == (70, 84)
+    frames[0][:] = 0  # the caller's own again
+    assert pixels[0].any()
+
+
+def test_what_fails_beside_others_is_raised(monkeypatch):
+    """Resized side by side, one image may run out of memory where the others do not."""
+
+    def fail(image):
+        if image[0, 0, 0] == 2:
+            raise MemoryError("third image")
+        return Image.fromarray(image)
+
+    monkeypatch.setattr("stac_core.images._to_rgb", fail)
+    for threads in (1, 2, 4):
+        monkeypatch.setattr("stac_core.images.THREADS", threads)
+        with pytest.raises(MemoryError, match="third image"):
+            prepare_images([np.full_like(FRAME, i) for i in range(4)], ImageConfig(), 84, CPU)
 
 
 def test_a_chunk_keeps_its_order_and_its_size():
