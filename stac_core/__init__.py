@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from stac_core.config import Config
     from stac_core.first_use import check_budget, warm_up
     from stac_core.geometry import unproject_depth
-    from stac_core.images import ImageGeometry
+    from stac_core.images import ImageGeometry, ResizedImages
     from stac_core.intrinsics import check_intrinsics
     from stac_core.moves import Moves
     from stac_core.prediction import Prediction
@@ -27,6 +27,7 @@ __all__ = [
     "LoadedNetwork",
     "Moves",
     "Prediction",
+    "ResizedImages",
     "SessionStats",
     "StreamSession",
     "check_budget",
@@ -42,6 +43,7 @@ _HOMES = {
     "LoadedNetwork": "checkpoint",
     "Moves": "moves",
     "Prediction": "prediction",
+    "ResizedImages": "images",
     "SessionStats": "session",
     "StreamSession": "session",
     "check_budget": "first_use",

@@ -129,20 +129,44 @@ class ResizePlan:
         )
 
 
+@dataclass(frozen=True)
+class ResizedImages:
+    """Frames of one camera in the size that the network wants, on the host still."""
+
+    frames: Tensor  # uint8 [S, H, W, 3]
+    geometry: ImageGeometry
+
+    def pixels(self, device: torch.device) -> Tensor:
+        """[S, 3, H, W] float32 in [0, 1], on the device."""
+        channels_first = send(self.frames, device).permute(0, 3, 1, 2)  # bytes travel
+        return channels_first.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+
+
 def prepare_images(
     images: Sequence[np.ndarray], config: ImageConfig, trained_size: int, device: torch.device
 ) -> tuple[Tensor, ImageGeometry]:
     """Frames of one camera → pixels [S, 3, H, W] float32 in [0, 1] on the device, and the way back.
 
+    images, trained_size: as for `resize_images`.
+    """
+    resized = resize_images(images, config, trained_size, device)
+    return resized.pixels(device), resized.geometry
+
+
+def resize_images(
+    images: Sequence[np.ndarray], config: ImageConfig, trained_size: int, bound_for: torch.device
+) -> ResizedImages:
+    """Frames of one camera in the size that the network wants.
+
     images: uint8 [height, width, 3] RGB, or 4 channels whose transparency shows white; all of one size.
     trained_size: the width in use where config.size is 0. ValueError names what is wrong with which frame.
+    bound_for: where the caller sends them at once, if to a GPU.
     """
     height, width = _check_images(images)
     plan, geometry = _prepared_for(height, width, config, trained_size)
-    frames = host_buffer((len(images), plan.height, plan.width, 3), torch.uint8, device)
+    frames = host_buffer((len(images), plan.height, plan.width, 3), torch.uint8, bound_for)
     _write_all(plan, images, frames.numpy())
-    channels_first = send(frames, device).permute(0, 3, 1, 2)  # bytes travel
-    return channels_first.to(torch.float32, memory_format=torch.contiguous_format).div_(255), geometry
+    return ResizedImages(frames, geometry)
 
 
 def _write_all(plan: ResizePlan, images: Sequence[np.ndarray], windows: np.ndarray) -> None:

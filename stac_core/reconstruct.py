@@ -12,9 +12,11 @@ import json
 import math
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -34,6 +36,7 @@ from stac_core.evaluation.trajectory import Trajectory, write_tum
 from stac_core.evaluation.visualise import save_figure
 from stac_core.files import write_whole
 from stac_core.geometry import VALID_DEPTH, unproject_depth
+from stac_core.images import ResizedImages
 from stac_core.moves import Moves
 from stac_core.ply import write_ply
 from stac_core.prediction import Prediction
@@ -41,6 +44,7 @@ from stac_core.session import SessionStats, StreamSession
 
 DEPTH_PNG_UNITS = 1000  # per unit of the prediction, as RGB-D data sets store millimetres
 POINTS_PER_FRAME = 20_000
+T = TypeVar("T")
 CELL = 0.01  # of the thinned cloud, in median depths of the first frame that has any
 
 
@@ -73,8 +77,8 @@ def reconstruct(given: argparse.Namespace, config: Config) -> None:
     to_be_checked, best = not config.cache.rules.bounded, 0.0
     try:
         with tqdm(total=total, unit="frame", disable=given.quiet) as progress:
-            for frames in _chunks(sequence, given.kf_every, config):
-                prediction = session.step([frame.image for frame in frames], frames[0].intrinsics).to_host()
+            for frames, images in one_ahead(_chunks(sequence, given.kf_every, session)):
+                prediction = session.step(images, frames[0].intrinsics).to_host()
                 best = max(best, float(prediction.depth_confidence.mean()))
                 if to_be_checked and session.stats().cache.frames_seen:
                     left, to_be_checked = total - len(result) - len(frames), False
@@ -210,12 +214,23 @@ class ThinnedCloud:
         return i | j << 21 | k << 42
 
 
-def _chunks(sequence: Sequence, every: int, config: Config) -> Iterator[list[Frame]]:
-    """Frames in the size of a pass."""
+def one_ahead(chunks: Iterator[T]) -> Iterator[T]:
+    """The same; each is made, on a thread of its own, while the one before it is in use."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, chunks, None)
+        while (chunk := coming.result()) is not None:
+            coming = thread.submit(next, chunks, None)
+            yield chunk
+
+
+def _chunks(
+    sequence: Sequence, every: int, session: StreamSession
+) -> Iterator[tuple[list[Frame], ResizedImages]]:
+    """Frames in the size of a pass, and their images as the session takes them."""
     chosen = range(0, len(sequence), every)
-    frames, size = _frames(sequence, chosen), config.cache.frames_per_pass(len(chosen))
+    frames, size = _frames(sequence, chosen), session.config.cache.frames_per_pass(len(chosen))
     while chunk := list(islice(frames, size)):
-        yield chunk
+        yield chunk, session.prepare([frame.image for frame in chunk])
 
 
 def _frames(sequence: Sequence, chosen: range) -> Iterator[Frame]:

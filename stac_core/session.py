@@ -21,7 +21,7 @@ from stac_core.chunk_positions import cameras_of, positions_of
 from stac_core.config import Config
 from stac_core.device import Stopwatch, send
 from stac_core.geometry import decode_pose, encode_pose
-from stac_core.images import ImageGeometry, plan_resize, prepare_images
+from stac_core.images import ImageGeometry, ResizedImages, plan_resize, prepare_images, resize_images
 from stac_core.intrinsics import check_intrinsics
 from stac_core.kernels.select import select_kernels
 from stac_core.moves import Moves
@@ -32,6 +32,8 @@ from stac_core.relocalization import See, find_camera
 from stac_core.settings import refuse
 from stac_core.submaps import Submaps
 from stac_core.uncertainty import is_measured
+
+Images = list[np.ndarray] | ResizedImages
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,10 @@ class StreamSession:
         self._watch: Stopwatch | None = None  # of the last step
 
     @torch.inference_mode()
-    def step(self, images: list[np.ndarray], intrinsics: np.ndarray | None = None) -> Prediction:
+    def step(self, images: Images, intrinsics: np.ndarray | None = None) -> Prediction:
         """1 … `cache.chunk_size` new frames, uint8 RGB [H, W, 3] of one size → Prediction [S, …].
 
+        images: they themselves, or what `prepare` has made of them.
         intrinsics: of these images [3, 3], if known. Where `tracking.landmarks` are followed they take the
         place of what the network says, and poses are refined; else they are not used.
 
@@ -78,9 +81,7 @@ class StreamSession:
         come back to an earlier one, that may tell how submaps in between lie: `Prediction.moved`.
         """
         watch = Stopwatch(self._device)
-        trained_size = self._network.config.image_size
-        pixels, geometry = prepare_images(images, self.config.image, trained_size, self._device)
-        self._check_size(geometry)
+        pixels, geometry = self._pixels(images)
         lens = self._lens(intrinsics, geometry)
         watch.mark()
         submaps = self._submaps.copy()  # which takes their place once everything has gone well
@@ -100,7 +101,7 @@ class StreamSession:
         return replace(prediction, camera_tokens=None, continues=continues, before=before, moved=moved)
 
     @torch.inference_mode()
-    def relocalize(self, images: list[np.ndarray], intrinsics: np.ndarray | None = None) -> bool:
+    def relocalize(self, images: Images, intrinsics: np.ndarray | None = None) -> bool:
         """Look for a camera that may be anywhere, as after `load`: for a keyframe that shows what it sees.
 
         images, intrinsics: as for `step`, which may be told the same images once they are found. → whether
@@ -108,10 +109,7 @@ class StreamSession:
         pass over two frames for each keyframe. A stream in one submap (`submap.reach` 0) has no keyframes:
         where its camera is, the network sees by itself, and nothing is looked for. Raises what `step` does.
         """
-        pixels, geometry = prepare_images(
-            images, self.config.image, self._network.config.image_size, self._device
-        )
-        self._check_size(geometry)
+        pixels, geometry = self._pixels(images)
         lens, submaps = self._lens(intrinsics, geometry), self._submaps.copy()
         if not submaps.reach:
             return True
@@ -126,6 +124,14 @@ class StreamSession:
             raise
         self._submaps = submaps
         return True
+
+    def prepare(self, images: list[np.ndarray]) -> ResizedImages:
+        """What `step` would begin with, ahead of it: images in the size that the network wants.
+
+        Any thread may call it, also while another one is in `step`: it looks at nothing of the stream and
+        asks nothing of a GPU. ValueError for images that no stream could take.
+        """
+        return resize_images(images, self.config.image, self._network.config.image_size, torch.device("cpu"))
 
     @property
     def uses_intrinsics(self) -> bool:
@@ -230,6 +236,18 @@ class StreamSession:
     def _geometry_of(self, camera_size: tuple[int, int]) -> ImageGeometry:
         plan = plan_resize(*camera_size, self.config.image, self._network.config.image_size)
         return plan.geometry(*camera_size)
+
+    def _pixels(self, images: Images) -> tuple[Tensor, ImageGeometry]:
+        """On the device, and the way back. ValueError where they do not fit network or stream."""
+        if isinstance(images, ResizedImages):
+            pixels, geometry = images.pixels(self._device), images.geometry
+            if geometry != self._geometry_of(geometry.camera_size):
+                raise ValueError("images were prepared by a session of other settings: have this one do it")
+        else:
+            trained_size = self._network.config.image_size
+            pixels, geometry = prepare_images(images, self.config.image, trained_size, self._device)
+        self._check_size(geometry)
+        return pixels, geometry
 
     def _check_size(self, geometry: ImageGeometry) -> None:
         """ValueError where frames are of another size than those that the stream consists of."""

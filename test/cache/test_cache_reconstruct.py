@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 
 import cv2
 import numpy as np
@@ -12,7 +13,7 @@ from tiny import synthetic_frames
 
 from stac_core import Moves, reconstruct
 from stac_core.evaluation.trajectory import read_tum
-from stac_core.reconstruct import ThinnedCloud, main
+from stac_core.reconstruct import ThinnedCloud, main, one_ahead
 
 SMALL = [
     "--quiet",
@@ -161,6 +162,35 @@ def test_what_is_mapped_before_an_image_of_another_size_is_kept(folder, tmp_path
     assert f"{mixed / '7.png'} is 64×40 pixels, those before it are 64×48" in error
     assert len(read_tum(tmp_path / "out" / "trajectory.tum")) == 6  # in chunks of two
     assert (tmp_path / "out" / "cloud.ply").exists()
+
+
+def test_chunks_are_made_one_ahead_and_break_off_in_their_place():
+    made, threads = [threading.Semaphore(0) for _ in range(4)], set()
+
+    def chunks():
+        for number in range(3):
+            threads.add(threading.current_thread())
+            made[number].release()
+            yield number
+        made[3].release()
+        raise ValueError("the fourth")
+
+    used = []
+    with pytest.raises(ValueError, match="the fourth"):
+        for number in one_ahead(chunks()):
+            assert made[number + 1].acquire(timeout=10)  # while this one is in use
+            assert not any(later.acquire(blocking=False) for later in made[number + 2 :])
+            used.append(number)
+    assert used == [0, 1, 2]
+    assert len(threads) == 1 and not any(thread.is_alive() for thread in threads)
+
+
+def test_whoever_stops_early_leaves_no_thread():
+    before = threading.active_count()
+    coming = one_ahead(iter("abc"))
+    assert next(coming) == "a"
+    coming.close()
+    assert threading.active_count() == before and list(one_ahead(iter(""))) == []
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -50,6 +51,35 @@ def test_every_mode_maps_a_stream_with_a_short_tail(network, mode):
     stats = session.stats()
     assert stats.cache.frames_seen == 9 and stats.network_ms > 0
     assert (stats.cache.voxels > 0) == MODES[mode].voxels
+
+
+def test_images_prepared_on_another_thread_while_others_are_in_use_give_the_same_stream(network):
+    frames = synthetic_frames(9, 48, 64)
+    session, expected = session_for(network), steps(session_for(network), frames)
+    chunks = [frames[i : i + 2] for i in range(0, len(frames), 2)]
+    with ThreadPoolExecutor(1) as thread:
+        coming = [thread.submit(session.prepare, chunk) for chunk in chunks]
+        predictions = [session.step(each.result()) for each in coming]
+    for prediction, as_ever in zip(predictions, expected, strict=True):
+        assert torch.equal(prediction.depth, as_ever.depth)
+        assert torch.equal(prediction.world_from_camera, as_ever.world_from_camera)
+    assert session.relocalize(session.prepare(frames[:1]))
+
+
+def test_prepared_images_that_do_not_fit_are_refused_and_cost_the_stream_nothing(network):
+    session, untouched = session_for(network), session_for(network)
+    frames, others = synthetic_frames(4, 48, 64), synthetic_frames(2, 48, 70)
+    larger = StreamSession(network, Config(image=ImageConfig(size=84)))
+    for each in (session, untouched):
+        each.step(frames[:2])
+    with pytest.raises(ValueError, match="prepared by a session of other settings"):
+        session.step(larger.prepare(frames[2:]))
+    with pytest.raises(ValueError, match="70×48 pixels in a stream of 64×48"):
+        session.step(session.prepare(others))
+    with pytest.raises(ValueError, match=r"images\[1\] is 70×48 pixels, images\[0\] is 64×48"):
+        session.prepare([frames[2], others[0]])
+    after = [each.step(each.prepare(frames[2:])).depth for each in (session, untouched)]
+    assert torch.equal(*after)
 
 
 @pytest.mark.parametrize(
