@@ -26,6 +26,7 @@ from stac_core.kernels import (
     attend_split_triton,
     attend_triton,
     gather_triton,
+    highest_triton,
     segments_triton,
     slots_triton,
     voxel_merge_triton,
@@ -234,8 +235,22 @@ def slots_variants(capability: int):
             yield compile_kernel(kernel, arguments, tile, capability) | {"dtype": "*fp32", "bits": bits}
 
 
+def highest_variants(capability: int):
+    """Without and with the rest."""
+    for rest in (Constant(None), "*i64"):
+        arguments = {"scores": "*fp32", "places": "*i64", "rest": rest, "n": "odd", "budget": "odd"}
+        arguments |= {"KEPT": Constant(highest_triton.KEPT), "BLOCK": Constant(highest_triton.BLOCK)}
+        tile = attend_triton.Tile(0, 0, highest_triton.WARPS, 3)
+        yield compile_kernel(highest_triton._highest_kernel, arguments, tile, capability) | {"dtype": "*fp32"}
+
+
+VARIANTS = (
+    attend_variants, combine_variants, merge_variants, gather_variants, slots_variants, highest_variants,
+)  # fmt: skip
+
+
 if __name__ == "__main__":
     for argument in sys.argv[1:]:
-        for variants in (attend_variants, combine_variants, merge_variants, gather_variants, slots_variants):
+        for variants in VARIANTS:
             for variant in variants(int(argument)):
                 print(json.dumps(variant), flush=True)

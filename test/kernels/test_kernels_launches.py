@@ -46,3 +46,10 @@ def test_a_store_that_grows_compiles_nothing():
     first, *later = launches("stores")
     assert len(first) == len(set(first)) == 5
     assert all(launched == first for launched in later)
+
+
+def test_anchors_that_grow_compile_nothing():
+    """Other numbers of anchors, leaving tokens and places every time."""
+    first, *later = launches("anchors")
+    assert len(first) == len(set(first)) == 2
+    assert all(launched == first for launched in later)
