@@ -59,7 +59,7 @@ def _count(first, scores, n, least, BLOCK: tl.constexpr):
     return count
 
 
-@triton.jit(do_not_specialize=["n", "budget"])
+@triton.jit(do_not_specialize=["scores", "n", "budget"])
 def _highest_kernel(scores, places, rest, n, budget, KEPT: tl.constexpr, BLOCK: tl.constexpr):
     lane = tl.program_id(0).to(tl.int64)
     scores += lane * n
