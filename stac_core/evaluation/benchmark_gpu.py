@@ -103,7 +103,7 @@ def run(arguments: argparse.Namespace, device: Any, report: Report) -> None:
 
 def run_kernels(arguments: argparse.Namespace, device: Any, ceilings: Any, report: Report) -> None:
     """Build, checks, times."""
-    from stac_core.evaluation.gpu import attention, gathering, merging, slots
+    from stac_core.evaluation.gpu import attention, gathering, merging, renewal, slots
 
     small = arguments.rehearse
     skipped = [{"step": "cuda_ext", "outcome": "skipped"}]
@@ -120,6 +120,8 @@ def run_kernels(arguments: argparse.Namespace, device: Any, ceilings: Any, repor
             checks["merge"] = partial(merging.check, name, backend.voxel_merge, device, merge_rows)
         if backend.slots is not kernels["torch"].slots:
             checks["slots"] = partial(slots.check, name, backend.slots, device)
+            checks["highest"] = partial(renewal.check_highest, name, backend.highest, device)
+            checks["take"] = partial(renewal.check_take, name, backend.take, device)
         for operation, work in checks.items():
             report.part(f"check {name} {operation}", f"Checks of {operation}, {name}", work, "checks")
     if "triton" in kernels:
@@ -140,6 +142,8 @@ def run_kernels(arguments: argparse.Namespace, device: Any, ceilings: Any, repor
     merges = {name: backend.voxel_merge for name, backend in kernels.items() if name != "torch"}
     work = partial(merging.time_all, merges, 6 if small else arguments.merge_rows, ceilings, device)
     report.part("merge", "Voxel merge, one chunk", work)
+    work = partial(renewal.time_all, kernels, ceilings, device)
+    report.part("renewal", "Renewal of anchors, one chunk", work)
     attends = {name: backend.attend for name, backend in kernels.items()}
     frame = 3 if small else attention.FRAME
     for storage, bits in attention.LIVE:

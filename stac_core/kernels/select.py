@@ -9,15 +9,18 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from stac_core.kernels import slots_torch
+from stac_core.kernels import highest_torch, slots_torch, take_torch
 from stac_core.kernels.attend import Attend
 from stac_core.kernels.gather import Gather
+from stac_core.kernels.highest import FindHighest
 from stac_core.kernels.slots import SlotKernels
+from stac_core.kernels.take import Take
 from stac_core.kernels.voxel_merge import VoxelMerge
 
 log = logging.getLogger(__name__)
 
 OPERATIONS = ("attend", "voxel_merge", "gather")
+OF_TRITON = ("slots", "highest", "take")  # CUDA has none of these
 CURES = {
     "torch": "it needs nothing but PyTorch",
     "triton": "install triton next to PyTorch and run on a CUDA device",
@@ -34,7 +37,10 @@ class Kernels:
     attend: Attend
     voxel_merge: VoxelMerge
     gather: Gather
-    slots: SlotKernels = slots_torch  # of PyTorch also where a backend has none of its own
+    # of PyTorch also where a backend has none of its own
+    slots: SlotKernels = slots_torch
+    highest: FindHighest = highest_torch.highest
+    take: Take = take_torch.take
 
 
 def select_kernels(backend: str, device: torch.device | str) -> Kernels:
@@ -83,4 +89,5 @@ def _load(backend: str, device_type: str, reason: str) -> Kernels:
     kernels = Kernels(backend, reason, **{op: getattr(module, op) for op, module in modules.items()})
     if backend != "triton":
         return kernels
-    return replace(kernels, slots=importlib.import_module("stac_core.kernels.slots_triton"))
+    slots, highest, take = (importlib.import_module(f"stac_core.kernels.{op}_triton") for op in OF_TRITON)
+    return replace(kernels, slots=slots, highest=highest.highest, take=take.take)

@@ -26,8 +26,10 @@ from stac_core.kernels import (
     attend_split_triton,
     attend_triton,
     gather_triton,
+    highest_triton,
     segments_triton,
     slots_triton,
+    take_triton,
     voxel_merge_triton,
 )
 from stac_core.kernels.attend import AnySegment, CodedSegment, Codes, Segment
@@ -45,7 +47,7 @@ class Constant:
 
 POINTERS = {
     torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.uint8: "*u8",
-    torch.int32: "*i32",
+    torch.int32: "*i32", torch.int64: "*i64", torch.int16: "*i16", torch.int8: "*i8",
 }  # fmt: skip
 TOOLS = Path(triton.__path__[0]) / "backends/nvidia/bin"
 
@@ -62,7 +64,7 @@ def compile_kernel(kernel, arguments: dict, tile, capability: int) -> dict:
         if isinstance(argument, Constant):
             constexprs[path] = argument.value
             return "constexpr"
-        if argument not in ("fp32", "odd", "i64"):
+        if argument not in ("fp32", "odd", "i64") and not kernel.params[path[0]].do_not_specialize:
             attributes[path] = [["tt.divisibility", 16]]
         return "i32" if argument == "odd" else argument
 
@@ -80,9 +82,16 @@ def compile_kernel(kernel, arguments: dict, tile, capability: int) -> dict:
         "undefined": undefined_registers(disassemble(built.asm["cubin"], TOOLS / "nvdisasm"))
         if capability == 90  # whose descriptors are known here
         else [],
+        "load_bytes": widest_load(built.asm["ptx"]),
         "tensor_cores": ("wgmma.mma_async" if capability == 90 else "mma") in built.asm["ptx"],
         **resources(built.asm["ptx"], capability),
     }
+
+
+def widest_load(ptx: str) -> int:
+    """Bytes that a thread reads at once, at most."""
+    loads = re.findall(r"ld\.global[.\w:]*?(?:\.v(\d))?\.[bfus](\d+)\b", ptx)
+    return max((int(count or 1) * int(bits) // 8 for count, bits in loads), default=0)
 
 
 def resources(ptx: str, capability: int) -> dict[str, int]:
@@ -234,8 +243,38 @@ def slots_variants(capability: int):
             yield compile_kernel(kernel, arguments, tile, capability) | {"dtype": "*fp32", "bits": bits}
 
 
+def highest_variants(capability: int):
+    """Without and with the rest."""
+    for rest in (Constant(None), "*i64"):
+        arguments = {"scores": "*fp32", "places": "*i64", "rest": rest, "n": "odd", "budget": "odd"}
+        arguments |= {"KEPT": Constant(highest_triton.KEPT), "BLOCK": Constant(highest_triton.BLOCK)}
+        tile = attend_triton.Tile(0, 0, highest_triton.WARPS, 3)
+        yield compile_kernel(highest_triton._highest_kernel, arguments, tile, capability) | {"dtype": "*fp32"}
+
+
+def take_variants(capability: int):
+    """Numbers, codes, grids of codes, and rows that begin at any byte."""
+    for dtype, width in ((torch.bfloat16, 64), (torch.uint8, 32), (torch.float16, 2), (torch.uint8, 10)):
+        part = torch.zeros(2, 9, width, dtype=dtype)
+        aligned = take_triton.alignment([part])
+        word = POINTERS[take_triton.WORDS[aligned]]
+        constants = take_triton.constants(width * dtype.itemsize, aligned)
+        arguments = dict.fromkeys(take_triton._take_kernel.arg_names, word)
+        arguments |= {"numbers": (("odd",) * 3,) * take_triton.MOST_PARTS, "places": "*i64", "count": "odd"}
+        arguments |= {name: Constant(value) for name, value in constants.items()}
+        tile = attend_triton.Tile(0, 0, take_triton.WARPS, 3)
+        about = {"dtype": "*fp32", "aligned": aligned}  # no products in it
+        yield compile_kernel(take_triton._take_kernel, arguments, tile, capability) | about
+
+
+VARIANTS = (
+    attend_variants, combine_variants, merge_variants, gather_variants, slots_variants, highest_variants,
+    take_variants,
+)  # fmt: skip
+
+
 if __name__ == "__main__":
     for argument in sys.argv[1:]:
-        for variants in (attend_variants, combine_variants, merge_variants, gather_variants, slots_variants):
+        for variants in VARIANTS:
             for variant in variants(int(argument)):
                 print(json.dumps(variant), flush=True)

@@ -17,7 +17,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from stac_core.kernels import attend_triton, gather_triton, slots_triton
+from stac_core.kernels import attend_triton, gather_triton, highest_triton, slots_triton, take_triton
 from stac_core.kernels.attend import Segment
 from stac_core.kernels.gather import Page, Wanted
 from stac_core.kernels.quantization import Codec
@@ -29,6 +29,10 @@ PASSES = [  # frames of the chunk and of the past, the retrieved tokens
     (1, 0, 0), (1, 1, 0), (2, 7, 0), (1, 3, 1), (1, 8, 16), (3, 9, 2082), (1, 12, 999),
 ]  # fmt: skip
 STORES = [(1, 8, 40), (2, 9, 41), (3, 16, 64), (9, 1000, 2082), (35, 17, 300)]  # pages, rows, wanted tokens
+
+ANCHORS = [  # anchors, leaving tokens, budget
+    (16, 1, 1), (0, 1041, 1000), (1041, 1041, 2082), (2082, 4164, 2082), (2082, 1, 2083), (9000, 64, 512),
+]  # fmt: skip
 
 
 @contextmanager
@@ -48,6 +52,8 @@ def noted() -> Iterator[list[str]]:
         mock.patch.object(attend_triton, "is_hopper", lambda _: True),
         mock.patch.object(attend_triton, "check_reachable"),
         mock.patch.object(gather_triton, "check_reachable"),
+        mock.patch.object(highest_triton, "check_reachable"),
+        mock.patch.object(take_triton, "check_reachable"),
     ):
         yield seen
 
@@ -84,8 +90,24 @@ def use_store(pages: int, rows: int, wanted: int) -> None:
     gather_triton.gather([kind], wanted, 64, torch.bfloat16, factor.of_lane)
 
 
+def renew_anchors(anchors: int, leaving: int, budget: int) -> None:
+    """Who stays and who leaves, and what is stored of them: numbers, codes and grids of codes."""
+    score = torch.zeros(3, anchors + leaving)
+    highest_triton.highest(score, budget)
+    stay, leave = highest_triton.highest(score, budget, rest=True)
+    assert leave is not None
+    for dtype, width in ((torch.bfloat16, 64), (torch.uint8, 64), (torch.float16, 2)):
+        own, window = (torch.zeros(3, 10_000, width, dtype=dtype) for _ in range(2))
+        parts = [own[:, :anchors], window[:, anchors % 7 :][:, :leaving]]
+        take_triton.take(parts if anchors else parts[1:], stay)
+        take_triton.take(parts, leave[:, : budget + 1])
+
+
+CALLS = {"passes": (attend_pass, PASSES), "stores": (use_store, STORES), "anchors": (renew_anchors, ANCHORS)}
+
+
 if __name__ == "__main__":
-    call, cases = {"passes": (attend_pass, PASSES), "stores": (use_store, STORES)}[sys.argv[1]]
+    call, cases = CALLS[sys.argv[1]]
     for case in cases:
         with noted() as seen:
             call(*case)

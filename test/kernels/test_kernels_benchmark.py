@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from stac_core.evaluation.gpu import network
+
 REPOSITORY = Path(__file__).parents[2]
+TIMED = ("attend", "frames", "merge", "gather", "renewal")
 COMMAND = [sys.executable, "-m", "stac_core.evaluation.benchmark_gpu"]
 
 
@@ -24,7 +27,7 @@ def test_rehearsal(tmp_path):
     results = json.loads(written.read_text())
     assert results["rehearsal"] and results["checks"] and all(row["passed"] for row in results["checks"])
     assert {row["backend"] for row in results["checks"]} == {"torch", "triton", "eager"}
-    timed = [row["ms"] for part in ("attend", "frames", "merge", "gather") for row in results[part]]
+    timed = [row["ms"] for part in TIMED for row in results[part]]
     timed += [row["step_ms"] for row in results["network"]]
     timed += [row["device_ms"] for row in results["parts"]]
     assert timed and all(ms is None for ms in timed)
@@ -33,8 +36,17 @@ def test_rehearsal(tmp_path):
     assert {(row["parts"], row["chosen"]) for row in results["parts"]} == {(1, True), (2, False)}
     moved = {row["what"] for row in results["checks"] if " pages, " in row["case"]}
     assert moved == {"read", "figures", "saved", "written"}
+    assert {"highest", "take"} <= {row["what"] for row in results["checks"]}
+    assert {(row["backend"], row["variant"]) for row in results["renewal"]} == {
+        (backend, what) for backend in ("torch", "triton") for what in ("highest", "take")
+    }
     assert [row["report"] for row in results["sanitizer"]] == ["ran triton"]
     assert "cuda" in {row["backend"] for row in results["backends"]}
+
+
+@pytest.mark.parametrize("kernel", ["_highest_kernel", "_take_kernel", "_gather_kernel"])
+def test_rows_that_move_count_as_copies(kernel):
+    assert network._category(kernel) == "copies and gathers"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from stac_core.evaluation.gpu import gathering, merging, slots
-from stac_core.kernels import gather_torch, slots_torch, voxel_merge_torch
+from stac_core.evaluation.gpu import gathering, merging, renewal, slots
+from stac_core.kernels import gather_torch, highest_torch, slots_torch, take_torch, voxel_merge_torch
 
 CPU = torch.device("cpu")
 NAN = float("nan")  # as memory is that nobody wrote
@@ -45,6 +45,26 @@ def test_merges(field):
 
     assert not failed(merging.check("torch", voxel_merge_torch.voxel_merge, CPU, 6))
     assert failed(merging.check("torch", merge, CPU, 6)) == {"merge"}
+
+
+@pytest.mark.parametrize("field", ["places", "rest"])
+def test_highest(field):
+    def highest(*arguments):
+        got = highest_torch.highest(*arguments)
+        part = getattr(got, field)
+        return got if part is None or not part.numel() else got._replace(**{field: spoilt(part, 7)})
+
+    assert not failed(renewal.check_highest("torch", highest_torch.highest, CPU))
+    assert failed(renewal.check_highest("torch", highest, CPU)) == {"highest"}
+
+
+def test_taken_rows():
+    def take(*arguments):
+        return spoilt(take_torch.take(*arguments), NAN)
+
+    rows = renewal.check_take("torch", take, CPU)
+    assert not failed(renewal.check_take("torch", take_torch.take, CPU))
+    assert rows and not any(row["passed"] for row in rows)
 
 
 def reading(store, at, factor):

@@ -46,3 +46,13 @@ def test_a_store_that_grows_compiles_nothing():
     first, *later = launches("stores")
     assert len(first) == len(set(first)) == 5
     assert all(launched == first for launched in later)
+
+
+def test_anchors_that_grow_compile_nothing():
+    """Other numbers of anchors, leaving tokens and places every time, which lie elsewhere in the window.
+
+    Rows of 128, 64 and 4 bytes are taken.
+    """
+    first, *later = launches("anchors")
+    assert len(first) == 8 and len(set(first)) == 2 + 3
+    assert all(set(launched) <= set(first) for launched in later)

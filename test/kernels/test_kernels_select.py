@@ -8,7 +8,17 @@ from importlib.machinery import EXTENSION_SUFFIXES
 import pytest
 import torch
 
-from stac_core.kernels import attend_triton, cuda_library, select
+from stac_core.kernels import (
+    attend_triton,
+    cuda_library,
+    highest_torch,
+    highest_triton,
+    select,
+    slots_torch,
+    slots_triton,
+    take_torch,
+    take_triton,
+)
 from stac_core.kernels.attend import Segment
 
 
@@ -28,6 +38,17 @@ def test_auto_on_cpu_is_torch_and_says_so_once(caplog):
 def test_the_choice_attends():
     x = torch.randn(2, 5, 16)
     assert select.select_kernels("torch", "cpu").attend(x, [Segment(x, x)]).out.shape == (2, 5, 16)
+
+
+def test_moving_rows_is_of_the_chosen_backend_or_of_torch(monkeypatch):
+    monkeypatch.setattr(attend_triton, "require", lambda device_type: None)
+    own, other = select.select_kernels("triton", "cuda"), select.select_kernels("torch", "cpu")
+    for kernels, modules in (
+        (own, (slots_triton, highest_triton, take_triton)),
+        (other, (slots_torch, highest_torch, take_torch)),
+    ):
+        slots, highest, take = modules
+        assert (kernels.slots, kernels.highest, kernels.take) == (slots, highest.highest, take.take)
 
 
 def test_an_explicit_choice_that_cannot_load_says_how_to_build_it():

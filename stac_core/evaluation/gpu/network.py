@@ -41,7 +41,7 @@ CATEGORIES = {  # first match wins; names as PyTorch's profiler shows them
     "convolution": r"conv|cudnn|wgrad|dgrad|implicit|winograd",
     "linear layers": r"gemm|gemv|cutlass|cublas|nvjet|addmm|\bmm\b|bmm|linear",
     "norms": r"norm",
-    "copies and gathers": r"memcpy|copy|cat|index|gather|scatter|sort|memset|fill",
+    "copies and gathers": r"memcpy|copy|cat|index|gather|scatter|sort|memset|fill|_(highest|take)_kernel",
     "element-wise": r"elementwise|add|mul|gelu|vectorized|reduce|triton",
 }
 

@@ -7,6 +7,7 @@ import torch
 from stac_core.evaluation.gpu.attention import random_inputs
 from stac_core.evaluation.gpu.gathering import random_wanted
 from stac_core.evaluation.gpu.merging import BUFFER, DIM, PIVOTS
+from stac_core.evaluation.gpu.renewal import random_parts, random_scores
 from stac_core.evaluation.gpu.slots import SMALL_CASES
 from stac_core.kernels.judge_slots import move
 from stac_core.kernels.random_merges import RULES, empty_state, random_tokens
@@ -32,6 +33,10 @@ def main(device: torch.device) -> list[str]:
             attend_in(3)(q, segments, True, 1.0)
             for case in SMALL_CASES:
                 move(kernels.slots, random_problem(case, 0).copy_to(device))
+            kernels.highest(random_scores(3, 9300, device), 500, True)
+            for width in (64, 5):
+                parts = random_parts(3, (70, 0, 33), width, device)
+                kernels.take(parts, torch.randint(103, (3, 130), device=device))
         state = RowState(*(part.to(device) for part in empty_state(5, PIVOTS, BUFFER, DIM)))
         tokens = RowTokens(*(part.to(device) for part in random_tokens(5, 60, DIM, 0)))
         kernels.voxel_merge(state, tokens, RULES)
