@@ -48,6 +48,11 @@ def free_bytes(device: torch.device) -> int:
     return 1024 * int(kibibytes)
 
 
+def total_bytes(device: torch.device) -> int | None:
+    """Memory that a GPU has; None on the CPU."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+
+
 def host_buffer(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """A tensor of the host to be filled, sent and dropped; pinned already where `send` would pin a copy.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-BASICS = {"settings", "config", "geometry", "prediction", "device"}
+BASICS = {"settings", "config", "geometry", "prediction", "device", "words"}
 FILES = {"files", "ply", "stamps"}
 METHOD = BASICS | {"images", "intrinsics", "checkpoint", "session", "camera_path"}
 MAY_IMPORT = {  # part of stac_core → the parts it may import
@@ -22,6 +22,7 @@ MAY_IMPORT = {  # part of stac_core → the parts it may import
     "config": {"settings"},
     "device": set(),
     "files": set(),
+    "words": set(),
     "ply": {"files"},
     "stamps": set(),
     "intrinsics": set(),
@@ -32,7 +33,7 @@ MAY_IMPORT = {  # part of stac_core → the parts it may import
     "images": {"config", "geometry", "device"},
     "network": BASICS,
     "kernels": {"config", "settings", "device"},
-    "cache": {"kernels", "geometry", "config", "settings", "files", "device"},
+    "cache": {"kernels", "geometry", "config", "settings", "files", "device", "words"},
     "keyframes": {"geometry", "prediction", "moves", "device"},
     "uncertainty": {"config", "keyframes", "prediction"},
     "pose_graph": {"keyframes", "moves"},

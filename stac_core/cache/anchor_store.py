@@ -7,13 +7,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from stac_core.cache.key_values import Fields, KeyValues, as_index
+from stac_core.cache.key_values import KeyValues, as_index
 from stac_core.cache.saved_state import State
 from stac_core.cache.token_store import TokenStore
 from stac_core.cache.voxel_keys import NOWHERE
 from stac_core.cache.voxel_memory import Evicted
 from stac_core.device import send
 from stac_core.kernels.attend import AnySegment
+from stac_core.kernels.highest import Highest
+from stac_core.kernels.take import Take
 
 
 class AnchorStore:
@@ -22,8 +24,8 @@ class AnchorStore:
     A score lies in the slot of its token, so it cannot go stale.
     """
 
-    def __init__(self, layers: int, heads: int, memory: KeyValues, device: torch.device) -> None:
-        self.memory = memory
+    def __init__(self, layers: int, heads: int, memory: KeyValues, device: torch.device, take: Take) -> None:
+        self.memory, self._take = memory, take
         self.score = torch.empty(layers, heads, 0, device=device)  # [layers, heads, length]
         self.voxel = torch.empty(layers, heads, 0, dtype=torch.int64, device=device)  # key, or NOWHERE
         self.born = torch.empty(layers, heads, 0, dtype=torch.int32, device=device)  # see `TokenStore.born`
@@ -67,34 +69,34 @@ class AnchorStore:
         return Candidates(*(torch.cat([a, b.expand(shape)], -1) for a, b in zip(own, new, strict=True)))
 
     def renew(
-        self, window: TokenStore, leaving: Tensor, candidates: Candidates, kept: Tensor, evict: bool
+        self, window: TokenStore, leaving: Tensor, candidates: Candidates, chosen: Highest
     ) -> Evicted | None:
-        """Keep some candidates [layers, heads, m]; → who goes, where `evict` says that somebody wants them.
+        """Keep the candidates chosen in each lane; → the others, where somebody has asked for them.
 
         The kept ones are written to fresh buffers, so that a step that fails can go back.
         """
-        fields = self._joined(window, leaving)
+        parts = self._parts(window, leaving)
         renewed = self.memory.emptied()
-        renewed.hold(_pick(fields, kept))
+        renewed.hold(tuple(self._take(part, chosen.places) for part in parts))
         evicted = None
-        if evict:
-            leaving_to = candidates.voxel.scatter(-1, kept, NOWHERE)
-            score, voxel = (note.flatten(0, 1) for note in (candidates.score, leaving_to))
-            evicted = Evicted(*self.memory.decode(fields), score, voxel)
+        if chosen.rest is not None:
+            gone = tuple(self._take(part, chosen.rest) for part in parts)
+            score, voxel = (
+                note.flatten(0, 1).gather(1, chosen.rest) for note in (candidates.score, candidates.voxel)
+            )
+            evicted = Evicted(*self.memory.decode(gone), score, voxel)
         self.memory = renewed
+        kept = chosen.places.unflatten(0, self.score.shape[:2])
         self.score, self.voxel, self.born = (note.gather(-1, kept) for note in candidates)
         return evicted
 
-    def _joined(self, window: TokenStore, leaving: Tensor) -> Fields:
-        """Stored fields [lanes, n, …] of the anchors and of the leaving tokens."""
+    def _parts(self, window: TokenStore, leaving: Tensor) -> list[list[Tensor]]:
+        """Of each stored field the anchors [lanes, n, …], then the leaving tokens."""
         where = as_index(leaving, self.score.device)
         new = self.memory.convert(window.memory, tuple(field[:, where] for field in window.fields))
         if not self.length:
-            return new
-        return tuple(
-            torch.cat([own[:, : self.length], added], 1)
-            for own, added in zip(self.memory.fields, new, strict=True)
-        )
+            return [[added] for added in new]
+        return [[own[:, : self.length], added] for own, added in zip(self.memory.fields, new, strict=True)]
 
 
 class Candidates(NamedTuple):
@@ -103,10 +105,3 @@ class Candidates(NamedTuple):
     score: Tensor
     voxel: Tensor
     born: Tensor
-
-
-def _pick(fields: Fields, slots: Tensor) -> Fields:
-    """fields [lanes, n, w], slots [layers, heads, m] → [lanes, m, w] each; whole rows are copied fastest."""
-    lanes, n = fields[0].shape[:2]
-    rows = slots.flatten(0, 1) + torch.arange(0, lanes * n, n, device=slots.device)[:, None]
-    return tuple(field.flatten(0, 1)[rows] for field in fields)

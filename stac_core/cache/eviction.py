@@ -1,7 +1,7 @@
 """Which tokens stay when there is room for fewer: pure functions, listed in a table.
 
-Tokens lie in temporal order, oldest first. Sorting is stable, so among equal scores the older token
-stays and every run makes the same choice.
+Tokens lie in temporal order, oldest first. Of equal ranks the first stays: the older token, and the same one
+in every run.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-Rule = Callable[[Tensor, int], Tensor]  # (score [..., T], moment of the stream) → rank [..., T]
+Rule = Callable[[Tensor, int], Tensor]  # (score [..., T], moment of the stream) → rank [..., T] float32
 
 
 def by_score(score: Tensor, moment: int) -> Tensor:
@@ -21,7 +21,7 @@ def by_score(score: Tensor, moment: int) -> Tensor:
 
 def by_recency(score: Tensor, moment: int) -> Tensor:
     """The newest stay."""
-    return torch.arange(score.shape[-1], device=score.device).expand_as(score)
+    return torch.arange(score.shape[-1], dtype=torch.float32, device=score.device).expand_as(score)
 
 
 def by_chance(score: Tensor, moment: int) -> Tensor:
@@ -31,9 +31,3 @@ def by_chance(score: Tensor, moment: int) -> Tensor:
 
 
 RULES: dict[str, Rule] = {"score": by_score, "recent": by_recency, "random": by_chance}
-
-
-def choose(rule: str, score: Tensor, budget: int, moment: int) -> Tensor:
-    """Who stays by a rule of `RULES`, ascending; score [..., T] → positions [..., min(budget, T)]."""
-    order = RULES[rule](score, moment).sort(dim=-1, descending=True, stable=True).indices
-    return order[..., :budget].sort(dim=-1).values

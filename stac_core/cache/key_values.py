@@ -12,6 +12,7 @@ from stac_core.cache.saved_state import State
 from stac_core.device import send
 from stac_core.kernels.attend import AnySegment, CodedSegment, Codes, Segment
 from stac_core.kernels.quantization import Codec
+from stac_core.words import copy_rows
 
 MOST_MOVES = 8  # pieces in which tokens are moved without a second copy of them
 Fields = tuple[Tensor, ...]  # as stored: the fields of the key, then those of the value
@@ -119,13 +120,13 @@ class KeyValues:
         new = self.encode(keys, values, layer)
         self._reserve(new, self._layers * len(keys), capacity, valid)
         for view, part in zip(self._views, new, strict=True):
-            view[layer][:, start : start + part.shape[1]] = part
+            copy_rows(view[layer][:, start : start + part.shape[1]], part)
 
     def put(self, start: int, new: Fields, capacity: int, valid: int) -> None:
         """The same for stored fields [lanes, n, …] of all layers."""
         self._reserve(new, len(new[0]), capacity, valid)
         for buffer, part in zip(self._fields, new, strict=True):
-            buffer[:, start : start + part.shape[1]] = part
+            copy_rows(buffer[:, start : start + part.shape[1]], part)
 
     def hold(self, fields: Fields) -> None:
         """Have these fields [lanes, n, …] of all layers as buffers, without a copy."""
@@ -139,11 +140,11 @@ class KeyValues:
             for buffer in self._fields:
                 for first in range(0, count, step):
                     stop = min(first + step, count)
-                    buffer[:, first:stop] = buffer[:, step + first : step + stop]
+                    copy_rows(buffer[:, first:stop], buffer[:, step + first : step + stop])
             return
         moved = [buffer[:, slots].clone() for buffer in self._fields]  # all copies before the first change
         for buffer, part in zip(self._fields, moved, strict=True):
-            buffer[:, :count] = part
+            copy_rows(buffer[:, :count], part)
 
     def emptied(self) -> KeyValues:
         """Another memory of the same kind, with nothing in it."""
@@ -213,7 +214,7 @@ class KeyValues:
             with torch.inference_mode(False):  # the buffer outlives the mode of this pass
                 buffer = torch.empty(shape, dtype=part.dtype, device=part.device)
             if i < len(self._fields):
-                buffer[:, :valid] = self._fields[i][:, :valid]
+                copy_rows(buffer[:, :valid], self._fields[i][:, :valid])
             self._set(i, buffer)
 
     def _set(self, i: int, buffer: Tensor) -> None:

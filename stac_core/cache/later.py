@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
 
 class Later:
-    """A number [] of the device that the host will ask for, then waiting for it but not for what follows."""
+    """Numbers [n] or [] of the device that the host will ask for, without waiting for what follows them."""
 
-    def __init__(self, number: Tensor) -> None:
-        self._number, self._there = number, None
-        if number.device.type == "cuda":
-            self._number = torch.empty_like(number, device="cpu", pin_memory=True)
-            self._number.copy_(number, non_blocking=True)
-            self._there = torch.cuda.current_stream(number.device).record_event()
+    def __init__(self, numbers: Tensor) -> None:
+        self._numbers, self._there = numbers, None
+        if numbers.device.type == "cuda":
+            self._numbers = torch.empty_like(numbers, device="cpu", pin_memory=True)
+            self._numbers.copy_(numbers, non_blocking=True)
+            self._there = torch.cuda.current_stream(numbers.device).record_event()
 
-    def __int__(self) -> int:
+    @cached_property
+    def list(self) -> list[int]:
+        """All of them."""
         if self._there is not None:
             self._there.synchronize()
-        return int(self._number)
+        return [int(number) for number in self._numbers.flatten().tolist()]
+
+    def __int__(self) -> int:
+        """The only one there is."""
+        (number,) = self.list
+        return number

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stac_core.cache import scores
 from stac_core.cache.anchor_store import AnchorStore
-from stac_core.cache.eviction import choose
+from stac_core.cache.eviction import RULES
 from stac_core.cache.key_values import KeyScale, KeyValues
 from stac_core.cache.memory_model import anchor_tokens, window_frames
 from stac_core.cache.saved_state import State
@@ -20,6 +20,7 @@ from stac_core.cache.token_store import TokenStore
 from stac_core.cache.voxel_memory import Evicted
 from stac_core.config import CacheConfig, NetworkConfig
 from stac_core.kernels.attend import AnySegment, decode_keys, decode_segments
+from stac_core.kernels.select import Kernels
 
 
 class LiveTokens(NamedTuple):
@@ -34,8 +35,11 @@ class LiveTokens(NamedTuple):
 class LiveCache:
     """The stores of one stream, and who stays in them. Attention sees them in the order named above."""
 
-    def __init__(self, config: CacheConfig, network: NetworkConfig, scale: KeyScale) -> None:
+    def __init__(
+        self, config: CacheConfig, network: NetworkConfig, scale: KeyScale, kernels: Kernels
+    ) -> None:
         self._config, self._network, self._scale, layers = config, network, scale, network.layers
+        self._kernels = kernels
         self._rules = config.rules
         # Pruning judges by the last pass alone.
         self._decay = scores.Decay(0.0 if self._rules.pruned else config.temperature, config.decay_unit)
@@ -74,7 +78,7 @@ class LiveCache:
         if self._rules.anchors:
             layers, bits = self._network.layers, self._config.anchor_bits
             memory = KeyValues(layers, bits, self._scale)
-            self._anchors = AnchorStore(layers, self._network.heads, memory, device)
+            self._anchors = AnchorStore(layers, self._network.heads, memory, device, self._kernels.take)
 
     def begin(self, frames: int, tokens_per_frame: int) -> None:
         """Announce a pass; what an earlier, failed one has staged is forgotten."""
@@ -225,5 +229,6 @@ class LiveCache:
         if config.score == "mean":
             score = score / self._decay.gathered(self._now - candidates.born)
         room = anchor_tokens(config, self._tokens_per_frame)
-        kept = choose(config.eviction, score, room, moment)
-        return self._anchors.renew(self.window, leaving, candidates, kept, wanted)
+        rank = RULES[config.eviction](score, moment).flatten(0, 1)
+        chosen = self._kernels.highest(rank, room, rest=wanted)
+        return self._anchors.renew(self.window, leaving, candidates, chosen)

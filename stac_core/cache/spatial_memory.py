@@ -6,6 +6,7 @@ Source: STAC (arXiv 2603.20284), retrieval; what it retrieves from is `VoxelMemo
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from stac_core.cache.saved_state import State
 from stac_core.cache.token_positions import TokenPositions
 from stac_core.cache.voxel_grid import Frustum
 from stac_core.cache.voxel_keys import NOWHERE, keys_from_points
-from stac_core.cache.voxel_memory import Evicted, VoxelMemory
+from stac_core.cache.voxel_memory import Evicted, Sought, VoxelMemory, nothing
 from stac_core.config import CacheConfig, NetworkConfig
 from stac_core.geometry import invert_pose
 from stac_core.kernels.select import Kernels
@@ -100,32 +101,38 @@ class SpatialMemory:
             self.voxels.add_weight(slots, self._config.feedback * mass[:, : slots.shape[1]])
         self._chosen = None
 
-    def retrieve(self, first_frame: int, tokens_per_frame: int, query: Tensor | None) -> None:
-        """Choose what the next chunk sees; where this chunk does not retrieve, the old set stays.
+    def seek(self, first_frame: int) -> Sought | None:
+        """The voxels that the next chunk may see; None where this chunk does not retrieve.
 
-        first_frame: of the chunk just seen. query [lanes, D]: its mean queries, where they choose.
+        first_frame: of the chunk just seen.
         """
         if not self._due(first_frame):
+            return None
+        return self.voxels.seek(self._seeds())
+
+    def retrieve(self, sought: Sought | None, tokens_per_frame: int, query: Tensor | None) -> None:
+        """Choose what the next chunk sees of the voxels sought; where there are none the old set stays.
+
+        query [lanes, D]: mean queries of the chunk just seen, where they choose.
+        """
+        if sought is None:
             return
         config = self._config
-        seeds = self._recent
-        if self._ahead is not None:
-            seeds = torch.cat([seeds, self.voxels.inside(self._ahead, self.edge)])
-        voxels = self.voxels.near(seeds)
         budget = max(-1, config.retrieval_size * tokens_per_frame)
         found = self.voxels.retrieve(
-            voxels,
+            sought.voxels,
             budget,
             with_buffer=config.retrieve_buf,
             query=query,
-            seeds=seeds if config.retrieve_by == "near" else None,
+            seeds=self._seeds() if config.retrieve_by == "near" else None,
         )
         self.retrieved = self._empty_set()
         self.retrieved.fill(found)
         self._chosen = found.pivots.int() if config.feedback and found.pivots is not None else None
 
-    def insert(self, evicted: Evicted) -> None:
-        self.voxels.insert(evicted)
+    def insert(self, evicted: Evicted, meanwhile: Callable[[], None] = nothing) -> None:
+        """See `VoxelMemory.insert`."""
+        self.voxels.insert(evicted, meanwhile)
 
     def state(self) -> State:
         numbers = torch.tensor([self.edge, int(self._unplaced)], dtype=torch.float64)
@@ -172,6 +179,12 @@ class SpatialMemory:
             "coarsened_voxels": room.counts.coarsened,
             "members": voxels.histogram() if members else {},
         }
+
+    def _seeds(self) -> Tensor:
+        """Keys of the places around which is retrieved."""
+        if self._ahead is None:
+            return self._recent
+        return torch.cat([self._recent, self.voxels.inside(self._ahead, self.edge)])
 
     def _look_ahead(self, positions: TokenPositions) -> None:
         """Places that the camera will see after moving as it did since the last pass."""

@@ -7,6 +7,7 @@ needs no further work. Sources: STAC (arXiv 2603.20284), XStreamVGGT (arXiv 2601
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from stac_core.cache.saved_state import State
 from stac_core.cache.spatial_memory import SpatialMemory
 from stac_core.cache.stats import CacheStats
 from stac_core.cache.token_positions import TokenPositions
-from stac_core.cache.voxel_memory import Evicted, VoxelMemory
+from stac_core.cache.voxel_memory import Evicted, Sought, VoxelMemory
 from stac_core.config import CacheConfig, NetworkConfig
 from stac_core.geometry import invert_pose
 from stac_core.kernels.attend import AnySegment, sample_queries
@@ -50,7 +51,7 @@ class StreamCache:
         self._frames = self._tokens_per_frame = 0
         self._pins = set(range(config.pinned_frames))  # frame numbers
         self._scale = KeyScale(layers)
-        self._live = LiveCache(config, self._network, self._scale)
+        self._live = LiveCache(config, self._network, self._scale, self._kernels)
         self._spatial: SpatialMemory | None = None
         self._camera = CameraMemory(config, self._network)
         self.camera_tokens = CameraTokens(config.repose_frames)
@@ -119,12 +120,17 @@ class StreamCache:
         keys = self._place(spatial, positions)
         evicted = self._forget()  # before the host first waits, while the device is still at the pass
         self._enter(spatial, positions, keys)
-        if not self._config.retrieve_after_merge:
-            self._retrieve(spatial, first_frame)
-        if evicted is not None:
-            spatial.insert(evicted)
         if self._config.retrieve_after_merge:
-            self._retrieve(spatial, first_frame)
+            if evicted is not None:
+                spatial.insert(evicted)
+            self._retrieve(spatial, spatial.seek(first_frame))
+            return
+        sought = spatial.seek(first_frame)
+        retrieve = partial(self._retrieve, spatial, sought)
+        if evicted is None:
+            retrieve()
+        else:
+            spatial.insert(evicted, meanwhile=retrieve)
 
     @torch.no_grad()
     def follow(self, world_from_camera: Tensor) -> None:
@@ -263,9 +269,9 @@ class StreamCache:
         """Bytes left to voxels."""
         return self._config.memory_budget - self._most_live_bytes if self._config.memory_budget else None
 
-    def _retrieve(self, spatial: SpatialMemory, first_frame: int) -> None:
+    def _retrieve(self, spatial: SpatialMemory, sought: Sought | None) -> None:
         queries = [q for q in self._queries if q is not None]
-        spatial.retrieve(first_frame, self._tokens_per_frame, torch.cat(queries) if queries else None)
+        spatial.retrieve(sought, self._tokens_per_frame, torch.cat(queries) if queries else None)
 
     def _forget(self) -> Evicted | None:
         oldest = self._oldest(window_frames(self._config))

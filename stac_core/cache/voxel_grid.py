@@ -121,6 +121,10 @@ class VoxelGrid:
         """Note the newest pass that touched them; −1 = none."""
         self.visited = self.visited.index_fill(0, voxels.flatten(), moment)
 
+    def visit_where(self, touched: Tensor, moment: int) -> None:
+        """The same for all voxels that are touched [capacity + 1]; the last is none."""
+        self.visited = self.visited.masked_fill(touched, moment)
+
     def remove(self, voxels: Tensor) -> None:
         self._count(self.level[voxels], voxels, -1)
         self.key = _changed(self.key, voxels, NOWHERE)
@@ -154,7 +158,10 @@ class VoxelGrid:
         return parents(self.key[finer], level - self.level[finer][:, None])
 
     def near(self, keys: Tensor, radius: int) -> Tensor:
-        """Voxels within ±radius finest cells of the given finest-level keys; ascending numbers."""
+        """Which voxels lie within ±radius finest cells of the given finest-level keys.
+
+        → [capacity + 1]; the last stands for no voxel, and what it says means nothing.
+        """
         near = torch.zeros(self.capacity + 1, dtype=torch.bool, device=self._device)  # the last: of none
         for level, (known, numbers) in self._index.items():
             reach = max(1, -(-radius >> level)) if level else radius
@@ -163,7 +170,7 @@ class VoxelGrid:
             one = torch.ones_like(first)
             begun = torch.zeros_like(known).index_add_(0, first, one).index_add_(0, behind, one, alpha=-1)
             near.index_copy_(0, numbers, begun.cumsum(0) > 0)
-        return near[:-1].nonzero()[:, 0]
+        return near
 
     def inside(self, frustum: Frustum, edge: float) -> Tensor:
         """Finest-level keys of the middles of all voxels inside; edge: of the finest cells."""

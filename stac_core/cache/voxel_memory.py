@@ -6,6 +6,7 @@ Source: STAC (arXiv 2603.20284), voxel memory. Merging and fetching are kernels 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from stac_core.cache import key_length
+from stac_core.cache.later import Later
 from stac_core.cache.making_room import RoomMaker
 from stac_core.cache.moving import VoxelMover
 from stac_core.cache.saved_state import State, tally, untally
@@ -21,21 +23,35 @@ from stac_core.cache.voxel_grid import Frustum, VoxelGrid
 from stac_core.cache.voxel_keys import NOWHERE, REACH, places, unpack
 from stac_core.cache.voxel_rows import Content, VoxelRows
 from stac_core.config import CacheConfig
+from stac_core.device import total_bytes
 from stac_core.kernels.gather import Gathered, Wanted
 from stac_core.kernels.select import Kernels
 from stac_core.kernels.voxel_merge import MergeRules, RowState, RowTokens
 
-ROWS_AT_ONCE = 3 << 17  # bounds the dense working state of one merge, 12 KiB per row before and after
+ROWS_AT_ONCE = 3 << 17  # merged together at most
+WORKING_SHARE = 16  # the dense working state of one merge takes at most this part of a device's memory
 DIFFERENCES = "donot_use_mm_for_euclid_dist"  # how `torch.cdist` is to compute
 
 
 class Evicted(NamedTuple):
-    """Tokens that leave the live cache, per lane = (layer, head), among others that stay there."""
+    """Tokens that leave the live cache, per lane = (layer, head)."""
 
     keys: Tensor  # [lanes, n, D]
     values: Tensor  # [lanes, n, D]
     score: Tensor  # [lanes, n]
-    voxel: Tensor  # [lanes, n] voxel key, NOWHERE = none, or the token stays
+    voxel: Tensor  # [lanes, n] voxel key, NOWHERE = none
+
+
+class Sought(NamedTuple):
+    """Voxels around the places in view."""
+
+    near: Tensor  # [capacity] which they are
+    number: Later  # how many
+
+    @property
+    def voxels(self) -> Tensor:
+        """Their numbers, ascending."""
+        return torch.nonzero_static(self.near, size=int(self.number))[:, 0]
 
 
 class Retrieved(NamedTuple):
@@ -46,6 +62,10 @@ class Retrieved(NamedTuple):
     bias: Tensor  # [lanes, n] float32: log of the number of tokens merged, −inf where padded
     length: Tensor  # [lanes] slots that are not padding
     pivots: Tensor | None = None  # [lanes, ≤ n] where each came from, −1 where it is no pivot
+
+
+def nothing() -> None:
+    """What there is to do meanwhile."""
 
 
 @dataclass
@@ -82,6 +102,7 @@ class VoxelMemory:
         self.mover = VoxelMover(self.grid, self.room)
         self._config, self._kernels, self._dtype, self._dim = config, kernels, dtype, dim
         self._rules = MergeRules(config.merge_threshold, config.gate, config.pivot_inertia)
+        self._rows_at_once = rows_at_once(config.voxel_piv_cap + config.voxel_buf_cap, dim, device)
         self.moment = 0  # passes so far
 
     @property
@@ -115,8 +136,12 @@ class VoxelMemory:
         self._prepare(None, limit)
         return self.mover.move(frames, new_from_old, edge, keys)
 
-    def insert(self, evicted: Evicted) -> None:
-        """Merge tokens into their voxels; those without a place are not for this memory."""
+    def insert(self, evicted: Evicted, meanwhile: Callable[[], None] = nothing) -> None:
+        """Merge tokens into their voxels; those without a place are not for this memory.
+
+        meanwhile: looks at the memory as it was before, which the device does while the host waits to hear
+        what merging takes.
+        """
         by_row = self._by_row(evicted.voxel)
         if by_row.placed < by_row.inserted:  # some voxels have made room for others since
             self.room.enter(evicted.voxel)
@@ -126,19 +151,23 @@ class VoxelMemory:
         keys, values, score = (part.flatten(0, 1) for part in evicted[:3])
         if self._config.norm_keep:
             keys, values = key_length.widen(keys.float(), values.float())
-        for first in range(0, len(by_row.rows), ROWS_AT_ONCE):
-            rows, start = by_row.rows[first:], by_row.start[first : first + ROWS_AT_ONCE + 1]
+        most = self._rows_at_once
+        for first in range(0, len(by_row.rows), most):
+            rows, start = by_row.rows[first:], by_row.start[first : first + most + 1]
             tokens = RowTokens(start, by_row.order, keys, values, score)
-            self._insert_rows(rows[:ROWS_AT_ONCE], tokens)
+            self._insert_rows(rows[:most], tokens, meanwhile)
+            meanwhile = nothing
+        meanwhile()
 
-    def near(self, keys: Tensor) -> Tensor:
+    def seek(self, keys: Tensor) -> Sought:
         """Voxels around the places in view, spilled ones brought back."""
-        voxels = self.grid.near(keys, REACH)
-        self.grid.visit(voxels, self.moment)  # before anything is spilled to make room for others
-        if not self.room.host.records:
-            return voxels
-        self.room.recall(self.room.host.grid.near(places(keys.to("cpu")), REACH))
-        return self.grid.near(keys, REACH)
+        near = self.grid.near(keys, REACH)
+        self.grid.visit_where(near, self.moment)  # before anything is spilled to make room for others
+        host = self.room.host
+        if host.records:
+            self.room.recall(host.grid.near(places(keys.to("cpu")), REACH)[:-1].nonzero()[:, 0])
+            near = self.grid.near(keys, REACH)
+        return Sought(near[:-1], Later(near[:-1].sum()))
 
     def inside(self, frustum: Frustum, edge: float) -> Tensor:
         """Places of voxels that a camera sees, spilled ones too, as finest-level keys."""
@@ -164,13 +193,13 @@ class VoxelMemory:
         rows = self.rows.by_lane(voxels)
         pivots, order = self._candidates("pivots", rows)
         if query is not None:
-            pivots = _best(pivots, order, -1)
+            pivots = self._best(pivots, order, -1)
             order = self._by_query(pivots, query)
         elif seeds is not None:
             order = self._by_distance(pivots, order, voxels, seeds)
-        chosen = [_best(pivots, order, budget)]
+        chosen = [self._best(pivots, order, budget)]
         if with_buffer:
-            chosen.append(_best(*self._candidates("buffers", rows), budget))
+            chosen.append(self._best(*self._candidates("buffers", rows), budget))
         if budget < 0:
             budget = int(torch.cat([kind.members for kind in chosen], 1).count_nonzero(1).amax())
         found = None
@@ -235,10 +264,11 @@ class VoxelMemory:
         start = torch.nonzero_static(begins, size=borders)[int(placed < len(row)) :, 0]
         return ByRow(row[start[:-1]].long(), start, order, inserted, placed)
 
-    def _insert_rows(self, rows: Tensor, tokens: RowTokens) -> None:
+    def _insert_rows(self, rows: Tensor, tokens: RowTokens, meanwhile: Callable[[], None]) -> None:
         before = self.rows.read(rows)
         after, counts = self._merged(before, tokens)
         update = self.rows.update(before, after, counts, self.moment)
+        meanwhile()
         if not self.room.reserve(update.needed):
             self.counts.forgotten += update.merge.tokens
             return
@@ -259,6 +289,14 @@ class VoxelMemory:
         by_lane = (x.reshape(len(rows), -1) for x in (slots, figures[..., -1], figures[..., 0]))
         slots, members, weight = by_lane
         return Candidates(kind, slots, members), weight
+
+    def _best(self, candidates: Candidates, order: Tensor, budget: int) -> Candidates:
+        """The `budget` highest in each lane, highest first, −1 = all; where nothing is, order is lowest."""
+        chosen = self._kernels.highest(order, order.shape[1] if budget < 0 else budget).places
+        first = order.gather(1, chosen).sort(dim=-1, descending=True, stable=True).indices
+        chosen = chosen.gather(1, first)
+        kind, slots, members = candidates
+        return Candidates(kind, slots.gather(1, chosen), members.gather(1, chosen))
 
     def _by_query(self, pivots: Candidates, query: Tensor) -> Tensor:
         """Scaled product of the lane's query with each pivot, plus the logarithm of its members.
@@ -297,6 +335,15 @@ class VoxelMemory:
         return self._kernels.gather(kinds, width, self._dim, self._dtype, self.rows.key_scale)
 
 
+def rows_at_once(slots: int, dim: int, device: torch.device) -> int:
+    """How many rows of so many slots may be merged together, by the memory of the device."""
+    total = total_bytes(device)
+    if total is None:
+        return ROWS_AT_ONCE
+    before_and_after = 2 * slots * 2 * dim * torch.float32.itemsize  # keys and values
+    return max(1, min(ROWS_AT_ONCE, total // WORKING_SHARE // before_and_after))
+
+
 class ByRow(NamedTuple):
     """Tokens by the rows that take them: `order[start[r]]` and on go to `rows[r]`."""
 
@@ -313,11 +360,3 @@ class Candidates(NamedTuple):
     kind: str
     slots: Tensor  # [lanes, n]; negative = none
     members: Tensor  # [lanes, n] tokens merged, or the score of a single one; 0 where nothing is
-
-
-def _best(candidates: Candidates, order: Tensor, budget: int) -> Candidates:
-    """The `budget` highest in each lane, highest first, −1 = all; where nothing is, the order is lowest."""
-    chosen = order.sort(dim=-1, descending=True, stable=True).indices
-    chosen = chosen if budget < 0 else chosen[:, :budget]
-    kind, slots, members = candidates
-    return Candidates(kind, slots.gather(1, chosen), members.gather(1, chosen))

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stac_core.cache import key_length
+from stac_core.cache.later import Later
 from stac_core.cache.pages import Pages
 from stac_core.cache.saved_state import State
 from stac_core.cache.slots import SlotPool, block_size
@@ -112,8 +113,21 @@ class Update(NamedTuple):
     after: RowState
     touched: Tensor | None  # as in `Content`
     changes: dict[str, Change]
-    counts: dict[str, list[int]]  # how many there are of each part of a change but the last
-    merge: MergeCounts  # what led to it
+    totals: Later  # of each change the columns of its parts but the last, added up; then `MergeCounts`
+
+    @property
+    def counts(self) -> dict[str, list[int]]:
+        """How many there are of each part of a change but the last."""
+        found = iter(self.totals.list)
+        return {
+            name: [sum(islice(found, mask.shape[1])) for mask in change[:3]]
+            for name, change in self.changes.items()
+        }
+
+    @property
+    def merge(self) -> MergeCounts:
+        """What led to it."""
+        return MergeCounts(*self.totals.list[-len(MergeCounts._fields) :])
 
     @property
     def needed(self) -> dict[str, int]:
@@ -215,7 +229,7 @@ class VoxelRows:
         return int(self.kinds[name].used(_occupied(state)[name]).sum())
 
     def update(self, before: Content, after: RowState, merge: Tensor, moment: int) -> Update:
-        """What replacing the content takes: one look of the host. What is as before is not coded again.
+        """What replacing the content takes. What is as before is not coded again.
 
         merge: numbers of `MergeCounts`.
         """
@@ -231,18 +245,13 @@ class VoxelRows:
                     touched = touched.masked_fill(altered, moment)
             changes[name] = Change(*_exchanged(before.blocks[name], used), held, coded)
         masks = [mask for change in changes.values() for mask in change[:3]]
-        found = iter(torch.cat([torch.cat(masks, 1).sum(0), merge]).tolist())
-        counts = {
-            name: [sum(islice(found, mask.shape[1])) for mask in change[:3]]
-            for name, change in changes.items()
-        }
-        return Update(before, after, touched, changes, counts, MergeCounts(*found))
+        return Update(before, after, touched, changes, Later(torch.cat([torch.cat(masks, 1).sum(0), merge])))
 
     def write(self, update: Update) -> None:
         """Replace the content of rows, whose slots are reserved."""
-        rows, factor = update.before.rows, update.before.factor
+        rows, factor, counts = update.before.rows, update.before.factor, update.counts
         for name, kind in self.kinds.items():
-            change, (taken, given_back, held_count) = update.changes[name], update.counts[name]
+            change, (taken, given_back, held_count) = update.changes[name], counts[name]
             blocks = update.before.blocks[name]
             slots = kind.exchange(rows, blocks, change.won, change.lost, taken, given_back)
             content, chance = self._stored(name, update), self._chance.get(name)

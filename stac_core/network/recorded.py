@@ -21,6 +21,7 @@ from torch import Tensor
 
 from stac_core.network.context import AttentionContext
 from stac_core.prediction import Prediction
+from stac_core.words import copy_rows
 
 Forward = Callable[[Tensor, AttentionContext, bool], Prediction]
 Replay = Callable[[], None]
@@ -91,7 +92,7 @@ class Question:
     answer: Tensor  # [B, heads, T, D]
 
     def put(self, context: AttentionContext) -> None:
-        self.answer.copy_(getattr(context, self.of)(*self.where, *self.asked))
+        copy_rows(self.answer, getattr(context, self.of)(*self.where, *self.asked))
 
 
 class _Cutter:
@@ -118,10 +119,12 @@ class _Cutter:
         """Leave q, k and v where the question is put from, and go on with its answer."""
         like, key = qkv[0], (qkv[0].shape, qkv[0].dtype)
         if key not in self._tensors:
-            self._tensors[key] = like.new_empty(3, *like.shape), like.new_empty(like.shape)
+            batch, heads, tokens, dim = like.shape
+            answer = like.new_empty(batch, tokens, heads, dim).transpose(1, 2)  # in the order of its use
+            self._tensors[key] = like.new_empty(3, *like.shape), answer
         asked, answer = self._tensors[key]
         for place, tensor in zip(asked, qkv, strict=True):
-            place.copy_(tensor)
+            copy_rows(place, tensor)
         self.parts.append((self._tape.end(), Question(of, where, asked, answer)))
         self._tape.begin()
         return answer

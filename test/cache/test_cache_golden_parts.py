@@ -9,7 +9,6 @@ from cache.worlds_of_tokens import KERNELS, small_network
 
 from stac_core.cache import scores
 from stac_core.cache.anchor_store import AnchorStore
-from stac_core.cache.eviction import choose
 from stac_core.cache.key_values import KeyValues
 from stac_core.cache.stream_cache import StreamCache
 from stac_core.cache.token_positions import token_positions
@@ -17,6 +16,8 @@ from stac_core.cache.token_store import TokenStore
 from stac_core.cache.voxel_grid import VoxelGrid
 from stac_core.cache.voxel_keys import FARTHEST, NOWHERE, keys_from_points, pack, unpack
 from stac_core.config import CacheConfig
+from stac_core.kernels.highest_torch import highest
+from stac_core.kernels.take_torch import take
 
 CPU = torch.device("cpu")
 
@@ -46,15 +47,14 @@ def test_eviction_keeps_what_the_original_keeps(case):
     pinned = torch.isin(frame, torch.tensor(case["pinned"], dtype=torch.int64))
     recent = frame >= case["live_frames"] - case["win"]
     leaving = (~pinned & ~recent).nonzero()[:, 0]
-    anchors = AnchorStore(layers, heads, KeyValues(layers), CPU)
-    capacity = case["hh"] * tokens
+    anchors = AnchorStore(layers, heads, KeyValues(layers), CPU, take)
     candidates = anchors.candidates(window, leaving)
-    kept = choose("score", candidates.score, capacity, moment=0)
-    goes = torch.ones_like(candidates.score, dtype=torch.bool).scatter_(-1, kept, False)
+    chosen = highest(candidates.score.flatten(0, 1), case["hh"] * tokens, rest=True)
+    kept, gone = (places.unflatten(0, (layers, heads)) for places in chosen)
     if "dropped" in part:
-        assert torch.equal(leaving.expand_as(goes)[goes], part["dropped"].long().flatten())
-    evicted = anchors.renew(window, leaving, candidates, kept, evict=True)
-    assert torch.equal(evicted.voxel.view_as(goes), candidates.voxel.masked_fill(~goes, NOWHERE))
+        assert torch.equal(leaving[gone].flatten(), part["dropped"].long().flatten())
+    evicted = anchors.renew(window, leaving, candidates, chosen)
+    assert torch.equal(evicted.voxel.view_as(gone), candidates.voxel.gather(-1, gone))
     window.keep(pinned | recent)
     stays = torch.cat([leaving[kept], frame[:0].expand(layers, heads, 0)], -1)
     rest = (pinned | recent).nonzero()[:, 0].expand(layers, heads, -1)
@@ -70,7 +70,9 @@ def test_eviction_keeps_what_the_original_keeps(case):
             found = torch.cat([getattr(s, name) for s in segments], 1)
             found = found.gather(1, order[layer, ..., None].expand(-1, -1, found.shape[-1]))
             assert torch.equal(found, part["K_after" if name == "keys" else "V_after"][layer])
-    assert evicted.keys.shape[:2] == (layers * heads, len(leaving))
+    where = leaving[gone][..., None].expand(-1, -1, -1, part["K"].shape[-1])
+    for tokens_gone, all_tokens in ((evicted.keys, part["K"]), (evicted.values, part["V"])):
+        assert torch.equal(tokens_gone.view_as(where), all_tokens.gather(2, where))
 
 
 def test_among_many_ties_as_much_score_stays_as_in_the_original():
@@ -78,7 +80,7 @@ def test_among_many_ties_as_much_score_stays_as_in_the_original():
     figures, settings = golden_cache("evict_quirk")
     case, score, tokens = settings["cases"][0], figures["ties.score"], settings["P"]
     old = slice(tokens, (case["live_frames"] - case["win"]) * tokens)  # beyond pinned frame and window
-    kept = choose("score", score[..., old], case["hh"] * tokens, moment=0)
+    kept = highest(score[..., old].flatten(0, 1), case["hh"] * tokens).places.view(*score.shape[:2], -1)
     theirs = figures["ties.keep"].long()
     theirs = theirs[(theirs >= old.start) & (theirs < old.stop)].view(*score.shape[:2], -1)
     ours = kept + old.start
@@ -110,7 +112,7 @@ def test_a_pinned_frame_stays_whole_where_the_original_loses_it():
 
 
 def test_among_equal_scores_the_older_token_stays():
-    kept = choose("score", torch.tensor([[1.0, 2, 1, 1, 2]]), 3, moment=0)
+    kept = highest(torch.tensor([[1.0, 2, 1, 1, 2]]), 3).places
     assert kept.tolist() == [[0, 1, 4]]
 
 
@@ -147,7 +149,7 @@ def test_places_and_neighbourhoods_equal_the_original(case):
         seeds = torch.cat(seen)
         seeds = seeds[seeds != NOWHERE].unique()
         assert sorted(seeds.tolist()) == sorted(golden["seed_key"].tolist())
-        assert sorted(grid.key[grid.near(seeds, 2)].tolist()) == sorted(golden["neighbour_key"].tolist())
+        assert sorted(grid.key[grid.near(seeds, 2)[:-1]].tolist()) == sorted(golden["neighbour_key"].tolist())
 
 
 @pytest.mark.parametrize("middle", [0, FARTHEST - 3, 3 - FARTHEST])
@@ -159,4 +161,4 @@ def test_neighbours_are_those_within_reach_at_the_ends_of_space_too(middle):
     known, seeds = keys[::2], torch.cat([keys[:9], torch.full((2,), NOWHERE)])
     numbers = grid.add(known, 0, 1)
     apart = (unpack(known)[:, None] - unpack(keys[:9])).abs().amax(-1).amin(-1)
-    assert torch.equal(grid.near(seeds, 2), numbers[apart <= 2].sort().values)
+    assert torch.equal(grid.near(seeds, 2)[:-1].nonzero()[:, 0], numbers[apart <= 2].sort().values)

@@ -170,7 +170,7 @@ def test_a_merged_token_weighs_what_it_replaced():
     same = Evicted(key.expand(-1, 8, -1), value.expand(-1, 8, -1), torch.ones(3, 8), place.expand(3, -1))
     store.begin(same.voxel)
     store.insert(same)
-    found = store.retrieve(store.near(place[:1]), 4, with_buffer=False)
+    found = store.retrieve(store.seek(place[:1]).voxels, 4, with_buffer=False)
     assert found.length.tolist() == [1, 1, 1]
     q, other = torch.randn(2, 3, 5, 8, generator=torch.Generator().manual_seed(1))
     rest = Segment(other, other)
@@ -229,6 +229,16 @@ def test_how_many_rows_merge_at_once_changes_nothing(monkeypatch):
     cache, out = run(parity(), WALK, 40)
     assert torch.equal(out, expected)
     cache.voxels.check()
+
+
+def test_the_rows_of_one_merge_take_a_small_part_of_a_gpu(monkeypatch):
+    def bytes_on(total: int | None) -> int:
+        monkeypatch.setattr(voxel_memory, "total_bytes", lambda device: total)
+        return voxel_memory.rows_at_once(12, 64, torch.device("cpu")) * 2 * 12 * (64 + 64) * 4
+
+    assert 0.9 * (8 << 30) / 16 < bytes_on(8 << 30) <= (8 << 30) / 16
+    assert bytes_on(1 << 40) == bytes_on(None) > bytes_on(24 << 30)
+    assert bytes_on(1) > 0
 
 
 def test_merged_tokens_are_counted_by_what_they_stand_for():

@@ -16,6 +16,9 @@ from stac_core.cache.stream_cache import StreamCache
 from stac_core.evaluation.gpu.waits import LOOKS
 from stac_core.kernels import select
 
+FRAMES = 24  # that fill the memory
+MOVING = ("read_slots", "read_figures", "save_slots", "write_slots")
+
 
 class Counting(TorchDispatchMode):
     """Operations that are no mere views, by name, and the keys or values that they write."""
@@ -24,7 +27,7 @@ class Counting(TorchDispatchMode):
         super().__init__()
         self.found: Counter[str] = Counter()
         self.written = 0  # vectors as wide as a head
-        self._dim = dim
+        self._row = dim * torch.float32.itemsize  # however wide the words that it is moved in
 
     def __torch_dispatch__(self, function, types, arguments=(), named=None):
         out = function(*arguments, **(named or {}))
@@ -32,8 +35,8 @@ class Counting(TorchDispatchMode):
         viewed = any(info is not None and not info.is_write for info in views)
         if not viewed and "empty" not in function._opname:
             self.found[function._opname] += 1
-            if isinstance(out, torch.Tensor) and out.shape[-1:] == (self._dim,):
-                self.written += out.numel() // self._dim
+            if isinstance(out, torch.Tensor) and out.ndim and out.shape[-1] * out.itemsize == self._row:
+                self.written += out.nbytes // self._row
         return out
 
 
@@ -49,35 +52,48 @@ class CountingLists(TorchFunctionMode):
         return function(*arguments, **(named or {}))
 
 
-def uncounted(kernel):
-    def call(*arguments, **named):
-        with _disable_current_modes():
-            return kernel(*arguments, **named)
+def without_kernels(wrap) -> select.Kernels:
+    """All hand-written operations wrapped, by their names."""
+    kernels = {name: wrap(name, getattr(KERNELS, name)) for name in (*select.OPERATIONS, "highest", "take")}
+    slots = SimpleNamespace(**{name: wrap(name, getattr(KERNELS.slots, name)) for name in MOVING})
+    return replace(KERNELS, **kernels, slots=slots)
 
-    return call
+
+def filled(layers: int, chunk: int, kernels: select.Kernels) -> tuple[StreamCache, Walk]:
+    """A stream whose memory has filled."""
+    walk = Walk(small_network(layers=layers), length=6.0, pace=0.5)
+    cache = StreamCache(
+        parity(chunk_size=chunk, voxel_buf_cap=3, retrieve_buf=True, voxel_num=200), walk.network, kernels
+    )
+    for first in range(0, FRAMES, chunk):
+        feed(cache, walk, first, chunk)
+    return cache, walk
 
 
 def counted(layers: int, chunk: int) -> tuple[Counting, Walk]:
     """One pass of a stream whose memory has filled."""
-    kernels = {name: uncounted(getattr(KERNELS, name)) for name in select.OPERATIONS}
-    moving = ("read_slots", "read_figures", "save_slots", "write_slots")
-    slots = SimpleNamespace(**{name: uncounted(getattr(KERNELS.slots, name)) for name in moving})
-    walk = Walk(small_network(layers=layers), length=6.0, pace=0.5)
-    cache = StreamCache(
-        parity(chunk_size=chunk, voxel_buf_cap=3, retrieve_buf=True, voxel_num=200),
-        walk.network,
-        replace(KERNELS, **kernels, slots=slots),
-    )
-    frames = 24
-    for first in range(0, frames, chunk):
-        feed(cache, walk, first, chunk)
-    q, k, v, places = walk.frames(frames, chunk)
+    taken: list[torch.Tensor] = []
+
+    def wrap(name, kernel):
+        def call(*arguments, **named):
+            with _disable_current_modes():
+                out = kernel(*arguments, **named)
+            if name == "take":
+                taken.append(out)
+            return out
+
+        return call
+
+    cache, walk = filled(layers, chunk, without_kernels(wrap))
+    q, k, v, places = walk.frames(FRAMES, chunk)
     counting = Counting(walk.network.width // walk.network.heads)
+    taken.clear()
     with counting, CountingLists(counting.found):
         cache.begin(chunk, walk.tokens)
         for i in range(layers):
             cache.attend(i, q[i, None], k[i, None], v[i, None])
         cache.settle(places)
+    counting.written += sum(out[..., 0].numel() for out in taken)
     stats = cache.stats()
     assert stats.retrieved_tokens and stats.merged and stats.anchors
     return counting, walk
@@ -97,9 +113,27 @@ def test_a_layer_adds_nothing_but_the_writing_of_its_keys_and_values():
 
 
 def test_keys_and_values_are_copied_no_more_than_it_takes():
-    """The chunk's into the window, what stays there to its front, then anchors beside leaving tokens, and of
-    these whoever stays; the others are merged from where they lie."""
+    """The chunk's into the window, what stays there to its front; of anchors and leaving tokens, those that
+    stay to the new anchors, and the others to where they are merged from."""
     counting, walk = counted(2, chunk := 2)
     config, lanes = parity(), walk.network.layers * walk.network.heads
-    frames = chunk + config.window_size + (config.hh_size + chunk) + config.hh_size
+    frames = chunk + config.window_size + config.hh_size + chunk
     assert counting.written == 2 * frames * walk.tokens * lanes
+
+
+def test_the_device_fetches_what_is_retrieved_while_the_host_waits_for_the_merge():
+    """What is asked of the device in between is the retrieval; it reads what is not yet replaced."""
+    asked: list[str] = []
+
+    def noted(name, kernel):
+        def call(*arguments, **named):
+            asked.append(name)
+            return kernel(*arguments, **named)
+
+        return call
+
+    cache, walk = filled(2, 2, without_kernels(noted))
+    asked.clear()
+    feed(cache, walk, FRAMES, 2)
+    settling = [name for name in asked if name in ("voxel_merge", "gather", "write_slots")]
+    assert settling == ["voxel_merge", "gather", "write_slots", "write_slots"]
