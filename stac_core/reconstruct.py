@@ -11,9 +11,10 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -36,7 +37,7 @@ from stac_core.evaluation.trajectory import Trajectory, write_tum
 from stac_core.evaluation.visualise import save_figure
 from stac_core.files import write_whole
 from stac_core.geometry import VALID_DEPTH, unproject_depth
-from stac_core.images import ResizedImages
+from stac_core.images import ImageGeometry, ResizedImages
 from stac_core.moves import Moves
 from stac_core.ply import write_ply
 from stac_core.prediction import Prediction
@@ -45,6 +46,7 @@ from stac_core.session import SessionStats, StreamSession
 DEPTH_PNG_UNITS = 1000  # per unit of the prediction, as RGB-D data sets store millimetres
 POINTS_PER_FRAME = 20_000
 T = TypeVar("T")
+NO_CELL = -1
 CELL = 0.01  # of the thinned cloud, in median depths of the first frame that has any
 
 
@@ -76,14 +78,17 @@ def reconstruct(given: argparse.Namespace, config: Config) -> None:
     about: dict[str, object] = {"source": sequence.name, "weights": loaded.weights}
     to_be_checked, best = not config.cache.rules.bounded, 0.0
     try:
-        with tqdm(total=total, unit="frame", disable=given.quiet) as progress:
+        with (
+            tqdm(total=total, unit="frame", disable=given.quiet) as progress,
+            OneBehind() as behind,
+        ):
             for frames, images in one_ahead(_chunks(sequence, given.kf_every, session)):
                 prediction = session.step(images, frames[0].intrinsics).to_host()
                 best = max(best, float(prediction.depth_confidence.mean()))
                 if to_be_checked and session.stats().cache.frames_seen:
-                    left, to_be_checked = total - len(result) - len(frames), False
+                    left, to_be_checked = total - progress.n - len(frames), False
                     _check_that_all_fit(session.stats(), left, given.kf_every, loaded.device)
-                result.add(frames, prediction, session)
+                behind.do(partial(result.add, frames, prediction, _geometry(session)))
                 progress.update(len(frames))
                 progress.set_postfix_str(f"cache {session.stats().cache.bytes / 2**20:.1f} MiB")
         _check_that_it_began(session, best)
@@ -110,11 +115,8 @@ class Reconstruction:
         """Frames so far."""
         return len(self._path)
 
-    def add(self, frames: list[Frame], prediction: Prediction, session: StreamSession) -> None:
+    def add(self, frames: list[Frame], prediction: Prediction, geometry: ImageGeometry) -> None:
         """Take one chunk in; depth maps, in the size of the images, go to files at once."""
-        geometry = session.geometry
-        if geometry is None:
-            raise RuntimeError("a session that has stepped knows the geometry of its images")
         depth = geometry.to_camera(prediction.depth)
         confidence = geometry.to_camera(prediction.depth_confidence)
         intrinsics = geometry.camera_intrinsics(prediction.intrinsics)
@@ -183,10 +185,11 @@ class ThinnedCloud:
         """Points [N, 3] and RGB [N, 3] that a submap has seen."""
         if not len(points):
             return
-        keys, first = np.unique(self._cells(points), return_index=True)
-        new = ~np.isin(keys, self._known, assume_unique=True)
+        keys, first = first_of_each(self._cells(points))
+        place = np.searchsorted(self._known, keys)
+        new = np.append(self._known, NO_CELL)[place] != keys
         self._parts.append((submap, points[first[new]], colours[first[new]]))
-        self._known = np.union1d(self._known, keys)
+        self._known = np.insert(self._known, place[new], keys[new])
 
     def move(self, moves: Moves) -> None:
         """Everything so far with its submap; where that brings points into one cell, the first stays."""
@@ -194,7 +197,7 @@ class ThinnedCloud:
             return
         parts = [(s, moves.points(s, points).astype(np.float32), c) for s, points, c in self._parts]
         cells = np.concatenate([self._cells(points) for _, points, _ in parts])
-        self._known, first = np.unique(cells, return_index=True)
+        self._known, first = first_of_each(cells)
         stays = np.zeros(len(cells), bool)
         stays[first] = True
         ends = np.cumsum([len(points) for _, points, _ in parts])[:-1]
@@ -214,6 +217,17 @@ class ThinnedCloud:
         return i | j << 21 | k << 42
 
 
+def first_of_each(keys: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.intp]]:
+    """The different ones among keys [N ≥ 1], ascending, and where each comes first.
+
+    As `np.unique` says, whose stable sort takes four times as long.
+    """
+    order = np.argsort(keys)
+    ascending = keys[order]
+    begins = np.flatnonzero(np.append(True, ascending[1:] != ascending[:-1]))
+    return ascending[begins], np.minimum.reduceat(order, begins)
+
+
 def one_ahead(chunks: Iterator[T]) -> Iterator[T]:
     """The same; each is made, on a thread of its own, while the one before it is in use."""
     with ThreadPoolExecutor(1) as thread:
@@ -221,6 +235,32 @@ def one_ahead(chunks: Iterator[T]) -> Iterator[T]:
         while (chunk := coming.result()) is not None:
             coming = thread.submit(next, chunks, None)
             yield chunk
+
+
+class OneBehind:
+    """Work that is done, piece after piece, on a thread of its own while its caller goes on."""
+
+    def __enter__(self) -> OneBehind:
+        self._thread, self._under_way = ThreadPoolExecutor(1), Future[None]()
+        self._under_way.set_result(None)
+        return self
+
+    def do(self, work: Callable[[], None]) -> None:
+        """Waits only for the piece before; raises what that has raised."""
+        self._under_way.result()
+        self._under_way = self._thread.submit(work)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Waits for the last piece, and raises what it has raised unless the caller has."""
+        self._thread.shutdown()
+        if kind is None:
+            self._under_way.result()
+
+
+def _geometry(session: StreamSession) -> ImageGeometry:
+    if session.geometry is None:
+        raise RuntimeError("a session that has stepped knows the geometry of its images")
+    return session.geometry
 
 
 def _chunks(

@@ -13,7 +13,7 @@ from tiny import synthetic_frames
 
 from stac_core import Moves, reconstruct
 from stac_core.evaluation.trajectory import read_tum
-from stac_core.reconstruct import ThinnedCloud, main, one_ahead
+from stac_core.reconstruct import OneBehind, ThinnedCloud, first_of_each, main, one_ahead
 
 SMALL = [
     "--quiet",
@@ -191,6 +191,46 @@ def test_whoever_stops_early_leaves_no_thread():
     assert next(coming) == "a"
     coming.close()
     assert threading.active_count() == before and list(one_ahead(iter(""))) == []
+
+
+def test_work_is_done_behind_in_its_order_and_all_of_it_before_the_end():
+    may_go_on, done = threading.Semaphore(0), []
+
+    def work(number):
+        assert may_go_on.acquire(timeout=10)
+        done.append((number, threading.current_thread()))
+
+    with OneBehind() as behind:
+        behind.do(lambda: work(0))
+        assert not done  # its caller has gone on
+        may_go_on.release(3)
+        behind.do(lambda: work(1))
+        behind.do(lambda: work(2))
+    numbers, threads = zip(*done, strict=True)
+    assert numbers == (0, 1, 2)
+    assert len(set(threads)) == 1 and threads[0] is not threading.current_thread()
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_what_fails_behind_is_raised(last):
+    with pytest.raises(OSError, match="full"), OneBehind() as behind:
+        behind.do(lambda: (_ for _ in ()).throw(OSError("full")))
+        if not last:
+            behind.do(lambda: None)
+
+
+def test_what_the_caller_raises_comes_before_what_failed_behind():
+    with pytest.raises(KeyboardInterrupt), OneBehind() as behind:
+        behind.do(lambda: (_ for _ in ()).throw(OSError("full")))
+        raise KeyboardInterrupt
+
+
+def test_the_first_of_each_key_is_found():
+    for keys in ([5], [2, 2, 2], [3, -1, 3, 7, -1, 0], np.random.default_rng(0).integers(0, 50, 2000)):
+        for found, expected in zip(
+            first_of_each(np.array(keys)), np.unique(keys, return_index=True), strict=True
+        ):
+            np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize(
