@@ -74,7 +74,7 @@ def reconstruct(given: argparse.Namespace, config: Config) -> None:
     (output / "depth").mkdir(parents=True, exist_ok=True)
     print(f"{sequence.name}: {loaded.weights}; cache {config.cache.mode}")
     result = Reconstruction(output, given.conf_percent)
-    total = len(range(0, len(sequence), given.kf_every))
+    left = total = len(range(0, len(sequence), given.kf_every))
     about: dict[str, object] = {"source": sequence.name, "weights": loaded.weights}
     to_be_checked, best = not config.cache.rules.bounded, 0.0
     try:
@@ -85,8 +85,9 @@ def reconstruct(given: argparse.Namespace, config: Config) -> None:
             for frames, images in one_ahead(_chunks(sequence, given.kf_every, session)):
                 prediction = session.step(images, frames[0].intrinsics).to_host()
                 best = max(best, float(prediction.depth_confidence.mean()))
+                left -= len(frames)
                 if to_be_checked and session.stats().cache.frames_seen:
-                    left, to_be_checked = total - progress.n - len(frames), False
+                    to_be_checked = False
                     _check_that_all_fit(session.stats(), left, given.kf_every, loaded.device)
                 behind.do(partial(result.add, frames, prediction, _geometry(session)))
                 progress.update(len(frames))
