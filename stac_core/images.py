@@ -15,6 +15,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -65,6 +66,16 @@ class ImageGeometry:
         rows, columns = (index.to(values.device) for index in self._nearest)
         bordered = F.pad(values, (0, 1, 0, 1))  # one row and column of zeros, for what is not shown
         return bordered.index_select(-2, rows).index_select(-1, columns)
+
+    @cached_property
+    def camera_pixels(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The camera row nearest to each network row [H], and likewise for columns [W]."""
+        nearest = []
+        for axis, (size, length) in enumerate(zip(self.camera_size, self.network_size, strict=True)):
+            scale, offset = self.scale[1 - axis], self.offset[1 - axis]  # those are x, y; sizes y, x
+            index = np.rint((np.arange(length) - offset) / scale).astype(np.int64)
+            nearest.append(index.clip(0, size - 1))
+        return nearest[0], nearest[1]
 
     @cached_property
     def shown(self) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from std_msgs.msg import Header
 from torch import Tensor
 
-from stac_core import ImageGeometry, unproject_depth
+from stac_core import ImageGeometry
 from stac_ros.covariances import Variance
 from stac_ros.settings import PointSettings
 
@@ -66,27 +67,39 @@ class MappedFrame:
         return confidence
 
     def points(self, settings: PointSettings) -> Points:
-        """The pixels that the settings let through, as points in the map."""
-        rows, columns = self._chosen_pixels(settings)
-        map_from_camera = self.intrinsics.new_tensor(self.map_from_camera)
-        in_map = unproject_depth(self.depth, self.intrinsics, map_from_camera).numpy()
-        (scale_x, scale_y), (offset_x, offset_y) = self.geometry.scale, self.geometry.offset
-        height, width = self.image.shape[:2]
-        v = np.rint((rows - offset_y) / scale_y).astype(int).clip(0, height - 1)
-        u = np.rint((columns - offset_x) / scale_x).astype(int).clip(0, width - 1)
-        return Points(in_map[rows, columns], self.image[v, u], self.confidence.numpy()[rows, columns])
+        """The pixels that the settings let through, as points in the map.
 
-    def _chosen_pixels(self, settings: PointSettings) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Rows and columns [N] of the network pixels that become points."""
+        What depends on row or column alone is computed once for each; the rest for chosen pixels only.
+        """
+        chosen = self._chosen_pixels(settings)
+        rows, columns = np.divmod(chosen, self.depth.shape[1])
+        (fx, _, cx), (_, fy, cy), _ = self.intrinsics.numpy()
+        z = self.depth.numpy().ravel().take(chosen)
+        x = (np.arange(self.depth.shape[1], dtype=z.dtype) - cx).take(columns) * z / fx
+        y = (np.arange(self.depth.shape[0], dtype=z.dtype) - cy).take(rows) * z / fy
+        rotation, translation = np.hsplit(self.map_from_camera[:3].astype(z.dtype), [3])
+        in_map = rotation @ np.stack([x, y, z]) + translation
+        image_rows, image_columns = self.geometry.camera_pixels
+        seen_at = image_rows.take(rows) * self.image.shape[1] + image_columns.take(columns)
+        colours = self.image.reshape(-1, 3).take(seen_at, axis=0)
+        return Points(in_map.T, colours, self.confidence.numpy().ravel().take(chosen))
+
+    def _chosen_pixels(self, settings: PointSettings) -> NDArray[np.int64]:
+        """The network pixels [N] that become points, numbered row by row."""
         depth, confidence = self.depth.numpy(), self.confidence.numpy()
         valid = np.isfinite(depth) & (depth > NEAREST_DEPTH) & self.geometry.shown.numpy()
         valid &= confidence >= max(settings.confidence_minimum, NEAREST_DEPTH)  # false for NaN too
         if settings.depth_limit:
             valid &= depth <= settings.depth_limit
         if settings.confidence_percentile and valid.any():
-            valid &= confidence >= np.percentile(confidence[valid], settings.confidence_percentile)
+            valid &= confidence >= _percentile(confidence[valid], settings.confidence_percentile)
         chosen = np.flatnonzero(valid)
         if len(chosen) > settings.max_points:
             chosen = chosen[np.linspace(0, len(chosen) - 1, settings.max_points).astype(int)]
-        rows, columns = np.divmod(chosen, depth.shape[1])
-        return rows, columns
+        return chosen
+
+
+def _percentile(values: NDArray[np.float32], percent: float) -> np.float32:
+    """`np.percentile` by its method `higher`, which takes twenty times as long."""
+    place = math.ceil(percent / 100 * (len(values) - 1))
+    return np.partition(values, place)[place]
