@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stac_core.checkpoint import LoadedNetwork, load_network
+    from stac_core.confidence import most_confident
     from stac_core.config import Config
     from stac_core.first_use import check_budget, warm_up
-    from stac_core.geometry import unproject_depth
+    from stac_core.geometry import unproject_depth, unproject_pixels
     from stac_core.images import ImageGeometry, ResizedImages
     from stac_core.intrinsics import check_intrinsics
     from stac_core.moves import Moves
@@ -33,7 +34,9 @@ __all__ = [
     "check_budget",
     "check_intrinsics",
     "load_network",
+    "most_confident",
     "unproject_depth",
+    "unproject_pixels",
     "warm_up",
 ]
 
@@ -49,7 +52,9 @@ _HOMES = {
     "check_budget": "first_use",
     "check_intrinsics": "intrinsics",
     "load_network": "checkpoint",
+    "most_confident": "confidence",
     "unproject_depth": "geometry",
+    "unproject_pixels": "geometry",
     "warm_up": "first_use",
 }
 

@@ -6,8 +6,12 @@ shift. Source: pose encoding "absT_quaR_FoV" of VGGT (arXiv 2503.11651).
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from stac_core.intrinsics import NARROWEST_VIEW, WIDEST_VIEW
@@ -108,3 +112,23 @@ def unproject_depth(depth: Tensor, intrinsics: Tensor, world_from_camera: Tensor
     rotation, translation = world_from_camera[..., :3, :3], world_from_camera[..., :3, 3]
     in_world = in_camera.flatten(-3, -2) @ rotation.transpose(-1, -2) + translation[..., None, :]
     return in_world.unflatten(-2, (height, width))
+
+
+def unproject_pixels(
+    depth: NDArray[np.float32],
+    chosen: NDArray[np.int64],
+    intrinsics: NDArray[np.floating[Any]],
+    world_from_camera: NDArray[np.floating[Any]],
+) -> NDArray[np.float32]:
+    """The same of one image [H, W] for some pixels [N], numbered row by row → points [N, 3] in world.
+
+    What depends on row or column alone is computed once for each.
+    """
+    rows, columns = np.divmod(chosen, depth.shape[1])
+    (fx, _, cx), (_, fy, cy), _ = intrinsics.astype(np.float32)
+    rotation, translation = np.hsplit(world_from_camera[:3].astype(np.float32), [3])
+    z = depth.ravel().take(chosen)
+    x = (np.arange(depth.shape[1], dtype=np.float32) - cx).take(columns) * z / fx
+    y = (np.arange(depth.shape[0], dtype=np.float32) - cy).take(rows) * z / fy
+    points: NDArray[np.float32] = (rotation @ np.stack([x, y, z]) + translation).T
+    return points

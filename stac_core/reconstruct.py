@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from stac_core.camera_path import CameraPath
 from stac_core.checkpoint import load_network
+from stac_core.confidence import most_confident
 from stac_core.config import Config
 from stac_core.device import free_bytes
 from stac_core.evaluation.datasets import FileSequence, Frame, Sequence, open_sequence
@@ -36,7 +37,7 @@ from stac_core.evaluation.plots import cloud_from_above
 from stac_core.evaluation.trajectory import Trajectory, write_tum
 from stac_core.evaluation.visualise import save_figure
 from stac_core.files import write_whole
-from stac_core.geometry import VALID_DEPTH, unproject_depth
+from stac_core.geometry import VALID_DEPTH, unproject_pixels
 from stac_core.images import ImageGeometry, ResizedImages
 from stac_core.moves import Moves
 from stac_core.ply import write_ply
@@ -120,8 +121,8 @@ class Reconstruction:
         """Take one chunk in; depth maps, in the size of the images, go to files at once."""
         depth = geometry.to_camera(prediction.depth)
         confidence = geometry.to_camera(prediction.depth_confidence)
-        intrinsics = geometry.camera_intrinsics(prediction.intrinsics)
-        points = unproject_depth(depth, intrinsics, prediction.world_from_camera)
+        cameras = geometry.camera_intrinsics(prediction.intrinsics), prediction.world_from_camera
+        intrinsics, poses = (part.numpy() for part in cameras)
         for number, image in enumerate(depth, len(self)):
             _write_depth(self._depth_file(number), image)
         self._stamps += [frame.stamp_ns for frame in frames]
@@ -132,13 +133,10 @@ class Reconstruction:
             valid = (depth[i] > VALID_DEPTH) & depth[i].isfinite()
             if not bool(valid.any()):
                 continue
-            chosen = _certain(valid, confidence[i], self._conf_percent)
             self._cloud.cell = self._cloud.cell or CELL * float(depth[i][valid].median())
-            self._cloud.add(
-                prediction.submap,
-                points[i].reshape(-1, 3)[chosen].numpy(),
-                frame.image.reshape(-1, 3)[chosen],
-            )
+            chosen = _certain(valid.numpy(), confidence[i].numpy(), self._conf_percent)
+            points = unproject_pixels(depth[i].numpy(), chosen, intrinsics[i], poses[i])
+            self._cloud.add(prediction.submap, points, frame.image.reshape(-1, 3)[chosen])
 
     def write(self, stats: SessionStats, about: dict[str, object]) -> None:
         """cloud.ply, trajectory.tum, report.png and stats.json, each whole or not at all.
@@ -296,10 +294,9 @@ def _name(sequence: Sequence, index: int) -> str:
     return f"frame {index} of {sequence.name}"
 
 
-def _certain(valid: Tensor, confidence: Tensor, conf_percent: float) -> NDArray[np.int64]:
+def _certain(valid: NDArray[np.bool_], confidence: NDArray[np.float32], left_out: float) -> NDArray[np.int64]:
     """Pixels of one frame worth a point: of the valid ones the confident, at most POINTS_PER_FRAME."""
-    least = np.percentile(confidence[valid].numpy(), conf_percent)
-    chosen = (valid & (confidence >= least)).flatten().nonzero()[:, 0].numpy()
+    chosen = np.flatnonzero(most_confident(valid, confidence, left_out))
     return chosen[:: max(1, -(-len(chosen) // POINTS_PER_FRAME))]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 from std_msgs.msg import Header
 from torch import Tensor
 
-from stac_core import ImageGeometry
+from stac_core import ImageGeometry, most_confident, unproject_pixels
 from stac_ros.covariances import Variance
 from stac_ros.settings import PointSettings
 
@@ -67,22 +66,15 @@ class MappedFrame:
         return confidence
 
     def points(self, settings: PointSettings) -> Points:
-        """The pixels that the settings let through, as points in the map.
-
-        What depends on row or column alone is computed once for each; the rest for chosen pixels only.
-        """
+        """The pixels that the settings let through, as points in the map."""
         chosen = self._chosen_pixels(settings)
-        rows, columns = np.divmod(chosen, self.depth.shape[1])
-        (fx, _, cx), (_, fy, cy), _ = self.intrinsics.numpy()
-        z = self.depth.numpy().ravel().take(chosen)
-        x = (np.arange(self.depth.shape[1], dtype=z.dtype) - cx).take(columns) * z / fx
-        y = (np.arange(self.depth.shape[0], dtype=z.dtype) - cy).take(rows) * z / fy
-        rotation, translation = np.hsplit(self.map_from_camera[:3].astype(z.dtype), [3])
-        in_map = rotation @ np.stack([x, y, z]) + translation
+        depth, intrinsics = self.depth.numpy(), self.intrinsics.numpy()
+        in_map = unproject_pixels(depth, chosen, intrinsics, self.map_from_camera)
+        rows, columns = np.divmod(chosen, depth.shape[1])
         image_rows, image_columns = self.geometry.camera_pixels
         seen_at = image_rows.take(rows) * self.image.shape[1] + image_columns.take(columns)
         colours = self.image.reshape(-1, 3).take(seen_at, axis=0)
-        return Points(in_map.T, colours, self.confidence.numpy().ravel().take(chosen))
+        return Points(in_map, colours, self.confidence.numpy().ravel().take(chosen))
 
     def _chosen_pixels(self, settings: PointSettings) -> NDArray[np.int64]:
         """The network pixels [N] that become points, numbered row by row."""
@@ -91,15 +83,7 @@ class MappedFrame:
         valid &= confidence >= max(settings.confidence_minimum, NEAREST_DEPTH)  # false for NaN too
         if settings.depth_limit:
             valid &= depth <= settings.depth_limit
-        if settings.confidence_percentile and valid.any():
-            valid &= confidence >= _percentile(confidence[valid], settings.confidence_percentile)
-        chosen = np.flatnonzero(valid)
+        chosen = np.flatnonzero(most_confident(valid, confidence, settings.confidence_percentile))
         if len(chosen) > settings.max_points:
             chosen = chosen[np.linspace(0, len(chosen) - 1, settings.max_points).astype(int)]
         return chosen
-
-
-def _percentile(values: NDArray[np.float32], percent: float) -> np.float32:
-    """`np.percentile` by its method `higher`, which takes twenty times as long."""
-    place = math.ceil(percent / 100 * (len(values) - 1))
-    return np.partition(values, place)[place]

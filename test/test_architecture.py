@@ -16,13 +16,14 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 BASICS = {"settings", "config", "geometry", "prediction", "device", "words"}
 FILES = {"files", "ply", "stamps"}
-METHOD = BASICS | {"images", "intrinsics", "checkpoint", "session", "camera_path"}
+METHOD = BASICS | {"images", "intrinsics", "checkpoint", "session", "camera_path", "confidence"}
 MAY_IMPORT = {  # part of stac_core → the parts it may import
     "settings": set(),
     "config": {"settings"},
     "device": set(),
     "files": set(),
     "words": set(),
+    "confidence": set(),
     "ply": {"files"},
     "stamps": set(),
     "intrinsics": set(),

@@ -14,6 +14,7 @@ from stac_core.geometry import (
     quaternion_from_rotation,
     rotation_from_quaternion,
     unproject_depth,
+    unproject_pixels,
 )
 
 TOLERANCE = 5e-6
@@ -81,3 +82,18 @@ def test_encoding_is_differentiable():
     pose, intrinsics = decode_pose(encoding, 70, 84)
     encode_pose(pose, intrinsics, 70, 84).sum().backward()
     assert encoding.grad is not None and encoding.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["none", "some", "all"])
+def test_chosen_pixels_lie_where_all_of_them_do(kind):
+    g = torch.Generator().manual_seed(3)
+    depth = torch.rand(7, 5, generator=g) + 1
+    intrinsics = torch.tensor([[90.0, 0, 2.3], [0, 80, 3.1], [0, 0, 1]])
+    rotation = rotation_from_quaternion(torch.randn(4, generator=g))
+    pose = pose_matrix(rotation, torch.randn(3, generator=g))
+    everything = unproject_depth(depth, intrinsics, pose).flatten(0, 1)
+    chosen = {"none": [], "some": [34, 0, 7, 7], "all": range(35)}[kind]
+    chosen = np.array(chosen, np.int64)
+    found = unproject_pixels(depth.numpy(), chosen, intrinsics.numpy(), pose.double().numpy())
+    assert found.shape == (len(chosen), 3) and found.dtype == np.float32
+    np.testing.assert_allclose(found, everything[chosen], rtol=1e-6, atol=1e-6)
