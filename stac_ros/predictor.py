@@ -276,5 +276,5 @@ def _traits(image: NDArray[np.uint8], header: Header) -> tuple[tuple[int, int], 
 def _with_cure(error: Exception) -> str:
     text = f"{type(error).__name__}: {error}"
     if "out of memory" in text.lower():
-        text += "; lower image.size, cache.window_size or cache.chunk_size"
+        text += "; give a long stream a limit (cache.memory_budget), or lower image.size or cache.chunk_size"
     return text

@@ -357,7 +357,11 @@ def test_a_chunk_that_fails_is_counted_and_the_stream_goes_on(caplog):
         mapper.process(messages(2, 11))
         counts = statistics.snapshot()
         assert counts.dropped == {"inference": 2} and counts.failing
-        assert "lower image.size" in counts.last_error and "2 GiB" in caplog.text
+        assert (
+            "lower image.size" in counts.last_error
+            and "cache.memory_budget" in counts.last_error
+            and "2 GiB" in caplog.text
+        )
         failure.remove()
         mapper.process(messages(1, 12))
         assert notes.streams == [] and len(notes.frames) == 2 and len(mapper.trajectory) == 2
