@@ -69,6 +69,23 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
+class HostCopy:
+    """A copy of a tensor on the host, begun now; a tensor that is there already stays itself."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._copy, self._there = tensor, None
+        if tensor.device.type == "cuda":
+            self._copy = torch.empty_like(tensor, device="cpu", pin_memory=True)
+            self._copy.copy_(tensor, non_blocking=True)
+            self._there = torch.cuda.current_stream(tensor.device).record_event()
+
+    def take(self) -> Tensor:
+        """Waits for it, but not for what the device was asked for later."""
+        if self._there is not None:
+            self._there.synchronize()
+        return self._copy
+
+
 class Stopwatch:
     """Moments in the order in which the device reaches them; taking one never waits for the device."""
 
@@ -85,6 +102,11 @@ class Stopwatch:
         event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(self._device))  # that of another GPU may be the current one
         self._moments.append(event)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the device has passed the last moment."""
+        return not self._on_gpu or self._moments[-1].query()  # type: ignore[union-attr]
 
     def milliseconds(self) -> list[float]:
         """Between neighbouring moments; waits until the device has passed the last one."""

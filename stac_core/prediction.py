@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stac_core.device import HostCopy
 from stac_core.geometry import encode_pose
 from stac_core.moves import Moves
 
@@ -57,7 +58,18 @@ class Prediction:
 
     def to_host(self) -> Prediction:
         """Move to CPU memory in float32, detached from the network."""
-        return self.map(lambda t: t.detach().to("cpu", torch.float32))
+        return self.sent_to_host()()
+
+    def sent_to_host(self) -> Callable[[], Prediction]:
+        """Begin with that; → what waits until it is done, but not for what the device does afterwards."""
+        present = {f.name: getattr(self, f.name) for f in fields(self)}
+        copies = {k: HostCopy(v.detach().float()) for k, v in present.items() if isinstance(v, Tensor)}
+
+        def arrived() -> Prediction:
+            taken: dict[str, Any] = {name: copy.take() for name, copy in copies.items()}
+            return replace(self, **taken)
+
+        return arrived
 
     def moved_by(self, moves: Moves) -> Prediction:
         """On the host: where the frames lie once their submap has moved."""

@@ -84,7 +84,7 @@ def reconstruct(given: argparse.Namespace, config: Config) -> None:
             OneBehind() as behind,
         ):
             for frames, images in one_ahead(_chunks(sequence, given.kf_every, session)):
-                prediction = session.step(images, frames[0].intrinsics).to_host()
+                prediction = session.step(images, frames[0].intrinsics, to_host=True)
                 best = max(best, float(prediction.depth_confidence.mean()))
                 left -= len(frames)
                 if to_be_checked and session.stats().cache.frames_seen:

@@ -38,7 +38,7 @@ Images = list[np.ndarray] | ResizedImages
 
 @dataclass(frozen=True)
 class SessionStats:
-    """Plain numbers about a stream: its memory, and what the last step took, 0 before the first."""
+    """Plain numbers about a stream: its memory, and what the last step took that the device has done with."""
 
     cache: CacheStats  # of the present submap, but `frames_seen` of the whole stream
     submaps: int  # so far, the present one included
@@ -64,15 +64,17 @@ class StreamSession:
         self._kernels = select_kernels(config.kernels.backend, self._device)
         self._cache = self._empty_cache()
         self._submaps = self._no_submaps()
-        self._watch: Stopwatch | None = None  # of the last step
+        self._watches: list[Stopwatch] = []  # of the last two steps
 
     @torch.inference_mode()
-    def step(self, images: Images, intrinsics: np.ndarray | None = None) -> Prediction:
+    def step(self, images: Images, intrinsics: np.ndarray | None = None, to_host: bool = False) -> Prediction:
         """1 … `cache.chunk_size` new frames, uint8 RGB [H, W, 3] of one size → Prediction [S, …].
 
         images: they themselves, or what `prepare` has made of them.
         intrinsics: of these images [3, 3], if known. Where `tracking.landmarks` are followed they take the
         place of what the network says, and poses are refined; else they are not used.
+        to_host: give what `Prediction.to_host` would, without waiting until the device has also taken the
+        frames into the memory.
 
         Frames of one step see each other and what is kept of the past. ValueError where the frames do
         not fit the stream; whatever is raised, the stream goes on as if the step had not been. It also does
@@ -92,13 +94,16 @@ class StreamSession:
         before = None if continues or submaps.carried else submaps.last.pose.double().cpu().numpy()
         prediction = self._see(pixels, lens)
         watch.mark()
-        if self._cache.frames_seen or self._can_begin(prediction):
-            placed = submaps.follow(pixels, prediction, calibrated=lens is not None)
+        taken_in = bool(self._cache.frames_seen) or self._can_begin(prediction)
+        said = submaps.follow(pixels, prediction, calibrated=lens is not None) if taken_in else prediction
+        said = replace(said, camera_tokens=None, continues=continues, before=before, moved=moved)
+        on_host = said.sent_to_host() if to_host else None
+        if taken_in:
             self._settle(prediction)
-            self._submaps, prediction = submaps, placed
+            self._submaps = submaps
         watch.mark()
-        self._watch, self.geometry = watch, geometry
-        return replace(prediction, camera_tokens=None, continues=continues, before=before, moved=moved)
+        self._watches, self.geometry = [*self._watches[-1:], watch], geometry
+        return said if on_host is None else on_host()
 
     @torch.inference_mode()
     def relocalize(self, images: Images, intrinsics: np.ndarray | None = None) -> bool:
@@ -146,7 +151,7 @@ class StreamSession:
         """Forget everything: the next frame begins a new stream."""
         self._cache.reset()
         self._submaps.forget()
-        self.geometry = self._watch = None
+        self.geometry, self._watches = None, []
 
     def pin(self, frame: int) -> None:
         """Keep one more frame whole for ever, by its number in the stream; ValueError where it is gone."""
@@ -202,7 +207,7 @@ class StreamSession:
             geometry = self._geometry_of(state["camera_size"].tolist()) if submaps.frames_seen else None
         except (KeyError, IndexError) as missing:
             raise ValueError(f"{path} lacks {missing}: save the stream again") from missing
-        self._cache, self._submaps, self.geometry, self._watch = cache, submaps, geometry, None
+        self._cache, self._submaps, self.geometry, self._watches = cache, submaps, geometry, []
 
     def hold(self) -> None:
         """What has been seen so far stays where it is from here on; loops move only what comes after.
@@ -212,8 +217,10 @@ class StreamSession:
         self._submaps.hold()
 
     def stats(self, members: bool = False) -> SessionStats:
-        """members: also count merged tokens by how many they stand for, which looks at every one."""
-        times_ms = self._watch.milliseconds() if self._watch else (0.0, 0.0, 0.0)
+        """Does not wait for the device, unless it is asked for members: to count merged tokens by how many
+        they stand for, which looks at every one."""
+        passed = [watch for watch in self._watches if watch.passed]
+        times_ms = passed[-1].milliseconds() if passed else (0.0, 0.0, 0.0)
         cache = replace(self._cache.stats(members), frames_seen=self._submaps.frames_seen)
         submaps = self._submaps
         return SessionStats(

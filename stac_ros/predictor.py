@@ -160,7 +160,7 @@ class Predictor:
         started = time.monotonic()
         try:
             images = [view.image for view in views]
-            prediction = self._session.step(images, self._intrinsics(images[0])).to_host()
+            prediction = self._session.step(images, self._intrinsics(images[0]), to_host=True)
         except Exception as error:  # of any kind; the session is as it was before
             self._statistics.error("inference", _with_cure(error), len(views), lost_by="network")
             return

@@ -126,6 +126,9 @@ class _Event:
     def synchronize(self) -> None:
         pass
 
+    def query(self) -> bool:
+        return True
+
     def elapsed_time(self, later: _Event) -> float:
         return 1.0
 

@@ -29,7 +29,7 @@ MAY_IMPORT = {  # part of stac_core → the parts it may import
     "intrinsics": set(),
     "geometry": {"intrinsics"},
     "moves": set(),
-    "prediction": {"geometry", "moves"},
+    "prediction": {"geometry", "moves", "device"},
     "camera_path": {"moves", "prediction"},
     "images": {"config", "geometry", "device"},
     "network": BASICS,

@@ -18,6 +18,7 @@ class RetrievedSet:
         self._bias = torch.empty(layers, 0, 0)  # [layers, heads, tokens]
         self._memory = KeyValues(layers, bits, scale)
         self._width: int | Later = 0
+        self._tokens: int | Later = 0
 
     @property
     def width(self) -> int:
@@ -26,7 +27,7 @@ class RetrievedSet:
 
     def fill(self, found: Retrieved) -> None:
         """Take over what was found, once, without a copy of what is exact."""
-        self._width = Later(found.length.amax())
+        self._width, self._tokens = Later(found.length.amax()), Later(found.length.sum())
         self._bias = found.bias.unflatten(0, (len(self._bias), -1))
         self._memory.hold(self._memory.encode(found.keys, found.values))
 
@@ -36,6 +37,7 @@ class RetrievedSet:
     def restore(self, state: State) -> None:
         self._bias = state["bias"]
         self._width = self._bias.shape[-1]
+        self._tokens = int((self._bias > -torch.inf).sum())
         self._memory.restore(state.get("memory", {}))
 
     @property
@@ -46,7 +48,7 @@ class RetrievedSet:
     @property
     def tokens(self) -> int:
         """Over all lanes, without padding."""
-        return int((self._bias > -torch.inf).sum())
+        return int(self._tokens)
 
     def segments(self) -> list[AnySegment]:
         """The set of every layer, with its bias; empty where it is."""

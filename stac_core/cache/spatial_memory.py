@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from stac_core.cache.key_values import KeyScale
+from stac_core.cache.later import Later
 from stac_core.cache.retrieved_set import RetrievedSet
 from stac_core.cache.saved_state import State
 from stac_core.cache.token_positions import TokenPositions
@@ -40,6 +41,7 @@ class SpatialMemory:
         lanes, dim = network.layers * network.heads, network.width // network.heads
         self.voxels = VoxelMemory(config, lanes, dim, dtype, device, kernels, scale.lanes if coded else None)
         self._unplaced = torch.zeros((), dtype=torch.int64, device=device)  # patches that had no place
+        self._unplaced_told: int | Later = 0  # the same, for the host
         self._recent = torch.empty(0, dtype=torch.int64, device=device)  # keys of the last window_size frames
         self._pose: Tensor | None = None  # [4, 4] world_from_camera of the last pass, for `prefetch`
         self._ahead: Frustum | None = None  # what the next pass will see, until retrieval
@@ -71,6 +73,7 @@ class SpatialMemory:
         """Begin a pass with new tokens and their voxel keys [S, P]: every place seen gets a voxel."""
         frames, tokens = keys.shape
         self._unplaced = self._unplaced + (keys[:, self._network.special_tokens :] == NOWHERE).sum()
+        self._unplaced_told = Later(self._unplaced)
         if not positions.lost:
             self._recent = torch.cat([self._recent, keys.flatten()])[-self._config.window_size * tokens :]
         self.voxels.begin(keys, positions.camera / self.edge if self.edge else None, limit)
@@ -135,7 +138,7 @@ class SpatialMemory:
         self.voxels.insert(evicted, meanwhile)
 
     def state(self) -> State:
-        numbers = torch.tensor([self.edge, int(self._unplaced)], dtype=torch.float64)
+        numbers = torch.tensor([self.edge, int(self._unplaced_told)], dtype=torch.float64)
         optional = {"pose": self._pose, "chosen": self._chosen}
         present: State = {name: note for name, note in optional.items() if note is not None}
         if self.retrieved:
@@ -145,7 +148,8 @@ class SpatialMemory:
     def restore(self, state: State) -> None:
         edge, unplaced = state["numbers"].tolist()
         self.edge, self._recent = edge, state["recent"]
-        self._unplaced = torch.tensor(int(unplaced), device=self._recent.device)
+        self._unplaced_told = int(unplaced)
+        self._unplaced = torch.tensor(self._unplaced_told, device=self._recent.device)
         self._pose, self._chosen = state.get("pose"), state.get("chosen")
         self.voxels.restore(state["voxels"])
         if "retrieved" in state:
@@ -173,7 +177,7 @@ class SpatialMemory:
             "buffered": counts.buffered,
             "gated": counts.gated,
             "forgotten": counts.forgotten + room.counts.forgotten_tokens,
-            "unplaced": int(self._unplaced),
+            "unplaced": int(self._unplaced_told),
             "spilled_voxels": room.counts.spilled,
             "reloaded_voxels": room.counts.reloaded,
             "coarsened_voxels": room.counts.coarsened,

@@ -88,7 +88,7 @@ def run_scene(
     for chunk in _chunks(indices, config.cache.frames_per_pass(len(indices))):
         frames = [sequence.frame(index) for index in chunk]
         started = time.perf_counter()
-        prediction = session.step([frame.image for frame in frames], frames[0].intrinsics).to_host()
+        prediction = session.step([frame.image for frame in frames], frames[0].intrinsics, to_host=True)
         elapsed_ms = 1000 * (time.perf_counter() - started)
         maps = maps or _create_maps(folder, (len(indices), *prediction.depth.shape[-2:]))
         done = len(stamps)

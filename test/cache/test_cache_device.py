@@ -16,6 +16,7 @@ from walks import LAP, bundled, frames_of, images_of
 
 from stac_core import Config, StreamSession, warm_up
 from stac_core.config import CacheConfig, ImageConfig, KernelConfig, SubmapConfig, TrackingConfig
+from stac_core.device import HostCopy
 
 LENS = np.array([[60.0, 0, 32], [0, 60, 24], [0, 0, 1]])
 SMALL = {"window_size": 2, "chunk_size": 2, "hh_size": 1, "retrieval_size": 1, "edge_test": 0.0}
@@ -89,6 +90,47 @@ def test_a_stream_keeps_host_and_device_apart(settings, tmp_path, monkeypatch):
     assert bool(stats.landmarks) == ("landmarks" in settings)
     if "host_budget" in settings:
         assert stats.cache.spilled_voxels > 0
+
+
+def test_what_is_said_leaves_the_device_before_the_memory_takes_it_in(monkeypatch):
+    network, frames, order = tiny_network(), synthetic_frames(10, 48, 64), []
+
+    class NotedCopy(HostCopy):
+        def __init__(self, tensor):
+            order.append("sent")
+            super().__init__(tensor)
+
+    with pretended_gpu(monkeypatch):
+        move(network)
+        session = session_of(network, {})
+        for first in range(0, 8, 2):
+            session.step(frames[first : first + 2])
+        settle = session._settle
+        monkeypatch.setattr(session, "_settle", lambda said: (order.append("settled"), settle(said)))
+        monkeypatch.setattr("stac_core.prediction.HostCopy", NotedCopy)
+        told = session.step(frames[8:], to_host=True)
+    assert order == ["sent"] * 5 + ["settled"]
+    assert not isinstance(told.depth, OnGpu) and bool(told.depth.isfinite().all())
+
+
+def test_figures_of_a_stream_are_told_without_waiting_for_the_end_of_a_step(monkeypatch):
+    """Times are those of the step before, as long as the device is at the last one."""
+    network, frames = tiny_network(), synthetic_frames(10, 48, 64)
+    with pretended_gpu(monkeypatch):
+        move(network)
+        session = session_of(network, {})
+        for first in range(0, 10, 2):
+            session.step(frames[first : first + 2])
+        before, last = session._watches
+        waited = []
+        for watch in (before, last):
+            monkeypatch.setattr(
+                watch._moments[-1], "query", lambda watch=watch: watch is before, raising=False
+            )
+            event = watch._moments[-1]
+            monkeypatch.setattr(event, "synchronize", lambda watch=watch: waited.append(watch), raising=False)
+        stats = session.stats()
+    assert waited == [before] and stats.cache.frames_seen == 10 and stats.settle_ms > 0
 
 
 def test_a_loop_is_closed_on_the_device(tmp_path, monkeypatch):

@@ -552,8 +552,8 @@ def test_no_scale_is_measured_across_a_jump(network, metric_robot, monkeypatch):
     """From the second chunk on, the network's camera is elsewhere, as where drift has been taken back."""
     step, seen = StreamSession.step, []
 
-    def jumping(session, *given):
-        prediction = step(session, *given)
+    def jumping(session, *given, **named):
+        prediction = step(session, *given, **named)
         seen.append(prediction.frames)
         poses = prediction.world_from_camera.clone()
         poses[:, :3, 3] += 2 * metric_robot.shortest_step * (len(seen) > 1)
@@ -667,7 +667,9 @@ def test_no_velocity_leads_to_where_a_camera_is_found(network, monkeypatch):
     with mapper_of(network) as (mapper, notes, _):
         mapper.process(messages(2))
         step = StreamSession.step
-        monkeypatch.setattr(StreamSession, "step", lambda *given: replace(step(*given), continues=False))
+        monkeypatch.setattr(
+            StreamSession, "step", lambda *given, **named: replace(step(*given, **named), continues=False)
+        )
         mapper.process(messages(2, 11.0))
     assert notes.jumps == [2]
     heard = []

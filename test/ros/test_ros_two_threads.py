@@ -56,9 +56,9 @@ def network(monkeypatch) -> Iterator[Gate]:
     """Before each pass."""
     gate, step = Gate(), StreamSession.step
 
-    def gated(session, *given):
+    def gated(session, *given, **named):
         gate.pass_through()
-        return step(session, *given)
+        return step(session, *given, **named)
 
     monkeypatch.setattr(StreamSession, "step", gated)
     yield gate
