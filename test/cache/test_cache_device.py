@@ -124,11 +124,9 @@ def test_figures_of_a_stream_are_told_without_waiting_for_the_end_of_a_step(monk
         before, last = session._watches
         waited = []
         for watch in (before, last):
-            monkeypatch.setattr(
-                watch._moments[-1], "query", lambda watch=watch: watch is before, raising=False
-            )
             event = watch._moments[-1]
-            monkeypatch.setattr(event, "synchronize", lambda watch=watch: waited.append(watch), raising=False)
+            monkeypatch.setattr(event, "query", lambda watch=watch: watch is before)
+            monkeypatch.setattr(event, "synchronize", lambda watch=watch: waited.append(watch))
         stats = session.stats()
     assert waited == [before] and stats.cache.frames_seen == 10 and stats.settle_ms > 0
 
