@@ -7,7 +7,7 @@ defined by Pillow's 8-bit filters. Source: demo and evaluation scripts of STream
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -70,12 +70,11 @@ class ImageGeometry:
     @cached_property
     def camera_pixels(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The camera row nearest to each network row [H], and likewise for columns [W]."""
-        nearest = []
-        for axis, (size, length) in enumerate(zip(self.camera_size, self.network_size, strict=True)):
-            scale, offset = self.scale[1 - axis], self.offset[1 - axis]  # those are x, y; sizes y, x
-            index = np.rint((np.arange(length) - offset) / scale).astype(np.int64)
-            nearest.append(index.clip(0, size - 1))
-        return nearest[0], nearest[1]
+        rows, columns = (
+            np.rint((np.arange(length) - offset) / scale).astype(np.int64).clip(0, size - 1)
+            for size, length, scale, offset in self._axes
+        )
+        return rows, columns
 
     @cached_property
     def shown(self) -> Tensor:
@@ -88,6 +87,11 @@ class ImageGeometry:
         )
         return rows[:, None] & columns
 
+    @property
+    def _axes(self) -> Iterator[tuple[int, int, float, float]]:
+        """Of y, then of x: camera size, network size, scale and offset."""
+        return zip(self.camera_size, self.network_size, self.scale[::-1], self.offset[::-1], strict=True)
+
     @cached_property
     def _network_from_camera(self) -> Tensor:
         (scale_x, scale_y), (x, y) = self.scale, self.offset
@@ -97,8 +101,7 @@ class ImageGeometry:
     def _nearest(self) -> list[Tensor]:
         """The network row of each camera row, and likewise for columns; one past the end = not shown."""
         found = []
-        for axis, (size, length) in enumerate(zip(self.camera_size, self.network_size, strict=True)):
-            scale, offset = self.scale[1 - axis], self.offset[1 - axis]  # those are x, y; sizes y, x
+        for size, length, scale, offset in self._axes:
             index = (scale * torch.arange(size, dtype=torch.float64) + offset).round().long()
             found.append(index.where((index >= 0) & (index < length), length))
         return found

@@ -11,13 +11,11 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -39,15 +37,14 @@ from stac_core.evaluation.visualise import save_figure
 from stac_core.files import write_whole
 from stac_core.geometry import VALID_DEPTH, unproject_pixels
 from stac_core.images import ImageGeometry, ResizedImages
-from stac_core.moves import Moves
+from stac_core.pipeline import OneBehind, one_ahead
 from stac_core.ply import write_ply
 from stac_core.prediction import Prediction
 from stac_core.session import SessionStats, StreamSession
+from stac_core.thinned_cloud import ThinnedCloud
 
 DEPTH_PNG_UNITS = 1000  # per unit of the prediction, as RGB-D data sets store millimetres
 POINTS_PER_FRAME = 20_000
-T = TypeVar("T")
-NO_CELL = -1
 CELL = 0.01  # of the thinned cloud, in median depths of the first frame that has any
 
 
@@ -170,90 +167,6 @@ class Reconstruction:
         stamps = np.array(self._stamps, np.int64)[place[own]]
         path = Trajectory(stamps, world_from_camera.cpu().double().numpy()[own])
         write_tum(self._output / "trajectory_reposed.tum", path)
-
-
-class ThinnedCloud:
-    """Coloured points, the first of every cell."""
-
-    def __init__(self) -> None:
-        self.cell = 0.0  # edge, in units of the prediction; 0 = not known yet
-        self._known = np.empty(0, np.int64)  # sorted keys of the cells that have a point
-        self._parts: list[tuple[int, NDArray[np.float32], NDArray[np.uint8]]] = []
-
-    def add(self, submap: int, points: NDArray[np.float32], colours: NDArray[np.uint8]) -> None:
-        """Points [N, 3] and RGB [N, 3] that a submap has seen."""
-        if not len(points):
-            return
-        keys, first = first_of_each(self._cells(points))
-        place = np.searchsorted(self._known, keys)
-        new = np.append(self._known, NO_CELL)[place] != keys
-        self._parts.append((submap, points[first[new]], colours[first[new]]))
-        self._known = np.insert(self._known, place[new], keys[new])
-
-    def move(self, moves: Moves) -> None:
-        """Everything so far with its submap; where that brings points into one cell, the first stays."""
-        if not self._parts:
-            return
-        parts = [(s, moves.points(s, points).astype(np.float32), c) for s, points, c in self._parts]
-        cells = np.concatenate([self._cells(points) for _, points, _ in parts])
-        self._known, first = first_of_each(cells)
-        stays = np.zeros(len(cells), bool)
-        stays[first] = True
-        ends = np.cumsum([len(points) for _, points, _ in parts])[:-1]
-        split = zip(parts, np.split(stays, ends), strict=True)
-        self._parts = [(submap, points[kept], c[kept]) for (submap, points, c), kept in split]
-
-    def points(self) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """Everything so far."""
-        empty = (np.empty((0, 3), np.float32), np.empty((0, 3), np.uint8))
-        points, colours = zip(empty, *(part for _, *part in self._parts), strict=True)
-        return np.concatenate(points), np.concatenate(colours)
-
-    def _cells(self, points: NDArray[np.float32]) -> NDArray[np.int64]:
-        """A key for the cell of each point, [N]."""
-        index = np.floor(points / self.cell).astype(np.int64).clip(-(1 << 20), (1 << 20) - 1) + (1 << 20)
-        i, j, k = index.T
-        return i | j << 21 | k << 42
-
-
-def first_of_each(keys: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.intp]]:
-    """The different ones among keys [N ≥ 1], ascending, and where each comes first.
-
-    As `np.unique` says, whose stable sort takes four times as long.
-    """
-    order = np.argsort(keys)
-    ascending = keys[order]
-    begins = np.flatnonzero(np.append(True, ascending[1:] != ascending[:-1]))
-    return ascending[begins], np.minimum.reduceat(order, begins)
-
-
-def one_ahead(chunks: Iterator[T]) -> Iterator[T]:
-    """The same; each is made, on a thread of its own, while the one before it is in use."""
-    with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(next, chunks, None)
-        while (chunk := coming.result()) is not None:
-            coming = thread.submit(next, chunks, None)
-            yield chunk
-
-
-class OneBehind:
-    """Work that is done, piece after piece, on a thread of its own while its caller goes on."""
-
-    def __enter__(self) -> OneBehind:
-        self._thread, self._under_way = ThreadPoolExecutor(1), Future[None]()
-        self._under_way.set_result(None)
-        return self
-
-    def do(self, work: Callable[[], None]) -> None:
-        """Waits only for the piece before; raises what that has raised."""
-        self._under_way.result()
-        self._under_way = self._thread.submit(work)
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Waits for the last piece, and raises what it has raised unless the caller has."""
-        self._thread.shutdown()
-        if kind is None:
-            self._under_way.result()
 
 
 def _geometry(session: StreamSession) -> ImageGeometry:

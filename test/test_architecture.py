@@ -60,7 +60,9 @@ MAY_IMPORT = {  # part of stac_core → the parts it may import
     "worlds": {"geometry", "config", "settings", "stamps"},
     # the network as a type; sequences of synthetic worlds; kernels to be checked and timed
     "evaluation": METHOD | FILES | {"network", "worlds", "kernels"},
-    "reconstruct": METHOD | FILES | {"moves", "evaluation"},
+    "pipeline": set(),
+    "thinned_cloud": {"moves"},
+    "reconstruct": METHOD | FILES | {"evaluation", "pipeline", "thinned_cloud"},
     "training": METHOD | FILES | {"network", "cache", "worlds", "evaluation"},
     "__init__": METHOD | {"moves", "first_use"},
 }

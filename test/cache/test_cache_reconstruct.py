@@ -13,7 +13,9 @@ from tiny import synthetic_frames
 
 from stac_core import Moves, reconstruct
 from stac_core.evaluation.trajectory import read_tum
-from stac_core.reconstruct import OneBehind, ThinnedCloud, first_of_each, main, one_ahead
+from stac_core.pipeline import OneBehind, one_ahead
+from stac_core.reconstruct import main
+from stac_core.thinned_cloud import ThinnedCloud, first_of_each
 
 SMALL = [
     "--quiet",
