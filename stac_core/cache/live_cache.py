@@ -229,6 +229,6 @@ class LiveCache:
         if config.score == "mean":
             score = score / self._decay.gathered(self._now - candidates.born)
         room = anchor_tokens(config, self._tokens_per_frame)
-        rank = RULES[config.eviction](score, moment).flatten(0, 1)
+        rank = RULES[config.eviction](score, moment).float().flatten(0, 1)
         chosen = self._kernels.highest(rank, room, rest=wanted)
         return self._anchors.renew(self.window, leaving, candidates, chosen)

@@ -83,6 +83,12 @@ def attend_exactly(q, segments, mass=False, subsample=1.0):
     return Attended(weights @ values, logits.logsumexp(-1), key_mass if mass else None)
 
 
+def test_a_stream_says_in_float32_what_it_says_in_float64():
+    images = golden_images(8).repeat(1, 2, 1, 1, 1)
+    exact = stream(tiny_network().double(), images.double(), attend=attend_exactly)
+    assert 0 < error(stream(tiny_network()), exact) < 1e-4
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_compiled_by_the_real_compiler(fresh_compiler, dtype):
