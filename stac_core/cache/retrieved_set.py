@@ -7,7 +7,7 @@ import torch
 from stac_core.cache.key_values import KeyScale, KeyValues
 from stac_core.cache.later import Later
 from stac_core.cache.saved_state import State
-from stac_core.cache.voxel_memory import Retrieved
+from stac_core.cache.voxel_retrieval import Retrieved
 from stac_core.kernels.attend import AnySegment
 
 

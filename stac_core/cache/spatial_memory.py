@@ -122,7 +122,7 @@ class SpatialMemory:
             return
         config = self._config
         budget = max(-1, config.retrieval_size * tokens_per_frame)
-        found = self.voxels.retrieve(
+        found = self.voxels.retrieval.retrieve(
             sought.voxels,
             budget,
             with_buffer=config.retrieve_buf,

@@ -1,7 +1,7 @@
-"""What has left the live cache, merged by voxel, layer and head; and what of it comes back.
+"""What has left the live cache, merged by voxel, layer and head.
 
-Source: STAC (arXiv 2603.20284), voxel memory. Merging and fetching are kernels (`kernels/voxel_merge.py`,
-`kernels/gather.py`); making room under a byte limit is in `making_room.py`.
+Source: STAC (arXiv 2603.20284), voxel memory. Merging is a kernel (`kernels/voxel_merge.py`); making room
+under a byte limit is in `making_room.py`, what comes back in `voxel_retrieval.py`.
 """
 
 from __future__ import annotations
@@ -20,17 +20,16 @@ from stac_core.cache.moving import VoxelMover
 from stac_core.cache.saved_state import State, tally, untally
 from stac_core.cache.stale_pivots import merge_guarded
 from stac_core.cache.voxel_grid import Frustum, VoxelGrid
-from stac_core.cache.voxel_keys import NOWHERE, REACH, places, unpack
+from stac_core.cache.voxel_keys import NOWHERE, REACH, places
+from stac_core.cache.voxel_retrieval import VoxelRetrieval
 from stac_core.cache.voxel_rows import Content, VoxelRows
 from stac_core.config import CacheConfig
 from stac_core.device import total_bytes
-from stac_core.kernels.gather import Gathered, Wanted
 from stac_core.kernels.select import Kernels
 from stac_core.kernels.voxel_merge import MergeRules, RowState, RowTokens
 
 ROWS_AT_ONCE = 3 << 17  # merged together at most
 WORKING_SHARE = 16  # the dense working state of one merge takes at most this part of a device's memory
-DIFFERENCES = "donot_use_mm_for_euclid_dist"  # how `torch.cdist` is to compute
 
 
 class Evicted(NamedTuple):
@@ -52,16 +51,6 @@ class Sought(NamedTuple):
     def voxels(self) -> Tensor:
         """Their numbers, ascending."""
         return torch.nonzero_static(self.near, size=int(self.number))[:, 0]
-
-
-class Retrieved(NamedTuple):
-    """Tokens to attend to, the same number of slots in every lane."""
-
-    keys: Tensor  # [lanes, n, D], 0 where padded
-    values: Tensor  # [lanes, n, D]
-    bias: Tensor  # [lanes, n] float32: log of the number of tokens merged, −inf where padded
-    length: Tensor  # [lanes] slots that are not padding
-    pivots: Tensor | None = None  # [lanes, ≤ n] where each came from, −1 where it is no pivot
 
 
 def nothing() -> None:
@@ -100,8 +89,9 @@ class VoxelMemory:
         self.rows = VoxelRows(config, lanes, dim, dtype, device, kernels.slots, key_scale)
         self.room = RoomMaker(config, self.grid, self.rows, kernels.voxel_merge)
         self.mover = VoxelMover(self.grid, self.room)
-        self._config, self._kernels, self._dtype, self._dim = config, kernels, dtype, dim
+        self._config, self._kernels = config, kernels
         self._rules = MergeRules(config.merge_threshold, config.gate, config.pivot_inertia)
+        self.retrieval = VoxelRetrieval(config, self.grid, self.rows, dim, dtype, kernels)
         self._rows_at_once = rows_at_once(config.voxel_piv_cap + config.voxel_buf_cap, dim, device)
         self.moment = 0  # passes so far
 
@@ -175,37 +165,6 @@ class VoxelMemory:
         if not self.room.host.records:
             return found
         return torch.cat([found, self.room.host.grid.inside(frustum, edge).to(found.device)])
-
-    def retrieve(
-        self,
-        voxels: Tensor,
-        budget: int,
-        *,
-        with_buffer: bool,
-        query: Tensor | None = None,
-        seeds: Tensor | None = None,
-    ) -> Retrieved:
-        """Pivots of the voxels [n], then buffered tokens where asked for, at most `budget` per lane.
-
-        Lanes with fewer are padded up to the budget; −1 = no limit. query [lanes, D] orders pivots by
-        similarity, seeds (keys of the places in view) by distance; otherwise by weight.
-        """
-        rows = self.rows.by_lane(voxels)
-        pivots, order = self._candidates("pivots", rows)
-        if query is not None:
-            pivots = self._best(pivots, order, -1)
-            order = self._by_query(pivots, query)
-        elif seeds is not None:
-            order = self._by_distance(pivots, order, voxels, seeds)
-        chosen = [self._best(pivots, order, budget)]
-        if with_buffer:
-            chosen.append(self._best(*self._candidates("buffers", rows), budget))
-        if budget < 0:
-            budget = int(torch.cat([kind.members for kind in chosen], 1).count_nonzero(1).amax())
-        found = None
-        if self._config.feedback:
-            found = chosen[0].slots.masked_fill(chosen[0].members == 0, -1)
-        return Retrieved(*self._gather(chosen, budget), found)
 
     def add_weight(self, slots: Tensor, weight: Tensor) -> None:
         """Make pivots heavier; slots, −1 = none, and weight alike in shape."""
@@ -283,57 +242,6 @@ class VoxelMemory:
         stale = self.moment - before.touched > config.stale_after
         return merge_guarded(merge, state, tokens, self._rules, stale, config.stale_threshold)
 
-    def _candidates(self, kind: str, rows: Tensor) -> tuple[Candidates, Tensor]:
-        """Everything of one kind in rows [lanes, n]; and its weight or score, 0 only where nothing is."""
-        slots, figures = self.rows.figures(self.rows.kinds[kind], rows.flatten())
-        by_lane = (x.reshape(len(rows), -1) for x in (slots, figures[..., -1], figures[..., 0]))
-        slots, members, weight = by_lane
-        return Candidates(kind, slots, members), weight
-
-    def _best(self, candidates: Candidates, order: Tensor, budget: int) -> Candidates:
-        """The `budget` highest in each lane, highest first, −1 = all; where nothing is, order is lowest."""
-        chosen = self._kernels.highest(order, order.shape[1] if budget < 0 else budget).places
-        first = order.gather(1, chosen).sort(dim=-1, descending=True, stable=True).indices
-        chosen = chosen.gather(1, first)
-        kind, slots, members = candidates
-        return Candidates(kind, slots.gather(1, chosen), members.gather(1, chosen))
-
-    def _by_query(self, pivots: Candidates, query: Tensor) -> Tensor:
-        """Scaled product of the lane's query with each pivot, plus the logarithm of its members.
-
-        pivots: those that are present first.
-        """
-        found = self._gather([pivots], -1)
-        logits = (found.keys.float() @ query.float()[..., None])[..., 0] / self._dim**0.5
-        return logits + found.bias
-
-    def _by_distance(self, pivots: Candidates, weight: Tensor, voxels: Tensor, seeds: Tensor) -> Tensor:
-        """Nearest voxel to any seed first, where weight makes up for less than one finest cell.
-
-        By weight alone where there are no voxels or no seeds.
-        """
-        seen = unpack(places(seeds)) + 0.5
-        if not len(voxels) or not len(seen):
-            return weight
-        centres = (unpack(self.grid.key[voxels]) + 0.5) * 2.0 ** self.grid.level[voxels][:, None]
-        # By differences: sums of squares would lose the nearest ones far from the origin.
-        distance = torch.cdist(centres.float(), seen, compute_mode=DIFFERENCES).amin(-1)
-        per_voxel = pivots.slots.shape[1] // len(voxels)
-        order = weight / (1 + weight) - distance.repeat_interleave(per_voxel)
-        return order.masked_fill(pivots.members == 0, -torch.inf)
-
-    def _gather(self, chosen: list[Candidates], budget: int) -> Gathered:
-        """The candidates of all kinds one after the other, without gaps."""
-        kinds = []
-        for candidates in chosen:
-            members = candidates.members
-            if candidates.kind == "buffers":
-                members = members.sign()
-            pool = self.rows.kinds[candidates.kind].pool
-            kinds.append(Wanted(pool.pages, pool.bits, candidates.slots, members))
-        width = budget if budget >= 0 else sum(kind.slots.shape[1] for kind in kinds)
-        return self._kernels.gather(kinds, width, self._dim, self._dtype, self.rows.key_scale)
-
 
 def rows_at_once(slots: int, dim: int, device: torch.device) -> int:
     """How many rows of so many slots may be merged together, by the memory of the device."""
@@ -352,11 +260,3 @@ class ByRow(NamedTuple):
     order: Tensor  # [all tokens]
     inserted: int  # tokens that have a place
     placed: int  # tokens that have a row
-
-
-class Candidates(NamedTuple):
-    """Slots of one kind that could be retrieved."""
-
-    kind: str
-    slots: Tensor  # [lanes, n]; negative = none
-    members: Tensor  # [lanes, n] tokens merged, or the score of a single one; 0 where nothing is

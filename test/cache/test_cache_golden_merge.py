@@ -101,7 +101,7 @@ def test_retrieval_equals_the_original(case):
         insert_call(memory, call["call"])
     figures, name = golden_cache("retrieve")[0], case["case"]
     voxels = memory.grid.find(torch.tensor(case["voxels"], dtype=torch.int64))
-    found = memory.retrieve(voxels, case["budget"], with_buffer=case["with_buffer"])
+    found = memory.retrieval.retrieve(voxels, case["budget"], with_buffer=case["with_buffer"])
     assert found.length.tolist() == figures[f"{name}.length"].tolist()
     for lane, length in enumerate(found.length.tolist()):
         actual = [found.keys[lane, :length], found.values[lane, :length], found.bias[lane, :length]]

@@ -170,7 +170,7 @@ def test_a_merged_token_weighs_what_it_replaced():
     same = Evicted(key.expand(-1, 8, -1), value.expand(-1, 8, -1), torch.ones(3, 8), place.expand(3, -1))
     store.begin(same.voxel)
     store.insert(same)
-    found = store.retrieve(store.seek(place[:1]).voxels, 4, with_buffer=False)
+    found = store.retrieval.retrieve(store.seek(place[:1]).voxels, 4, with_buffer=False)
     assert found.length.tolist() == [1, 1, 1]
     q, other = torch.randn(2, 3, 5, 8, generator=torch.Generator().manual_seed(1))
     rest = Segment(other, other)

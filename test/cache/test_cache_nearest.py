@@ -32,7 +32,7 @@ def test_the_nearest_come_first_wherever_the_world_lies(corner):
     """The seeds are many enough for a matrix product to be tempting; all but one repeat the middle."""
     memory, distance = cube(corner)
     seeds = pack(torch.full((40, 3), corner + SIDE // 2))
-    found = memory.retrieve(memory.grid.voxels, SIDE**3, with_buffer=False, seeds=seeds)
+    found = memory.retrieval.retrieve(memory.grid.voxels, SIDE**3, with_buffer=False, seeds=seeds)
     order = found.values[0, :, 0].round().long()
     assert found.length.tolist() == [SIDE**3]
     torch.testing.assert_close(distance[order], distance.sort().values)
@@ -41,10 +41,12 @@ def test_the_nearest_come_first_wherever_the_world_lies(corner):
 def test_without_seeds_or_voxels_weight_decides():
     memory, _ = cube(0)
     nowhere = torch.empty(0, dtype=torch.int64)
-    a = memory.retrieve(memory.grid.voxels, 9, with_buffer=False, seeds=nowhere)
-    b = memory.retrieve(memory.grid.voxels, 9, with_buffer=False)
+    a = memory.retrieval.retrieve(memory.grid.voxels, 9, with_buffer=False, seeds=nowhere)
+    b = memory.retrieval.retrieve(memory.grid.voxels, 9, with_buffer=False)
     assert torch.equal(a.values, b.values)
-    none = memory.retrieve(nowhere, 9, with_buffer=True, seeds=pack(torch.zeros(1, 3, dtype=torch.int64)))
+    none = memory.retrieval.retrieve(
+        nowhere, 9, with_buffer=True, seeds=pack(torch.zeros(1, 3, dtype=torch.int64))
+    )
     assert none.length.tolist() == [0]
 
 

@@ -86,7 +86,7 @@ def test_keys_keep_the_mean_length_of_their_members(seed, spread, calls):
     held = a.members > 0
     torch.testing.assert_close(b.pivot_keys[..., :-1], a.pivot_keys, rtol=1e-4, atol=1e-5)  # the plain mean
     torch.testing.assert_close(b.pivot_values[..., :-1], a.pivot_values, rtol=1e-4, atol=1e-5)
-    stored = kept.retrieve(kept.grid.voxels, 4, with_buffer=False).keys.norm(dim=-1)
+    stored = kept.retrieval.retrieve(kept.grid.voxels, 4, with_buffer=False).keys.norm(dim=-1)
     stored = stored[stored > 0]
     assert len(stored) == int(held.sum())
     everything = torch.cat(lengths)
@@ -100,7 +100,7 @@ def test_a_kept_length_is_the_weighted_mean():
     keys = torch.tensor([[3.0, 0, 0, 0], [0, 1.0, 0, 0]])
     insert(store, keys)
     weights = torch.tensor([math.e, 1.0])  # exp of the cosines to the best, which is the first
-    found = store.retrieve(store.grid.voxels, 1, with_buffer=False).keys[0, 0]
+    found = store.retrieval.retrieve(store.grid.voxels, 1, with_buffer=False).keys[0, 0]
     assert float(found.norm()) == pytest.approx(
         float((weights * torch.tensor([3.0, 1.0])).sum() / weights.sum())
     )
