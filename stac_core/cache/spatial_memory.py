@@ -133,9 +133,12 @@ class SpatialMemory:
         self.retrieved.fill(found)
         self._chosen = found.pivots.int() if config.feedback and found.pivots is not None else None
 
-    def insert(self, evicted: Evicted, meanwhile: Callable[[], None] = nothing) -> None:
-        """See `VoxelMemory.insert`."""
-        self.voxels.insert(evicted, meanwhile)
+    def insert(self, evicted: Evicted | None, meanwhile: Callable[[], None] = nothing) -> None:
+        """See `VoxelMemory.insert`; None where no token leaves."""
+        if evicted is None:
+            meanwhile()
+        else:
+            self.voxels.insert(evicted, meanwhile)
 
     def state(self) -> State:
         numbers = torch.tensor([self.edge, int(self._unplaced_told)], dtype=torch.float64)

@@ -121,16 +121,11 @@ class StreamCache:
         evicted = self._forget()  # before the host first waits, while the device is still at the pass
         self._enter(spatial, positions, keys)
         if self._config.retrieve_after_merge:
-            if evicted is not None:
-                spatial.insert(evicted)
+            spatial.insert(evicted)
             self._retrieve(spatial, spatial.seek(first_frame))
-            return
-        sought = spatial.seek(first_frame)
-        retrieve = partial(self._retrieve, spatial, sought)
-        if evicted is None:
-            retrieve()
         else:
-            spatial.insert(evicted, meanwhile=retrieve)
+            sought = spatial.seek(first_frame)
+            spatial.insert(evicted, meanwhile=partial(self._retrieve, spatial, sought))
 
     @torch.no_grad()
     def follow(self, world_from_camera: Tensor) -> None:

@@ -88,9 +88,11 @@ class VoxelRetrieval:
 
     def _best(self, candidates: Candidates, order: Tensor, budget: int) -> Candidates:
         """The `budget` highest in each lane, highest first, −1 = all; where nothing is, order is lowest."""
-        chosen = self._kernels.highest(order, order.shape[1] if budget < 0 else budget).places
-        first = order.gather(1, chosen).sort(dim=-1, descending=True, stable=True).indices
-        chosen = chosen.gather(1, first)
+        if 0 <= budget < order.shape[1]:  # few are sorted sooner than all
+            among = self._kernels.highest(order, budget).places
+            chosen = among.gather(1, _falling(order.gather(1, among)))
+        else:
+            chosen = _falling(order)
         kind, slots, members = candidates
         return Candidates(kind, slots.gather(1, chosen), members.gather(1, chosen))
 
@@ -129,3 +131,8 @@ class VoxelRetrieval:
             kinds.append(Wanted(pool.pages, pool.bits, candidates.slots, members))
         width = budget if budget >= 0 else sum(kind.slots.shape[1] for kind in kinds)
         return self._kernels.gather(kinds, width, self._dim, self._dtype, self._rows.key_scale)
+
+
+def _falling(order: Tensor) -> Tensor:
+    """Places in the rows of order [lanes, n], the highest first; of equal ones the first."""
+    return order.sort(dim=-1, descending=True, stable=True).indices

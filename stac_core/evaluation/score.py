@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from stac_core.confidence import most_confident
 from stac_core.evaluation.alignment import Similarity, align_points
 from stac_core.evaluation.cloud_metrics import cloud_errors, voxel_downsample
 from stac_core.evaluation.datasets import Frame, Sequence
@@ -130,7 +131,7 @@ def _confident(run: SceneRun, number: int, options: ReconOptions) -> NDArray[np.
     confidence = run.camera_confidence(number)
     if not options.drop_percent:
         return np.ones(confidence.shape, bool)
-    return confidence >= np.percentile(confidence[confidence > 0], options.drop_percent)
+    return most_confident(confidence > 0, confidence, options.drop_percent)
 
 
 def unproject(depth: NDArray, intrinsics: Array, world_from_camera: Array) -> Array:
