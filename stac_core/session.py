@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -65,9 +66,16 @@ class StreamSession:
         self._cache = self._empty_cache()
         self._submaps = self._no_submaps()
         self._watches: list[Stopwatch] = []  # of the last two steps
+        self._ahead: tuple[Images, Tensor, ImageGeometry] | None = None  # what the network has begun with
 
     @torch.inference_mode()
-    def step(self, images: Images, intrinsics: np.ndarray | None = None, to_host: bool = False) -> Prediction:
+    def step(
+        self,
+        images: Images,
+        intrinsics: np.ndarray | None = None,
+        to_host: bool = False,
+        upcoming: Images | None = None,
+    ) -> Prediction:
         """1 … `cache.chunk_size` new frames, uint8 RGB [H, W, 3] of one size → Prediction [S, …].
 
         images: they themselves, or what `prepare` has made of them.
@@ -75,6 +83,8 @@ class StreamSession:
         place of what the network says, and poses are refined; else they are not used.
         to_host: give what `Prediction.to_host` would, without waiting until the device has also taken the
         frames into the memory.
+        upcoming: what the next step will be given as `images`, the very same object, if known. A GPU then
+        begins with them while these frames are taken into the memory; results stay the same.
 
         Frames of one step see each other and what is kept of the past. ValueError where the frames do
         not fit the stream; whatever is raised, the stream goes on as if the step had not been. It also does
@@ -83,7 +93,7 @@ class StreamSession:
         come back to an earlier one, that may tell how submaps in between lie: `Prediction.moved`.
         """
         watch = Stopwatch(self._device)
-        pixels, geometry = self._pixels(images)
+        pixels, geometry = self._begun(images) or self._pixels(images)
         lens = self._lens(intrinsics, geometry)
         watch.mark()
         submaps = self._submaps.copy()  # which takes their place once everything has gone well
@@ -98,6 +108,7 @@ class StreamSession:
         said = submaps.follow(pixels, prediction, calibrated=lens is not None) if taken_in else prediction
         said = replace(said, camera_tokens=None, continues=continues, before=before, moved=moved)
         on_host = said.sent_to_host() if to_host else None
+        self._begin_with(upcoming)
         if taken_in:
             self._settle(prediction)
             self._submaps = submaps
@@ -151,7 +162,7 @@ class StreamSession:
         """Forget everything: the next frame begins a new stream."""
         self._cache.reset()
         self._submaps.forget()
-        self.geometry, self._watches = None, []
+        self.geometry, self._watches, self._ahead = None, [], None
 
     def pin(self, frame: int) -> None:
         """Keep one more frame whole for ever, by its number in the stream; ValueError where it is gone."""
@@ -208,6 +219,7 @@ class StreamSession:
         except (KeyError, IndexError) as missing:
             raise ValueError(f"{path} lacks {missing}: save the stream again") from missing
         self._cache, self._submaps, self.geometry, self._watches = cache, submaps, geometry, []
+        self._ahead = None
 
     def hold(self) -> None:
         """What has been seen so far stays where it is from here on; loops move only what comes after.
@@ -239,6 +251,19 @@ class StreamSession:
         settings = {f"{n}.{k}": v for n, section in sections.items() for k, v in asdict(section).items()}
         settings["network.weights"] = self._network.fingerprint()
         return json.loads(json.dumps(settings))  # tuples become lists, as in the file
+
+    def _begin_with(self, images: Images | None) -> None:
+        """Have the network begin with images of the next step. What is wrong with them is said there."""
+        if images is not None:
+            with suppress(ValueError):
+                pixels, geometry = self._pixels(images)
+                self._network.foresee(pixels[None])
+                self._ahead = images, pixels, geometry
+
+    def _begun(self, images: Images) -> tuple[Tensor, ImageGeometry] | None:
+        """Pixels of images that the network has begun with."""
+        ahead, self._ahead = self._ahead, None
+        return ahead[1:] if ahead is not None and ahead[0] is images else None
 
     def _geometry_of(self, camera_size: tuple[int, int]) -> ImageGeometry:
         plan = plan_resize(*camera_size, self.config.image, self._network.config.image_size)

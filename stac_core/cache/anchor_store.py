@@ -14,6 +14,7 @@ from stac_core.cache.voxel_keys import NOWHERE
 from stac_core.cache.voxel_memory import Evicted
 from stac_core.device import send
 from stac_core.kernels.attend import AnySegment
+from stac_core.kernels.attend_listed import ListedSegment
 from stac_core.kernels.highest import Highest
 from stac_core.kernels.take import Take
 
@@ -46,6 +47,10 @@ class AnchorStore:
     def segments(self) -> list[AnySegment]:
         """The tokens of every layer; empty where there are none."""
         return self.memory.segments(self.length) if self.length else []
+
+    def listed(self) -> ListedSegment | None:
+        """The same for kernels that read where they lie."""
+        return self.memory.listed(self.length)
 
     def state(self) -> State:
         notes = {"score": self.score, "voxel": self.voxel, "born": self.born}

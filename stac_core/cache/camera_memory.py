@@ -6,7 +6,9 @@ STream3R (arXiv 2508.10893) gives every refinement iteration a memory of its own
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from stac_core.cache.key_values import KeyValues
@@ -14,6 +16,7 @@ from stac_core.cache.memory_model import camera_frames
 from stac_core.cache.token_store import TokenStore
 from stac_core.config import CacheConfig, NetworkConfig
 from stac_core.kernels.attend import AnySegment
+from stac_core.kernels.attend_listed import FIELDS, LENGTH_FIELD, write_list
 
 
 class CameraMemory:
@@ -33,8 +36,22 @@ class CameraMemory:
 
     def stage(self, iteration: int, layer: int, keys: Tensor, values: Tensor) -> list[AnySegment]:
         """Append [heads, frames, D]; → everything that this iteration sees."""
-        memory = layer * self._memories + (iteration if self._memories > 1 else 0)
-        return self.store.stage(memory, keys, values)
+        return self.store.stage(self._memory(iteration, layer), keys, values)
+
+    def lend(self, frames: int) -> NDArray[np.int64]:
+        """The same of all iterations and blocks, listed [iterations, blocks, 1, FIELDS].
+
+        So many new frames come later: their places end each segment.
+        """
+        self.store.stage_all(frames * self._entries)
+        listed = write_list([self.store.listed()], self.store.layers).reshape(-1, self._memories, FIELDS)
+        behind = frames * np.arange(self._entries)[::-1]  # what later iterations append to the same memory
+        by_iteration = listed.swapaxes(0, 1).repeat(self._entries, 0)
+        by_iteration[..., LENGTH_FIELD] -= np.tile(behind, self._memories)[:, None]
+        return by_iteration[:, :, None]
+
+    def _memory(self, iteration: int, layer: int) -> int:
+        return layer * self._memories + (iteration if self._memories > 1 else 0)
 
     def settle(self, frames: Tensor, moment: int, oldest: int, pins: set[int]) -> None:
         """Keep the staged frames [n] and forget, except the pinned ones, all before `oldest`."""

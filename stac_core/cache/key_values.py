@@ -11,6 +11,7 @@ from torch import Tensor
 from stac_core.cache.saved_state import State
 from stac_core.device import send
 from stac_core.kernels.attend import AnySegment, CodedSegment, Codes, Segment
+from stac_core.kernels.attend_listed import ListedSegment
 from stac_core.kernels.quantization import Codec
 from stac_core.words import copy_rows
 
@@ -111,6 +112,14 @@ class KeyValues:
         biases = [None] * self._layers if bias is None else bias.unbind()
         by_layer = zip(zip(*by_field, strict=True), biases, strict=True)
         return [self._segment(layer, fields, own) for layer, (fields, own) in enumerate(by_layer)]
+
+    def listed(self, length: int, bias: Tensor | None = None) -> ListedSegment | None:
+        """The first tokens of every lane for kernels that read where they lie; None where there are none."""
+        return ListedSegment(self._fields[0], self._fields[1], length, bias) if length else None
+
+    def reserve(self, capacity: int, valid: int) -> None:
+        """Have room for so many tokens, of which the first `valid` survive; after the first one."""
+        self._reserve(self.fields, len(self.fields[0]), capacity, valid)
 
     def write(self, layer: int, start: int, keys: Tensor, values: Tensor, capacity: int, valid: int) -> None:
         """Store [heads, n, D] in one layer from slot `start` on.

@@ -20,6 +20,7 @@ from stac_core.cache.token_store import TokenStore
 from stac_core.cache.voxel_memory import Evicted
 from stac_core.config import CacheConfig, NetworkConfig
 from stac_core.kernels.attend import AnySegment, decode_keys, decode_segments
+from stac_core.kernels.attend_listed import ListedSegment
 from stac_core.kernels.select import Kernels
 
 
@@ -47,9 +48,10 @@ class LiveCache:
         self._pinned = TokenStore(layers, KeyValues(layers, config.pinned_bits, scale))
         self._special = TokenStore(layers, KeyValues(layers, config.window_bits, scale))
         self._anchors: AnchorStore | None = None
-        # Of this pass: all that a layer sees but the window, by layer.
-        self._past: list[list[AnySegment]] = []
+        # Of this pass: all that a layer sees but the window, by layer, once a layer asks.
+        self._past: list[list[AnySegment]] | None = None
         self._contributions: list[list[Tensor]] = [[]] * layers  # [heads, n] of this pass, segment by segment
+        self._mass: Tensor | None = None  # [layers, heads, T] in their place, where all layers come together
         self._frames = self._tokens_per_frame = 0  # of this pass
         self._now = 0  # when this pass has ended, in the time of scores
 
@@ -86,18 +88,30 @@ class LiveCache:
         if self._rules.bounded:
             most = (window_frames(self._config) + self._config.chunk_size) * tokens_per_frame
         self.window.begin(frames * tokens_per_frame, most)
-        stores = [store.segments() for store in self._stores if store is not self.window and store.length]
-        self._past = [list(segments) for segments in zip(*stores, strict=True)]
+        self._past = self._mass = None
 
     def stage(self, layer: int, keys: Tensor, values: Tensor) -> list[AnySegment]:
         """Take in new tokens [heads, n, D] of one layer; → all that it sees, the new ones last."""
+        if self._past is None:
+            stores = [store.segments() for store in self._stores if store is not self.window and store.length]
+            self._past = [list(segments) for segments in zip(*stores, strict=True)]
         past = self._past[layer] if self._past else []
         return past + self.window.stage(layer, keys, values)
+
+    def lend(self) -> list[ListedSegment | None]:
+        """The same of all layers, whose new tokens come later: their places end the last segment."""
+        self.window.stage_all(self._frames * self._tokens_per_frame)
+        return [store.listed() for store in self._stores]
 
     def credit(self, layer: int, q: Tensor, live: list[AnySegment], mass: list[Tensor] | None) -> None:
         """Note what queries [heads, M, D] make of the live tokens of a layer, and what these received."""
         if self._rules.anchors:
             self._contributions[layer] = self._contribution(q, live, mass)
+
+    def credit_all(self, mass: Tensor) -> None:
+        """The same for all layers at once [layers, heads, T]; `commit` reads it."""
+        if self._rules.anchors:
+            self._mass = mass
 
     def commit(self, first_frame: int, moment: int) -> None:
         """The staged tokens become part of the stream, with their scores. RuntimeError where some lack.
@@ -108,7 +122,7 @@ class LiveCache:
         born, lasts = self._decay.time(moment, first_frame), self._decay.time(1, self._frames)
         self.window.commit(frames.repeat_interleave(self._tokens_per_frame), born)
         self._now = born + lasts
-        self._past = []
+        self._past = None
         if self._rules.anchors:
             self._score(lasts)
 
@@ -195,8 +209,10 @@ class LiveCache:
 
     def _score(self, lasts: int) -> None:
         """Fold the contributions of a pass that lasts so long into the scores, each in its token's place."""
-        new = torch.cat([part for parts in self._contributions for part in parts], -1)
-        new = new.unflatten(-1, (len(self._contributions), -1)).transpose(0, 1)  # [layers, heads, T]
+        new = self._mass
+        if new is None:
+            new = torch.cat([part for parts in self._contributions for part in parts], -1)
+            new = new.unflatten(-1, (len(self._contributions), -1)).transpose(0, 1)  # [layers, heads, T]
         if self.by_mass:
             new = scores.received(new, self._frames * self._tokens_per_frame)
         new = new * self._decay.gathered(lasts)
@@ -205,7 +221,7 @@ class LiveCache:
         lengths = [store.length for store in self._stores]
         for store, part in zip(self._stores, score.split(lengths, -1), strict=True):
             store.score = part.clone()  # without the memory of the others
-        self._contributions = [[]] * len(self._contributions)
+        self._contributions, self._mass = [[]] * len(self._contributions), None
 
     def _keep_special(self, leaving: Tensor) -> Tensor:
         """Camera and register tokens of leaving frames go to their ring; → the slots that are left."""

@@ -9,6 +9,7 @@ from stac_core.cache.later import Later
 from stac_core.cache.saved_state import State
 from stac_core.cache.voxel_retrieval import Retrieved
 from stac_core.kernels.attend import AnySegment
+from stac_core.kernels.attend_listed import ListedSegment
 
 
 class RetrievedSet:
@@ -54,3 +55,7 @@ class RetrievedSet:
         """The set of every layer, with its bias; empty where it is."""
         width = self.width
         return self._memory.segments(width, self._bias[..., :width]) if width else []
+
+    def listed(self) -> ListedSegment | None:
+        """The same for kernels that read where it lies."""
+        return self._memory.listed(self.width, self._bias.flatten(0, 1))

@@ -19,6 +19,7 @@ from stac_core.cache.camera_tokens import Cameras, CameraTokens
 from stac_core.cache.key_values import KeyScale
 from stac_core.cache.live_cache import LiveCache, LiveTokens
 from stac_core.cache.memory_model import anchor_tokens, camera_frames, window_frames, within_budget
+from stac_core.cache.recordable import Plan, RecordableAttention, make_plan
 from stac_core.cache.retrieved_set import RetrievedSet
 from stac_core.cache.saved_state import State
 from stac_core.cache.spatial_memory import SpatialMemory
@@ -55,9 +56,12 @@ class StreamCache:
         self._spatial: SpatialMemory | None = None
         self._camera = CameraMemory(config, self._network)
         self.camera_tokens = CameraTokens(config.repose_frames)
-        self._attached: list[AnySegment] = []  # retrieved tokens that this pass sees, by layer
+        # Retrieved tokens that this pass sees, by layer, once a layer asks.
+        self._attached: list[AnySegment] | None = None
         self._queries: list[Tensor | None] = [None] * layers  # [heads, D] mean queries of this pass
-        self._looked_at: list[Tensor | None] = [None] * layers  # [heads, retrieved] attention of this pass
+        # Attention of this pass for what was retrieved: [heads, n] by layer, or one [layers, heads, n].
+        self._looked_at: list[Tensor | None] = [None] * layers
+        self._average_mass = 1.0  # of the live tokens
 
     def begin(self, frames: int, tokens_per_frame: int) -> None:
         """Announce a pass over `frames` new frames; ValueError where the stream cannot take them."""
@@ -67,7 +71,7 @@ class StreamCache:
         self._frames, self._tokens_per_frame = frames, tokens_per_frame
         self._looked_at = [None] * self._network.layers
         self._live.begin(frames, tokens_per_frame)
-        self._attached = self.retrieved.segments() if self.retrieved else []
+        self._attached = None
         self._camera.begin(frames)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -77,13 +81,15 @@ class StreamCache:
         if not self.frames_seen:
             self._open(layer, k[0])
         live = self._live.stage(layer, k[0], v[0])
+        if self._attached is None:
+            self._attached = self.retrieved.segments() if self.retrieved else []
         attached = self._attached[layer] if self._attached else None
         segments = live if attached is None else [*live, attached]
         out, mass = self._attend(q[0], segments)
         self._live.credit(layer, q[0], live, mass)
         if self._config.feedback and attached is not None and mass is not None:
-            average = q.shape[2] / sum(s.length for s in live)
-            self._looked_at[layer] = mass[-1] / average
+            self._looked_at[layer] = mass[-1]
+            self._average_mass = q.shape[2] / sum(s.length for s in live)
         if self._config.retrieve_by == "query":
             self._queries[layer] = q[0].float().mean(1)
         return out[None]
@@ -92,6 +98,28 @@ class StreamCache:
         """q, k, v [1, heads, frames, D] → like q, over the frames that the pose head remembers."""
         segments = self._camera.stage(iteration, layer, k[0], v[0])
         return self._kernels.attend(q[0], segments).out[None]
+
+    def plan(self) -> Plan | None:
+        """How the next pass attends, where that can be recorded."""
+        if not self.frames_seen:
+            return None
+        dtype, pins = self._live.window.memory.dtype, len(self._pins)
+        attend = self._kernels.attend_listed
+        return make_plan(attend, self._config, self._network, self._tokens_per_frame, dtype, pins)
+
+    def lend(self, attention: RecordableAttention) -> None:
+        """In place of `attend` and `attend_camera`: have the pass that has begun answered from here."""
+        scene, retrieved = self._live.lend(), self.retrieved
+        live = sum(segment.length for segment in scene if segment)
+        if self.wants_positions:
+            scene = [*scene, retrieved.listed() if retrieved else None]
+        attention.point_to(scene, self._camera.lend(self._frames))
+        if attention.mass is None:
+            return
+        self._live.credit_all(attention.mass[..., :live])
+        if self._config.feedback and scene[-1] is not None:
+            self._looked_at = [attention.mass[..., live : live + scene[-1].length]]
+            self._average_mass = self._frames * self._tokens_per_frame / live
 
     @torch.no_grad()
     def settle(self, positions: TokenPositions | None = None, cameras: Cameras | None = None) -> None:
@@ -114,7 +142,7 @@ class StreamCache:
             return
         looked_at = [mass for mass in self._looked_at if mass is not None]
         if looked_at:
-            spatial.feed_back(torch.cat(looked_at))
+            spatial.feed_back(torch.cat(looked_at).flatten(0, -2) / self._average_mass)
         if positions is None:
             positions = TokenPositions.nowhere(self._frames, self._tokens_per_frame, spatial.device)
         keys = self._place(spatial, positions)
@@ -243,7 +271,7 @@ class StreamCache:
         """The staged tokens become part of the stream."""
         self._camera.check(self._frames)
         self._live.commit(self.frames_seen, self._moment)
-        self._attached = []
+        self._attached = None
         frames = torch.arange(self.frames_seen, self.frames_seen + self._frames)
         self._moment += 1
         self.frames_seen += self._frames

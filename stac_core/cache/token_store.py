@@ -9,6 +9,7 @@ from stac_core.cache.key_values import Fields, KeyValues, as_index
 from stac_core.cache.saved_state import State
 from stac_core.cache.voxel_keys import NOWHERE
 from stac_core.kernels.attend import AnySegment, Segment
+from stac_core.kernels.attend_listed import ListedSegment
 
 GROWTH = 1.5  # of a store without a limit
 
@@ -33,6 +34,10 @@ class TokenStore:
     @property
     def length(self) -> int:
         return len(self.frame)
+
+    @property
+    def layers(self) -> int:
+        return len(self._staged)
 
     @property
     def bytes(self) -> int:
@@ -67,6 +72,16 @@ class TokenStore:
             return [self.memory.segment(layer, stop)]
         past = [self.memory.segment(layer, start)] if start else []
         return [*past, Segment(keys, values)]
+
+    def stage_all(self, tokens: int) -> None:
+        """So many tokens are about to be appended to every layer by whoever knows `listed`."""
+        self.memory.reserve(self.capacity, self.length)
+        self._staged = [tokens] * len(self._staged)
+
+    def listed(self) -> ListedSegment | None:
+        """The tokens of every layer, staged ones included; None where there are none."""
+        self._close_gaps()
+        return self.memory.listed(self.length + self.staged)
 
     def segments(self) -> list[AnySegment]:
         """The committed tokens of every layer; empty where there are none."""

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stac_core.kernels.segments_triton import LENGTH_AT, LOG2_E, even
+from stac_core.kernels.segments_triton import LOG2_E, length_of
 
 MOST_PARTS = 8
 # Costs, in the time that a program needs for one block of keys; estimated. On an H200 the number of parts
@@ -58,12 +58,12 @@ def multiprocessors(device: torch.device) -> int:
 
 
 @triton.jit
-def count_blocks(groups, KEYS: tl.constexpr):
+def count_blocks(groups, KEYS: tl.constexpr, SIZES: tl.constexpr, LISTED: tl.constexpr):
     """Blocks of keys in all segments."""
     blocks = 0
-    for g in tl.static_range(len(groups)):
-        for i in tl.static_range(len(groups[g])):
-            blocks += tl.cdiv(even(groups[g][i][LENGTH_AT]), KEYS)
+    for g in tl.static_range(len(SIZES)):
+        for i in range(0, SIZES[g]):
+            blocks += tl.cdiv(length_of(groups, g, i, SIZES, LISTED), KEYS)
     return blocks
 
 
@@ -87,17 +87,17 @@ def new_parts(parts: int, q: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def combine(outs: Tensor, sums: Tensor, out: Tensor, lse: Tensor) -> None:
-    """Parts as in `new_parts` into out [rows, M, D] and lse [rows, M]."""
+    """Parts as in `new_parts` into out [rows, M, D], of any strides, and lse [rows, M]."""
     parts, dim, count = outs.shape[0], outs.shape[-1], lse.numel()
     _combine_kernel[(triton.cdiv(count, ROWS),)](
-        outs, sums, out, lse, count, parts,
+        outs, sums, out, lse, count, lse.shape[1], *out.stride()[:2], parts,
         dim, triton.next_power_of_2(dim), ROWS, MOST_PARTS, num_warps=WARPS,
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["count", "parts"])
+@triton.jit(do_not_specialize=["count", "queries", "parts"])
 def _combine_kernel(
-    outs_pointer, sums_pointer, out_pointer, lse_pointer, count, parts,
+    outs_pointer, sums_pointer, out_pointer, lse_pointer, count, queries, out_row, out_token, parts,
     DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, MOST: tl.constexpr,
 ):  # fmt: skip
     """The running softmax goes on over the parts, in their order. Of `count` queries a program serves ROWS.
@@ -121,6 +121,7 @@ def _combine_kernel(
         at = outs_pointer + row[:, None] * DIM + channel[None]
         out += weight[:, None] * tl.load(at, mask=exists[:, None] & channels, other=0.0)
     out = out / tl.where(total == 0.0, 1.0, total)[:, None]
-    at = out_pointer + m[:, None].to(tl.int64) * DIM + channel[None]
+    first = (m // queries).to(tl.int64) * out_row + (m % queries).to(tl.int64) * out_token
+    at = out_pointer + first[:, None] + channel[None]
     tl.store(at, out.to(out_pointer.dtype.element_ty), mask=inside[:, None] & channels)
     tl.store(lse_pointer + m, (top + tl.log2(total)) / LOG2_E, mask=inside)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -31,20 +31,17 @@ from stac_core.kernels.attend_split_triton import (
     stretch,
 )
 from stac_core.kernels.segments_triton import (
-    COLUMN_AT,
-    KEYS_AT,
-    LENGTH_AT,
     LOG2_E,
-    VALUES_AT,
-    even,
+    Kinds,
+    bias_of,
+    column_of,
     from_token,
     group_segments,
+    length_of,
     load_bias,
     load_numbers,
     load_tokens,
-    pick,
-    pick_bias,
-    pick_tokens,
+    tokens_of,
 )
 
 MAX_DIM = 128
@@ -139,13 +136,24 @@ def _forward(
         key_blocks = sum(blocks_of(s.length, tile.keys) for s in segments)
         parts = choose_parts(blocks * rows, key_blocks, multiprocessors(q.device) * tile.at_once)
         if parts == 1 and not triton.knobs.runtime.interpret:
-            _compile_split(q, segments, tile, (q.device, q.dtype, dim, tile, kinds, *map(len, groups)))
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+            _compile_split(q, segments, tile, (q.device, q.dtype, dim, tile, kinds))
+    return sweep(q, groups, kinds, tile, parts)
+
+
+def sweep(
+    q: Tensor, groups: tuple[Any, ...] | Tensor, kinds: Kinds, tile: Tile, parts: int
+) -> tuple[Tensor, Tensor]:
+    """Launch the forward pass. groups: of `group_segments`, or the same segments listed on the device.
+
+    → out, each query's heads side by side, and lse.
+    """
+    rows, queries, dim = q.shape
+    out = torch.empty(queries, rows, dim, dtype=q.dtype, device=q.device).transpose(0, 1)
     lse = torch.empty(rows, queries, dtype=torch.float32, device=q.device)
     results = new_parts(parts, q) if parts > 1 else (out, lse)
-    _forward_kernel[(blocks, rows, parts)](
-        q, *q.stride()[:2], groups, *results, queries, 1 / math.sqrt(dim),
-        dim, _width(dim), tile.queries, tile.keys, *kinds, parts > 1,
+    _forward_kernel[(blocks_of(queries, tile.queries), rows, parts)](
+        q, *q.stride()[:2], groups, *results, *results[0].stride()[-3:-1], queries, 1 / math.sqrt(dim),
+        dim, _width(dim), tile.queries, tile.keys, *kinds, parts > 1, isinstance(groups, Tensor),
         num_warps=tile.warps, num_stages=tile.stages, maxnreg=tile.registers,
     )  # fmt: skip
     if parts > 1:
@@ -167,18 +175,27 @@ def _mass(
     q: Tensor, segments: Sequence[AnySegment], lse: Tensor, factor: float, tile: Tile | None = None
 ) -> Tensor:
     """[rows, keys of all segments]."""
-    rows, queries, dim = q.shape
     tile = tile or mass_tile(q)
     columns = sum(s.length for s in segments)
-    key_mass = torch.empty(rows, columns, dtype=torch.float32, device=q.device)
+    key_mass = torch.empty(q.shape[0], columns, dtype=torch.float32, device=q.device)
     groups, kinds = group_segments(segments)
-    _mass_kernel[(sum(blocks_of(s.length, tile.keys) for s in segments), rows)](
-        q, *q.stride()[:2], groups, lse, *lse.stride(), key_mass, columns,
+    blocks = sum(blocks_of(s.length, tile.keys) for s in segments)
+    sum_columns(q, groups, kinds, lse, factor, tile, blocks, key_mass)
+    return key_mass
+
+
+def sum_columns(
+    q: Tensor, groups: tuple[Any, ...] | Tensor, kinds: Kinds, lse: Tensor, factor: float,
+    tile: Tile, blocks: int, key_mass: Tensor,
+) -> None:  # fmt: skip
+    """Launch the mass pass over at most so many blocks of keys; groups as for `sweep`."""
+    rows, queries, dim = q.shape
+    _mass_kernel[(blocks, rows)](
+        q, *q.stride()[:2], groups, lse, *lse.stride(), key_mass, key_mass.stride(0),
         queries, 1 / math.sqrt(dim), factor,
-        dim, _width(dim), tile.queries, tile.keys, *kinds,
+        dim, _width(dim), tile.queries, tile.keys, *kinds, isinstance(groups, Tensor),
         num_warps=tile.warps, num_stages=tile.stages, maxnreg=tile.registers,
     )  # fmt: skip
-    return key_mass
 
 
 @functools.cache
@@ -225,15 +242,16 @@ def _sweep_block(
 
 @triton.jit(do_not_specialize=["queries"])
 def _forward_kernel(
-    q_pointer, q_row, q_token, groups, out_pointer, lse_pointer, queries, scale,
+    q_pointer, q_row, q_token, groups, out_pointer, lse_pointer, out_row, out_token, queries, scale,
     DIM: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
-    BITS: tl.constexpr, SCALED: tl.constexpr, BIASED: tl.constexpr, SPLIT: tl.constexpr,
+    BITS: tl.constexpr, SCALED: tl.constexpr, BIASED: tl.constexpr, SIZES: tl.constexpr,
+    SPLIT: tl.constexpr, LISTED: tl.constexpr,
 ):  # fmt: skip
     """A program serves one block of queries with all keys or, where they are SPLIT, with its part of them."""
     row = tl.program_id(1).to(tl.int64)
     if SPLIT:
         part, parts = tl.program_id(2), tl.num_programs(2)
-        blocks = count_blocks(groups, KEYS)
+        blocks = count_blocks(groups, KEYS, SIZES, LISTED)
         first, stop = part * blocks // parts, (part + 1) * blocks // parts
     first_query = tl.program_id(0) * QUERIES
     q = load_numbers(q_pointer, row, q_row, q_token, first_query, queries, DIM, WIDTH, QUERIES)
@@ -241,17 +259,20 @@ def _forward_kernel(
     total = tl.zeros([QUERIES], tl.float32)
     out = tl.zeros([QUERIES, WIDTH], tl.float32)
 
-    for g in tl.static_range(len(groups)):
-        for i in range(0, len(groups[g])):
-            keys, values = pick_tokens(groups[g], i, KEYS_AT), pick_tokens(groups[g], i, VALUES_AT)
-            bias, length = pick_bias(groups[g], i), even(pick(groups[g], i, LENGTH_AT))
+    TYPE: tl.constexpr = q_pointer.dtype.element_ty
+    for g in tl.static_range(len(SIZES)):
+        for i in range(0, SIZES[g]):
+            keys, values = tokens_of(groups, g, i, SIZES, LISTED, DIM, TYPE)
+            bias, length = (
+                bias_of(groups, g, i, SIZES, LISTED, BIASED),
+                length_of(groups, g, i, SIZES, LISTED),
+            )
             if SPLIT:  # a part of a segment is a segment
                 begin, inside = stretch(first, stop, length, KEYS)
                 first -= tl.cdiv(length, KEYS)
                 stop -= tl.cdiv(length, KEYS)
                 keys, values, bias = from_token(keys, values, bias, begin, BITS[g], BIASED[g])
                 length = inside
-            TYPE: tl.constexpr = q_pointer.dtype.element_ty
             if BITS[g] == 16 and TYPE.primitive_bitwidth == 16 and WIDTH <= 64:
                 whole = length // KEYS * KEYS
                 for start in range(0, whole, KEYS):
@@ -271,15 +292,15 @@ def _forward_kernel(
                         DIM, WIDTH, KEYS, BITS[g], SCALED[g], BIASED[g], False, TYPE,
                     )  # fmt: skip
 
-    # results lie without gaps: [rows, queries, DIM] and [rows, queries], of parts as `new_parts` has them
+    # of parts as `new_parts` has them
     if SPLIT:
         row += tl.program_id(2) * tl.num_programs(1)
     else:
         out = out / tl.where(total == 0.0, 1.0, total)[:, None]
     m, channel = first_query + tl.arange(0, QUERIES), tl.arange(0, WIDTH)
-    out_offsets = tl.arange(0, QUERIES)[:, None] * DIM + channel[None]
+    out_offsets = tl.arange(0, QUERIES)[:, None] * out_token + channel[None]
     out_inside = (m[:, None] < queries) & (channel[None] < DIM)
-    first_out = out_pointer + (row * queries + first_query) * DIM
+    first_out = out_pointer + row * out_row + tl.cast(first_query, tl.int64) * out_token
     tl.store(first_out + out_offsets, out.to(out_pointer.dtype.element_ty), mask=out_inside)
     if SPLIT:
         tl.store(lse_pointer + row * queries + m, top, mask=m < queries)
@@ -306,25 +327,26 @@ def _mass_kernel(
     queries, scale, factor,
     DIM: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
     BITS: tl.constexpr, SCALED: tl.constexpr, BIASED: tl.constexpr,
+    SIZES: tl.constexpr, LISTED: tl.constexpr,
 ):  # fmt: skip
     """A program serves one block of keys: find its segment, sweep the queries."""
     row = tl.program_id(1).to(tl.int64)
     block = tl.program_id(0)
-    for g in tl.static_range(len(groups)):
+    TYPE: tl.constexpr = q_pointer.dtype.element_ty
+    for g in tl.static_range(len(SIZES)):
         first_key, mine = -1, 0
-        for i in tl.static_range(len(groups[g])):
-            blocks = tl.cdiv(even(groups[g][i][LENGTH_AT]), KEYS)
+        for i in range(0, SIZES[g]):
+            blocks = tl.cdiv(length_of(groups, g, i, SIZES, LISTED), KEYS)
             if (block >= 0) & (block < blocks):
                 first_key, mine = block * KEYS, i
             block -= blocks
         if first_key >= 0:
-            keys, bias = pick_tokens(groups[g], mine, KEYS_AT), pick_bias(groups[g], mine)
-            length = even(pick(groups[g], mine, LENGTH_AT))
-            column = even(pick(groups[g], mine, COLUMN_AT))
+            keys, _ = tokens_of(groups, g, mine, SIZES, LISTED, DIM, TYPE)
+            bias = bias_of(groups, g, mine, SIZES, LISTED, BIASED)
+            length = length_of(groups, g, mine, SIZES, LISTED)
+            column = column_of(groups, g, mine, SIZES, LISTED)
             n = first_key + tl.arange(0, KEYS)
-            k = load_tokens(
-                keys, row, first_key, length, DIM, WIDTH, KEYS, BITS[g], SCALED[g], q_pointer.dtype.element_ty
-            )
+            k = load_tokens(keys, row, first_key, length, DIM, WIDTH, KEYS, BITS[g], SCALED[g], TYPE)
             shift = load_bias(bias, row, n, length, BIASED[g])
             # summed element by element and across lanes once at the end: no shuffle inside the loop
             sums = tl.zeros([QUERIES, KEYS], tl.float32)

@@ -21,9 +21,11 @@ import triton.language as tl
 from torch import Tensor
 
 from stac_core.kernels.attend import CODE_GROUP, AnySegment, CodedSegment, Codes
+from stac_core.kernels.attend_listed import FIELDS
 
 LOG2_E = tl.constexpr(1.4426950408889634)  # the GPU has 2ˣ in hardware, so logits are kept in base 2
 GROUP = tl.constexpr(CODE_GROUP)
+LISTED_FIELDS = tl.constexpr(FIELDS)
 # Places in the arguments of a segment, see `group_segments`.
 KEYS_AT, VALUES_AT, BIAS_AT, LENGTH_AT, COLUMN_AT = (tl.constexpr(i) for i in (0, 8, 16, 18, 19))
 
@@ -34,6 +36,7 @@ class Kinds(NamedTuple):
     bits: tuple[int, ...]
     scaled: tuple[bool, ...]  # keys have a factor per channel
     biased: tuple[bool, ...]
+    sizes: tuple[int, ...]  # how many segments are read like this
 
 
 def group_segments(segments: Sequence[AnySegment]) -> tuple[tuple[tuple[Any, ...], ...], Kinds]:
@@ -56,7 +59,9 @@ def group_segments(segments: Sequence[AnySegment]) -> tuple[tuple[tuple[Any, ...
         )  # fmt: skip
         groups.setdefault((bits, scaled, bias is not None), []).append(argument)
         column += segment.length
-    return tuple(tuple(group) for group in groups.values()), Kinds(*zip(*groups, strict=True))
+    bits, scaled, biased = zip(*groups, strict=True)
+    kinds = Kinds(bits, scaled, biased, tuple(map(len, groups.values())))
+    return tuple(tuple(group) for group in groups.values()), kinds
 
 
 def odd(number: int) -> int:
@@ -96,19 +101,79 @@ def pick(group, i, FIELD: tl.constexpr):
 
 
 @triton.jit
-def pick_tokens(group, i, FIRST: tl.constexpr):
+def length_of(groups, g: tl.constexpr, i, SIZES: tl.constexpr, LISTED: tl.constexpr):
+    """Tokens of the i-th segment of the g-th group."""
+    if LISTED:
+        length = tl.load(_listed(groups, g, i, SIZES) + 3).to(tl.int32)
+    else:
+        length = even(pick(groups[g], i, LENGTH_AT))
+    return length
+
+
+@triton.jit
+def tokens_of(
+    groups,
+    g: tl.constexpr,
+    i,
+    SIZES: tl.constexpr,
+    LISTED: tl.constexpr,
+    DIM: tl.constexpr,
+    TYPE: tl.constexpr,
+):
+    """Keys and values of a segment, each the eight fields of `_stored`."""
+    if LISTED:
+        at = _listed(groups, g, i, SIZES)
+        row_stride = tl.load(at + 2) * DIM
+        keys = (_pointer(at, TYPE), row_stride, DIM, 0, 0, 0, 0, 0)
+        values = (_pointer(at + 1, TYPE), row_stride, DIM, 0, 0, 0, 0, 0)
+    else:
+        keys, values = _pick_tokens(groups[g], i, KEYS_AT), _pick_tokens(groups[g], i, VALUES_AT)
+    return keys, values
+
+
+@triton.jit
+def bias_of(groups, g: tl.constexpr, i, SIZES: tl.constexpr, LISTED: tl.constexpr, BIASED: tl.constexpr):
+    """Where it begins, its row stride."""
+    if LISTED:
+        at = _listed(groups, g, i, SIZES)
+        bias = (tl.load(at + 5).to(tl.pointer_type(tl.float32)), tl.load(at + 6)) if BIASED[g] else (0, 0)
+    else:
+        bias = pick(groups[g], i, BIAS_AT), even(pick(groups[g], i, BIAS_AT + 1))
+    return bias
+
+
+@triton.jit
+def column_of(groups, g: tl.constexpr, i, SIZES: tl.constexpr, LISTED: tl.constexpr):
+    """First column of a segment's mass."""
+    if LISTED:
+        column = tl.load(_listed(groups, g, i, SIZES) + 4).to(tl.int32)
+    else:
+        column = even(pick(groups[g], i, COLUMN_AT))
+    return column
+
+
+@triton.jit
+def _listed(listed, g: tl.constexpr, i, SIZES: tl.constexpr):
+    """Where a segment stands in the list of `attend_listed.py`."""
+    before = 0
+    for h in tl.static_range(g):
+        before += SIZES[h]
+    return listed + (before + i) * LISTED_FIELDS
+
+
+@triton.jit
+def _pointer(at, TYPE: tl.constexpr):
+    return tl.multiple_of(tl.load(at).to(tl.pointer_type(TYPE)), 16)
+
+
+@triton.jit
+def _pick_tokens(group, i, FIRST: tl.constexpr):
     """The eight fields of `_stored`."""
     return (
         pick(group, i, FIRST), pick(group, i, FIRST + 1), pick(group, i, FIRST + 2),
         pick(group, i, FIRST + 3), pick(group, i, FIRST + 4), pick(group, i, FIRST + 5),
         pick(group, i, FIRST + 6), pick(group, i, FIRST + 7),
     )  # fmt: skip
-
-
-@triton.jit
-def pick_bias(group, i):
-    """Where it begins, its row stride."""
-    return pick(group, i, BIAS_AT), even(pick(group, i, BIAS_AT + 1))
 
 
 @triton.jit

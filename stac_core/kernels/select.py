@@ -11,6 +11,7 @@ import torch
 
 from stac_core.kernels import highest_torch, slots_torch, take_torch
 from stac_core.kernels.attend import Attend
+from stac_core.kernels.attend_listed import ListedAttend
 from stac_core.kernels.gather import Gather
 from stac_core.kernels.highest import FindHighest
 from stac_core.kernels.slots import SlotKernels
@@ -20,7 +21,7 @@ from stac_core.kernels.voxel_merge import VoxelMerge
 log = logging.getLogger(__name__)
 
 OPERATIONS = ("attend", "voxel_merge", "gather")
-OF_TRITON = ("slots", "highest", "take")  # CUDA has none of these
+OF_TRITON = ("slots", "highest", "take", "attend_listed")  # CUDA has none of these
 CURES = {
     "torch": "it needs nothing but PyTorch",
     "triton": "install triton next to PyTorch and run on a CUDA device",
@@ -41,6 +42,7 @@ class Kernels:
     slots: SlotKernels = slots_torch
     highest: FindHighest = highest_torch.highest
     take: Take = take_torch.take
+    attend_listed: ListedAttend | None = None  # of Triton alone
 
 
 def select_kernels(backend: str, device: torch.device | str) -> Kernels:
@@ -89,5 +91,7 @@ def _load(backend: str, device_type: str, reason: str) -> Kernels:
     kernels = Kernels(backend, reason, **{op: getattr(module, op) for op, module in modules.items()})
     if backend != "triton":
         return kernels
-    slots, highest, take = (importlib.import_module(f"stac_core.kernels.{op}_triton") for op in OF_TRITON)
-    return replace(kernels, slots=slots, highest=highest.highest, take=take.take)
+    slots, highest, take, listed = (
+        importlib.import_module(f"stac_core.kernels.{op}_triton") for op in OF_TRITON
+    )
+    return replace(kernels, slots=slots, highest=highest.highest, take=take.take, attend_listed=listed.attend)

@@ -5,6 +5,7 @@ Source: VGGT (arXiv 2503.11651), section 3; made causal by STream3R (arXiv 2508.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -60,13 +61,20 @@ class Aggregator(nn.Module):
 
     def forward(self, images: Tensor, context: AttentionContext) -> SceneTokens:
         """images [B, S, 3, H, W] in [0, 1]; begins one pass of `context`."""
+        return self.relate(self.encode(images), images.shape[-2:], context)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """images [B, S, 3, H, W] in [0, 1] → `SceneTokens.encoded`; asks no context."""
         _check_images(images, self.config.patch_size)
-        batch, frames, _, height, width = images.shape
-        encoded = self.patch_embed(((images - self._mean) / self._deviation).flatten(0, 1)).unflatten(
-            0, (batch, frames)
-        )
+        encoded = self.patch_embed(((images - self._mean) / self._deviation).flatten(0, 1))
+        return encoded.unflatten(0, images.shape[:2])
+
+    def relate(self, encoded: Tensor, size: Sequence[int], context: AttentionContext) -> SceneTokens:
+        """encoded: of images of this height and width; begins one pass of `context`."""
+        batch, frames = encoded.shape[:2]
         tokens = torch.cat([self._special_tokens(batch, frames, context.frames_seen == 0), encoded], dim=2)
         tokens_per_frame = tokens.shape[2]
+        height, width = size
         rotary = self._rotary(height, width, tokens.device)
         context.begin(frames, tokens_per_frame)
         layers = self._alternate(tokens, rotary, context)

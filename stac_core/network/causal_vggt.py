@@ -7,14 +7,15 @@ and in the past that their context lets them see.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from stac_core.config import NetworkConfig
 from stac_core.geometry import decode_pose
-from stac_core.network.aggregator import Aggregator
+from stac_core.network.aggregator import Aggregator, SceneTokens
 from stac_core.network.camera_head import CameraHead
 from stac_core.network.context import AttentionContext
 from stac_core.network.dense_head import DenseHead, depth_activation, point_activation
@@ -42,24 +43,36 @@ class CausalVGGT(nn.Module):
         points: also run the point head, 8 % of the work, for points that do not go through the depth.
         Heads run in float32 also under a caller's autocast, which then reaches the aggregator only.
         """
-        height, width = images.shape[-2:]
+        size = images.shape[-2:]
         tokens = self.aggregator(images, context)
-        with torch.autocast(images.device.type, enabled=False):
+        return Prediction(**self.cameras(tokens, size, context), **self.surfaces(tokens, size, points))
+
+    def cameras(self, tokens: SceneTokens, size: Sequence[int], context: AttentionContext) -> dict[str, Any]:
+        """Of images of this height and width: fields of the prediction."""
+        with torch.autocast(tokens.camera.device.type, enabled=False):
             pose_encoding = self.camera_head(tokens.camera, context)[-1]
-            world_from_camera, intrinsics = decode_pose(pose_encoding, height, width)
-            depth, depth_confidence = self.depth_head(tokens.layers, height, width)
-            prediction = Prediction(
-                pose_encoding=pose_encoding,
-                world_from_camera=world_from_camera,
-                intrinsics=intrinsics,
-                depth=depth[..., 0],
-                depth_confidence=depth_confidence,
-                camera_tokens=tokens.camera,
-            )
-            if not points:
-                return prediction
-            own_points, point_confidence = self.point_head(tokens.layers, height, width)
-            return replace(prediction, points=own_points, point_confidence=point_confidence)
+            world_from_camera, intrinsics = decode_pose(pose_encoding, *size)
+        return {
+            "pose_encoding": pose_encoding,
+            "world_from_camera": world_from_camera,
+            "intrinsics": intrinsics,
+            "camera_tokens": tokens.camera,
+        }
+
+    def surfaces(self, tokens: SceneTokens, size: Sequence[int], points: bool) -> dict[str, Any]:
+        """The others, which no context takes part in."""
+        with torch.autocast(tokens.camera.device.type, enabled=False):
+            depth, depth_confidence = self.depth_head(tokens.layers, *size)
+            seen = {"depth": depth[..., 0], "depth_confidence": depth_confidence}
+            if points:
+                seen["points"], seen["point_confidence"] = self.point_head(tokens.layers, *size)
+        return seen
+
+    def foresee(self, images: Tensor) -> None:
+        """Say that `images` come next, so that what no context takes part in may begin beside other work.
+
+        Nothing to gain, and nothing done, unless passes are recorded.
+        """
 
     def set_precision(self, dtype: torch.dtype) -> CausalVGGT:
         """Keep the aggregator's matrices in `dtype`: its linear layers, patch projection and attention

@@ -6,9 +6,27 @@ in one pass over many frames, a mask. The network never learns which.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
+
+
+class RecordableAttention(Protocol):
+    """Attention that can be recorded with the pass around it: it finds the past by itself, on the device."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """As in `AttentionContext`."""
+
+    def attend_camera(self, iteration: int, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """As in `AttentionContext`."""
+
+
+class Plan(Protocol):
+    """What attention of a context is like in every pass; hashable, equal where one recording serves."""
+
+    def open(self, device: torch.device) -> RecordableAttention:
+        """Over an empty past, until a context lends its own."""
 
 
 class AttentionContext(Protocol):
@@ -28,3 +46,14 @@ class AttentionContext(Protocol):
 
     def attend_camera(self, iteration: int, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Camera trunk block `layer` in refinement `iteration`. q, k, v [B, heads, frames, dim]."""
+
+
+@runtime_checkable
+class LendingContext(AttentionContext, Protocol):
+    """One whose attention can be recorded."""
+
+    def plan(self) -> Plan | None:
+        """None where the next pass has to ask layer by layer all the same."""
+
+    def lend(self, attention: Any) -> None:
+        """After `begin`, in place of all questions: have this pass answered by what the plan has opened."""

@@ -93,7 +93,8 @@ def _allow_variants() -> dict[str, int]:
 def record(network: CausalVGGT) -> None:
     """Replay the network's passes as CUDA graphs from now on."""
     tape = CudaTape(next(network.parameters()).device)
-    network.forward = RecordedForward(network.forward, tape)  # type: ignore[method-assign]
+    network.forward = RecordedForward(network, tape)  # type: ignore[method-assign]
+    network.foresee = network.forward.foresee  # type: ignore[method-assign]
 
 
 def undo(network: CausalVGGT) -> None:
@@ -106,7 +107,8 @@ def undo(network: CausalVGGT) -> None:
 
 def stop_recording(network: CausalVGGT) -> None:
     """Compiled blocks stay as they are."""
-    network.__dict__.pop("forward", None)
+    for method in ("forward", "foresee"):
+        network.__dict__.pop(method, None)
 
 
 @torch.inference_mode()

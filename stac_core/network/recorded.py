@@ -1,10 +1,11 @@
 """Passes recorded once and replayed: everything of a frame except the attention across frames.
 
 For one number of frames a pass launches the same kernels every time, on the same shapes. Only what the
-context does varies, because the past grows and shrinks. So a pass is recorded by running the network with a
+context does varies, because the past grows and shrinks. Where a context lends attention that finds the past
+by itself, that is recorded with everything else. Elsewhere a pass is recorded by running the network with a
 context that answers nothing, but ends one recording and begins the next; a replay runs the parts and asks
-the real context in between. The network never notices, and the host launches a few dozen graphs instead of
-thousands of kernels (CUDA graphs: CUDA programming guide, section on graphs).
+the real context in between. The network never notices, and the host launches one graph or a few dozen instead
+of thousands of kernels (CUDA graphs: CUDA programming guide, section on graphs).
 """
 
 from __future__ import annotations
@@ -14,16 +15,18 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
-from stac_core.network.context import AttentionContext
+from stac_core.network.context import AttentionContext, LendingContext, Plan, RecordableAttention
 from stac_core.prediction import Prediction
 from stac_core.words import copy_rows
 
-Forward = Callable[[Tensor, AttentionContext, bool], Prediction]
+if TYPE_CHECKING:
+    from stac_core.network.causal_vggt import CausalVGGT
+
 Replay = Callable[[], None]
 
 REPLAY_TOLERANCE = 0.01  # the same kernels on the same numbers; a library may choose another one
@@ -32,36 +35,47 @@ logger = logging.getLogger(__name__)
 
 
 class Tape(Protocol):
-    """What kernels are recorded on. All parts share memory, so they are replayed in their order."""
+    """What kernels are recorded on. Parts share memory, those beside others among themselves, so they are
+    replayed in their order."""
 
     def recording(self) -> AbstractContextManager[None]:
         """Everything inside `with` belongs to one pass."""
 
-    def begin(self) -> None:
-        """From here on kernels are recorded, not run."""
+    def begin(self, beside: bool = False) -> None:
+        """From here on kernels are recorded, not run; `beside`: to be replayed beside others."""
 
     def end(self) -> Replay:
         """Up to here; → what runs them, on the memory they were recorded with."""
 
+    def beside(self) -> AbstractContextManager[None]:
+        """Everything launched inside `with` begins after all before, and goes on beside what comes after."""
+
+    def join(self) -> None:
+        """What is launched from here on begins after all that goes on beside."""
+
 
 class CudaTape:
-    """CUDA graphs that share one pool of memory."""
+    """CUDA graphs that share one pool of memory, or another one beside others."""
 
     def __init__(self, device: torch.device) -> None:
-        self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
+        self._pools = [torch.cuda.graph_pool_handle() for _ in range(2)]
+        # Libraries have working memory of their own for each stream that they are recorded on.
+        self._streams = [torch.cuda.Stream(device) for _ in range(2)]
         self._graph: torch.cuda.CUDAGraph | None = None  # being recorded
 
     @contextmanager
     def recording(self) -> Iterator[None]:
         gc.collect()  # nothing on the device may be freed by chance in between
-        torch.cuda.synchronize(self._stream.device)
-        with torch.cuda.stream(self._stream):
-            try:
-                yield
-            except BaseException:
-                self._abandon()
-                raise
-        torch.cuda.synchronize(self._stream.device)
+        torch.cuda.synchronize(self._streams[0].device)
+        outside = torch.cuda.current_stream(self._streams[0].device)
+        try:
+            yield
+        except BaseException:
+            self._abandon()
+            raise
+        finally:
+            torch.cuda.set_stream(outside)
+        torch.cuda.synchronize(self._streams[0].device)
 
     def _abandon(self) -> None:
         """After an error: leave the recording mode, and the memory to those who have recorded before."""
@@ -69,17 +83,30 @@ class CudaTape:
         if graph is not None:
             with suppress(RuntimeError):  # says that the recording is broken
                 graph.capture_end()
-        self._pool = torch.cuda.graph_pool_handle()
+        self._pools = [torch.cuda.graph_pool_handle() for _ in self._pools]
 
-    def begin(self) -> None:
+    def begin(self, beside: bool = False) -> None:
+        torch.cuda.set_stream(self._streams[beside])
         self._graph = torch.cuda.CUDAGraph()
-        self._graph.capture_begin(self._pool, capture_error_mode="thread_local")
+        self._graph.capture_begin(self._pools[beside], capture_error_mode="thread_local")
 
     def end(self) -> Replay:
         graph, self._graph = self._graph, None
         assert graph is not None
         graph.capture_end()
         return graph.replay
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        # Tensors made in here may be used outside: their memory is given anew only in here, after the wait.
+        beside = self._streams[1]
+        beside.wait_stream(torch.cuda.current_stream(beside.device))
+        with torch.cuda.stream(beside):
+            yield
+
+    def join(self) -> None:
+        beside = self._streams[1]
+        torch.cuda.current_stream(beside.device).wait_stream(beside)
 
 
 @dataclass(frozen=True)
@@ -95,24 +122,48 @@ class Question:
         copy_rows(self.answer, getattr(context, self.of)(*self.where, *self.asked))
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """Parts of a recording, with a question to the context after each but the last."""
+
+    asking: list[tuple[Replay, Question]]
+    last: Replay
+
+    def __call__(self, context: AttentionContext) -> None:
+        for run, question in self.asking:
+            run()
+            question.put(context)
+        self.last()
+
+
 class _Cutter:
-    """The context of a recording: every question ends a part."""
+    """The context of a recording: every question ends a part, unless it can be recorded."""
 
     frames_seen = 1  # a later frame than the first
 
-    def __init__(self, tape: Tape) -> None:
-        self.parts: list[tuple[Replay, Question]] = []
+    def __init__(self, tape: Tape, attention: RecordableAttention | None) -> None:
+        """attention: what answers, without ending anything, where it can be recorded too."""
+        self._parts: list[tuple[Replay, Question]] = []
         self.announced = (0, 0)  # frames, tokens of each
-        self._tape = tape
+        self._tape, self._attention = tape, attention
         self._tensors: dict[tuple[torch.Size, torch.dtype], tuple[Tensor, Tensor]] = {}
+
+    def take(self) -> Stretch:
+        """All parts so far; the last one ends here."""
+        parts, self._parts = self._parts, []
+        return Stretch(parts, self._tape.end())
 
     def begin(self, frames: int, tokens_per_frame: int) -> None:
         self.announced = frames, tokens_per_frame
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if self._attention is not None:
+            return self._attention.attend(layer, q, k, v)
         return self._cut("attend", (layer,), q, k, v)
 
     def attend_camera(self, iteration: int, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if self._attention is not None:
+            return self._attention.attend_camera(iteration, layer, q, k, v)
         return self._cut("attend_camera", (iteration, layer), q, k, v)
 
     def _cut(self, of: str, where: tuple[int, ...], *qkv: Tensor) -> Tensor:
@@ -125,7 +176,7 @@ class _Cutter:
         asked, answer = self._tensors[key]
         for place, tensor in zip(asked, qkv, strict=True):
             copy_rows(place, tensor)
-        self.parts.append((self._tape.end(), Question(of, where, asked, answer)))
+        self._parts.append((self._tape.end(), Question(of, where, asked, answer)))
         self._tape.begin()
         return answer
 
@@ -133,23 +184,64 @@ class _Cutter:
 class RecordedPass:
     """A pass over one number of frames of one size, not the first of a stream."""
 
-    def __init__(self, forward: Forward, images: Tensor, points: bool, tape: Tape) -> None:
-        """Records; `images` [B, S, 3, H, W] gives the shape. What `forward` looks up must exist already."""
-        self._images, cutter = images.clone(), _Cutter(tape)
+    def __init__(
+        self, network: CausalVGGT, images: Tensor, points: bool, plan: Plan | None, tape: Tape
+    ) -> None:
+        """Records; `images` [B, S, 3, H, W] gives the shape. What the network looks up must exist already.
+
+        plan: of attention that becomes part of the recording.
+        """
+        self._images, self._tape, size = images.clone(), tape, images.shape[-2:]
+        self._encoded: Tensor | None = None  # images whose tokens are ready, or will be
+        self._attention = plan.open(images.device) if plan is not None else None
+        cutter = _Cutter(tape, self._attention)
+        if self._attention is not None:  # its kernels have to be built
+            network.cameras(network.aggregator(self._images, cutter), size, cutter)
         with tape.recording():
+            tape.begin(beside=True)
+            encoded = network.aggregator.encode(self._images)
+            self._encode = tape.end()
             tape.begin()
-            self._prediction = forward(self._images, cutter, points)
-            self._last = tape.end()
-        self._parts, self._announced = cutter.parts, cutter.announced
+            tokens = network.aggregator.relate(encoded, size, cutter)
+            self._relate, self._announced = cutter.take(), cutter.announced
+            tape.begin()
+            self._cameras = network.cameras(tokens, size, cutter)
+            self._locate = cutter.take()
+            tape.begin(beside=True)
+            self._surfaces = network.surfaces(tokens, size, points)
+            self._measure = tape.end()
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the images."""
+        return self._images.shape
+
+    def encode(self, images: Tensor) -> None:
+        """Begin with images that `replay` will be given; all that it does without a context."""
+        self._images.copy_(images)
+        self._encode()
+        self._encoded = images
 
     def replay(self, images: Tensor, context: AttentionContext) -> Prediction:
-        self._images.copy_(images)
+        if self._encoded is None or not self._encoded.is_set_to(images):
+            self.encode(images)
+        self._encoded = None
         context.begin(*self._announced)
-        for run, question in self._parts:
-            run()
-            question.put(context)
-        self._last()
-        return self._prediction.map(torch.clone)  # the next replay overwrites its own
+        if self._attention is not None and isinstance(context, LendingContext):
+            context.lend(self._attention)
+        self._relate(context)
+        with self._tape.beside():
+            self._measure()
+            surfaces = _copies(self._surfaces)
+        self._locate(context)
+        cameras = _copies(self._cameras)
+        self._tape.join()
+        return Prediction(**cameras, **surfaces)
+
+
+def _copies(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """The next replay overwrites its own."""
+    return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
 class RecordedForward:
@@ -159,23 +251,34 @@ class RecordedForward:
     shape goes on unrecorded; `refusal` keeps the reason.
     """
 
-    def __init__(self, forward: Forward, tape: Tape) -> None:
-        self._forward, self._tape = forward, tape
-        self.passes: dict[tuple[torch.Size, bool], RecordedPass | None] = {}
+    def __init__(self, network: CausalVGGT, tape: Tape) -> None:
+        self._network, self._forward, self._tape = network, network.forward, tape
+        self.passes: dict[tuple[torch.Size, bool, Plan | None], RecordedPass | None] = {}
         self.refusal = ""
+        self._latest: RecordedPass | None = None  # that was replayed
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, context: AttentionContext, points: bool = False) -> Prediction:
         """As `CausalVGGT.forward`, without gradients."""
-        key = images.shape, points
+        plan = context.plan() if isinstance(context, LendingContext) else None
+        key = images.shape, points, plan
         recorded = self.passes.get(key) if context.frames_seen else None
+        self._tape.join()
         if recorded is not None:
+            self._latest = recorded
             return recorded.replay(images, context)
         prediction = self._forward(images, context, points)  # also builds all that a recording looks up
         if context.frames_seen and key not in self.passes:
             kept = {k: p for k, p in self.passes.items() if k[0][-2:] == images.shape[-2:]}
-            self.passes = {**kept, key: self._record(images, points)}
+            self.passes = {**kept, key: self._record(*key, images)}
         return prediction
+
+    @torch.inference_mode()
+    def foresee(self, images: Tensor) -> None:
+        """As `CausalVGGT.foresee`, where the pass before was of the same shape."""
+        if self._latest is not None and self._latest.shape == images.shape:
+            with self._tape.beside():
+                self._latest.encode(images)
 
     def check(self, images: Tensor, context: AttentionContext) -> None:
         """RuntimeError where a recorded pass answers otherwise than the pass itself, or there is none."""
@@ -188,10 +291,12 @@ class RecordedForward:
                 worst = float((expected - found).abs().max())
                 raise RuntimeError(f"a replayed pass differs from the pass itself by {worst:.3g} in {name}")
 
-    def _record(self, images: Tensor, points: bool) -> RecordedPass | None:
-        batch, frames, _, height, width = images.shape
+    def _record(
+        self, shape: torch.Size, points: bool, plan: Plan | None, images: Tensor
+    ) -> RecordedPass | None:
+        batch, frames, _, height, width = shape
         try:
-            recorded = RecordedPass(self._forward, images, points, self._tape)
+            recorded = RecordedPass(self._network, images, points, plan, self._tape)
         except RuntimeError as cause:
             self.refusal = str(cause)
             logger.warning("passes over %d frames of %d×%d stay unrecorded: %s", frames, width, height, cause)

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from kernels.machine_code import disassemble, undefined_registers
 
 from stac_core.kernels import (
+    attend_listed_triton,
     attend_split_triton,
     attend_triton,
     gather_triton,
@@ -128,29 +129,51 @@ def attend_variants(capability: int):
         groups, kinds = segments_triton.group_segments(segments)
         arguments = {
             "q_pointer": POINTERS[dtype], "q_row": "i32", "q_token": "i32", "groups": types_of(groups),
+            "out_row": "i32", "out_token": "i32", "SIZES": Constant(kinds.sizes), "LISTED": Constant(False),
             "lse_pointer": "*fp32", "lse_row": "i32", "lse_token": Constant(1),
             "mass_pointer": "*fp32", "columns": "odd", "queries": "odd",
             "scale": "fp32", "factor": "fp32",
             "DIM": Constant(dim), "WIDTH": Constant(dim), "BITS": Constant(kinds.bits),
             "SCALED": Constant(kinds.scaled), "BIASED": Constant(kinds.biased),
         }  # fmt: skip
-        forward_tile = attend_triton.forward_tile(q, min(bits) < 16, capability == 90)
-        for kernel, tile, split in (
-            (attend_triton._forward_kernel, forward_tile, False),
-            (attend_triton._forward_kernel, forward_tile, True),
-            (attend_triton._mass_kernel, attend_triton.mass_tile(q), False),
-        ):
-            arguments |= {"QUERIES": Constant(tile.queries), "KEYS": Constant(tile.keys)}
-            arguments |= {"SPLIT": Constant(split), "out_pointer": "*fp32" if split else POINTERS[dtype]}
-            about = {"dim": dim, "bits": bits, "biased": biased, "split": split, "dtype": POINTERS[dtype]}
-            yield compile_kernel(kernel, arguments, tile, capability) | about
+        about = {"dim": dim, "bits": bits, "biased": biased, "dtype": POINTERS[dtype]}
+        yield from both_passes(q, min(bits) < 16, arguments, about, capability)
+        if bits == (16,) * 5:
+            listed = {"groups": "*i64", "LISTED": Constant(True)}
+            yield from both_passes(q, False, arguments | listed, about | {"listed": True}, capability)
+
+
+def both_passes(q: torch.Tensor, coded: bool, arguments: dict, about: dict, capability: int):
+    """The forward pass over all keys and over parts of them, and the mass pass."""
+    forward_tile = attend_triton.forward_tile(q, coded, capability == 90)
+    for kernel, tile, split in (
+        (attend_triton._forward_kernel, forward_tile, False),
+        (attend_triton._forward_kernel, forward_tile, True),
+        (attend_triton._mass_kernel, attend_triton.mass_tile(q), False),
+    ):
+        of_tile = {"QUERIES": Constant(tile.queries), "KEYS": Constant(tile.keys), "SPLIT": Constant(split)}
+        of_tile["out_pointer"] = "*fp32" if split else POINTERS[q.dtype]
+        yield compile_kernel(kernel, arguments | of_tile, tile, capability) | about | {"split": split}
+
+
+def keep_variants(capability: int):
+    """New tokens put where a listed segment ends."""
+    kernel, dim = attend_listed_triton._keep_kernel, 64
+    arguments: dict[str, object] = dict.fromkeys(kernel.arg_names, "i32")
+    arguments |= {"k_pointer": "*bf16", "v_pointer": "*bf16", "segment": "*i64", "count": "odd"}
+    constants = {"DIM": dim, "WIDTH": dim, "TOKENS": attend_listed_triton.TOKENS}
+    arguments |= {name: Constant(value) for name, value in constants.items()}
+    tile = attend_triton.Tile(0, 0, attend_listed_triton.WARPS, 3)
+    about = {"dim": dim, "dtype": "*fp32", "aligned": 16}  # no products in it
+    yield compile_kernel(kernel, arguments, tile, capability) | about
 
 
 def combine_variants(capability: int):
     """Parts joined, for a head width that is a power of two and one that is not."""
     for dtype, dim, width in ((torch.bfloat16, 64, 64), (torch.float32, 96, 128)):
         arguments: dict[str, object] = dict.fromkeys(attend_split_triton._combine_kernel.arg_names, "*fp32")
-        arguments |= {"out_pointer": POINTERS[dtype], "count": "odd", "parts": "odd"}
+        arguments |= {"out_pointer": POINTERS[dtype], "count": "odd", "queries": "odd", "parts": "odd"}
+        arguments |= {"out_row": "i32", "out_token": "i32"}
         constants = {"DIM": dim, "WIDTH": width}
         constants |= {"ROWS": attend_split_triton.ROWS, "MOST": attend_split_triton.MOST_PARTS}
         arguments |= {name: Constant(value) for name, value in constants.items()}
@@ -268,8 +291,8 @@ def take_variants(capability: int):
 
 
 VARIANTS = (
-    attend_variants, combine_variants, merge_variants, gather_variants, slots_variants, highest_variants,
-    take_variants,
+    attend_variants, combine_variants, keep_variants, merge_variants, gather_variants, slots_variants,
+    highest_variants, take_variants,
 )  # fmt: skip
 
 

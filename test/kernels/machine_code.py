@@ -31,8 +31,13 @@ def undefined_registers(text: str) -> list[str]:
         if not found:
             continue
         operation, operands = found[1], BETWEEN_OPERANDS.split(found[2])
-        target = re.fullmatch(r"UR(\d+)", operands[0].strip())
-        read = [r for operand in operands[bool(target) :] for r in _read(operation, operand, operands)]
+        flagged = (
+            re.fullmatch(r"\s*U?P\d", operands[0]) is not None
+        )  # what is computed comes behind a predicate
+        target = re.fullmatch(r"UR(\d+)", operands[flagged].strip())
+        read = [
+            r for operand in operands[flagged + bool(target) :] for r in _read(operation, operand, operands)
+        ]
         if not written.issuperset(read):
             reading.append(f"{operation} {found[2]}")
         written.update(read)  # one report each

@@ -78,7 +78,7 @@ def same(found, expected):
 @pytest.mark.parametrize("mode", SETTINGS)
 def test_a_stream_of_recorded_passes(mode):
     network, tape = tiny_network("shared" if mode == "xstream" else "per_iteration"), EmulatedTape()
-    forward = RecordedForward(network.forward, tape)
+    forward = RecordedForward(network, tape)
     ours, theirs = (open_stream(network, **SETTINGS[mode]) for _ in range(2))
     kept = []
     for images in chunks():
@@ -89,12 +89,29 @@ def test_a_stream_of_recorded_passes(mode):
     tape.poison()  # predictions are the caller's own
     assert all(same(found, expected) for found, expected in kept)
     assert [key[0][1] for key in forward.passes] == [4, 1, 3]
-    assert tape.parts == 3 * (6 + 4 * 3 + 1)  # one more than layers and camera blocks × iterations
+    # up to each layer and each of camera blocks × iterations, behind both, encoder and dense head
+    assert tape.parts == 3 * (6 + 4 * 3 + 4)
+
+
+def test_what_comes_next_may_be_begun_with():
+    network, other = tiny_network(), chunks((4,))[0].flip(-1)
+    forward = RecordedForward(network, EmulatedTape())
+    ours, theirs = (open_stream(network, mode="stac") for _ in range(2))
+    coming = chunks((2, 2, 2, 2, 1, 2, 2, 2, 2, 2))
+    for step, images in enumerate(coming):
+        assert same(forward(images, ours), network(images, theirs)), step
+        if step + 1 < len(coming):
+            forward.foresee(
+                coming[step + 1].clone() if step == 6 else coming[step + 1]
+            )  # a copy is not known again
+        if step == 4:
+            forward.foresee(other)  # never comes
+        ours.settle(), theirs.settle()
 
 
 def test_points_are_another_recording():
     network = tiny_network()
-    forward = RecordedForward(network.forward, EmulatedTape())
+    forward = RecordedForward(network, EmulatedTape())
     ours, theirs = (open_stream(network, mode="window_kv") for _ in range(2))
     for images, points in zip(chunks((2,) * 6), (True, False, True, True, False, True), strict=True):
         assert same(forward(images, ours, points), network(images, theirs, points))
@@ -104,7 +121,7 @@ def test_points_are_another_recording():
 
 def test_two_streams_share_recordings_and_a_reset_begins_anew():
     network = tiny_network()
-    forward = RecordedForward(network.forward, EmulatedTape())
+    forward = RecordedForward(network, EmulatedTape())
     ours, theirs = ([open_stream(network, mode="stac") for _ in range(2)] for _ in range(2))
     for step, images in enumerate(chunks((2,) * 12)):
         stream = step % 2
@@ -117,7 +134,7 @@ def test_two_streams_share_recordings_and_a_reset_begins_anew():
 
 def test_only_the_latest_image_size_stays_recorded():
     network = tiny_network()
-    forward = RecordedForward(network.forward, EmulatedTape())
+    forward = RecordedForward(network, EmulatedTape())
     for images in (*chunks((2, 2, 2)), *(part[..., 14:, :] for part in chunks((2, 2, 1)))):
         stream, plain = open_stream(network, mode="causal"), open_stream(network, mode="causal")
         for _ in range(3):
@@ -128,7 +145,7 @@ def test_only_the_latest_image_size_stays_recorded():
 
 def test_a_replay_that_fails_midway_leaves_the_stream_as_it_was():
     network = tiny_network()
-    forward = RecordedForward(network.forward, EmulatedTape())
+    forward = RecordedForward(network, EmulatedTape())
     ours, theirs = (open_stream(network, mode="stac") for _ in range(2))
     for step, images in enumerate(chunks((2,) * 6)):
         if step == 4:
@@ -152,7 +169,7 @@ class Frozen(EmulatedTape):
 def test_a_replay_is_held_against_the_pass_itself():
     network, first, second = tiny_network(), golden_images(2), golden_images(4)[:, 2:]
     for tape, honest in ((EmulatedTape(), True), (Frozen(), False)):
-        forward = RecordedForward(network.forward, tape)
+        forward = RecordedForward(network, tape)
         forward(first, WithoutPast())
         if honest:
             forward.check(second, WithoutPast())
@@ -167,7 +184,7 @@ def test_what_cannot_be_recorded_runs_as_it_is(caplog):
             raise RuntimeError("operation not permitted when stream is capturing")
 
     network = tiny_network()
-    forward = RecordedForward(network.forward, Torn())
+    forward = RecordedForward(network, Torn())
     ours, theirs = (open_stream(network, mode="stac") for _ in range(2))
     with caplog.at_level(logging.WARNING):
         for images in chunks((2,) * 4):

@@ -190,7 +190,7 @@ class NetworkBench:
     def _step(self, session: StreamSession, images: list[np.ndarray]) -> float:
         """Seconds until the device has done one step."""
         started = time.perf_counter()
-        session.step(images)
+        session.step(images, upcoming=images)
         if self._on_gpu:
             torch.cuda.synchronize(self._device)
         return time.perf_counter() - started

@@ -1,0 +1,87 @@
+"""Contract of attention over segments that are listed on the device, so that it can be recorded.
+
+A CUDA graph launches its kernels with the arguments they were recorded with. The past of a stream moves and
+grows from pass to pass, so these kernels are told by a list in the device's memory where it lies: the list is
+written anew before each pass, its place stays. New keys and values are first put behind those of one segment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+FIELDS = 8  # of a segment in the list, see `write_list`
+LENGTH_FIELD = 3
+ALIGNMENT = 16  # bytes
+
+
+@dataclass(frozen=True)
+class ListedSegment:
+    """Part of buffers that hold all lanes (layer by layer, head by head); kept exactly, not as codes."""
+
+    keys: Tensor  # [lanes, capacity, D], dense
+    values: Tensor  # like keys
+    length: int  # tokens
+    bias: Tensor | None = None  # [lanes, ≥ length] float32, −inf hides a key
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What does not change from pass to pass: a recording is made for it."""
+
+    biased: tuple[bool, ...]  # of each segment; the biased ones come last
+    grows: int  # which segment takes the new tokens
+    subsample: float | None  # share of the queries that count for the mass; None = no mass is asked for
+    most_keys: int  # of all segments together
+
+
+class ListedAttend(Protocol):
+    """One implementation: no host memory is read and nothing is waited for."""
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, listed: Tensor, listing: Listing, mass: Tensor | None
+    ) -> Tensor:
+        """q, k, v [heads, n, D]; listed [segments, FIELDS] of one layer → [heads, n, D].
+
+        k and v become the last n tokens of the segment that grows, whose length already counts them; where
+        it has fewer, as in a list of zeros, they are not kept. mass [heads, ≥ most_keys] float32 takes what
+        each key receives, segment after segment. Every argument must fit: nothing is checked.
+        """
+
+
+def write_list(segments: Sequence[ListedSegment | None], layers: int) -> NDArray[np.int64]:
+    """Where the segments of every layer lie [layers, segments, FIELDS]; None = empty.
+
+    ValueError for buffers that the kernels could not read.
+    """
+    listed = np.zeros((layers, len(segments), FIELDS), np.int64)
+    layer, column = np.arange(layers), 0
+    for at, segment in enumerate(segments):
+        listed[:, at, 4] = column
+        if segment is None:
+            continue
+        lanes, capacity, _ = segment.keys.shape
+        for field, buffer in enumerate((segment.keys, segment.values)):
+            _check_dense(buffer)
+            listed[:, at, field] = buffer.data_ptr() + layer * (buffer.nbytes // layers)
+        listed[:, at, 2], listed[:, at, LENGTH_FIELD] = capacity, segment.length
+        if segment.bias is not None:
+            row_bytes = segment.bias.stride(0) * segment.bias.itemsize
+            listed[:, at, 5] = segment.bias.data_ptr() + layer * (lanes // layers * row_bytes)
+            listed[:, at, 6] = segment.bias.stride(0)
+        column += segment.length
+    return listed
+
+
+def _check_dense(buffer: Tensor) -> None:
+    lane_bytes = buffer.nbytes // max(1, len(buffer))
+    if not buffer.is_contiguous() or buffer.data_ptr() % ALIGNMENT or lane_bytes % ALIGNMENT:
+        raise ValueError(
+            f"a buffer of shape {list(buffer.shape)} and strides {buffer.stride()} at {buffer.data_ptr():#x} "
+            f"is not dense, or its lanes do not begin at multiples of {ALIGNMENT} bytes"
+        )

@@ -1,0 +1,95 @@
+"""Attention lent to a pass as a whole: a stream sees and remembers the same as if asked layer by layer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cache.worlds_of_tokens import Walk, parity, small_network
+
+from stac_core.cache.stream_cache import StreamCache
+from stac_core.config import CacheConfig
+from stac_core.kernels.select import select_kernels
+
+LAYERS, FEW = 2, {"voxel_size": 2.0, "voxel_buf_cap": 3}
+TRITON = select_kernels("triton", "cpu")
+NETWORK = small_network(layers=LAYERS)
+WALK = Walk(NETWORK, patches=6, pace=0.1)
+SETTINGS = {
+    "stac": {},
+    "a quarter of the mass": {"subsample": 0.25},
+    "feedback": {"feedback": 0.5},
+    "special tokens kept": {"keep_special": 2},
+    "no voxels": {"mode": "window_kv"},
+    "pruned": {"mode": "xstream", "importance": "mass"},
+}
+
+
+def settings_of(name):
+    own = SETTINGS[name]
+    if "mode" not in own:
+        return parity(**FEW, **own)
+    return parity(**own)
+
+
+def camera_questions(frames):
+    """q, k, v of every iteration and block [iterations, blocks, 3, heads, frames, D]."""
+    width = 2 * NETWORK.width // NETWORK.camera_heads
+    shape = (NETWORK.camera_iterations, NETWORK.camera_blocks, 3, NETWORK.camera_heads, frames, width)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(frames))
+
+
+def walk(config, lent):
+    """Ten frames by two, then one; → all answers, and the memory at the end."""
+    cache, answers, opened, lends = StreamCache(config, NETWORK, TRITON), [], {}, 0
+    for first, frames in ((0, 2), (2, 2), (4, 2), (6, 2), (8, 2), (10, 1), (11, 2)):
+        q, k, v, places = WALK.frames(first, frames)
+        plan = cache.plan() if lent else None
+        cache.begin(frames, WALK.tokens)
+        source = cache
+        if plan is not None:
+            source = opened.setdefault(plan, plan.open(q.device))
+            cache.lend(source)
+            lends += 1
+        for layer in range(LAYERS):
+            answers.append(source.attend(layer, q[layer][None], k[layer][None], v[layer][None]))
+        for iteration, blocks in enumerate(camera_questions(frames)):
+            for block, qkv in enumerate(blocks):
+                answers.append(source.attend_camera(iteration, block, *qkv[:, None]))
+        cache.settle(places)
+        if first == 4:
+            cache.pin(5)
+    assert not lent or (lends == 6 and len(opened) == 2)  # more pinned frames are another plan
+    return answers, cache
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_lent_memory(name):
+    asked, of_asked = walk(settings_of(name), lent=False)
+    answered, of_lent = walk(settings_of(name), lent=True)
+    for expected, found in zip(asked, answered, strict=True):
+        assert torch.equal(found, expected)
+    for expected, found in zip(of_asked.live(), of_lent.live(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=0, equal_nan=True)
+    assert of_lent.stats() == of_asked.stats()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"mode": "causal"},
+        {"mode": "stac", "window_bits": 8, "anchor_bits": 8},
+        {"mode": "stac", "retrieve_by": "query"},
+        {"mode": "stac", "subsample_phase": "rotating"},
+        {"mode": "xstream"},
+    ],
+    ids=str,
+)
+def test_what_cannot_be_lent_is_asked_for(settings):
+    cache = StreamCache(CacheConfig(**settings), NETWORK, TRITON)
+    q, k, v, places = WALK.frames(0, 1)
+    cache.begin(1, WALK.tokens)
+    for layer in range(LAYERS):
+        cache.attend(layer, q[layer][None], k[layer][None], v[layer][None])
+    cache.settle(places)
+    assert cache.plan() is None
+    assert StreamCache(CacheConfig(), NETWORK, select_kernels("torch", "cpu")).plan() is None
