@@ -101,7 +101,7 @@ class RoomMaker:
             self.recall(self.host.grid.find(keys.to("cpu")))
             away = self.host.grid.find(keys.to("cpu")).to(keys.device)  # spilled, without room to come back
             found = torch.maximum(self._grid.find(keys), away)
-        return places(torch.where(found < 0, keys, NOWHERE).flatten())
+        return places(keys.masked_fill(found >= 0, NOWHERE).flatten())
 
     def recall(self, numbers: Tensor) -> None:
         """Bring spilled voxels back, by their numbers in the host's grid (−1 = none), while there is room."""

@@ -74,7 +74,7 @@ def token_positions(
     place, certainty = centre[..., :3], centre[..., 3]
     valid = (certainty > least_confidence) & (torch.linalg.vector_norm(place, math.inf, -1) < math.inf)
     if edge_test > 0:
-        valid[:, special_tokens:] &= ~on_edge(depth, patch_size, edge_test * coarseness).flatten(1)
+        valid[:, special_tokens:].logical_and_(~on_edge(depth, patch_size, edge_test * coarseness).flatten(1))
     lost = lost_confidence > 0 and not float(confidence.mean()) >= lost_confidence
     return TokenPositions(
         place,

@@ -146,7 +146,7 @@ class VoxelGrid:
             return torch.full_like(keys, -1)
         index = self._index[level]
         known, numbers = index[:, torch.searchsorted(index[0], keys.contiguous())]
-        return torch.where(known == keys, numbers, -1)
+        return numbers.masked_fill_(known != keys, -1)
 
     def finer(self, voxels: Tensor, level: int) -> Tensor:
         """Those of the voxels [n] whose cells are finer than the cells of a level."""
@@ -215,6 +215,8 @@ class VoxelGrid:
 
 def _changed(column: Tensor, voxels: Tensor, values: Tensor | int) -> Tensor:
     """A copy with some entries replaced; whoever holds the old column still has the old state."""
+    if not isinstance(values, Tensor):
+        return column.index_fill(0, voxels, values)
     column = column.clone()
     column[voxels] = values
     return column

@@ -79,7 +79,7 @@ class Kind:
         if given_back:
             gone = torch.nonzero_static(lost.flatten(), size=given_back)[:, 0]
             self.pool.give_back(blocks.flatten()[gone])
-        entries = torch.where(lost, NO_BLOCK, blocks)
+        entries = blocks.masked_fill(lost, NO_BLOCK)
         if taken:
             entries.masked_scatter_(won, self.pool.take(taken))
         self.table.write("first", self.table.locate(rows), entries, blocks)
