@@ -6,6 +6,7 @@ shift. Source: pose encoding "absT_quaR_FoV" of VGGT (arXiv 2503.11651).
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -105,13 +106,21 @@ def quaternion_from_rotation(rotation: Tensor) -> Tensor:
 def unproject_depth(depth: Tensor, intrinsics: Tensor, world_from_camera: Tensor) -> Tensor:
     """Depth [..., H, W] along the optical axis → points [..., H, W, 3] in world."""
     height, width = depth.shape[-2:]
-    v = torch.arange(height, device=depth.device, dtype=depth.dtype)[:, None]
-    u = torch.arange(width, device=depth.device, dtype=depth.dtype)
-    fx, fy, cx, cy = (intrinsics[..., i, j, None, None] for i, j in ((0, 0), (1, 1), (0, 2), (1, 2)))
-    in_camera = torch.stack([(u - cx) * depth / fx, (v - cy) * depth / fy, depth], dim=-1)
+    pixels, depth = _pixel_grid(height, width, depth.dtype, depth.device), depth[..., None]
+    focal, centre = intrinsics.diagonal(dim1=-2, dim2=-1)[..., :2], intrinsics[..., :2, 2]
+    across = (pixels - centre[..., None, None, :]) * depth / focal[..., None, None, :]
+    in_camera = torch.cat([across, depth], dim=-1)
     rotation, translation = world_from_camera[..., :3, :3], world_from_camera[..., :3, 3]
     in_world = in_camera.flatten(-3, -2) @ rotation.transpose(-1, -2) + translation[..., None, :]
     return in_world.unflatten(-2, (height, width))
+
+
+@functools.lru_cache(maxsize=8)  # image sizes
+@torch.inference_mode(False)  # used by inference and training alike
+def _pixel_grid(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Column and row of every pixel [H, W, 2]."""
+    v, u = (torch.arange(side, device=device, dtype=dtype) for side in (height, width))
+    return torch.stack(torch.meshgrid(u, v, indexing="xy"), dim=-1)
 
 
 def unproject_pixels(

@@ -15,6 +15,7 @@ from typing import Any
 from stac_core.cache.pages import Pages
 
 PACKAGE = __name__.rpartition(".")[0]
+CONTAINERS = (dict, list, set)
 
 
 @contextmanager
@@ -46,20 +47,17 @@ def _parts(root: object) -> list[Any]:
         if id(part) not in found:
             found[id(part)] = part
             for value in vars(part).values():
-                waiting += _parts_in(value)
+                if _holds_state(value.__class__):
+                    waiting.append(value)
+                elif isinstance(value, CONTAINERS):
+                    waiting += _parts_in(value)
     return list(found.values())
 
 
-def _parts_in(value: Any) -> list[Any]:
-    """A part, or those in a container, whose members are all of one kind."""
-    members = list(value.values()) if isinstance(value, dict) else value
-    if not isinstance(members, list):
-        return [value] if _is_part(value) else []
-    return members if members and _is_part(members[0]) else []
-
-
-def _is_part(value: Any) -> bool:
-    return _holds_state(value.__class__)
+def _parts_in(container: Any) -> list[Any]:
+    """The members that are parts; they are all of one kind."""
+    members = list(container.values() if isinstance(container, dict) else container)
+    return members if members and _holds_state(members[0].__class__) else []
 
 
 @functools.cache
@@ -71,4 +69,4 @@ def _holds_state(kind: type) -> bool:
 
 
 def _copy(value: Any) -> Any:
-    return value.copy() if isinstance(value, dict | list | set) else value
+    return value.copy() if isinstance(value, CONTAINERS) else value

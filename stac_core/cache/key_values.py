@@ -73,7 +73,7 @@ class KeyValues:
         self._layers, self._bits, self._scale = layers, bits, scale
         self._codec: Codec | None = None  # known with the first token
         self._fields: list[Tensor] = []  # in the order of `Fields`
-        self._views: list[tuple[Tensor, ...]] = []  # of each field: the part of each layer
+        self._cut: list[tuple[Tensor, ...]] = []  # see `_views`; empty until somebody asks
 
     @property
     def exact(self) -> bool:
@@ -228,8 +228,15 @@ class KeyValues:
 
     def _set(self, i: int, buffer: Tensor) -> None:
         self._fields[i : i + 1] = [buffer]
-        with torch.inference_mode(False):
-            self._views[i : i + 1] = [buffer.chunk(self._layers)]
+        self._cut = []
+
+    @property
+    def _views(self) -> list[tuple[Tensor, ...]]:
+        """Of each field the part of each layer."""
+        if not self._cut:
+            with torch.inference_mode(False):
+                self._cut = [field.chunk(self._layers) for field in self._fields]
+        return self._cut
 
 
 def as_index(slots: Tensor, device: torch.device) -> slice | Tensor:

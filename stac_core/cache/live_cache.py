@@ -150,18 +150,17 @@ class LiveCache:
         frame = self.window.frame
         if not len(frame):  # a pass of the camera head alone
             return None
+        leaves, stays = frame < oldest, frame >= oldest
         here = [pin for pin in pins if int(frame[0]) <= pin <= int(frame[-1])]
-        pinned = torch.isin(frame, torch.tensor(here)) if here else torch.zeros(len(frame), dtype=torch.bool)
         if here:
-            slots = pinned.nonzero()[:, 0]
-            self._pinned.take(self.window, slots, len(pins) * self._tokens_per_frame)
-        recent = frame >= oldest
-        leaving = (~recent & ~pinned).nonzero()[:, 0]
-        evicted = None
+            pinned = torch.isin(frame, torch.tensor(here))
+            self._pinned.take(self.window, pinned.nonzero()[:, 0], len(pins) * self._tokens_per_frame)
+            leaves, stays = leaves & ~pinned, stays & ~pinned
+        leaving, evicted = leaves.nonzero()[:, 0], None
         if len(leaving):
             leaving = self._keep_special(leaving)
             evicted = self._evict(leaving, moment, wanted)
-        self.window.keep(recent & ~pinned)
+        self.window.keep(stays)
         return evicted
 
     def tokens(self) -> LiveTokens:

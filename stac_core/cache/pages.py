@@ -91,7 +91,9 @@ class Pages:
     def read(self, name: str, places: Places) -> Tensor:
         """The n rows located [n, width]."""
         if places.in_one:
-            return self._pages[0][name].index_select(0, places.parts[0].local)
+            column, local = self._pages[0][name], places.parts[0].local
+            # Number by number: of whole rows, a GPU takes each, however narrow, in a block of its own.
+            return column.gather(0, local[:, None].repeat(1, column.shape[1]))
         width, dtype = self._columns[name]
         found = torch.zeros(places.total, width, dtype=dtype, device=self.device)
         for page, here, local in places.parts:

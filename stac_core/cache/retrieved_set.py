@@ -18,17 +18,21 @@ class RetrievedSet:
     def __init__(self, layers: int, bits: int, scale: KeyScale) -> None:
         self._bias = torch.empty(layers, 0, 0)  # [layers, heads, tokens]
         self._memory = KeyValues(layers, bits, scale)
-        self._width: int | Later = 0
-        self._tokens: int | Later = 0
+        self._lengths: list[int] | Later = []  # tokens of each lane that are not padding
 
     @property
     def width(self) -> int:
         """Tokens of the fullest lane; columns that are padding in every lane are left out."""
-        return int(self._width)
+        return max(self.lengths, default=0)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each lane, without padding."""
+        return self._lengths.list if isinstance(self._lengths, Later) else self._lengths
 
     def fill(self, found: Retrieved) -> None:
         """Take over what was found, once, without a copy of what is exact."""
-        self._width, self._tokens = Later(found.length.amax()), Later(found.length.sum())
+        self._lengths = Later(found.length)
         self._bias = found.bias.unflatten(0, (len(self._bias), -1))
         self._memory.hold(self._memory.encode(found.keys, found.values))
 
@@ -37,8 +41,7 @@ class RetrievedSet:
 
     def restore(self, state: State) -> None:
         self._bias = state["bias"]
-        self._width = self._bias.shape[-1]
-        self._tokens = int((self._bias > -torch.inf).sum())
+        self._lengths = (self._bias > -torch.inf).sum(-1).flatten().tolist()
         self._memory.restore(state.get("memory", {}))
 
     @property
@@ -49,7 +52,7 @@ class RetrievedSet:
     @property
     def tokens(self) -> int:
         """Over all lanes, without padding."""
-        return int(self._tokens)
+        return sum(self.lengths)
 
     def segments(self) -> list[AnySegment]:
         """The set of every layer, with its bias; empty where it is."""

@@ -40,8 +40,8 @@ class SpatialMemory:
         coded = config.store_bits < 16
         lanes, dim = network.layers * network.heads, network.width // network.heads
         self.voxels = VoxelMemory(config, lanes, dim, dtype, device, kernels, scale.lanes if coded else None)
-        self._unplaced = torch.zeros((), dtype=torch.int64, device=device)  # patches that had no place
-        self._unplaced_told: int | Later = 0  # the same, for the host
+        self._unplaced = 0  # patches that had no place, before the last pass
+        self._unplaced_now: int | Later = 0  # those of the last pass
         self._recent = torch.empty(0, dtype=torch.int64, device=device)  # keys of the last window_size frames
         self._pose: Tensor | None = None  # [4, 4] world_from_camera of the last pass, for `prefetch`
         self._ahead: Frustum | None = None  # what the next pass will see, until retrieval
@@ -54,9 +54,14 @@ class SpatialMemory:
     @property
     def bytes(self) -> int:
         """Allocated for places and for the retrieved set; the voxels count themselves."""
-        notes = (self._recent, self._unplaced, self._pose, self._chosen)
+        notes = (self._recent, self._pose, self._chosen)
         places = sum(note.nbytes for note in notes if note is not None)
         return places + (self.retrieved.bytes if self.retrieved is not None else 0)
+
+    @property
+    def unplaced(self) -> int:
+        """Patches so far that had no place."""
+        return self._unplaced + int(self._unplaced_now)
 
     def place(self, positions: TokenPositions) -> Tensor:
         """Voxel keys [S, P] of new tokens; freezes the voxel edge with the first chunk that shows depth."""
@@ -72,11 +77,12 @@ class SpatialMemory:
     def enter(self, positions: TokenPositions, keys: Tensor, first_frame: int, limit: int | None) -> None:
         """Begin a pass with new tokens and their voxel keys [S, P]: every place seen gets a voxel."""
         frames, tokens = keys.shape
-        self._unplaced = self._unplaced + (keys[:, self._network.special_tokens :] == NOWHERE).sum()
-        self._unplaced_told = Later(self._unplaced)
+        self._unplaced = self.unplaced  # the last pass has long told
+        self._unplaced_now = Later((keys[:, self._network.special_tokens :] == NOWHERE).sum())
         if not positions.lost:
             self._recent = torch.cat([self._recent, keys.flatten()])[-self._config.window_size * tokens :]
-        self.voxels.begin(keys, positions.camera / self.edge if self.edge else None, limit)
+        makes_room = self.edge and limit is not None
+        self.voxels.begin(keys, positions.camera / self.edge if makes_room else None, limit)
         if self._config.repose_frames:
             frame = torch.arange(first_frame, first_frame + frames, device=keys.device)
             self.voxels.mover.see(
@@ -141,7 +147,7 @@ class SpatialMemory:
             self.voxels.insert(evicted, meanwhile)
 
     def state(self) -> State:
-        numbers = torch.tensor([self.edge, int(self._unplaced_told)], dtype=torch.float64)
+        numbers = torch.tensor([self.edge, self.unplaced], dtype=torch.float64)
         optional = {"pose": self._pose, "chosen": self._chosen}
         present: State = {name: note for name, note in optional.items() if note is not None}
         if self.retrieved:
@@ -151,8 +157,7 @@ class SpatialMemory:
     def restore(self, state: State) -> None:
         edge, unplaced = state["numbers"].tolist()
         self.edge, self._recent = edge, state["recent"]
-        self._unplaced_told = int(unplaced)
-        self._unplaced = torch.tensor(self._unplaced_told, device=self._recent.device)
+        self._unplaced, self._unplaced_now = int(unplaced), 0
         self._pose, self._chosen = state.get("pose"), state.get("chosen")
         self.voxels.restore(state["voxels"])
         if "retrieved" in state:
@@ -180,7 +185,7 @@ class SpatialMemory:
             "buffered": counts.buffered,
             "gated": counts.gated,
             "forgotten": counts.forgotten + room.counts.forgotten_tokens,
-            "unplaced": int(self._unplaced_told),
+            "unplaced": self.unplaced,
             "spilled_voxels": room.counts.spilled,
             "reloaded_voxels": room.counts.reloaded,
             "coarsened_voxels": room.counts.coarsened,

@@ -6,10 +6,13 @@ Source: STAC (arXiv 2603.20284), from tokens to voxels.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 PUBLISHED_COLUMNS = 37  # patches across the images that published lengths are meant for
@@ -29,14 +32,14 @@ class TokenPositions:
     points: Tensor  # [S, P, 3]; anything where not valid
     valid: Tensor  # [S, P] bool
     camera: Tensor  # [3] the newest camera centre
-    depth: float | Tensor  # of any number of pixels, whose median counts; NaN where not confident
+    depth: float | Callable[[], float]  # median of confident pixels, NaN without any; asked for but once
     view: View | None = None  # of the newest camera, where known
     lost: bool = False  # the poses are not to be trusted, hence no token is valid
     coarseness: float = 1.0  # how much wider a patch is than in the published image size
 
     def median_depth(self) -> float:
-        """Of confident pixels; NaN where there are none."""
-        return self.depth if isinstance(self.depth, float) else float(self.depth.nanmedian())
+        """Of confident pixels; NaN where there are none. Waits for the device."""
+        return self.depth if isinstance(self.depth, float) else self.depth()
 
     @classmethod
     def nowhere(cls, frames: int, tokens: int, device: torch.device) -> TokenPositions:
@@ -66,20 +69,18 @@ def token_positions(
     `lost_confidence` (0 = no such test). view: of the newest camera.
     """
     coarseness = PUBLISHED_COLUMNS * patch_size / depth.shape[-1]
-    centre, certainty = patch_centres(points, patch_size), patch_centres(confidence[..., None], patch_size)
-    valid = (certainty[..., 0] > least_confidence) & centre.isfinite().all(-1)
+    centre = patch_centres(torch.cat([points, confidence[..., None]], -1), patch_size).flatten(1, 2)
+    centre = F.pad(centre, (0, 0, special_tokens, 0), value=math.nan)
+    place, certainty = centre[..., :3], centre[..., 3]
+    valid = (certainty > least_confidence) & (torch.linalg.vector_norm(place, math.inf, -1) < math.inf)
     if edge_test > 0:
-        valid &= ~on_edge(depth, patch_size, edge_test * coarseness)
+        valid[:, special_tokens:].logical_and_(~on_edge(depth, patch_size, edge_test * coarseness).flatten(1))
     lost = lost_confidence > 0 and not float(confidence.mean()) >= lost_confidence
-    if lost:
-        valid = torch.zeros_like(valid)
-    frames = len(points)
-    nowhere = centre.new_zeros(frames, special_tokens, 3)
     return TokenPositions(
-        torch.cat([nowhere, centre.flatten(1, 2)], 1),
-        torch.cat([nowhere[..., 0].bool(), valid.flatten(1)], 1),
+        place,
+        torch.zeros_like(valid) if lost else valid,
         camera,
-        depth.masked_fill(~(confidence > least_confidence), math.nan),
+        partial(_median_depth, depth, confidence, least_confidence),
         view,
         lost,
         coarseness,
@@ -98,3 +99,7 @@ def on_edge(depth: Tensor, patch_size: int, edge_test: float) -> Tensor:
     patches = depth.unflatten(2, (-1, patch_size)).unflatten(1, (-1, patch_size))
     nearest, farthest = patches.amin((2, 4)), patches.amax((2, 4))
     return ~(farthest - nearest <= edge_test * patches.mean((2, 4)))
+
+
+def _median_depth(depth: Tensor, confidence: Tensor, least_confidence: float) -> float:
+    return float(depth[confidence > least_confidence].nanmedian())

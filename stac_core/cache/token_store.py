@@ -126,8 +126,7 @@ class TokenStore:
             return
         self._staying = slots if self._staying is None else self._staying[slots]
         self.frame, self.born = self.frame[slots], self.born[slots]
-        self.voxel = None if self.voxel is None else _pick(self.voxel, slots)
-        self.score = None if self.score is None else _pick(self.score, slots)
+        self.voxel, self.score = _pick(slots, self.voxel, self.score)
 
     def state(self) -> State:
         """All committed tokens."""
@@ -149,8 +148,8 @@ class TokenStore:
         self.memory.put(self.length, moved, self.capacity, self.length)
         self.frame = torch.cat([self.frame, other.frame[slots]])
         self.born = torch.cat([self.born, other.born[slots]])
-        self.voxel = _extend(self.voxel, other.voxel, slots)
-        self.score = _extend(self.score, other.score, slots)
+        voxel, score = _pick(slots, other.voxel, other.score)
+        self.voxel, self.score = _extend(self.voxel, voxel), _extend(self.score, score)
 
     def _close_gaps(self) -> None:
         """Move what stays to the front, all of it or nothing."""
@@ -159,12 +158,13 @@ class TokenStore:
             self._staying = None
 
 
-def _pick(note: Tensor, slots: Tensor) -> Tensor:
-    return note[..., as_index(slots, note.device)].clone()  # a part alone, without the memory of the rest
+def _pick(slots: Tensor, *notes: Tensor | None) -> list[Tensor | None]:
+    """A part of each note there is, alone, without the memory of the rest."""
+    where = next((as_index(slots, note.device) for note in notes if note is not None), slots)
+    return [None if note is None else note[..., where].clone() for note in notes]
 
 
-def _extend(own: Tensor | None, other: Tensor | None, slots: Tensor) -> Tensor | None:
-    if other is None:
-        return own
-    new = _pick(other, slots)
-    return new if own is None else torch.cat([own, new], -1)
+def _extend(own: Tensor | None, new: Tensor | None) -> Tensor | None:
+    if own is None or new is None:
+        return own if new is None else new
+    return torch.cat([own, new], -1)

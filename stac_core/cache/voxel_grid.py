@@ -44,7 +44,7 @@ class VoxelGrid:
         self.place = torch.empty(0, 3, device=device)  # mean of the points of the pass that last saw it
         self.frame = torch.empty(0, dtype=torch.int64, device=device)  # its newest frame; −1 = not known
         self._held: dict[int, int] = {}  # level → how many voxels it has, known to the host
-        self._index: dict[int, tuple[Tensor, Tensor]] = {}  # level → sorted keys, their voxel numbers
+        self._index: dict[int, Tensor] = {}  # level → sorted keys, and their voxel numbers [2, n]
         self._beyond = torch.tensor([BEYOND], device=device)  # the last of these, so that every search ends
 
     @property
@@ -68,7 +68,7 @@ class VoxelGrid:
 
     @property
     def bytes(self) -> int:
-        index = sum(t.nbytes for pair in self._index.values() for t in pair)
+        index = sum(pair.nbytes for pair in self._index.values())
         columns = (self.key, self.level, self.visited, self.place, self.frame, self._beyond)
         return sum(column.nbytes for column in columns) + index
 
@@ -144,9 +144,9 @@ class VoxelGrid:
         """Keys of one level [n] → numbers [n]; −1 = none."""
         if level not in self._index:
             return torch.full_like(keys, -1)
-        known, numbers = self._index[level]
-        position = torch.searchsorted(known, keys.contiguous())
-        return numbers[position].masked_fill_(known[position] != keys, -1)
+        index = self._index[level]
+        known, numbers = index[:, torch.searchsorted(index[0], keys.contiguous())]
+        return numbers.masked_fill_(known != keys, -1)
 
     def finer(self, voxels: Tensor, level: int) -> Tensor:
         """Those of the voxels [n] whose cells are finer than the cells of a level."""
@@ -167,8 +167,8 @@ class VoxelGrid:
             reach = max(1, -(-radius >> level)) if level else radius
             own = parents(keys, level).masked_fill_(keys == NOWHERE, NOWHERE) if level else keys
             first, behind = torch.searchsorted(known, runs_around(own, reach)).flatten(1)
-            one = torch.ones_like(first)
-            begun = torch.zeros_like(known).index_add_(0, first, one).index_add_(0, behind, one, alpha=-1)
+            begun = torch.zeros_like(known).scatter_(0, first, 1, reduce="add")
+            begun.scatter_(0, behind, -1, reduce="add")
             near.index_copy_(0, numbers, begun.cumsum(0) > 0)
         return near
 
@@ -210,11 +210,13 @@ class VoxelGrid:
             keys = self.key if len(levels) == 1 else self.key.masked_fill(self.level != level, NOWHERE)
             sorted_keys, numbers = torch.cat([keys, self._beyond]).sort()
             first = self.capacity - self._held[level]  # NOWHERE comes before
-            self._index[level] = sorted_keys[first:].clone(), numbers[first:].clone()
+            self._index[level] = torch.stack([sorted_keys[first:], numbers[first:]])
 
 
 def _changed(column: Tensor, voxels: Tensor, values: Tensor | int) -> Tensor:
     """A copy with some entries replaced; whoever holds the old column still has the old state."""
+    if not isinstance(values, Tensor):
+        return column.index_fill(0, voxels, values)
     column = column.clone()
     column[voxels] = values
     return column

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ NOWHERE = -1  # key of a token without a place
 BITS = 21
 HALF = 1 << (BITS - 1)
 MASK = (1 << BITS) - 1
+ORIGIN = HALF | HALF << BITS | HALF << 2 * BITS  # key of the cell 0, 0, 0
 REACH = 2  # retrieval looks this many cells around what is in view
 FARTHEST = HALF - REACH - 2  # along an axis: what is around keeps to its bits, and out of what is at −1
 
@@ -20,14 +22,13 @@ FARTHEST = HALF - REACH - 2  # along an axis: what is around keeps to its bits, 
 def keys_from_points(points: Tensor, valid: Tensor, edge: float) -> Tensor:
     """points [..., 3], valid [...] bool → int64 keys [...]; NOWHERE where not valid or out of range."""
     cell = (points / edge).floor()
-    outside = ~(valid & (cell.abs() <= FARTHEST).all(-1))  # also true for NaN
-    return pack(cell.masked_fill(outside[..., None], 0).long()).masked_fill_(outside, NOWHERE)
+    inside = valid & (torch.linalg.vector_norm(cell, math.inf, -1) <= FARTHEST)  # not so for NaN
+    return torch.where(inside, pack(cell.long()), NOWHERE)
 
 
 def pack(cell: Tensor) -> Tensor:
     """Cells [..., 3] int64, each in ±2²⁰ → keys [...]."""
-    i, j, k = (cell + HALF).unbind(-1)
-    return i | j << BITS | k << 2 * BITS
+    return (cell * _axes(cell.device)).sum(-1) + ORIGIN
 
 
 def unpack(keys: Tensor) -> Tensor:
@@ -42,7 +43,7 @@ def parents(keys: Tensor, levels: int | Tensor) -> Tensor:
 
 def places(keys: Tensor) -> Tensor:
     """The different ones among the keys [n], ascending, without NOWHERE, which is below all others."""
-    return torch.cat([keys.new_full((1,), NOWHERE), keys]).unique()[1:]
+    return torch.cat([_nowhere(keys.device), keys]).unique()[1:]
 
 
 def within_wider(keys: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,6 +67,18 @@ def runs_around(keys: Tensor, radius: int) -> Tensor:
     → the first key of each run, and the one behind it [2, n, (2·radius + 1)²]. Around NOWHERE lies no cell.
     """
     return keys[:, None] + _steps(radius, keys.device)
+
+
+@functools.cache
+def _axes(device: torch.device) -> Tensor:
+    """By how much keys grow along each axis [3]."""
+    return send(torch.tensor([1, 1 << BITS, 1 << 2 * BITS]), device)
+
+
+@functools.cache
+def _nowhere(device: torch.device) -> Tensor:
+    """[1]."""
+    return send(torch.tensor([NOWHERE]), device)
 
 
 @functools.cache

@@ -112,8 +112,8 @@ class VoxelMemory:
     def begin(self, keys: Tensor, camera_cell: Tensor | None = None, limit: int | None = None) -> None:
         """Begin a pass: every place seen gets a voxel.
 
-        keys [n]: finest-level voxel keys, NOWHERE allowed. camera_cell [3]: the camera in finest cells.
-        limit: bytes the memory may allocate.
+        keys [n]: finest-level voxel keys, NOWHERE allowed. camera_cell [3]: the camera in finest cells, of
+        use only under a limit: bytes the memory may allocate.
         """
         self.moment += 1
         self._prepare(camera_cell, limit)
@@ -218,9 +218,9 @@ class VoxelMemory:
         row, order = row.int().flatten().sort(stable=True)  # half the passes, and rows are never so many
         begins = torch.ones(len(row) + 1, dtype=torch.bool, device=keys.device)
         torch.ne(row[1:], row[:-1], out=begins[1:-1])
-        sizes = torch.stack([(keys != NOWHERE).sum(), (row >= 0).sum(), begins.sum()])
-        inserted, placed, borders = sizes.tolist()
-        start = torch.nonzero_static(begins, size=borders)[int(placed < len(row)) :, 0]
+        counted = torch.stack([keys.flatten() != NOWHERE, row >= 0, begins[1:]])
+        inserted, placed, ends = counted.sum(1).tolist()
+        start = torch.nonzero_static(begins, size=1 + ends)[int(placed < len(row)) :, 0]
         return ByRow(row[start[:-1]].long(), start, order, inserted, placed)
 
     def _insert_rows(self, rows: Tensor, tokens: RowTokens, meanwhile: Callable[[], None]) -> None:
