@@ -18,6 +18,19 @@ def one_ahead(chunks: Iterator[T]) -> Iterator[T]:
             yield chunk
 
 
+def with_next(chunks: Iterator[T]) -> Iterator[tuple[T, T | None]]:
+    """Each together with the one after it, None where there is none; what breaks off does so in its place."""
+    chunk = next(chunks, None)
+    while chunk is not None:
+        try:
+            following = next(chunks, None)
+        except Exception:
+            yield chunk, None
+            raise
+        yield chunk, following
+        chunk = following
+
+
 class OneBehind:
     """Work that is done, piece after piece, on a thread of its own while its caller goes on."""
 

@@ -37,7 +37,7 @@ from stac_core.evaluation.visualise import save_figure
 from stac_core.files import write_whole
 from stac_core.geometry import VALID_DEPTH, unproject_pixels
 from stac_core.images import ImageGeometry, ResizedImages
-from stac_core.pipeline import OneBehind, one_ahead
+from stac_core.pipeline import OneBehind, one_ahead, with_next
 from stac_core.ply import write_ply
 from stac_core.prediction import Prediction
 from stac_core.session import SessionStats, StreamSession
@@ -80,8 +80,10 @@ def reconstruct(given: argparse.Namespace, config: Config) -> None:
             tqdm(total=total, unit="frame", disable=given.quiet) as progress,
             OneBehind() as behind,
         ):
-            for frames, images in one_ahead(_chunks(sequence, given.kf_every, session)):
-                prediction = session.step(images, frames[0].intrinsics, to_host=True)
+            chunks = one_ahead(_chunks(sequence, given.kf_every, session))
+            for (frames, images), following in with_next(chunks):
+                upcoming = following[1] if following else None
+                prediction = session.step(images, frames[0].intrinsics, to_host=True, upcoming=upcoming)
                 best = max(best, float(prediction.depth_confidence.mean()))
                 left -= len(frames)
                 if to_be_checked and session.stats().cache.frames_seen:

@@ -261,9 +261,12 @@ class StreamSession:
                 self._ahead = images, pixels, geometry
 
     def _begun(self, images: Images) -> tuple[Tensor, ImageGeometry] | None:
-        """Pixels of images that the network has begun with."""
+        """Pixels of images that the network has begun with. ValueError where they do not fit the stream."""
         ahead, self._ahead = self._ahead, None
-        return ahead[1:] if ahead is not None and ahead[0] is images else None
+        if ahead is None or ahead[0] is not images:
+            return None
+        self._check_size(ahead[2])
+        return ahead[1:]
 
     def _geometry_of(self, camera_size: tuple[int, int]) -> ImageGeometry:
         plan = plan_resize(*camera_size, self.config.image, self._network.config.image_size)

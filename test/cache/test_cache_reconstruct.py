@@ -13,7 +13,7 @@ from tiny import synthetic_frames
 
 from stac_core import Moves, reconstruct
 from stac_core.evaluation.trajectory import read_tum
-from stac_core.pipeline import OneBehind, one_ahead
+from stac_core.pipeline import OneBehind, one_ahead, with_next
 from stac_core.reconstruct import main
 from stac_core.thinned_cloud import ThinnedCloud, first_of_each
 
@@ -185,6 +185,20 @@ def test_chunks_are_made_one_ahead_and_break_off_in_their_place():
             used.append(number)
     assert used == [0, 1, 2]
     assert len(threads) == 1 and not any(thread.is_alive() for thread in threads)
+
+
+def test_each_chunk_comes_with_the_next_and_what_breaks_off_does_so_in_its_place():
+    def chunks():
+        yield from "abc"
+        raise ValueError("the fourth")
+
+    assert list(with_next(iter("abc"))) == [("a", "b"), ("b", "c"), ("c", None)]
+    assert list(with_next(iter(""))) == []
+    used = []
+    with pytest.raises(ValueError, match="the fourth"):
+        for pair in with_next(chunks()):
+            used.append(pair)
+    assert used == [("a", "b"), ("b", "c"), ("c", None)]
 
 
 def test_whoever_stops_early_leaves_no_thread():

@@ -66,6 +66,22 @@ def test_images_prepared_on_another_thread_while_others_are_in_use_give_the_same
     assert session.relocalize(session.prepare(frames[:1]))
 
 
+def test_images_that_are_announced_give_the_same_stream(network):
+    frames = synthetic_frames(12, 48, 64)
+    chunks = [frames[i : i + 2] for i in range(0, 12, 2)]
+    plain, told = session_for(network), session_for(network)
+    strange = synthetic_frames(1, 40, 64)
+    announced = [chunks[1], chunks[2], strange, chunks[0], None, None]  # wrong ones are not missed
+    for images, upcoming in zip(chunks, announced, strict=True):
+        found, expected = told.step(images, upcoming=upcoming), plain.step(images)
+        assert torch.equal(found.depth, expected.depth)
+        assert torch.equal(found.pose_encoding, expected.pose_encoding)
+    told.reset()
+    told.step(chunks[0], upcoming=strange)  # the first step does not know yet that they are
+    with pytest.raises(ValueError, match="keep the image size"):
+        told.step(strange)
+
+
 def test_prepared_images_that_do_not_fit_are_refused_and_cost_the_stream_nothing(network):
     session, untouched = session_for(network), session_for(network)
     frames, others = synthetic_frames(4, 48, 64), synthetic_frames(2, 48, 70)
