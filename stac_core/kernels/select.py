@@ -11,21 +11,33 @@ import torch
 
 from stac_core.kernels import highest_torch, slots_torch, take_torch
 from stac_core.kernels.attend import Attend
+from stac_core.kernels.attend_within import AttendWithin
 from stac_core.kernels.gather import Gather
+from stac_core.kernels.gelu import Gelu
 from stac_core.kernels.highest import FindHighest
 from stac_core.kernels.slots import SlotKernels
 from stac_core.kernels.take import Take
+from stac_core.kernels.to_heads import ToHeads
 from stac_core.kernels.voxel_merge import VoxelMerge
 
 log = logging.getLogger(__name__)
 
 OPERATIONS = ("attend", "voxel_merge", "gather")
-OF_TRITON = ("slots", "highest", "take")  # CUDA has none of these
+OF_TRITON = ("slots", "highest", "take", "to_heads", "attend_within", "gelu")  # CUDA has none of these
 CURES = {
     "torch": "it needs nothing but PyTorch",
     "triton": "install triton next to PyTorch and run on a CUDA device",
     "cuda": "build it with `pip install ./cuda_ext --no-build-isolation` and run on a CUDA device",
 }
+
+
+@dataclass(frozen=True)
+class BlockKernels:
+    """What stands between the matrix products of a transformer block in 16 bits."""
+
+    to_heads: ToHeads
+    attend_within: AttendWithin
+    gelu_: Gelu
 
 
 @dataclass(frozen=True)
@@ -41,6 +53,7 @@ class Kernels:
     slots: SlotKernels = slots_torch
     highest: FindHighest = highest_torch.highest
     take: Take = take_torch.take
+    blocks: BlockKernels | None = None  # None: blocks are left to PyTorch, which may compile them
 
 
 def select_kernels(backend: str, device: torch.device | str) -> Kernels:
@@ -89,5 +102,8 @@ def _load(backend: str, device_type: str, reason: str) -> Kernels:
     kernels = Kernels(backend, reason, **{op: getattr(module, op) for op, module in modules.items()})
     if backend != "triton":
         return kernels
-    slots, highest, take = (importlib.import_module(f"stac_core.kernels.{op}_triton") for op in OF_TRITON)
-    return replace(kernels, slots=slots, highest=highest.highest, take=take.take)
+    slots, highest, take, to_heads, attend_within, gelu = (
+        importlib.import_module(f"stac_core.kernels.{op}_triton") for op in OF_TRITON
+    )
+    blocks = BlockKernels(to_heads.to_heads, attend_within.attend_within, gelu.gelu_)
+    return replace(kernels, slots=slots, highest=highest.highest, take=take.take, blocks=blocks)
