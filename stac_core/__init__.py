@@ -1,6 +1,6 @@
 """Streaming 3D reconstruction with a memory that stays small; useful without ROS.
 
-loaded = load_network(config.model)
+loaded = load_network(config.model, config.kernels)
 session = StreamSession(loaded.network, config)
 prediction = session.step([image])  # uint8 RGB [H, W, 3]
 """

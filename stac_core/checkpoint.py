@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from stac_core.config import NETWORKS, ModelConfig, NetworkConfig
+from stac_core.config import NETWORKS, KernelConfig, ModelConfig, NetworkConfig
 from stac_core.device import choose_device, choose_dtype
 from stac_core.network.causal_vggt import CausalVGGT
 from stac_core.network.execution import choose_execution, prepare
@@ -57,9 +57,10 @@ class LoadedNetwork:
     execution: str  # what `model.execution` came to: eager, compiled or recorded
 
 
-def load_network(model: ModelConfig) -> LoadedNetwork:
+def load_network(model: ModelConfig, kernels: KernelConfig | None = None) -> LoadedNetwork:
     """The network that the settings name, with its weights, on its device.
 
+    kernels: those that its blocks may use; as by default where nothing is said.
     Without weights the embedded network runs with random ones, and a warning says so. CheckpointError where
     weights are asked for and cannot serve; ValueError for a device that does not exist.
     """
@@ -77,7 +78,8 @@ def load_network(model: ModelConfig) -> LoadedNetwork:
         weights = _describe(path)
         logger.info("loaded %s: %s", config.name, weights)
     network = network.to(device).eval().requires_grad_(False)
-    return LoadedNetwork(network, config, device, dtype, weights, prepare(network, model.execution))
+    execution = prepare(network, model.execution, kernels)
+    return LoadedNetwork(network, config, device, dtype, weights, execution)
 
 
 def find_weights(model: ModelConfig) -> Path | None:

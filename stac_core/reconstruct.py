@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
 def reconstruct(given: argparse.Namespace, config: Config) -> None:
     """Map one source and write everything to the output folder; what breaks off is written up to there."""
     sequence = open_sequence(given.scene_dir)
-    loaded = load_network(config.model)
+    loaded = load_network(config.model, config.kernels)
     session = StreamSession(loaded.network, config)
     if given.resume:
         session.load(given.resume)

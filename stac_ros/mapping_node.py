@@ -71,7 +71,7 @@ class MappingNode(ClosingNode):
         require_stream(core)
         _warn_of_map_directory(ros.map.directory)
         started = time.monotonic()
-        loaded = load_network(core.model)
+        loaded = load_network(core.model, core.kernels)
         session = StreamSession(loaded.network, core)
         if _has_room(loaded, core) and loaded.device.type == "cuda":
             warm_up(loaded.network, core)  # now, not with the first image

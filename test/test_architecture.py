@@ -32,7 +32,7 @@ MAY_IMPORT = {  # part of stac_core → the parts it may import
     "prediction": {"geometry", "moves", "device"},
     "camera_path": {"moves", "prediction"},
     "images": {"config", "geometry", "device"},
-    "network": BASICS,
+    "network": BASICS | {"kernels"},  # for its blocks; the attention across frames is given
     "kernels": {"config", "settings", "device"},
     "cache": {"kernels", "geometry", "config", "settings", "files", "device", "words"},
     "keyframes": {"geometry", "prediction", "moves", "device"},

@@ -103,7 +103,7 @@ def run(arguments: argparse.Namespace, device: Any, report: Report) -> None:
 
 def run_kernels(arguments: argparse.Namespace, device: Any, ceilings: Any, report: Report) -> None:
     """Build, checks, times."""
-    from stac_core.evaluation.gpu import attention, gathering, merging, renewal, slots
+    from stac_core.evaluation.gpu import attention, blocks, gathering, merging, renewal, slots
 
     small = arguments.rehearse
     skipped = [{"step": "cuda_ext", "outcome": "skipped"}]
@@ -122,6 +122,8 @@ def run_kernels(arguments: argparse.Namespace, device: Any, ceilings: Any, repor
             checks["slots"] = partial(slots.check, name, backend.slots, device)
             checks["highest"] = partial(renewal.check_highest, name, backend.highest, device)
             checks["take"] = partial(renewal.check_take, name, backend.take, device)
+        if backend.blocks is not None:
+            checks["blocks"] = partial(blocks.check, name, backend.blocks, device)
         for operation, work in checks.items():
             report.part(f"check {name} {operation}", f"Checks of {operation}, {name}", work, "checks")
     if "triton" in kernels:
@@ -144,6 +146,9 @@ def run_kernels(arguments: argparse.Namespace, device: Any, ceilings: Any, repor
     report.part("merge", "Voxel merge, one chunk", work)
     work = partial(renewal.time_all, kernels, ceilings, device)
     report.part("renewal", "Renewal of anchors, one chunk", work)
+    if "triton" in kernels:
+        work = partial(blocks.time_all, kernels["triton"].blocks, device)
+        report.part("blocks", "Between the products of a block, triton", work)
     attends = {name: backend.attend for name, backend in kernels.items()}
     frame = 3 if small else attention.FRAME
     for storage, bits in attention.LIVE:

@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from stac_core.checkpoint import LoadedNetwork, load_network
-from stac_core.config import Config, ModelConfig
+from stac_core.config import Config, KernelConfig, ModelConfig
 from stac_core.evaluation.datasets import Sequence, find_kind, open_sequence
 from stac_core.evaluation.datasets.bag import BagOptions
 from stac_core.evaluation.flags import Overrides, configure, describe, mode_name
@@ -97,11 +97,12 @@ def run_plan(plan: Plan) -> int:
 
 def _networks(settings: list[Overrides]) -> Iterator[tuple[LoadedNetwork, Config, Overrides]]:
     """Each configuration with its network, which is loaded once for as long as it stays the same."""
-    loaded: tuple[ModelConfig, LoadedNetwork] | None = None
+    loaded: tuple[tuple[ModelConfig, KernelConfig], LoadedNetwork] | None = None
     for overrides in settings:
         config = configure(overrides)
-        if loaded is None or loaded[0] != config.model:
-            loaded = (config.model, load_network(config.model))
+        key = config.model, config.kernels
+        if loaded is None or loaded[0] != key:
+            loaded = key, load_network(*key)
         yield loaded[1], config, overrides
 
 

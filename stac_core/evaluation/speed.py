@@ -59,7 +59,7 @@ def measure(executions: list[str], mode: str, chunk: int, steps: int) -> list[Ru
             model=ModelConfig(device="cpu", execution=execution),
             cache=CacheConfig(mode=mode, chunk_size=chunk),
         )
-        loaded = load_network(config.model)
+        loaded = load_network(config.model, config.kernels)
         runs.append(Run(loaded.execution, StreamSession(loaded.network, config), loaded.weights))
     count = chunk * (WARM_UP + steps)
     sequence = open_sequence(SOURCE.format(count))

@@ -34,8 +34,8 @@ def judge_attend(q: Tensor, segments: Sequence[AnySegment], subsample: float, go
     plain = explicit(q, segments, subsample, q.dtype)
     shift = max((_largest(s.bias) for s in segments if s.bias is not None), default=0.0)
     verdicts = [
-        _compare("out", got.out, exact.out, plain.out, q.dtype),
-        _compare("lse", got.lse, exact.lse, plain.lse, q.dtype, shift),
+        compare("out", got.out, exact.out, plain.out, q.dtype),
+        compare("lse", got.lse, exact.lse, plain.lse, q.dtype, shift),
     ]
     if got.key_mass is not None and exact.key_mass is not None and plain.key_mass is not None:
         steepness = max(1.0, _largest(exact.lse))  # mass is exp(logit − lse) of a rounded lse
@@ -43,11 +43,11 @@ def judge_attend(q: Tensor, segments: Sequence[AnySegment], subsample: float, go
             zip(got.key_mass, exact.key_mass, plain.key_mass, strict=True)
         ):
             term = steepness * _largest(true)
-            verdicts.append(_compare(f"mass {i}", mine, true, theirs, q.dtype, term))
+            verdicts.append(compare(f"mass {i}", mine, true, theirs, q.dtype, term))
     return verdicts
 
 
-def _compare(
+def compare(
     what: str, got: Tensor, exact: Tensor, plain: Tensor, dtype: torch.dtype, term: float = 0.0
 ) -> Verdict:
     """term: size of the float32 numbers that the result is made from, where they may cancel or multiply."""

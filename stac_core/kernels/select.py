@@ -12,21 +12,34 @@ import torch
 from stac_core.kernels import highest_torch, slots_torch, take_torch
 from stac_core.kernels.attend import Attend
 from stac_core.kernels.attend_listed import ListedAttend
+from stac_core.kernels.attend_within import AttendWithin
 from stac_core.kernels.gather import Gather
+from stac_core.kernels.gelu import Gelu
 from stac_core.kernels.highest import FindHighest
 from stac_core.kernels.slots import SlotKernels
 from stac_core.kernels.take import Take
+from stac_core.kernels.to_heads import ToHeads
 from stac_core.kernels.voxel_merge import VoxelMerge
 
 log = logging.getLogger(__name__)
 
 OPERATIONS = ("attend", "voxel_merge", "gather")
-OF_TRITON = ("slots", "highest", "take", "attend_listed")  # CUDA has none of these
+OF_TRITON = ("slots", "highest", "take", "attend_listed")  # CUDA has none of these, nor of those for blocks
+OF_BLOCKS = ("to_heads", "attend_within", "gelu")
 CURES = {
     "torch": "it needs nothing but PyTorch",
     "triton": "install triton next to PyTorch and run on a CUDA device",
     "cuda": "build it with `pip install ./cuda_ext --no-build-isolation` and run on a CUDA device",
 }
+
+
+@dataclass(frozen=True)
+class BlockKernels:
+    """What stands between the matrix products of a transformer block in 16 bits."""
+
+    to_heads: ToHeads
+    attend_within: AttendWithin
+    gelu_: Gelu
 
 
 @dataclass(frozen=True)
@@ -43,6 +56,7 @@ class Kernels:
     highest: FindHighest = highest_torch.highest
     take: Take = take_torch.take
     attend_listed: ListedAttend | None = None  # of Triton alone
+    blocks: BlockKernels | None = None  # None: blocks are left to PyTorch, which may compile them
 
 
 def select_kernels(backend: str, device: torch.device | str) -> Kernels:
@@ -94,4 +108,14 @@ def _load(backend: str, device_type: str, reason: str) -> Kernels:
     slots, highest, take, listed = (
         importlib.import_module(f"stac_core.kernels.{op}_triton") for op in OF_TRITON
     )
-    return replace(kernels, slots=slots, highest=highest.highest, take=take.take, attend_listed=listed.attend)
+    to_heads, attend_within, gelu = (
+        importlib.import_module(f"stac_core.kernels.{op}_triton") for op in OF_BLOCKS
+    )
+    return replace(
+        kernels,
+        slots=slots,
+        highest=highest.highest,
+        take=take.take,
+        attend_listed=listed.attend,
+        blocks=BlockKernels(to_heads.to_heads, attend_within.attend_within, gelu.gelu_),
+    )

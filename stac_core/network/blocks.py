@@ -45,7 +45,11 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, out)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x.to(self.fc1.weight.dtype))))
+        return self.fc2(F.gelu(self.widen(x)))
+
+    def widen(self, x: Tensor) -> Tensor:
+        """Up to the activation: [..., hidden]."""
+        return self.fc1(x.to(self.fc1.weight.dtype))
 
 
 class Attention(nn.Module):
@@ -61,16 +65,21 @@ class Attention(nn.Module):
 
     def project(self, x: Tensor, rotary: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """x [B, T, width] → q, k, v [B, heads, T, D]; rotary [2, T, D] turns q and k, once normalised."""
-        qkv = self.qkv(x.to(self.qkv.weight.dtype))
-        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = self.product(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q, k = self.q_norm(q), self.k_norm(k)
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
         return q.to(v.dtype), k.to(v.dtype), v
 
+    def product(self, x: Tensor) -> Tensor:
+        """Its linear map: q, k and v of all heads side by side [B, T, 3 · width]."""
+        return self.qkv(x.to(self.qkv.weight.dtype))
+
 
 class Block(nn.Module):
     """Pre-norm transformer block with layer scale."""
+
+    attend_within: Attend = staticmethod(F.scaled_dot_product_attention)
 
     def __init__(
         self, width: int, heads: int, mlp_ratio: float, *, eps: float = 1e-5, qk_norm: bool = False
@@ -83,18 +92,30 @@ class Block(nn.Module):
         self.mlp = Mlp(width, int(width * mlp_ratio), width)
         self.ls2 = LayerScale(width)
 
-    def forward(
-        self, x: Tensor, attend: Attend = F.scaled_dot_product_attention, rotary: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, attend: Attend | None = None, rotary: Tensor | None = None) -> Tensor:
         """x [B, T, width] → the same shape; without `attend` every token sees all T tokens."""
-        attended = attend(*self.before(x, rotary))
+        attended = (attend or self.attend_within)(*self.before(x, rotary))
         return self.after(x, attended.transpose(1, 2).flatten(2))
 
     def before(self, x: Tensor, rotary: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Everything up to the attention: q, k, v [B, heads, T, D]."""
         return self.attn.project(self.norm1(x), rotary)
 
+    def product(self, x: Tensor) -> Tensor:
+        """Its first part: q, k and v of all heads side by side [B, T, 3 · width], not yet normed."""
+        return self.attn.product(self.norm1(x))
+
     def after(self, x: Tensor, attended: Tensor) -> Tensor:
         """Everything from the attention on: attended [B, T, width], all heads side by side, and x joined."""
+        x, hidden = self.widen(x, attended)
+        hidden = F.gelu(hidden)
+        return self.narrow(x, hidden)
+
+    def widen(self, x: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
+        """Its first part: x with what was attended, and the MLP up to its activation [B, T, hidden]."""
         x = x + self.ls1(self.attn.proj(attended))
-        return x + self.ls2(self.mlp(self.norm2(x)))
+        return x, self.mlp.widen(self.norm2(x))
+
+    def narrow(self, x: Tensor, hidden: Tensor) -> Tensor:
+        """Its last part: the MLP from its activation on, and x joined."""
+        return x + self.ls2(self.mlp.fc2(hidden))

@@ -2,7 +2,9 @@
 
 Compiled are the pieces of every block around its attention: norms, rotary embedding, layer scales and
 residuals become part of few kernels, the matrix products stay the library's. Shapes are left open, so that
-neither a shorter chunk nor another image size compiles again.
+neither a shorter chunk nor another image size compiles again. In 16 bits hand-written kernels, where there
+are any, take the place of what the compiler would make between the products: of norm and rotation of all
+heads, of attention within frames, of the activation.
 """
 
 from __future__ import annotations
@@ -12,14 +14,19 @@ import inspect
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from types import MethodType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from stac_core.network.blocks import Block
+from stac_core.config import KernelConfig
+from stac_core.kernels.gelu import Gelu
+from stac_core.kernels.select import BlockKernels, select_kernels
+from stac_core.kernels.to_heads import Norm, ToHeads
+from stac_core.network.blocks import Block, LayerNorm
 from stac_core.network.causal_vggt import CausalVGGT
 from stac_core.network.recorded import CudaTape, RecordedForward
 from stac_core.settings import in_one_line
@@ -43,19 +50,24 @@ def choose_execution(setting: str, device: torch.device) -> str:
     return setting
 
 
-def prepare(network: CausalVGGT, setting: str) -> str:
+def prepare(network: CausalVGGT, setting: str, kernels: KernelConfig | None = None) -> str:
     """Let a network on its device run as `model.execution` says; → what it came to.
 
+    kernels: which may take the place of compiled pieces; as by default where nothing is said.
     Compiles at once, which takes a minute at the first start on a machine and seconds later. What cannot be
     had is a RuntimeError with cause and cure where it was asked for, and a warning under `auto`.
     """
-    execution = choose_execution(setting, next(network.parameters()).device)
+    device = next(network.parameters()).device
+    execution = choose_execution(setting, device)
     if execution == EAGER:
         return EAGER
+    by_hand = select_kernels((kernels or KernelConfig()).backend, device).blocks
     logger.info("compiling the network: up to a few minutes at the first start, less later")
     started = time.monotonic()
     try:
         compile_blocks(network)
+        if by_hand is not None:
+            use_kernels(network, by_hand)
         if execution == RECORDED:
             record(network)
         probe(network)
@@ -72,13 +84,55 @@ def prepare(network: CausalVGGT, setting: str) -> str:
 
 def compile_blocks(network: CausalVGGT, backend: str | Callable[..., Any] = "inductor") -> None:
     """All blocks share two compiled functions; each kind of block is a variant of them."""
-    limit = _allow_variants()
-    before, after = (
-        torch.compile(piece, backend=backend, fullgraph=True, dynamic=True, **limit)  # type: ignore[call-overload]
-        for piece in (Block.before, Block.after)
-    )
+    before, after = (_compiled(piece, backend) for piece in (Block.before, Block.after))
     for block in _blocks(network):
         block.before, block.after = MethodType(before, block), MethodType(after, block)  # type: ignore[method-assign]
+
+
+def use_kernels(
+    network: CausalVGGT, kernels: BlockKernels, backend: str | Callable[..., Any] = "inductor"
+) -> None:
+    """What `compile_blocks` has made of blocks in 16 bits is cut where a kernel comes in between."""
+    product, widen, narrow = (
+        _compiled(piece, backend) for piece in (Block.product, Block.widen, Block.narrow)
+    )
+    for block in _blocks(network):
+        if block.attn.qkv.weight.dtype in (torch.bfloat16, torch.float16):
+            block.attend_within = kernels.attend_within
+            block.after = partial(_after, widen, kernels.gelu_, narrow, block)  # type: ignore[method-assign]
+            if isinstance(block.attn.q_norm, LayerNorm):
+                block.before = partial(_before, product, kernels.to_heads, block)  # type: ignore[method-assign]
+
+
+def _before(
+    product: Callable[[Block, Tensor], Tensor], to_heads: ToHeads, block: Block, x: Tensor, rotary: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`Block.before` with a kernel behind its compiled product."""
+    attn = block.attn
+    return to_heads(product(block, x), attn.heads, _norm(attn.q_norm), _norm(attn.k_norm), rotary)
+
+
+def _after(
+    widen: Callable[[Block, Tensor, Tensor], tuple[Tensor, Tensor]],
+    gelu_: Gelu,
+    narrow: Callable[[Block, Tensor, Tensor], Tensor],
+    block: Block,
+    x: Tensor,
+    attended: Tensor,
+) -> Tensor:
+    """`Block.after` with a kernel between two compiled pieces."""
+    x, hidden = widen(block, x, attended)
+    return narrow(block, x, gelu_(hidden))
+
+
+def _norm(norm: nn.Module) -> Norm:
+    assert isinstance(norm, LayerNorm)
+    return Norm(norm.weight, norm.bias, norm.eps)
+
+
+def _compiled(piece: Callable[..., Any], backend: str | Callable[..., Any]) -> Callable[..., Any]:
+    limit = _allow_variants()
+    return torch.compile(piece, backend=backend, fullgraph=True, dynamic=True, **limit)  # type: ignore[call-overload]
 
 
 def _allow_variants() -> dict[str, int]:
@@ -100,7 +154,7 @@ def record(network: CausalVGGT) -> None:
 def undo(network: CausalVGGT) -> None:
     """Back to running operation by operation."""
     for block in _blocks(network):
-        for piece in ("before", "after"):
+        for piece in ("before", "attend_within", "after"):
             block.__dict__.pop(piece, None)
     stop_recording(network)
 

@@ -26,11 +26,14 @@ from stac_core.kernels import (
     attend_listed_triton,
     attend_split_triton,
     attend_triton,
+    attend_within_triton,
     gather_triton,
+    gelu_triton,
     highest_triton,
     segments_triton,
     slots_triton,
     take_triton,
+    to_heads_triton,
     voxel_merge_triton,
 )
 from stac_core.kernels.attend import AnySegment, CodedSegment, Codes, Segment
@@ -290,9 +293,43 @@ def take_variants(capability: int):
         yield compile_kernel(take_triton._take_kernel, arguments, tile, capability) | about
 
 
+def block_variants(capability: int):
+    """Between the products of a transformer block, for narrow and wide heads."""
+    for dtype, dim in ((torch.bfloat16, 64), (torch.float16, 64), (torch.bfloat16, 16), (torch.float16, 128)):
+        tile = attend_within_triton.tile_for(dim)
+        strides = ("i32",) * 3
+        constants = {"HEADS": 16, "DIM": dim, "WIDTH": dim, "QUERIES": tile.queries, "KEYS": tile.keys}
+        arguments: dict[str, object] = {
+            **dict.fromkeys(("q_pointer", "k_pointer", "v_pointer", "out_pointer"), POINTERS[dtype]),
+            **dict.fromkeys(("q_strides", "k_strides", "v_strides"), strides),
+            **{name: Constant(value) for name, value in constants.items()},
+            "tokens": "odd", "scale": "fp32",
+        }  # fmt: skip
+        kernel, about = attend_within_triton._attend_within_kernel, {"dim": dim, "aligned": 16}
+        yield compile_kernel(kernel, arguments, tile, capability) | about | {"dtype": POINTERS[dtype]}
+        kernel = to_heads_triton._to_heads_kernel
+        arguments = dict.fromkeys(kernel.arg_names, "*fp32")
+        arguments |= {"qkv": POINTERS[dtype], "out": POINTERS[dtype], "tokens": "odd", "count": "odd"}
+        arguments |= {"q_eps": "fp32", "k_eps": "fp32"}
+        constants = {
+            "HEADS": 16,
+            "QUARTER": dim // 4,
+            "WIDTH": dim // 4,
+            "ROWS": to_heads_triton.rows_for(dim),
+        }
+        arguments |= {name: Constant(value) for name, value in constants.items()}
+        tile = attend_triton.Tile(0, 0, to_heads_triton.WARPS, 3)
+        yield compile_kernel(kernel, arguments, tile, capability) | about | {"dtype": "*fp32"}  # no products
+    for dtype in (torch.bfloat16, torch.float16):
+        arguments = {"pointer": POINTERS[dtype], "count": "i32", "BLOCK": Constant(gelu_triton.BLOCK)}
+        tile = attend_triton.Tile(0, 0, gelu_triton.WARPS, 3)
+        about = {"dtype": "*fp32", "aligned": 16}
+        yield compile_kernel(gelu_triton._gelu_kernel, arguments, tile, capability) | about
+
+
 VARIANTS = (
     attend_variants, combine_variants, keep_variants, merge_variants, gather_variants, slots_variants,
-    highest_variants, take_variants,
+    highest_variants, take_variants, block_variants,
 )  # fmt: skip
 
 

@@ -17,17 +17,28 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from stac_core.kernels import attend_triton, gather_triton, highest_triton, slots_triton, take_triton
+from stac_core.kernels import (
+    attend_triton,
+    attend_within_triton,
+    gather_triton,
+    gelu_triton,
+    highest_triton,
+    slots_triton,
+    take_triton,
+    to_heads_triton,
+)
 from stac_core.kernels.attend import Segment
 from stac_core.kernels.gather import Page, Wanted
 from stac_core.kernels.quantization import Codec
 from stac_core.kernels.slots import Factor, SlotPage, Store
+from stac_core.kernels.to_heads import Norm
 
 HEADS, TOKENS, LONGEST = 16, 1041, 12 * 1041
 PASSES = [  # frames of the chunk and of the past, the retrieved tokens
     (4, 0, 0), (4, 4, 0), (4, 9, 300),
     (1, 0, 0), (1, 1, 0), (2, 7, 0), (1, 3, 1), (1, 8, 16), (3, 9, 2082), (1, 12, 999),
 ]  # fmt: skip
+BLOCKS = [(7, 15), (1, 15), (4, 1041), (1, 1041), (2, 1040), (3, 16), (1, 1)]  # frames, tokens of each
 STORES = [(1, 8, 40), (2, 9, 41), (3, 16, 64), (9, 1000, 2082), (35, 17, 300)]  # pages, rows, wanted tokens
 
 ANCHORS = [  # anchors, leaving tokens, budget
@@ -54,6 +65,9 @@ def noted() -> Iterator[list[str]]:
         mock.patch.object(gather_triton, "check_reachable"),
         mock.patch.object(highest_triton, "check_reachable"),
         mock.patch.object(take_triton, "check_reachable"),
+        mock.patch.object(to_heads_triton, "check_reachable"),
+        mock.patch.object(attend_within_triton, "check_reachable"),
+        mock.patch.object(gelu_triton, "check_reachable"),
     ):
         yield seen
 
@@ -103,7 +117,22 @@ def renew_anchors(anchors: int, leaving: int, budget: int) -> None:
         take_triton.take(parts, leave[:, : budget + 1])
 
 
-CALLS = {"passes": (attend_pass, PASSES), "stores": (use_store, STORES), "anchors": (renew_anchors, ANCHORS)}
+def pass_block(frames: int, tokens: int) -> None:
+    """What is between the products of an encoder, a frame and a global block."""
+    encoded = torch.zeros(frames, tokens, 3, HEADS, 64, dtype=torch.bfloat16)
+    attend_within_triton.attend_within(*encoded.permute(2, 0, 3, 1, 4))
+    norm = Norm(torch.ones(64), torch.zeros(64), 1e-5)
+    for batch, length in ((frames, tokens), (1, frames * tokens)):
+        qkv = torch.zeros(batch, length, 3 * HEADS * 64, dtype=torch.bfloat16)
+        heads = to_heads_triton.to_heads(qkv, HEADS, norm, norm, torch.zeros(2, length, 64))
+        attend_within_triton.attend_within(*heads)
+        gelu_triton.gelu_(torch.zeros(batch, length, 4 * HEADS * 64, dtype=torch.bfloat16))
+
+
+CALLS = {
+    "passes": (attend_pass, PASSES), "stores": (use_store, STORES), "anchors": (renew_anchors, ANCHORS),
+    "blocks": (pass_block, BLOCKS),
+}  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import torch
 from stac_core.evaluation.gpu import network
 
 REPOSITORY = Path(__file__).parents[2]
-TIMED = ("attend", "frames", "merge", "gather", "renewal")
+TIMED = ("attend", "frames", "merge", "gather", "renewal", "blocks")
 COMMAND = [sys.executable, "-m", "stac_core.evaluation.benchmark_gpu"]
 
 
@@ -40,6 +40,7 @@ def test_rehearsal(tmp_path):
     assert {(row["backend"], row["variant"]) for row in results["renewal"]} == {
         (backend, what) for backend in ("torch", "triton") for what in ("highest", "take")
     }
+    assert {"q", "k", "v", "out", "activated"} <= {row["what"] for row in results["checks"]}
     assert [row["report"] for row in results["sanitizer"]] == ["ran triton"]
     assert "cuda" in {row["backend"] for row in results["backends"]}
 
@@ -47,6 +48,18 @@ def test_rehearsal(tmp_path):
 @pytest.mark.parametrize("kernel", ["_highest_kernel", "_take_kernel", "_gather_kernel"])
 def test_rows_that_move_count_as_copies(kernel):
     assert network._category(kernel) == "copies and gathers"
+
+
+@pytest.mark.parametrize(
+    "kernel, kind",
+    [
+        ("_attend_within_kernel", "attention"),
+        ("_to_heads_kernel", "norms"),
+        ("_gelu_kernel", "element-wise"),
+    ],
+)
+def test_kernels_of_blocks_count_as_what_they_do(kernel, kind):
+    assert network._category(kernel) == kind
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")

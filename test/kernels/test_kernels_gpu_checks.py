@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from stac_core.evaluation.gpu import gathering, merging, renewal, slots
-from stac_core.kernels import gather_torch, highest_torch, slots_torch, take_torch, voxel_merge_torch
+from stac_core.evaluation.gpu import blocks, gathering, merging, renewal, slots
+from stac_core.kernels import (
+    attend_within_torch,
+    gather_torch,
+    gelu_torch,
+    highest_torch,
+    slots_torch,
+    take_torch,
+    to_heads_torch,
+    voxel_merge_torch,
+)
+from stac_core.kernels.select import BlockKernels
 
 CPU = torch.device("cpu")
+RIGHT = BlockKernels(to_heads_torch.to_heads, attend_within_torch.attend_within, gelu_torch.gelu_)
 NAN = float("nan")  # as memory is that nobody wrote
 
 
@@ -65,6 +77,18 @@ def test_taken_rows():
     rows = renewal.check_take("torch", take, CPU)
     assert not failed(renewal.check_take("torch", take_torch.take, CPU))
     assert rows and not any(row["passed"] for row in rows)
+
+
+@pytest.mark.parametrize(
+    "kernel, what", [("to_heads", "v"), ("attend_within", "out"), ("gelu_", "activated")]
+)
+def test_blocks(kernel, what):
+    def one_wrong(*arguments):
+        got = getattr(RIGHT, kernel)(*arguments)
+        return (*got[:2], spoilt(got[2], 70)) if kernel == "to_heads" else spoilt(got.contiguous(), 70)
+
+    assert not failed(blocks.check("torch", RIGHT, CPU))
+    assert failed(blocks.check("torch", replace(RIGHT, **{kernel: one_wrong}), CPU)) >= {what}
 
 
 def reading(store, at, factor):

@@ -56,3 +56,10 @@ def test_anchors_that_grow_compile_nothing():
     first, *later = launches("anchors")
     assert len(first) == 8 and len(set(first)) == 2 + 3
     assert all(set(launched) <= set(first) for launched in later)
+
+
+def test_frames_of_another_number_and_size_compile_nothing():
+    """After the probe: blocks whose batch is one frame or several, of any number of tokens."""
+    probed, *later = launches("blocks")
+    assert len(set(probed)) == 3  # attention to heads within a product is not another one
+    assert all(set(launched) <= set(probed) for launched in later)

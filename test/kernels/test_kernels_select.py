@@ -10,7 +10,9 @@ import torch
 
 from stac_core.kernels import (
     attend_triton,
+    attend_within_triton,
     cuda_library,
+    gelu_triton,
     highest_torch,
     highest_triton,
     select,
@@ -18,6 +20,7 @@ from stac_core.kernels import (
     slots_triton,
     take_torch,
     take_triton,
+    to_heads_triton,
 )
 from stac_core.kernels.attend import Segment
 
@@ -49,6 +52,15 @@ def test_moving_rows_is_of_the_chosen_backend_or_of_torch(monkeypatch):
     ):
         slots, highest, take = modules
         assert (kernels.slots, kernels.highest, kernels.take) == (slots, highest.highest, take.take)
+
+
+def test_blocks_have_kernels_of_triton_or_none(monkeypatch):
+    monkeypatch.setattr(attend_triton, "require", lambda device_type: None)
+    blocks = select.select_kernels("triton", "cuda").blocks
+    assert blocks == select.BlockKernels(
+        to_heads_triton.to_heads, attend_within_triton.attend_within, gelu_triton.gelu_
+    )
+    assert select.select_kernels("torch", "cuda").blocks is None
 
 
 def test_an_explicit_choice_that_cannot_load_says_how_to_build_it():

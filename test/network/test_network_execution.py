@@ -1,7 +1,7 @@
 """Compiled blocks: the same results within rounding, and no compilation after the start."""
 
 import logging
-from dataclasses import replace
+from dataclasses import astuple, replace
 from unittest.mock import Mock
 
 import pytest
@@ -11,12 +11,13 @@ from tiny import golden_images, synthetic_frames, tiny_network
 
 from stac_core.cache.stream_cache import StreamCache
 from stac_core.checkpoint import load_network
-from stac_core.config import CacheConfig, Config, ModelConfig
+from stac_core.config import CacheConfig, Config, KernelConfig, ModelConfig
 from stac_core.first_use import warm_up
+from stac_core.kernels import attend_within_torch, gelu_torch, to_heads_torch
 from stac_core.kernels.attend import Attended
-from stac_core.kernels.select import select_kernels
+from stac_core.kernels.select import BlockKernels, select_kernels
 from stac_core.network import execution
-from stac_core.network.execution import choose_execution, compile_blocks, prepare, probe, undo
+from stac_core.network.execution import choose_execution, compile_blocks, prepare, probe, undo, use_kernels
 from stac_core.session import StreamSession
 
 CHUNKS = (4, 4, 4, 1, 1, 2)  # with one-frame tails
@@ -71,6 +72,51 @@ def test_after_the_start_nothing_is_compiled(fresh_compiler):
     smaller = golden_images(8).repeat(1, 2, 1, 1, 1)[..., 14:, :]
     stream(network, smaller, (1, 4, 3, 4, 4))
     assert compiler.compiled == at_start
+
+
+BY_HAND = BlockKernels(to_heads_torch.to_heads, attend_within_torch.attend_within, gelu_torch.gelu_)
+
+
+def test_kernels_take_the_place_of_pieces_in_16_bits(fresh_compiler):
+    """They hear of every block but those of the camera head, and of other sizes compile nothing."""
+    network, compiler = tiny_network().set_precision(torch.bfloat16), Counting()
+    expected = stream(network)
+    by_hand = BlockKernels(*(Mock(wraps=kernel) for kernel in astuple(BY_HAND)))
+    compile_blocks(network, compiler)
+    use_kernels(network, by_hand, compiler)
+    probe(network)
+    at_start, passes, config = compiler.compiled, len(CHUNKS), network.config
+    for kernel in (by_hand.to_heads, by_hand.attend_within, by_hand.gelu_):
+        kernel.reset_mock()
+    assert torch.equal(stream(network), expected)
+    assert by_hand.to_heads.call_count == 2 * config.layers * passes
+    assert by_hand.attend_within.call_count == (config.encoder_blocks + config.layers) * passes
+    assert by_hand.gelu_.call_count == (config.encoder_blocks + 2 * config.layers) * passes
+    stream(network, golden_images(8).repeat(1, 2, 1, 1, 1)[..., 14:, :], (1, 4, 3, 4, 4))
+    assert compiler.compiled == at_start
+    undo(network)
+    called = by_hand.gelu_.call_count
+    assert torch.equal(stream(network), expected) and by_hand.gelu_.call_count == called
+
+
+def test_in_32_bits_no_kernel_takes_the_place_of_a_piece(fresh_compiler):
+    network, refuse = tiny_network(), Mock(side_effect=AssertionError)
+    expected = stream(network)
+    use_kernels(network, BlockKernels(refuse, refuse, refuse), Counting())
+    assert torch.equal(stream(network), expected)
+
+
+def test_kernels_of_blocks_are_those_of_the_setting(recording, monkeypatch):
+    used = Mock()
+    monkeypatch.setattr(execution, "use_kernels", used)
+    prepare(tiny_network(), "auto", KernelConfig("torch"))
+    used.assert_not_called()
+    chosen = replace(select_kernels("torch", "cpu"), blocks=BY_HAND)
+    monkeypatch.setattr(execution, "select_kernels", Mock(return_value=chosen))
+    network = tiny_network()
+    prepare(network, "auto", KernelConfig("triton"))
+    assert execution.select_kernels.call_args.args[0] == "triton"
+    used.assert_called_once_with(network, BY_HAND)
 
 
 def attend_exactly(q, segments, mass=False, subsample=1.0):

@@ -35,12 +35,13 @@ STEPS = 15  # timed, of each stream
 NAME_LENGTH = 110  # of a kernel; PyTorch's own tell apart late
 CATEGORIES = {  # first match wins; names as PyTorch's profiler shows them
     "fused by the compiler": r"^triton_[a-z]+_fused|cpp_fused",
-    "attention": r"flash|fmha|attend_forward|_forward_kernel|_combine_kernel|scaled_dot_product|attention",
+    "attention": r"flash|fmha|attend_forward|_forward_kernel|_combine_kernel|_attend_within_kernel|"
+    "scaled_dot_product|attention",
     "key mass": r"attend_mass|_mass_kernel",
     "voxel merge": r"voxel_merge|_merge_kernel",
     "convolution": r"conv|cudnn|wgrad|dgrad|implicit|winograd",
     "linear layers": r"gemm|gemv|cutlass|cublas|nvjet|addmm|\bmm\b|bmm|linear",
-    "norms": r"norm",
+    "norms": r"norm|_to_heads_kernel",
     "copies and gathers": r"memcpy|copy|cat|index|gather|scatter|sort|memset|fill|_(highest|take)_kernel",
     "element-wise": r"elementwise|add|mul|gelu|vectorized|reduce|triton",
 }
@@ -100,7 +101,7 @@ class NetworkBench:
             stop_recording(self._network)
         else:
             undo(self._network)
-            prepare(self._network, execution)
+            prepare(self._network, execution, KernelConfig(backend=self._backend))
         self._execution = execution
         return [{"execution": execution, "seconds": time.perf_counter() - started}]
 

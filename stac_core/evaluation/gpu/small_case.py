@@ -9,6 +9,7 @@ from stac_core.evaluation.gpu.gathering import random_wanted
 from stac_core.evaluation.gpu.merging import BUFFER, DIM, PIVOTS
 from stac_core.evaluation.gpu.renewal import random_parts, random_scores
 from stac_core.evaluation.gpu.slots import SMALL_CASES
+from stac_core.kernels.judge_blocks import random_product
 from stac_core.kernels.judge_slots import move
 from stac_core.kernels.random_merges import RULES, empty_state, random_tokens
 from stac_core.kernels.random_slots import random_problem
@@ -37,6 +38,9 @@ def main(device: torch.device) -> list[str]:
             for width in (64, 5):
                 parts = random_parts(3, (70, 0, 33), width, device)
                 kernels.take(parts, torch.randint(103, (3, 130), device=device))
+        if kernels.blocks is not None:
+            q, k, v = kernels.blocks.to_heads(*random_product((2, 70, 3, 48), torch.bfloat16, device))
+            kernels.blocks.gelu_(kernels.blocks.attend_within(q, k, v).transpose(1, 2))
         state = RowState(*(part.to(device) for part in empty_state(5, PIVOTS, BUFFER, DIM)))
         tokens = RowTokens(*(part.to(device) for part in random_tokens(5, 60, DIM, 0)))
         kernels.voxel_merge(state, tokens, RULES)
