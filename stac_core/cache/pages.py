@@ -92,8 +92,9 @@ class Pages:
         """The n rows located [n, width]."""
         if places.in_one:
             column, local = self._pages[0][name], places.parts[0].local
-            # Number by number: of whole rows, a GPU takes each, however narrow, in a block of its own.
-            return column.gather(0, local[:, None].repeat(1, column.shape[1]))
+            # Number by number: of whole rows, a GPU takes each, however narrow, in a block of its own, and it
+            # knows them by an index that is expanded, not by a copy of that.
+            return column.gather(0, local[:, None].expand(-1, column.shape[1]).contiguous())
         width, dtype = self._columns[name]
         found = torch.zeros(places.total, width, dtype=dtype, device=self.device)
         for page, here, local in places.parts:
