@@ -462,7 +462,7 @@ class CacheConfig:
 
 @dataclass(frozen=True)
 class KernelConfig:
-    """Which implementation of attention and voxel merge runs."""
+    """Which implementation of attention, voxel merge and what else has hand-written kernels runs."""
 
     backend: str = setting(
         "auto", "kernels; auto = the fastest that loads", choices=("auto", "torch", "triton", "cuda")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny import tiny_network
 
 from stac_core.evaluation.gpu.measure import poisoned_memory
 from stac_core.kernels import (
@@ -15,6 +16,8 @@ from stac_core.kernels import (
     to_heads_triton,
 )
 from stac_core.kernels.judge_blocks import judge_attend_within, judge_gelu, judge_to_heads, random_product
+from stac_core.kernels.select import BlockKernels
+from stac_core.network.execution import WithoutPast, use_kernels
 from stac_core.network.rope import rotary_table, rotate
 
 TO_HEADS = {"torch": to_heads_torch.to_heads, "triton": to_heads_triton.to_heads}
@@ -196,3 +199,22 @@ def test_every_number_is_activated(dtype):
 def test_what_cannot_be_activated_is_named(gelu_, x, words):
     with pytest.raises(ValueError, match=words):
         gelu_(x)
+
+
+def poses_and_depth(network, images):
+    with torch.inference_mode():
+        prediction = network(images.to(network.aggregator.camera_token.dtype), WithoutPast())
+    return torch.cat([prediction.pose_encoding.flatten(), prediction.depth.flatten()]).double()
+
+
+def test_a_network_of_such_blocks():
+    """The twice-rule, by the root mean square."""
+    images = torch.rand(1, 2, 3, 28, 42, generator=torch.Generator().manual_seed(0))
+    exact, network = (
+        poses_and_depth(tiny_network().double(), images),
+        tiny_network().set_precision(torch.float16),
+    )
+    plain = poses_and_depth(network, images)
+    use_kernels(network, BlockKernels(TO_HEADS["triton"], ATTEND["triton"], GELU["triton"]), "eager")
+    errors = [float((x - exact).square().mean().sqrt()) for x in (poses_and_depth(network, images), plain)]
+    assert 0 < errors[0] <= 2 * errors[1]

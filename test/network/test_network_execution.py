@@ -136,9 +136,13 @@ def test_a_stream_says_in_float32_what_it_says_in_float64():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_compiled_by_the_real_compiler(fresh_compiler, dtype):
+@pytest.mark.parametrize(
+    "dtype, by_hand", [(torch.float32, None), (torch.bfloat16, None), (torch.bfloat16, BY_HAND)]
+)
+def test_compiled_by_the_real_compiler(fresh_compiler, monkeypatch, dtype, by_hand):
     """The twice-rule: at most twice the error that the same stream makes without compiling."""
+    chosen = replace(select_kernels("torch", "cpu"), blocks=by_hand)
+    monkeypatch.setattr(execution, "select_kernels", lambda backend, device: chosen)
     images = golden_images(8).repeat(1, 2, 1, 1, 1)
     exact = stream(tiny_network().double(), images.double(), attend=attend_exactly)
     network = tiny_network().set_precision(dtype)
