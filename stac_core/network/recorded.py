@@ -124,15 +124,16 @@ class Question:
 
 @dataclass(frozen=True)
 class Stretch:
-    """Parts of a recording, with a question to the context after each but the last."""
+    """Parts of a recording, with what the context is asked after each but the last, if anything."""
 
-    asking: list[tuple[Replay, Question]]
+    parts: list[tuple[Replay, Question | None]]
     last: Replay
 
     def __call__(self, context: AttentionContext) -> None:
-        for run, question in self.asking:
+        for run, question in self.parts:
             run()
-            question.put(context)
+            if question is not None:
+                question.put(context)
         self.last()
 
 
@@ -143,7 +144,7 @@ class _Cutter:
 
     def __init__(self, tape: Tape, attention: RecordableAttention | None) -> None:
         """attention: what answers, without ending anything, where it can be recorded too."""
-        self._parts: list[tuple[Replay, Question]] = []
+        self._parts: list[tuple[Replay, Question | None]] = []
         self.announced = (0, 0)  # frames, tokens of each
         self._tape, self._attention = tape, attention
         self._tensors: dict[tuple[torch.Size, torch.dtype], tuple[Tensor, Tensor]] = {}
@@ -158,6 +159,8 @@ class _Cutter:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if self._attention is not None:
+            if layer & (layer - 1) == 0:  # no part takes longer to launch than those before it take to run
+                self._end_part(None)
             return self._attention.attend(layer, q, k, v)
         return self._cut("attend", (layer,), q, k, v)
 
@@ -176,9 +179,12 @@ class _Cutter:
         asked, answer = self._tensors[key]
         for place, tensor in zip(asked, qkv, strict=True):
             copy_rows(place, tensor)
-        self._parts.append((self._tape.end(), Question(of, where, asked, answer)))
-        self._tape.begin()
+        self._end_part(Question(of, where, asked, answer))
         return answer
+
+    def _end_part(self, question: Question | None) -> None:
+        self._parts.append((self._tape.end(), question))
+        self._tape.begin()
 
 
 class RecordedPass:
@@ -196,7 +202,7 @@ class RecordedPass:
         self._attention = plan.open(images.device) if plan is not None else None
         cutter = _Cutter(tape, self._attention)
         if self._attention is not None:  # its kernels have to be built
-            network.cameras(network.aggregator(self._images, cutter), size, cutter)
+            _ask_everything(network, self._images, self._attention)
         with tape.recording():
             tape.begin(beside=True)
             encoded = network.aggregator.encode(self._images)
@@ -237,6 +243,24 @@ class RecordedPass:
         cameras = _copies(self._cameras)
         self._tape.join()
         return Prediction(**cameras, **surfaces)
+
+
+def _ask_everything(network: CausalVGGT, images: Tensor, attention: RecordableAttention) -> None:
+    """One pass that is not recorded."""
+    context = _Unrecorded(attention)
+    network.cameras(network.aggregator(images, context), images.shape[-2:], context)
+
+
+class _Unrecorded:
+    """A context that answers by attention that can be recorded."""
+
+    frames_seen = 1
+
+    def __init__(self, attention: RecordableAttention) -> None:
+        self.attend, self.attend_camera = attention.attend, attention.attend_camera
+
+    def begin(self, frames: int, tokens_per_frame: int) -> None:
+        pass
 
 
 def _copies(tensors: dict[str, Tensor]) -> dict[str, Any]:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from cache.worlds_of_tokens import Walk, parity, small_network
+from network.emulated_tape import EmulatedTape
+from tiny import golden_images, tiny_network
 
 from stac_core.cache.stream_cache import StreamCache
+from stac_core.chunk_positions import positions_of
 from stac_core.config import CacheConfig
+from stac_core.kernels.attend_listed import Listing
 from stac_core.kernels.select import select_kernels
+from stac_core.network.recorded import RecordedForward
 
 LAYERS, FEW = 2, {"voxel_size": 2.0, "voxel_buf_cap": 3}
 TRITON = select_kernels("triton", "cpu")
@@ -71,6 +78,39 @@ def test_a_lent_memory(name):
     for expected, found in zip(of_asked.live(), of_lent.live(), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=0, equal_nan=True)
     assert of_lent.stats() == of_asked.stats()
+
+
+@torch.library.custom_op("stac_test::attend_listed", mutates_args=("mass",))
+def attend_listed(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, listed: torch.Tensor, mass: torch.Tensor | None,
+    biased: list[bool], grows: int, subsample: float, most_keys: int,
+) -> torch.Tensor:  # fmt: skip
+    """An operation that the tape can write down, as a graph holds a kernel."""
+    listing = Listing(tuple(biased), grows, None if mass is None else subsample, most_keys)
+    return TRITON.attend_listed(q, k, v, listed, listing, mass).clone()
+
+
+def attend_on_tape(q, k, v, listed, listing, mass):
+    numbers = list(listing.biased), listing.grows, listing.subsample or 1.0, listing.most_keys
+    return attend_listed(q, k, v, listed, mass, *numbers)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("camera_cache", ["per_iteration", pytest.param("shared", marks=pytest.mark.slow)])
+def test_passes_are_recorded_with_their_attention(camera_cache):
+    network, tape = tiny_network(camera_cache), EmulatedTape()
+    forward, kernels = RecordedForward(network, tape), replace(TRITON, attend_listed=attend_on_tape)
+    config = CacheConfig(mode="stac", chunk_size=2, window_size=2, hh_size=1, retrieval_size=1,
+                         edge_test=0.0, voxel_conf=0.0)  # fmt: skip
+    ours, theirs = (StreamCache(config, network.config, kernels) for _ in range(2))
+    for chunk in golden_images(8)[..., :28, :28].repeat(1, 2, 1, 1, 1)[:, :8].split((2, 2, 1, 2, 1), dim=1):
+        found, expected = forward(chunk, ours), network(chunk, theirs)
+        assert torch.equal(found.depth, expected.depth)
+        assert torch.equal(found.pose_encoding, expected.pose_encoding)
+        for stream, seen in ((ours, found), (theirs, expected)):
+            stream.settle(positions_of(seen.map(lambda t: t[0]), config, network.config))
+    assert ours.stats() == theirs.stats() and ours.stats().retrieved_tokens
+    assert all(key[2] is not None and recorded is not None for key, recorded in forward.passes.items())
 
 
 @pytest.mark.parametrize(
