@@ -109,16 +109,16 @@ class SlotPool:
         return self._kernels.read_figures(self._store, slots)
 
     def write(
-        self, slots: Tensor, content: RowSlots, held: Tensor, count: int, coded: Tensor,
+        self, slots: Tensor, content: RowSlots, written: Tensor, count: int, coded: Tensor,
         factor: Factor | None, chance: torch.Generator | None = None,
     ) -> None:  # fmt: skip
-        """Fill the slots [n, S] that are `held`, so many, but keys and values only where `coded`."""
+        """Figures of the slots [n, S] that are to be `written`, so many, keys and values where `coded`."""
         if self._pages.watched:
-            written = slots.flatten()[torch.nonzero_static(held.flatten(), size=count)[:, 0]]
-            (keys, values, key_grid, value_grid), figures = self._kernels.save_slots(self._store, written)
+            saved = slots.flatten()[torch.nonzero_static(written.flatten(), size=count)[:, 0]]
+            (keys, values, key_grid, value_grid), figures = self._kernels.save_slots(self._store, saved)
             old = {"k0": keys, "v0": values, "k1": key_grid, "v1": value_grid, "figures": figures}
-            self._pages.remember(written, {name: field for name, field in old.items() if field is not None})
-        self._kernels.write_slots(self._store, slots, content, held, coded, factor, chance)
+            self._pages.remember(saved, {name: field for name, field in old.items() if field is not None})
+        self._kernels.write_slots(self._store, slots, content, written, coded, factor, chance)
 
     def read_figures(self, places: Places) -> Tensor:
         return self._pages.read("figures", places)

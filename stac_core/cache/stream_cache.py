@@ -7,7 +7,6 @@ needs no further work. Sources: STAC (arXiv 2603.20284), XStreamVGGT (arXiv 2601
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -133,8 +132,6 @@ class StreamCache:
             self._settle(positions)
             if self._config.repose_frames and cameras is not None:
                 self.camera_tokens.add(cameras)
-        with suppress(torch.OutOfMemoryError):  # else when the next pass begins
-            self._live.window.close_gaps()
 
     def _settle(self, positions: TokenPositions | None) -> None:
         first_frame = self.frames_seen

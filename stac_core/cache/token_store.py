@@ -54,7 +54,7 @@ class TokenStore:
 
     def begin(self, tokens: int, limit: int | None) -> None:
         """Make room for at most `tokens` more; `limit` = final size of the buffers, None = they may grow."""
-        self.close_gaps()
+        self._close_gaps()
         self._staged = [0] * len(self._staged)
         wanted = self.length + tokens
         if wanted > self.capacity:
@@ -80,20 +80,20 @@ class TokenStore:
 
     def listed(self) -> ListedSegment | None:
         """The tokens of every layer, staged ones included; None where there are none."""
-        self.close_gaps()
+        self._close_gaps()
         return self.memory.listed(self.length + self.staged)
 
     def segments(self) -> list[AnySegment]:
         """The committed tokens of every layer; empty where there are none."""
         if not self.length:
             return []
-        self.close_gaps()
+        self._close_gaps()
         return self.memory.segments(self.length)
 
     @property
     def fields(self) -> Fields:
         """The buffers of all lanes; slot t is the t-th along their second axis."""
-        self.close_gaps()
+        self._close_gaps()
         return self.memory.fields
 
     @property
@@ -132,7 +132,7 @@ class TokenStore:
         """All committed tokens."""
         notes = {"frame": self.frame, "born": self.born, "voxel": self.voxel, "score": self.score}
         present = {name: note for name, note in notes.items() if note is not None}
-        self.close_gaps()
+        self._close_gaps()
         return {**present, "memory": self.memory.state(self.length)}
 
     def restore(self, state: State) -> None:
@@ -151,7 +151,7 @@ class TokenStore:
         voxel, score = _pick(slots, other.voxel, other.score)
         self.voxel, self.score = _extend(self.voxel, voxel), _extend(self.score, score)
 
-    def close_gaps(self) -> None:
+    def _close_gaps(self) -> None:
         """Move what stays to the front, all of it or nothing."""
         if self._staying is not None:
             self.memory.compact(as_index(self._staying, self.memory.device), len(self._staying))

@@ -102,8 +102,8 @@ class Change(NamedTuple):
 
     won: Tensor  # [n, blocks_per_row] blocks that are taken
     lost: Tensor  # [n, blocks_per_row] blocks that are given back
-    held: Tensor  # [n, slots_per_row] slots that there will be
-    coded: Tensor  # [n, slots_per_row] of these, those whose key and value are written
+    written: Tensor  # [n, slots_per_row] slots whose figures are
+    coded: Tensor  # [n, slots_per_row] of these, those whose key and value are, too
 
 
 class Update(NamedTuple):
@@ -229,7 +229,7 @@ class VoxelRows:
         return int(self.kinds[name].used(_occupied(state)[name]).sum())
 
     def update(self, before: Content, after: RowState, merge: Tensor, moment: int) -> Update:
-        """What replacing the content takes. What is as before is not coded again.
+        """What replacing the content takes. What is as before is not written again.
 
         merge: numbers of `MergeCounts`.
         """
@@ -237,13 +237,14 @@ class VoxelRows:
         changes: dict[str, Change] = {}
         for name, kind in self.kinds.items():
             used = kind.used(occupied[name])
-            coded = held = kind.within(used)
+            coded = written = kind.within(used)
             if self._compared[name]:
                 altered = _altered(name, before.state, after)
-                coded = occupied[name] & (altered | (before.slots[name] < 0))
                 if touched is not None and name == "pivots":
                     touched = touched.masked_fill(altered, moment)
-            changes[name] = Change(*_exchanged(before.blocks[name], used), held, coded)
+                altered = altered | (before.slots[name] < 0)
+                written, coded = written & altered, occupied[name] & altered
+            changes[name] = Change(*_exchanged(before.blocks[name], used), written, coded)
         masks = [mask for change in changes.values() for mask in change[:3]]
         return Update(before, after, touched, changes, Later(torch.cat([torch.cat(masks, 1).sum(0), merge])))
 
@@ -251,11 +252,11 @@ class VoxelRows:
         """Replace the content of rows, whose slots are reserved."""
         rows, factor, counts = update.before.rows, update.before.factor, update.counts
         for name, kind in self.kinds.items():
-            change, (taken, given_back, held_count) = update.changes[name], counts[name]
+            change, (taken, given_back, count) = update.changes[name], counts[name]
             blocks = update.before.blocks[name]
             slots = kind.exchange(rows, blocks, change.won, change.lost, taken, given_back)
             content, chance = self._stored(name, update), self._chance.get(name)
-            kind.pool.write(slots, content, change.held, held_count, change.coded, factor, chance)
+            kind.pool.write(slots, content, change.written, count, change.coded, factor, chance)
 
     def tokens(self, rows: Tensor) -> int:
         """Tokens that the rows [n] stand for: buffered, and merged into pivots."""

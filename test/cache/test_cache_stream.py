@@ -75,7 +75,7 @@ def test_a_failed_chunk_leaves_the_stream_as_it_was(network, layer, monkeypatch)
     def fail(*_):
         raise Broken
 
-    part = network.depth_head if layer == "heads" else network.aggregator.global_blocks[layer].mlp
+    part = network.depth_head if layer == "heads" else network.aggregator.global_blocks[layer].mlp.fc2
     with monkeypatch.context() as patch, pytest.raises(Broken):
         patch.setattr(part, "forward", fail)
         figures(network, images[:, 4:5], cache)  # fewer frames than the chunk that follows
