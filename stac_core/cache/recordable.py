@@ -106,7 +106,9 @@ def make_plan(
     most = frames * tokens_per_frame + anchor_tokens(config, tokens_per_frame) + ring
     retrieves = rules.voxels and config.retrieval_size > 0
     biased = (False,) * (3 + rules.anchors) + (True,) * retrieves
-    entries = (pins + camera_frames(config) + config.chunk_size) * network.camera_iterations
+    entries = pins + camera_frames(config) + config.chunk_size
+    if network.camera_cache == "shared":
+        entries *= network.camera_iterations
     return Plan(
         attend,
         Listing(biased, biased.count(False) - 1, config.subsample if rules.anchors else None, most),

@@ -126,6 +126,7 @@ def attend_variants(capability: int):
         (torch.float16, 128, (16, 8), "-b"),
         (torch.float16, 16, (4,), "b"),
         (torch.float32, 64, (16,), "b"),
+        (torch.float32, 128, (16,), "-"),
     ]:
         q = torch.empty(1, 1, dim, dtype=dtype)
         segments = [example_segment(q, b, has == "b") for b, has in zip(bits, biased, strict=True)]
