@@ -2,7 +2,8 @@
 
 Compiled are the pieces of every block around its attention: norms, rotary embedding, layer scales and
 residuals become part of few kernels, the matrix products stay the library's. Shapes are left open, so that
-neither a shorter chunk nor another image size compiles again.
+neither a shorter chunk nor another image size compiles again. The dense heads, too large to be compiled in
+reasonable time, have kernels of their own for all between their convolutions.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from torch import Tensor
 
 from stac_core.network.blocks import Block
 from stac_core.network.causal_vggt import CausalVGGT
+from stac_core.network.dense_head import DenseHead
+from stac_core.network.maps import TorchMaps
 from stac_core.network.recorded import CudaTape, RecordedForward
 from stac_core.settings import in_one_line
 
@@ -49,13 +52,16 @@ def prepare(network: CausalVGGT, setting: str) -> str:
     Compiles at once, which takes a minute at the first start on a machine and seconds later. What cannot be
     had is a RuntimeError with cause and cure where it was asked for, and a warning under `auto`.
     """
-    execution = choose_execution(setting, next(network.parameters()).device)
+    device = next(network.parameters()).device
+    execution = choose_execution(setting, device)
     if execution == EAGER:
         return EAGER
     logger.info("compiling the network: up to a few minutes at the first start, less later")
     started = time.monotonic()
     try:
         compile_blocks(network)
+        if device.type == "cuda":
+            fuse_heads(network)
         if execution == RECORDED:
             record(network)
         probe(network)
@@ -90,6 +96,13 @@ def _allow_variants() -> dict[str, int]:
     return {}
 
 
+def fuse_heads(network: CausalVGGT) -> None:
+    """All that follows a convolution in one kernel, and the weights in the order that this is for."""
+    maps = importlib.import_module("stac_core.network.maps_triton").TritonMaps()  # needs Triton
+    for head in _heads(network):
+        head.use(maps, torch.channels_last)
+
+
 def record(network: CausalVGGT) -> None:
     """Replay the network's passes as CUDA graphs from now on."""
     tape = CudaTape(next(network.parameters()).device)
@@ -101,11 +114,13 @@ def undo(network: CausalVGGT) -> None:
     for block in _blocks(network):
         for piece in ("before", "after"):
             block.__dict__.pop(piece, None)
+    for head in _heads(network):
+        head.use(TorchMaps(), torch.contiguous_format)
     stop_recording(network)
 
 
 def stop_recording(network: CausalVGGT) -> None:
-    """Compiled blocks stay as they are."""
+    """Compiled blocks and fused heads stay as they are."""
     network.__dict__.pop("forward", None)
 
 
@@ -144,3 +159,7 @@ class WithoutPast:
 
 def _blocks(network: CausalVGGT) -> list[Block]:
     return [module for module in network.modules() if isinstance(module, Block)]
+
+
+def _heads(network: CausalVGGT) -> list[DenseHead]:
+    return [network.depth_head, network.point_head]

@@ -56,3 +56,10 @@ def test_anchors_that_grow_compile_nothing():
     first, *later = launches("anchors")
     assert len(first) == 8 and len(set(first)) == 2 + 3
     assert all(set(launched) <= set(first) for launched in later)
+
+
+def test_dense_heads_over_other_images_compile_nothing():
+    """Four norms and 32 convolutions in eleven kinds, whatever the size, for one frame and for several."""
+    first, *later = launches("heads")
+    assert len(first) == 4 + 32 and len(set(first)) == 11
+    assert all(launched == first for launched in later)

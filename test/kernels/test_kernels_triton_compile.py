@@ -38,4 +38,5 @@ def test_kernels_compile(capability, tmp_path):
         assert variant["tensor_cores"] or variant["dtype"] == "*fp32", variant
     kernels = {"_forward_kernel", "_combine_kernel", "_mass_kernel", "_merge_kernel", "_gather_kernel"}
     kernels |= {"_read_kernel", "_write_kernel", "_save_kernel", "_highest_kernel", "_take_kernel"}
+    kernels |= {"_normalise_kernel", "_finish_kernel", "_enlarge_kernel"}
     assert {v["kernel"] for v in variants} == kernels

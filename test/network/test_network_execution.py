@@ -17,6 +17,7 @@ from stac_core.kernels.attend import Attended
 from stac_core.kernels.select import select_kernels
 from stac_core.network import execution
 from stac_core.network.execution import choose_execution, compile_blocks, prepare, probe, undo
+from stac_core.network.maps import TorchMaps
 from stac_core.session import StreamSession
 
 CHUNKS = (4, 4, 4, 1, 1, 2)  # with one-frame tails
@@ -136,6 +137,15 @@ def test_without_a_compiler(monkeypatch, caplog):
         assert prepare(network, "auto") == "eager"
     assert "compiled execution does not work here (no C compiler found)" in caplog.text
     assert torch.equal(stream(network), expected)
+
+
+def test_fused_heads_are_undone():
+    network = tiny_network()
+    execution.fuse_heads(network)
+    fused = [type(head.maps).__name__ for head in (network.depth_head, network.point_head)]
+    undo(network)
+    assert fused == ["TritonMaps"] * 2
+    assert all(isinstance(head.maps, TorchMaps) for head in (network.depth_head, network.point_head))
 
 
 @pytest.fixture
