@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stac_core.config import NetworkConfig
 from stac_core.network.blocks import LayerNorm
+from stac_core.network.maps import Maps, TorchMaps, Uv
 
 PIXELS_AT_ONCE = 1 << 20  # without gradients, frames go through in slices of about so many pixels
-UV_WEIGHT = 0.1
 Activation = Callable[[Tensor], Tensor]
 
 
@@ -25,9 +24,10 @@ class ResidualUnit(nn.Module):
         self.conv1 = nn.Conv2d(features, features, 3, padding=1)
         self.conv2 = nn.Conv2d(features, features, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        rectified = F.relu(x)
-        return self.conv2(F.relu(self.conv1(rectified))) + rectified
+    def forward(self, maps: Maps, rectified: Tensor, *added: Tensor, rectify: bool = False) -> Tensor:
+        """relu(x) → the unit's result + added, rectified for a unit that follows."""
+        inside = maps.convolve(self.conv1, rectified, rectify=True)
+        return maps.convolve(self.conv2, inside, rectified, *added, rectify=rectify)
 
 
 class Fusion(nn.Module):
@@ -39,11 +39,24 @@ class Fusion(nn.Module):
         self.resConfUnit2 = ResidualUnit(features)
         self.out_conv = nn.Conv2d(features, features, 1)
 
-    def forward(self, x: Tensor, finer: Tensor | None, size: tuple[int, int]) -> Tensor:
-        if self.resConfUnit1 is not None and finer is not None:
-            x = x + self.resConfUnit1(finer)
+    def forward(self, maps: Maps, size: tuple[int, int], level: Tensor, *coarser: Tensor) -> Tensor:
+        """The level comes rectified."""
+        if self.resConfUnit1 is not None:
+            level = self.resConfUnit1(maps, level, *coarser, rectify=True)
         # A 1×1 convolution and a resize can change places; before the resize it costs a quarter.
-        return _resize(self.out_conv(self.resConfUnit2(x)), size)
+        small = maps.begin(self.out_conv, self.resConfUnit2(maps, level))
+        return maps.enlarge(self.out_conv, small, size)
+
+
+class Output(nn.Sequential):
+    """Features per pixel → raw channels."""
+
+    def __init__(self, features: int, hidden: int, channels: int) -> None:
+        super().__init__(nn.Conv2d(features, hidden, 3, padding=1), nn.ReLU(), nn.Conv2d(hidden, channels, 1))
+
+    def forward(self, maps: Maps, x: Tensor) -> Tensor:  # type: ignore[override]
+        first, _, last = self
+        return maps.convolve(last, maps.convolve(first, x, rectify=True))
 
 
 class Scratch(nn.Module):
@@ -59,19 +72,22 @@ class Scratch(nn.Module):
         self.refinenet3 = Fusion(features, coarsest=False)
         self.refinenet4 = Fusion(features, coarsest=True)
         self.output_conv1 = nn.Conv2d(features, features // 2, 3, padding=1)
-        self.output_conv2 = nn.Sequential(
-            nn.Conv2d(features // 2, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, channels, 1)
-        )
+        self.output_conv2 = Output(features // 2, 32, channels)
 
-    def forward(self, levels: Sequence[Tensor]) -> Tensor:
-        """Levels of 4×, 2×, 1× and ½× the patch grid, fused from coarse to fine → 8× the grid."""
-        first, second = self.layer1_rn(levels[0]), self.layer2_rn(levels[1])
-        third, fourth = self.layer3_rn(levels[2]), self.layer4_rn(levels[3])
-        x = self.refinenet4(fourth, None, _size(third))
-        x = self.refinenet3(x, third, _size(second))
-        x = self.refinenet2(x, second, _size(first))
-        x = self.refinenet1(x, first, (2 * first.shape[2], 2 * first.shape[3]))
-        return self.output_conv1(x)
+    def forward(self, maps: Maps, levels: Iterable[Tensor], pixels: Uv) -> Tensor:
+        """Levels of 4×, 2×, 1× and ½× the patch grid → raw channels per pixel."""
+        narrow = (self.layer1_rn, self.layer2_rn, self.layer3_rn, self.layer4_rn)
+        narrowed = (maps.convolve(*pair, rectify=True) for pair in zip(narrow, levels, strict=True))
+        x = maps.begin(self.output_conv1, self._fuse(maps, *narrowed))
+        x = maps.enlarge(self.output_conv1, x, pixels.cells, pixels)
+        return self.output_conv2(maps, x)
+
+    def _fuse(self, maps: Maps, first: Tensor, second: Tensor, third: Tensor, fourth: Tensor) -> Tensor:
+        """From coarse to fine → 8× the patch grid."""
+        x = self.refinenet4(maps, _size(third), fourth)
+        x = self.refinenet3(maps, _size(second), third, x)
+        x = self.refinenet2(maps, _size(first), second, x)
+        return self.refinenet1(maps, (2 * first.shape[2], 2 * first.shape[3]), first, x)
 
 
 class DenseHead(nn.Module):
@@ -82,6 +98,7 @@ class DenseHead(nn.Module):
         width, levels, features = 2 * config.width, config.dense_channels, config.dense_features
         self.patch_size, self.specials = config.patch_size, config.special_tokens
         self.activation = activation
+        self.maps: Maps = TorchMaps()  # without gradients
         self.norm = LayerNorm(width)
         self.projects = nn.ModuleList(nn.Conv2d(width, level, 1) for level in levels)
         self.resize_layers = nn.ModuleList(
@@ -101,25 +118,43 @@ class DenseHead(nn.Module):
         """
         batch, frames = layers[0].shape[:2]
         flat = [tokens.flatten(0, 1) for tokens in layers]
+        tables = self._tables(height, width, layers[0].device)
         at_once = batch * frames if torch.is_grad_enabled() else max(1, PIXELS_AT_ONCE // (height * width))
         slices = zip(*(tokens.split(at_once) for tokens in flat), strict=True)
-        raw = torch.cat([self._raw(part, height, width) for part in slices]).permute(0, 2, 3, 1)
+        raw = torch.cat([self._raw(part, tables) for part in slices]).permute(0, 2, 3, 1)
         raw = raw.unflatten(0, (batch, frames))
         return self.activation(raw[..., :-1]), confidence_activation(raw[..., -1])
 
-    def _raw(self, layers: Sequence[Tensor], height: int, width: int) -> Tensor:
-        """Layers [F, P, 2C] of F frames → raw channels [F, channels + 1, H, W]."""
-        fused = _resize(self.scratch(self._levels(layers, height, width)), (height, width))
-        return self.scratch.output_conv2(_add_uv(fused, height, width))
+    def use(self, maps: Maps, order: torch.memory_format) -> None:
+        """Without gradients, run on these maps, with weights in the order of memory that suits them."""
+        self.maps = maps
+        for parameter in self.parameters():
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=order)
 
-    def _levels(self, layers: Sequence[Tensor], height: int, width: int) -> list[Tensor]:
-        """The patch tokens of each layer as a map of its own size, from fine to coarse."""
-        rows = height // self.patch_size
-        levels = []
-        for tokens, project, resize in zip(layers, self.projects, self.resize_layers, strict=True):
-            x = self.norm(tokens[:, self.specials :]).transpose(1, 2).unflatten(2, (rows, -1))
-            levels.append(resize(_add_uv(project(x), height, width)))
-        return levels
+    def _raw(self, layers: Sequence[Tensor], tables: Sequence[Uv]) -> Tensor:
+        """Layers [F, P, 2C] of F frames → raw channels [F, channels + 1, H, W]."""
+        maps = TorchMaps() if torch.is_grad_enabled() else self.maps
+        *of_levels, of_pixels = tables
+        return self.scratch(maps, self._levels(maps, layers, of_levels), of_pixels)
+
+    def _levels(self, maps: Maps, layers: Sequence[Tensor], tables: Sequence[Uv]) -> Iterator[Tensor]:
+        """The patch tokens of each layer as a map of its own size, from fine to coarse, one at a time."""
+        for tokens, uv, project, resize in zip(
+            layers, tables, self.projects, self.resize_layers, strict=True
+        ):
+            x = maps.normalise(self.norm, tokens[:, self.specials :])
+            x = maps.convolve(project, x.transpose(1, 2).unflatten(2, uv.cells), uv=uv)
+            yield resize(x) if isinstance(resize, nn.Identity) else maps.convolve(resize, x)
+
+    def _tables(self, height: int, width: int, device: torch.device) -> list[Uv]:
+        """Of the patches in each of the four layers, and of the pixels."""
+        rows, columns, aspect = height // self.patch_size, width // self.patch_size, width / height
+        of_levels = [
+            uv_embedding(rows, columns, project.out_channels, aspect, device) for project in self.projects
+        ]
+        channels = self.scratch.output_conv1.out_channels
+        return [*of_levels, uv_embedding(height, width, channels, aspect, device)]
 
 
 def depth_activation(raw: Tensor) -> Tensor:
@@ -141,35 +176,18 @@ def _size(x: Tensor) -> tuple[int, int]:
     return x.shape[2], x.shape[3]
 
 
-def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
-
-
-def _add_uv(x: Tensor, height: int, width: int) -> Tensor:
-    """Tell every cell where it lies in the image; x [F, C, rows, columns] is overwritten and returned."""
-    rows, columns = _size(x)
-    half = x.shape[1] // 2
-    of_x, of_y = uv_embedding(rows, columns, x.shape[1], width / height, x.device)
-    x[:, :half].add_(of_x, alpha=UV_WEIGHT)
-    x[:, half:].add_(of_y, alpha=UV_WEIGHT)
-    return x
-
-
 @cache  # for ever: recorded passes read these tables, which are small because x and y stay apart
 @torch.inference_mode(False)  # built once, used by inference and training alike
-def uv_embedding(
-    rows: int, columns: int, channels: int, aspect: float, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Where a cell lies in the image: sines and cosines of x [channels / 2, 1, columns], for the first half
-    of the channels, and of y [channels / 2, rows, 1], for the second; float32.
+def uv_embedding(rows: int, columns: int, channels: int, aspect: float, device: torch.device) -> Uv:
+    """Where a cell lies in the image: sines and cosines of x and y, float32, channels-last in memory.
 
     aspect = image width / height; the image's half diagonal has length 1. Computed in float64.
     """
     diagonal = (aspect**2 + 1) ** 0.5
     x = _equal_spacing(columns, aspect / diagonal)
     y = _equal_spacing(rows, 1 / diagonal)
-    of_x, of_y = _sines(x, channels // 2)[:, None, :], _sines(y, channels // 2)[:, :, None]
-    return of_x.to(device, torch.float32), of_y.to(device, torch.float32)
+    of_x, of_y = (_sines(at, channels // 2).to(device, torch.float32).T for at in (x, y))
+    return Uv(of_x[:, None, :], of_y[:, :, None])
 
 
 def _equal_spacing(cells: int, half_extent: float) -> Tensor:
@@ -179,8 +197,8 @@ def _equal_spacing(cells: int, half_extent: float) -> Tensor:
 
 
 def _sines(x: Tensor, channels: int) -> Tensor:
-    """[channels, len(x)]: first half sines, second half cosines."""
+    """[len(x), channels]: first half sines, second half cosines."""
     count = channels // 2
     frequencies = 100.0 ** (-torch.arange(count, dtype=torch.float64) / count)
-    angles = frequencies[:, None] * x
-    return torch.cat([angles.sin(), angles.cos()])
+    angles = x[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], 1)

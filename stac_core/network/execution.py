@@ -4,7 +4,8 @@ Compiled are the pieces of every block around its attention: norms, rotary embed
 residuals become part of few kernels, the matrix products stay the library's. Shapes are left open, so that
 neither a shorter chunk nor another image size compiles again. In 16 bits hand-written kernels, where there
 are any, take the place of what the compiler would make between the products: of norm and rotation of all
-heads, of attention within frames, of the activation.
+heads, of attention within frames, of the activation. The dense
+heads, too large to be compiled in reasonable time, have kernels for all between their convolutions.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from stac_core.kernels.select import BlockKernels, select_kernels
 from stac_core.kernels.to_heads import Norm, ToHeads
 from stac_core.network.blocks import Block, LayerNorm
 from stac_core.network.causal_vggt import CausalVGGT
+from stac_core.network.dense_head import DenseHead
+from stac_core.network.maps import TorchMaps
 from stac_core.network.recorded import CudaTape, RecordedForward
 from stac_core.settings import in_one_line
 
@@ -68,6 +71,8 @@ def prepare(network: CausalVGGT, setting: str, kernels: KernelConfig | None = No
         compile_blocks(network)
         if by_hand is not None:
             use_kernels(network, by_hand)
+        if device.type == "cuda":
+            fuse_heads(network)
         if execution == RECORDED:
             record(network)
         probe(network)
@@ -144,6 +149,13 @@ def _allow_variants() -> dict[str, int]:
     return {}
 
 
+def fuse_heads(network: CausalVGGT) -> None:
+    """All that follows a convolution in one kernel, and the weights in the order that this is for."""
+    maps = importlib.import_module("stac_core.network.maps_triton").TritonMaps()  # needs Triton
+    for head in _heads(network):
+        head.use(maps, torch.channels_last)
+
+
 def record(network: CausalVGGT) -> None:
     """Replay the network's passes as CUDA graphs from now on."""
     tape = CudaTape(next(network.parameters()).device)
@@ -156,11 +168,13 @@ def undo(network: CausalVGGT) -> None:
     for block in _blocks(network):
         for piece in ("before", "attend_within", "after"):
             block.__dict__.pop(piece, None)
+    for head in _heads(network):
+        head.use(TorchMaps(), torch.contiguous_format)
     stop_recording(network)
 
 
 def stop_recording(network: CausalVGGT) -> None:
-    """Compiled blocks stay as they are."""
+    """Compiled blocks and fused heads stay as they are."""
     for method in ("forward", "foresee"):
         network.__dict__.pop(method, None)
 
@@ -200,3 +214,7 @@ class WithoutPast:
 
 def _blocks(network: CausalVGGT) -> list[Block]:
     return [module for module in network.modules() if isinstance(module, Block)]
+
+
+def _heads(network: CausalVGGT) -> list[DenseHead]:
+    return [network.depth_head, network.point_head]

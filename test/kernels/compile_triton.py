@@ -40,6 +40,7 @@ from stac_core.kernels.attend import AnySegment, CodedSegment, Codes, Segment
 from stac_core.kernels.gather import Page
 from stac_core.kernels.quantization import Codec
 from stac_core.kernels.slots import SlotPage, Store
+from stac_core.network import maps_triton
 
 
 @dataclass(frozen=True)
@@ -328,9 +329,37 @@ def block_variants(capability: int):
         yield compile_kernel(gelu_triton._gelu_kernel, arguments, tile, capability) | about
 
 
+def maps_variants(capability: int):
+    """What follows the convolutions of a full-size dense head, and the norm before them."""
+    tile = attend_triton.Tile(0, 0, maps_triton.WARPS, 3)
+    for kernel, channels, given, rectify in (
+        (maps_triton._finish_kernel, 1024, ("bias", "of_x", "of_y"), False),
+        (maps_triton._finish_kernel, 256, (), True),
+        (maps_triton._finish_kernel, 256, ("bias", "first", "second"), True),
+        (maps_triton._finish_kernel, 32, ("bias",), True),
+        (maps_triton._finish_kernel, 2, ("bias",), False),
+        (maps_triton._enlarge_kernel, 256, ("bias",), False),
+        (maps_triton._enlarge_kernel, 128, ("bias", "of_x", "of_y"), False),
+    ):
+        arguments: dict[str, object] = dict.fromkeys(kernel.arg_names, Constant(None))
+        arguments |= dict.fromkeys(("x", "out", *given), "*fp32")
+        arguments |= dict.fromkeys(("cells", "rows", "columns", "old_rows", "old_columns"), "odd")
+        arguments |= dict.fromkeys(("row_step", "column_step", "weight"), "fp32")
+        arguments |= {"channels": "i32" if channels % 16 == 0 else "odd", "RECTIFY": Constant(rectify)}
+        arguments |= {name: Constant(value) for name, value in maps_triton.constants(channels).items()}
+        arguments = {name: arguments[name] for name in kernel.arg_names}
+        about = {"dtype": "*fp32", "aligned": 16 if channels > 2 else 0}  # no products in it
+        yield compile_kernel(kernel, arguments, tile, capability) | about
+    kernel = maps_triton._normalise_kernel
+    arguments = dict.fromkeys(kernel.arg_names, "*fp32")
+    arguments |= {"frame_stride": "i32", "token_stride": "i32", "eps": "fp32"}
+    arguments |= {"WIDTH": Constant(2048), "ROOM": Constant(2048)}
+    yield compile_kernel(kernel, arguments, tile, capability) | {"dtype": "*fp32", "aligned": 16}
+
+
 VARIANTS = (
     attend_variants, combine_variants, keep_variants, merge_variants, gather_variants, slots_variants,
-    highest_variants, take_variants, block_variants,
+    highest_variants, take_variants, block_variants, maps_variants,
 )  # fmt: skip
 
 

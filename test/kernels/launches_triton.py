@@ -17,6 +17,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
+from stac_core.config import NETWORKS
 from stac_core.kernels import (
     attend_triton,
     attend_within_triton,
@@ -32,6 +33,8 @@ from stac_core.kernels.gather import Page, Wanted
 from stac_core.kernels.quantization import Codec
 from stac_core.kernels.slots import Factor, SlotPage, Store
 from stac_core.kernels.to_heads import Norm
+from stac_core.network.dense_head import DenseHead, depth_activation
+from stac_core.network.maps_triton import TritonMaps
 
 HEADS, TOKENS, LONGEST = 16, 1041, 12 * 1041
 PASSES = [  # frames of the chunk and of the past, the retrieved tokens
@@ -44,6 +47,7 @@ STORES = [(1, 8, 40), (2, 9, 41), (3, 16, 64), (9, 1000, 2082), (35, 17, 300)]  
 ANCHORS = [  # anchors, leaving tokens, budget
     (16, 1, 1), (0, 1041, 1000), (1041, 1041, 2082), (2082, 4164, 2082), (2082, 1, 2083), (9000, 64, 512),
 ]  # fmt: skip
+HEADS_OVER = [(7, 3, 5), (1, 3, 5), (4, 28, 37), (1, 28, 37), (5, 37, 16), (2, 1, 2)]  # frames, patches
 
 
 @contextmanager
@@ -129,9 +133,20 @@ def pass_block(frames: int, tokens: int) -> None:
         gelu_triton.gelu_(torch.zeros(batch, length, 4 * HEADS * 64, dtype=torch.bfloat16))
 
 
+@torch.inference_mode()
+def dense_head(frames: int, rows: int, columns: int) -> None:
+    """The full-size depth head, without contents."""
+    row = NETWORKS["stream3r"]
+    with torch.device("meta"):
+        head = DenseHead(row, 1, depth_activation).to(memory_format=torch.channels_last)
+        layers = [torch.empty(1, frames, rows * columns + 5, 2 * row.width) for _ in range(4)]
+    head.maps = TritonMaps()
+    head(layers, rows * row.patch_size, columns * row.patch_size)
+
+
 CALLS = {
     "passes": (attend_pass, PASSES), "stores": (use_store, STORES), "anchors": (renew_anchors, ANCHORS),
-    "blocks": (pass_block, BLOCKS),
+    "blocks": (pass_block, BLOCKS), "heads": (dense_head, HEADS_OVER),
 }  # fmt: skip
 
 

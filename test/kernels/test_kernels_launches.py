@@ -63,3 +63,10 @@ def test_frames_of_another_number_and_size_compile_nothing():
     probed, *later = launches("blocks")
     assert len(set(probed)) == 3  # attention to heads within a product is not another one
     assert all(set(launched) <= set(probed) for launched in later)
+
+
+def test_dense_heads_over_other_images_compile_nothing():
+    """Four norms and 32 convolutions in eleven kinds, whatever the size, for one frame and for several."""
+    first, *later = launches("heads")
+    assert len(first) == 4 + 32 and len(set(first)) == 11
+    assert all(launched == first for launched in later)

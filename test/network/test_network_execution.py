@@ -18,6 +18,7 @@ from stac_core.kernels.attend import Attended
 from stac_core.kernels.select import BlockKernels, select_kernels
 from stac_core.network import execution
 from stac_core.network.execution import choose_execution, compile_blocks, prepare, probe, undo, use_kernels
+from stac_core.network.maps import TorchMaps
 from stac_core.session import StreamSession
 
 CHUNKS = (4, 4, 4, 1, 1, 2)  # with one-frame tails
@@ -188,6 +189,15 @@ def test_without_a_compiler(monkeypatch, caplog):
     assert torch.equal(stream(network), expected)
 
 
+def test_fused_heads_are_undone():
+    network = tiny_network()
+    execution.fuse_heads(network)
+    fused = [type(head.maps).__name__ for head in (network.depth_head, network.point_head)]
+    undo(network)
+    assert fused == ["TritonMaps"] * 2
+    assert all(isinstance(head.maps, TorchMaps) for head in (network.depth_head, network.point_head))
+
+
 @pytest.fixture
 def recording(monkeypatch):
     """As on a GPU, but for the compiler."""
@@ -214,7 +224,7 @@ def test_a_warm_up_records_although_noise_would_not_begin_a_stream(recording):
     network = tiny_network()
     prepare(network, "auto")
     warm_up(network, Config(cache=CacheConfig(chunk_size=2, first_confidence=1e9)))
-    assert sorted(shape[1] for shape, _ in network.forward.passes) == [1, 2]
+    assert sorted(shape[1] for shape, *_ in network.forward.passes) == [1, 2]
 
 
 def test_where_nothing_can_be_recorded(recording, monkeypatch, caplog):
