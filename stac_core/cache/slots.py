@@ -113,12 +113,13 @@ class SlotPool:
         factor: Factor | None, chance: torch.Generator | None = None,
     ) -> None:  # fmt: skip
         """Figures of the slots [n, S] that are to be `written`, so many, keys and values where `coded`."""
+        places = torch.nonzero_static(written.flatten(), size=count)[:, 0]
         if self._pages.watched:
-            saved = slots.flatten()[torch.nonzero_static(written.flatten(), size=count)[:, 0]]
+            saved = slots.flatten()[places]
             (keys, values, key_grid, value_grid), figures = self._kernels.save_slots(self._store, saved)
             old = {"k0": keys, "v0": values, "k1": key_grid, "v1": value_grid, "figures": figures}
             self._pages.remember(saved, {name: field for name, field in old.items() if field is not None})
-        self._kernels.write_slots(self._store, slots, content, written, coded, factor, chance)
+        self._kernels.write_slots(self._store, slots, content, places, coded, factor, chance)
 
     def read_figures(self, places: Places) -> Tensor:
         return self._pages.read("figures", places)

@@ -36,7 +36,7 @@ def move(kernels: SlotKernels, problem: SlotProblem) -> Moved:
     store, slots, factor, content, held, coded = problem
     read, figures = kernels.read_slots(store, slots, factor), kernels.read_figures(store, slots)
     saved = kernels.save_slots(store, slots[slots >= 0])
-    kernels.write_slots(store, slots, content, held, coded, factor)
+    kernels.write_slots(store, slots, content, held.flatten().nonzero()[:, 0], coded, factor)
     return Moved(read, figures, saved, list(store.pages))
 
 

@@ -78,13 +78,14 @@ class SlotKernels(Protocol):
         store: Store,
         slots: Tensor,
         content: RowSlots,
-        held: Tensor,
+        written: Tensor,
         coded: Tensor,
         factor: Factor | None,
         chance: torch.Generator | None = None,
     ) -> None:
-        """Replace figures where `held` [n, S] is true, keys and values where `coded` [n, S] is.
+        """Replace figures at the places `written` [m] int64 of all n · S slots, none of them negative.
 
+        Of these, also keys and values where `coded` [n, S] is true.
         chance: see `Codec.encode`.
         """
 
@@ -94,7 +95,7 @@ def check_slots(
     slots: Tensor,
     factor: Factor | None = None,
     content: RowSlots | None = None,
-    held: Tensor | None = None,
+    written: Tensor | None = None,
     coded: Tensor | None = None,
 ) -> None:
     """Raise ValueError for the first argument outside the contract, before anything is launched."""
@@ -115,6 +116,7 @@ def check_slots(
         widths = codec.dim, codec.dim, store.figures
         for name, part, width in zip(content._fields, content, widths, strict=True):
             check_tensor(f"content.{name}", part, [*shape, width], torch.float32, device, LIKE)
-    for name, mask in (("held", held), ("coded", coded)):
-        if mask is not None:
-            check_tensor(name, mask, shape, torch.bool, device, LIKE)
+    if written is not None:
+        check_tensor("written", written, [written.numel()], torch.int64, device, LIKE)
+    if coded is not None:
+        check_tensor("coded", coded, shape, torch.bool, device, LIKE)

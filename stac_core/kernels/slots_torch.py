@@ -42,21 +42,19 @@ def write_slots(
     store: Store,
     slots: Tensor,
     content: RowSlots,
-    held: Tensor,
+    written: Tensor,
     coded: Tensor,
     factor: Factor | None,
     chance: torch.Generator | None = None,
 ) -> None:
     """The contract of `slots.py`."""
-    check_slots(store, slots, factor, content, held, coded)
+    check_slots(store, slots, factor, content, written, coded)
     keys, values, figures = (part.flatten(0, 1) for part in content)
-    here = held.flatten().nonzero()[:, 0]
-    slot = slots.flatten()[here]
+    here, slot = written, slots.flatten()[written]
     for page, local, mine in _by_page(store.pages, slot):
         page.figures[local] = figures[here if mine is None else here[mine]]
-    if coded is not held:
-        here = coded.flatten().nonzero()[:, 0]
-        slot = slots.flatten()[here]
+    here = here[coded.flatten()[here]]
+    slot = slots.flatten()[here]
     keys, values = keys[here], values[here]
     if factor is not None:
         keys = keys / factor.of_lane[factor.lane[here // slots.shape[1]]]

@@ -75,22 +75,22 @@ def write_slots(
     store: Store,
     slots: Tensor,
     content: RowSlots,
-    held: Tensor,
+    written: Tensor,
     coded: Tensor,
     factor: Factor | None,
     chance: torch.Generator | None = None,
 ) -> None:
     """The contract of `slots.py`."""
     if chance is not None:
-        return slots_torch.write_slots(store, slots, content, held, coded, factor, chance)
-    check_slots(store, slots, factor, content, held, coded)
-    if not slots.numel() or not store.pages:
+        return slots_torch.write_slots(store, slots, content, written, coded, factor, chance)
+    check_slots(store, slots, factor, content, written, coded)
+    if not len(written) or not store.pages:
         return
-    slots, held, coded = (x.contiguous() for x in (slots, held, coded))
+    slots, written, coded = (x.contiguous() for x in (slots, written, coded))
     content = RowSlots(*(x.contiguous() for x in content))
     with torch.cuda.device_of(slots):  # Triton launches on the current device
-        _write_kernel[(triton.cdiv(slots.numel(), TOKENS),)](
-            slots, held, coded, *_table(store, slots), *_factors(factor), *content, slots.numel(),
+        _write_kernel[(triton.cdiv(len(written), TOKENS),)](
+            slots, written, coded, *_table(store, slots), *_factors(factor), *content, len(written),
             **_constants(store, slots), num_warps=WARPS,
         )  # fmt: skip
 
@@ -247,20 +247,19 @@ def _write(
 
 @triton.jit(do_not_specialize=["pages", "count"])
 def _write_kernel(
-    slots, held, coded, table, pages, ALIGNED: tl.constexpr, factor, lane, keys, values, figures, count,
+    slots, written, coded, table, pages, ALIGNED: tl.constexpr, factor, lane, keys, values, figures, count,
     PER_ROW: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, BITS: tl.constexpr,
     COUNT: tl.constexpr, COUNT_WIDTH: tl.constexpr, NUMBER: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
-    at = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
-    real = at < count
-    slot = tl.load(slots + at, mask=real, other=-1)
+    place = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
+    at = tl.load(written + place, mask=place < count, other=0)
+    slot = tl.load(slots + at, mask=place < count, other=-1)
     inside = slot >= 0
     row, local = find_page(table, pages, slot)
-    holds = inside & (tl.load(held + at, mask=real, other=0) != 0)
-    target, mask = _figures_at(row, local, holds, COUNT, COUNT_WIDTH, ALIGNED)
+    target, mask = _figures_at(row, local, inside, COUNT, COUNT_WIDTH, ALIGNED)
     number = tl.arange(0, COUNT_WIDTH)
     tl.store(target, tl.load(figures + (at * COUNT)[:, None] + number[None], mask=mask, other=0.0), mask=mask)
-    changes = inside & (tl.load(coded + at, mask=real, other=0) != 0)
+    changes = inside & (tl.load(coded + at, mask=inside, other=0) != 0)
     channel = tl.arange(0, WIDTH)
     source = (at * DIM)[:, None] + channel[None]
     mask = changes[:, None] & (channel < DIM)[None]

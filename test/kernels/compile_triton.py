@@ -256,7 +256,7 @@ def slots_variants(capability: int):
         factor = Constant(None) if bits == 16 else "*fp32"
         types = {
             "slots": "*i64", "table": "*i64", "pages": "odd", "count": "odd", "factor": factor,
-            "lane": Constant(None) if bits == 16 else "*i64", "held": "*i1", "coded": "*i1",
+            "lane": Constant(None) if bits == 16 else "*i64", "written": "*i64", "coded": "*i1",
             "fields": types_of(store.pages[0].fields),
             "ALIGNED": Constant(True), "FIGURES_ONLY": Constant(False),
         }  # fmt: skip

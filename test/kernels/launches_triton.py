@@ -99,8 +99,8 @@ def use_store(pages: int, rows: int, wanted: int) -> None:
     content = slots_triton.read_slots(store, slots, factor)
     slots_triton.read_figures(store, slots)
     slots_triton.save_slots(store, slots.flatten())
-    held = torch.zeros(rows, 8, dtype=torch.bool)
-    slots_triton.write_slots(store, slots, content, held, held, factor)
+    places, coded = torch.zeros(rows, dtype=torch.int64), torch.zeros(rows, 8, dtype=torch.bool)
+    slots_triton.write_slots(store, slots, content, places, coded, factor)
     kind = Wanted(
         [page.tokens for page in store.pages], 4, torch.zeros(lanes, wanted, dtype=torch.int64),
         torch.zeros(lanes, wanted),

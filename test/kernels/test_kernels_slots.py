@@ -29,6 +29,11 @@ CPU = torch.device("cpu")
 BACKENDS = {"torch": slots_torch, "triton": slots_triton}
 
 
+def places(mask):
+    """Where a mask of slots is true."""
+    return mask.flatten().nonzero()[:, 0]
+
+
 @pytest.fixture(params=BACKENDS)
 def backend(request):
     return BACKENDS[request.param]
@@ -78,7 +83,7 @@ def test_rows_hold_what_their_slots_hold(backend, case):
 @pytest.mark.parametrize("case", [case for case in CASES if case.bits == 16 and not case.scaled], ids=str)
 def test_what_was_written_is_read_again(backend, case):
     store, slots, _, content, held, coded = solvable(case)
-    backend.write_slots(store, slots, content, held, coded, None)
+    backend.write_slots(store, slots, content, places(held), coded, None)
     again = backend.read_slots(store, slots, None)
     assert torch.equal(again.keys[coded], content.keys[coded])
     assert torch.equal(again.values[coded], content.values[coded])
@@ -102,7 +107,7 @@ def test_rounding_by_chance_is_that_of_the_reference(backend):
     written, expected = (copy_store(store, CPU) for _ in range(2))
     for kernels, target in ((backend, written), (slots_torch, expected)):
         chance = torch.Generator().manual_seed(1)
-        kernels.write_slots(target, slots, content, slots >= 0, slots >= 0, None, chance)
+        kernels.write_slots(target, slots, content, places(slots >= 0), slots >= 0, None, chance)
     assert torch.equal(written.pages[0].tokens.keys, expected.pages[0].tokens.keys)
 
 
@@ -139,7 +144,8 @@ def small() -> dict:
     g = torch.Generator().manual_seed(0)
     store, slots = random_store((9,), Codec(8, 16, torch.float32), 2, g), random_slots(9, 2, 4, g)
     content = RowSlots(*torch.zeros(2, 2, 4, 16), torch.zeros(2, 4, 2))
-    return {"store": store, "slots": slots, "content": content, "held": slots >= 0, "coded": slots >= 0,
+    written = places(slots >= 0)
+    return {"store": store, "slots": slots, "content": content, "written": written, "coded": slots >= 0,
             "factor": None}  # fmt: skip
 
 
@@ -147,7 +153,7 @@ def small() -> dict:
     "change, words",
     [
         ({"slots": torch.zeros(2, 4)}, "slots: expected torch.int64, got torch.float32"),
-        ({"held": torch.zeros(2, 3, dtype=torch.bool)}, r"held: expected shape \[2, 4\], got \[2, 3\]"),
+        ({"written": torch.zeros(2, 3, dtype=torch.int64)}, r"written: expected shape \[6\], got \[2, 3\]"),
         ({"coded": torch.zeros(2, 4)}, "coded: expected torch.bool, got torch.float32"),
         (
             {"content": small()["content"]._replace(keys=torch.zeros(2, 4, 15))},
