@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,13 +102,14 @@ class StreamSession:
             goes_on, moved = self._begin_submap(submaps, lens)
             continues = continues and goes_on
         before = None if continues or submaps.carried else submaps.last.pose.double().cpu().numpy()
+        if upcoming is not None:
+            self._network.foresee(partial(self._begin_with, upcoming))
         prediction = self._see(pixels, lens)
         watch.mark()
         taken_in = bool(self._cache.frames_seen) or self._can_begin(prediction)
         said = submaps.follow(pixels, prediction, calibrated=lens is not None) if taken_in else prediction
         said = replace(said, camera_tokens=None, continues=continues, before=before, moved=moved)
         on_host = said.sent_to_host() if to_host else None
-        self._begin_with(upcoming)
         if taken_in:
             self._settle(prediction)
             self._submaps = submaps
@@ -252,13 +253,14 @@ class StreamSession:
         settings["network.weights"] = self._network.fingerprint()
         return json.loads(json.dumps(settings))  # tuples become lists, as in the file
 
-    def _begin_with(self, images: Images | None) -> None:
-        """Have the network begin with images of the next step. What is wrong with them is said there."""
-        if images is not None:
-            with suppress(ValueError):
-                pixels, geometry = self._pixels(images)
-                self._network.foresee(pixels[None])
-                self._ahead = images, pixels, geometry
+    def _begin_with(self, images: Images) -> Tensor | None:
+        """What the next pass will be given; None where something is wrong, which the next step says."""
+        try:
+            pixels, geometry = self._pixels(images)
+        except ValueError:
+            return None
+        self._ahead = images, pixels, geometry
+        return pixels[None]
 
     def _begun(self, images: Images) -> tuple[Tensor, ImageGeometry] | None:
         """Pixels of images that the network has begun with. ValueError where they do not fit the stream."""

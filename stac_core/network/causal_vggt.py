@@ -7,7 +7,7 @@ and in the past that their context lets them see.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -68,10 +68,10 @@ class CausalVGGT(nn.Module):
                 seen["points"], seen["point_confidence"] = self.point_head(tokens.layers, *size)
         return seen
 
-    def foresee(self, images: Tensor) -> None:
-        """Say that `images` come next, so that what no context takes part in may begin beside other work.
+    def foresee(self, images: Callable[[], Tensor | None]) -> None:
+        """Say what comes after the next pass, which may then begin with it where no context takes part.
 
-        Nothing to gain, and nothing done, unless passes are recorded.
+        images: makes them, as soon as that delays nothing, or None; nobody asks unless passes are recorded.
         """
 
     def set_precision(self, dtype: torch.dtype) -> CausalVGGT:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from stac_core.network.causal_vggt import CausalVGGT
 
 Replay = Callable[[], None]
+Coming = Callable[[], Tensor | None]
 
 REPLAY_TOLERANCE = 0.01  # the same kernels on the same numbers; a library may choose another one
 
@@ -217,18 +218,14 @@ class RecordedPass:
             self._surfaces = network.surfaces(tokens, size, points)
             self._measure = tape.end()
 
-    @property
-    def shape(self) -> torch.Size:
-        """Of the images."""
-        return self._images.shape
-
     def encode(self, images: Tensor) -> None:
-        """Begin with images that `replay` will be given; all that it does without a context."""
+        """All that a pass does without a context."""
         self._images.copy_(images)
         self._encode()
         self._encoded = images
 
-    def replay(self, images: Tensor, context: AttentionContext) -> Prediction:
+    def replay(self, images: Tensor, context: AttentionContext, coming: Coming | None) -> Prediction:
+        """coming: makes the images of the pass that follows."""
         if self._encoded is None or not self._encoded.is_set_to(images):
             self.encode(images)
         self._encoded = None
@@ -239,6 +236,9 @@ class RecordedPass:
         with self._tape.beside():
             self._measure()
             surfaces = _copies(self._surfaces)
+            following = coming() if coming is not None else None
+            if following is not None and following.shape == images.shape:
+                self.encode(following)
         self._locate(context)
         cameras = _copies(self._cameras)
         self._tape.join()
@@ -279,7 +279,7 @@ class RecordedForward:
         self._network, self._forward, self._tape = network, network.forward, tape
         self.passes: dict[tuple[torch.Size, bool, Plan | None], RecordedPass | None] = {}
         self.refusal = ""
-        self._latest: RecordedPass | None = None  # that was replayed
+        self._coming: Coming | None = None
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, context: AttentionContext, points: bool = False) -> Prediction:
@@ -287,22 +287,19 @@ class RecordedForward:
         plan = context.plan() if isinstance(context, LendingContext) else None
         key = images.shape, points, plan
         recorded = self.passes.get(key) if context.frames_seen else None
+        coming, self._coming = self._coming, None
         self._tape.join()
         if recorded is not None:
-            self._latest = recorded
-            return recorded.replay(images, context)
+            return recorded.replay(images, context, coming)
         prediction = self._forward(images, context, points)  # also builds all that a recording looks up
         if context.frames_seen and key not in self.passes:
             kept = {k: p for k, p in self.passes.items() if k[0][-2:] == images.shape[-2:]}
             self.passes = {**kept, key: self._record(*key, images)}
         return prediction
 
-    @torch.inference_mode()
-    def foresee(self, images: Tensor) -> None:
-        """As `CausalVGGT.foresee`, where the pass before was of the same shape."""
-        if self._latest is not None and self._latest.shape == images.shape:
-            with self._tape.beside():
-                self._latest.encode(images)
+    def foresee(self, images: Coming) -> None:
+        """As `CausalVGGT.foresee`; a pass begins with images of the shape of its own."""
+        self._coming = images
 
     def check(self, images: Tensor, context: AttentionContext) -> None:
         """RuntimeError where a recorded pass answers otherwise than the pass itself, or there is none."""

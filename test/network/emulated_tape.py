@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from contextlib import contextmanager
+from itertools import chain
 
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,9 +20,13 @@ UNWRITTEN = ("empty", "new_empty", "empty_like")
 
 class EmulatedTape:
     def __init__(self):
-        self.owned = []  # all tensors made while recording
+        self.owned = (
+            [],
+            [],
+        )  # all tensors made while recording: what is replayed in its order, what beside it
         self.parts = 0  # ended
-        self._operations = None
+        self._operations, self._beside = None, False
+        self._begun = [False, False]
 
     @contextmanager
     def recording(self):
@@ -29,7 +34,7 @@ class EmulatedTape:
             yield
 
     def begin(self, beside=False):
-        self._operations = []
+        self._operations, self._beside = [], beside
 
     @contextmanager
     def beside(self):
@@ -39,26 +44,27 @@ class EmulatedTape:
         pass
 
     def end(self):
-        operations, first = self._operations, not self.parts
+        operations, beside = self._operations, self._beside
+        first, self._begun[beside] = not self._begun[beside], True
         self.parts += 1
 
         def replay():
             if first:
-                self.poison()
+                self.poison([beside])
             for operation in operations:
                 _again(*operation)
 
         return replay
 
-    def poison(self):
-        for tensor in self.owned:
+    def poison(self, pools=(False, True)):
+        for tensor in chain.from_iterable(self.owned[pool] for pool in pools):
             if tensor.is_floating_point():
                 tensor.fill_(math.nan)
 
     def write_down(self, function, arguments, named, result):
         known = {_place(leaf) for leaf in tree_leaves((arguments, named)) if isinstance(leaf, Tensor)}
         fresh = [t for t in tree_leaves(result) if isinstance(t, Tensor) and _place(t) not in known]
-        self.owned += fresh
+        self.owned[self._beside].extend(fresh)
         if function._schema.is_mutable or (fresh and function._opname not in UNWRITTEN):
             self._operations.append((function, arguments, named, fresh))
 
