@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from stac_core.evaluation.gpu import blocks, gathering, merging, renewal, slots
+from stac_core.evaluation.gpu import blocks, gathering, listed, merging, renewal, slots
 from stac_core.kernels import (
+    attend_listed_triton,
     attend_within_torch,
     gather_torch,
     gelu_torch,
@@ -126,3 +127,22 @@ def test_slots(operation, kernel, what):
     kernels = SimpleNamespace(**{**vars(slots_torch), operation: kernel})
     rows = slots.check("torch", kernels, CPU)
     assert failed(rows) == {what} and sum(not row["passed"] for row in rows) == len(rows) // 4
+
+
+def attend_and_spoil(what):
+    """A right answer with one number wrong, or with new tokens that are kept nowhere."""
+
+    def attend(q, k, v, list_of_segments, listing, mass):
+        keys = k + 1 if what == "kept" else k
+        out = attend_listed_triton.attend(q, keys, v, list_of_segments, listing, mass)
+        if what == "mass" and mass is not None:
+            mass[0, 0] = NAN
+        return spoilt(out.contiguous(), NAN) if what == "out" else out
+
+    return attend
+
+
+@pytest.mark.parametrize("what", ["out", "mass", "kept"])
+def test_listed_segments(what):
+    assert not failed(listed.check("triton", attend_and_spoil(None), CPU))
+    assert what in failed(listed.check("triton", attend_and_spoil(what), CPU))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from stac_core.evaluation.gpu import listed
 from stac_core.evaluation.gpu.attention import random_inputs
 from stac_core.evaluation.gpu.gathering import random_wanted
 from stac_core.evaluation.gpu.merging import BUFFER, DIM, PIVOTS
@@ -38,6 +39,9 @@ def main(device: torch.device) -> list[str]:
             for width in (64, 5):
                 parts = random_parts(3, (70, 0, 33), width, device)
                 kernels.take(parts, torch.randint(103, (3, 130), device=device))
+        if kernels.attend_listed is not None:
+            for problem in listed.SMALL_CASES:
+                listed.judge(kernels.attend_listed, problem, device)
         if kernels.blocks is not None:
             q, k, v = kernels.blocks.to_heads(*random_product((2, 70, 3, 48), torch.bfloat16, device))
             kernels.blocks.gelu_(kernels.blocks.attend_within(q, k, v).transpose(1, 2))
