@@ -236,13 +236,19 @@ class RecordedPass:
         with self._tape.beside():
             self._measure()
             surfaces = _copies(self._surfaces)
-            following = coming() if coming is not None else None
-            if following is not None and following.shape == images.shape:
-                self.encode(following)
         self._locate(context)
         cameras = _copies(self._cameras)
         self._tape.join()
+        if coming is not None:  # not earlier: the small kernels of the camera head would wait for large ones
+            self._begin_with(coming)
         return Prediction(**cameras, **surfaces)
+
+    def _begin_with(self, coming: Coming) -> None:
+        """Beside what follows this pass."""
+        with self._tape.beside():
+            following = coming()
+            if following is not None and following.shape == self._images.shape:
+                self.encode(following)
 
 
 def _ask_everything(network: CausalVGGT, images: Tensor, attention: RecordableAttention) -> None:
