@@ -127,7 +127,6 @@ def attend_variants(capability: int):
         (torch.float16, 128, (16, 8), "-b"),
         (torch.float16, 16, (4,), "b"),
         (torch.float32, 64, (16,), "b"),
-        (torch.float32, 128, (16,), "-"),
     ]:
         q = torch.empty(1, 1, dim, dtype=dtype)
         segments = [example_segment(q, b, has == "b") for b, has in zip(bits, biased, strict=True)]
@@ -148,17 +147,38 @@ def attend_variants(capability: int):
             yield from both_passes(q, False, arguments | listed, about | {"listed": True}, capability)
 
 
-def both_passes(q: torch.Tensor, coded: bool, arguments: dict, about: dict, capability: int):
-    """The forward pass over all keys and over parts of them, and the mass pass."""
-    forward_tile = attend_triton.forward_tile(q, coded, capability == 90)
-    for kernel, tile, split in (
-        (attend_triton._forward_kernel, forward_tile, False),
-        (attend_triton._forward_kernel, forward_tile, True),
-        (attend_triton._mass_kernel, attend_triton.mass_tile(q), False),
-    ):
+def camera_variants(capability: int):
+    """The few queries of a camera head, whose past is given or listed."""
+    q = torch.empty(1, 1, 128)
+    groups, kinds = segments_triton.group_segments([example_segment(q, 16, False)])
+    arguments = {
+        "q_pointer": "*fp32", "q_row": "i32", "q_token": "i32", "groups": types_of(groups),
+        "out_row": "i32", "out_token": "i32", "lse_pointer": "*fp32", "queries": "odd", "scale": "fp32",
+        "DIM": Constant(128), "WIDTH": Constant(128), "BITS": Constant(kinds.bits),
+        "SCALED": Constant(kinds.scaled), "BIASED": Constant(kinds.biased), "SIZES": Constant(kinds.sizes),
+        "LISTED": Constant(False),
+    }  # fmt: skip
+    listed = {"groups": "*i64", "LISTED": Constant(True)}
+    for given in (arguments, arguments | listed):
+        yield from forward_passes(q, False, given, {"dim": 128, "dtype": "*fp32"}, capability)
+
+
+def forward_passes(q: torch.Tensor, coded: bool, arguments: dict, about: dict, capability: int):
+    """The forward pass over all keys and over parts of them."""
+    tile = attend_triton.forward_tile(q, coded, capability == 90)
+    for split in (False, True):
         of_tile = {"QUERIES": Constant(tile.queries), "KEYS": Constant(tile.keys), "SPLIT": Constant(split)}
         of_tile["out_pointer"] = "*fp32" if split else POINTERS[q.dtype]
-        yield compile_kernel(kernel, arguments | of_tile, tile, capability) | about | {"split": split}
+        built = compile_kernel(attend_triton._forward_kernel, arguments | of_tile, tile, capability)
+        yield built | about | {"split": split}
+
+
+def both_passes(q: torch.Tensor, coded: bool, arguments: dict, about: dict, capability: int):
+    """And the mass pass."""
+    yield from forward_passes(q, coded, arguments, about, capability)
+    tile = attend_triton.mass_tile(q)
+    of_tile = {"QUERIES": Constant(tile.queries), "KEYS": Constant(tile.keys)}
+    yield compile_kernel(attend_triton._mass_kernel, arguments | of_tile, tile, capability) | about
 
 
 def keep_variants(capability: int):
@@ -358,8 +378,8 @@ def maps_variants(capability: int):
 
 
 VARIANTS = (
-    attend_variants, combine_variants, keep_variants, merge_variants, gather_variants, slots_variants,
-    highest_variants, take_variants, block_variants, maps_variants,
+    attend_variants, camera_variants, combine_variants, keep_variants, merge_variants, gather_variants,
+    slots_variants, highest_variants, take_variants, block_variants, maps_variants,
 )  # fmt: skip
 
 
