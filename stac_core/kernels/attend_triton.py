@@ -108,10 +108,10 @@ def forward_tile(q: Tensor, coded: bool, hopper: bool) -> Tile:
     With more than 128 registers only one block of 8 warps runs on a multiprocessor; left alone, the compiler
     takes more as soon as segments are read in two ways. On other GPUs so few registers would spill.
     """
+    if q.dtype == torch.float32 and q.shape[1] <= 16:  # frames of a camera head
+        return Tile(16, 32, 8, 2, 128)
     if q.dtype == torch.float32:
-        return (
-            Tile(16, 32, 8, 2, 128) if q.shape[1] <= 16 else Tile(64, 32, 8, 2)
-        )  # few: frames of a camera head
+        return Tile(64, 32, 8, 2)
     if q.shape[-1] > 64:
         return Tile(64, 32, 8, 2) if coded else Tile(128, 32, 8, 3)
     return Tile(128, 32 if coded else 64, 8, 3, 128 if hopper else 255)
