@@ -163,7 +163,7 @@ class StreamSession:
         """Forget everything: the next frame begins a new stream."""
         self._cache.reset()
         self._submaps.forget()
-        self.geometry, self._watches, self._ahead = None, [], None
+        self.geometry, self._watches = None, []
 
     def pin(self, frame: int) -> None:
         """Keep one more frame whole for ever, by its number in the stream; ValueError where it is gone."""
@@ -220,7 +220,6 @@ class StreamSession:
         except (KeyError, IndexError) as missing:
             raise ValueError(f"{path} lacks {missing}: save the stream again") from missing
         self._cache, self._submaps, self.geometry, self._watches = cache, submaps, geometry, []
-        self._ahead = None
 
     def hold(self) -> None:
         """What has been seen so far stays where it is from here on; loops move only what comes after.

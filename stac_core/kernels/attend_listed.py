@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-FIELDS = 8  # of a segment in the list, see `write_list`
-LENGTH_FIELD = 3
+FIELDS = 8  # of a segment in the list: where keys and values lie, tokens that there is room for, tokens,
+# first column of the mass, where the bias lies and how far apart its rows; one is spare
+KEYS_FIELD, VALUES_FIELD, ROOM_FIELD, LENGTH_FIELD, COLUMN_FIELD, BIAS_FIELD, BIAS_ROW_FIELD = range(7)
 ALIGNMENT = 16  # bytes
 
 
@@ -62,18 +63,18 @@ def write_list(segments: Sequence[ListedSegment | None], layers: int) -> NDArray
     listed = np.zeros((layers, len(segments), FIELDS), np.int64)
     layer, column = np.arange(layers), 0
     for at, segment in enumerate(segments):
-        listed[:, at, 4] = column
+        listed[:, at, COLUMN_FIELD] = column
         if segment is None:
             continue
         lanes, capacity, _ = segment.keys.shape
-        for field, buffer in enumerate((segment.keys, segment.values)):
+        for field, buffer in ((KEYS_FIELD, segment.keys), (VALUES_FIELD, segment.values)):
             _check_dense(buffer)
             listed[:, at, field] = buffer.data_ptr() + layer * (buffer.nbytes // layers)
-        listed[:, at, 2], listed[:, at, LENGTH_FIELD] = capacity, segment.length
+        listed[:, at, ROOM_FIELD], listed[:, at, LENGTH_FIELD] = capacity, segment.length
         if segment.bias is not None:
             row_bytes = segment.bias.stride(0) * segment.bias.itemsize
-            listed[:, at, 5] = segment.bias.data_ptr() + layer * (lanes // layers * row_bytes)
-            listed[:, at, 6] = segment.bias.stride(0)
+            listed[:, at, BIAS_FIELD] = segment.bias.data_ptr() + layer * (lanes // layers * row_bytes)
+            listed[:, at, BIAS_ROW_FIELD] = segment.bias.stride(0)
         column += segment.length
     return listed
 

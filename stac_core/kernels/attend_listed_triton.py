@@ -12,9 +12,23 @@ from torch import Tensor
 
 from stac_core.kernels.attend import sample_queries
 from stac_core.kernels.attend_listed import Listing
-from stac_core.kernels.attend_split_triton import blocks_of, choose_parts, multiprocessors
-from stac_core.kernels.attend_triton import forward_tile, is_hopper, mass_tile, sum_columns, sweep
-from stac_core.kernels.segments_triton import Kinds
+from stac_core.kernels.attend_split_triton import blocks_of
+from stac_core.kernels.attend_triton import (
+    forward_tile,
+    is_hopper,
+    mass_tile,
+    parts_for,
+    sum_columns,
+    sweep,
+)
+from stac_core.kernels.segments_triton import (
+    KEYS_LISTED,
+    LENGTH_LISTED,
+    ROOM_LISTED,
+    VALUES_LISTED,
+    Kinds,
+    listed_pointer,
+)
 
 TOKENS, WARPS = 32, 4  # of a program that keeps new tokens
 
@@ -24,20 +38,16 @@ def attend(q: Tensor, k: Tensor, v: Tensor, listed: Tensor, listing: Listing, ma
     with torch.cuda.device_of(q):  # Triton launches on the current device
         _keep(k, v, listed[listing.grows])
         kinds = _kinds(listing)
-        rows, queries, _ = q.shape
         tile = forward_tile(q, False, is_hopper(q.device))
-        key_blocks = blocks_of(listing.most_keys, tile.keys)
-        at_once = multiprocessors(q.device) * tile.at_once
-        parts = choose_parts(blocks_of(queries, tile.queries) * rows, key_blocks, at_once)
+        parts = parts_for(q, tile, blocks_of(listing.most_keys, tile.keys))
         out, lse = sweep(q, listed, kinds, tile, parts)
         if mass is not None and listing.subsample is not None:
-            counted, stride, scale = sample_queries(queries, listing.subsample)
+            counted, stride, scale = sample_queries(q.shape[1], listing.subsample)
             sampled = slice(0, counted * stride, stride)
-            columns, tile = q[:, sampled], mass_tile(q[:, sampled])
-            blocks = blocks_of(listing.most_keys, tile.keys) + len(
-                listing.biased
-            )  # each may end in a part of one
-            sum_columns(columns, listed, kinds, lse[:, sampled], scale, tile, blocks, mass)
+            tile = mass_tile(q[:, sampled])
+            blocks = blocks_of(listing.most_keys, tile.keys)
+            blocks += len(listing.biased)  # each segment may end in a part of one
+            sum_columns(q[:, sampled], listed, kinds, lse[:, sampled], scale, tile, blocks, mass)
     return out
 
 
@@ -67,9 +77,9 @@ def _keep_kernel(
     """A program copies TOKENS tokens of one head."""
     TYPE: tl.constexpr = k_pointer.dtype.element_ty
     row = tl.program_id(1).to(tl.int64)
-    keys = tl.multiple_of(tl.load(segment).to(tl.pointer_type(TYPE)), 16)
-    values = tl.multiple_of(tl.load(segment + 1).to(tl.pointer_type(TYPE)), 16)
-    capacity, length = tl.load(segment + 2), tl.load(segment + 3)
+    keys = listed_pointer(segment + KEYS_LISTED, TYPE)
+    values = listed_pointer(segment + VALUES_LISTED, TYPE)
+    capacity, length = tl.load(segment + ROOM_LISTED), tl.load(segment + LENGTH_LISTED)
     token, channel = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS), tl.arange(0, WIDTH)
     inside = ((token < count) & (length >= count))[:, None] & (channel[None] < DIM)
     to = (row * capacity + length - count) * DIM + (token[:, None] * DIM + channel[None])

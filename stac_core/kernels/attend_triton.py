@@ -130,16 +130,19 @@ def _forward(
     q: Tensor, segments: Sequence[AnySegment], tile: Tile | None = None, parts: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """parts: among how many programs the keys are split."""
-    rows, queries, dim = q.shape
     tile = tile or forward_tile(q, any(isinstance(s, CodedSegment) for s in segments), is_hopper(q.device))
     groups, kinds = group_segments(segments)
-    blocks = blocks_of(queries, tile.queries)
     if parts is None:
-        key_blocks = sum(blocks_of(s.length, tile.keys) for s in segments)
-        parts = choose_parts(blocks * rows, key_blocks, multiprocessors(q.device) * tile.at_once)
+        parts = parts_for(q, tile, sum(blocks_of(s.length, tile.keys) for s in segments))
         if parts == 1 and not triton.knobs.runtime.interpret:
-            _compile_split(q, segments, tile, (q.device, q.dtype, dim, tile, kinds))
+            _compile_split(q, segments, tile, (q.device, q.dtype, q.shape[-1], tile, kinds))
     return sweep(q, groups, kinds, tile, parts)
+
+
+def parts_for(q: Tensor, tile: Tile, key_blocks: int) -> int:
+    """Among how many programs so many blocks of keys are split on the device of q."""
+    query_blocks = blocks_of(q.shape[1], tile.queries) * q.shape[0]
+    return choose_parts(query_blocks, key_blocks, multiprocessors(q.device) * tile.at_once)
 
 
 def sweep(
@@ -155,7 +158,7 @@ def sweep(
     results = new_parts(parts, q) if parts > 1 else (out, lse)
     _forward_kernel[(blocks_of(queries, tile.queries), rows, parts)](
         q, *q.stride()[:2], groups, *results, *results[0].stride()[-3:-1], queries, 1 / math.sqrt(dim),
-        dim, _width(dim), tile.queries, tile.keys, *kinds, parts > 1, isinstance(groups, Tensor),
+        dim, tile_width(dim), tile.queries, tile.keys, *kinds, parts > 1, isinstance(groups, Tensor),
         num_warps=tile.warps, num_stages=tile.stages, maxnreg=tile.registers,
     )  # fmt: skip
     if parts > 1:
@@ -195,19 +198,19 @@ def sum_columns(
     _mass_kernel[(blocks, rows)](
         q, *q.stride()[:2], groups, lse, *lse.stride(), key_mass, key_mass.stride(0),
         queries, 1 / math.sqrt(dim), factor,
-        dim, _width(dim), tile.queries, tile.keys, *kinds, isinstance(groups, Tensor),
+        dim, tile_width(dim), tile.queries, tile.keys, *kinds, isinstance(groups, Tensor),
         num_warps=tile.warps, num_stages=tile.stages, maxnreg=tile.registers,
     )  # fmt: skip
 
 
 @functools.cache
-def _width(dim: int) -> int:
+def tile_width(dim: int) -> int:
     """Channels of a tile: a power of two, and no fewer than a matrix instruction takes."""
     return max(16, triton.next_power_of_2(dim))
 
 
 @triton.jit
-def _product(a, b, add_to=None):
+def product(a, b, add_to=None):
     """a @ b with float32 accumulation, added to what is given; float32 is not rounded to tf32."""
     if WIDEN:
         a, b = a.to(tl.float32), b.to(tl.float32)
@@ -225,20 +228,20 @@ def _sweep_block(
     scale: to base 2. Of a WHOLE block nothing is masked, and without bias its logits are never written out.
     """
     k = load_tokens(keys, row, start, length, DIM, WIDTH, KEYS, BITS, SCALED, TYPE, WHOLE)
-    product = _product(q, tl.trans(k))
+    products = product(q, tl.trans(k))
     if WHOLE and not BIASED:
-        new_top = tl.maximum(top, tl.max(product, 1) * scale)
-        weights = tl.exp2(product * scale - new_top[:, None])
+        new_top = tl.maximum(top, tl.max(products, 1) * scale)
+        weights = tl.exp2(products * scale - new_top[:, None])
         shrink = tl.exp2(top - new_top)
     else:
         shift = load_bias(bias, row, start + tl.arange(0, KEYS), length, BIASED, WHOLE)
-        logits = product * scale + shift[None]
+        logits = products * scale + shift[None]
         new_top = tl.maximum(top, tl.max(logits, 1))
         safe_top = tl.where(new_top == float("-inf"), 0.0, new_top)  # −inf − (−inf) would be NaN
         weights = tl.exp2(logits - safe_top[:, None])
         shrink = tl.exp2(top - safe_top)
     v = load_tokens(values, row, start, length, DIM, WIDTH, KEYS, BITS, False, TYPE, WHOLE)
-    out = _product(weights.to(v.dtype), v, out * shrink[:, None])
+    out = product(weights.to(v.dtype), v, out * shrink[:, None])
     return new_top, total * shrink + tl.sum(weights, 1), out
 
 
@@ -356,12 +359,12 @@ def _mass_kernel(
             for start in range(0, whole, QUERIES):
                 q = load_numbers(q_pointer, row, q_row, q_token, start, queries, DIM, WIDTH, QUERIES, True)
                 lse = _load_lse(lse_pointer, row, lse_row, lse_token, start, queries, QUERIES, True)
-                logits = _product(q, tl.trans(k)) * (scale * LOG2_E) + shift[None]
+                logits = product(q, tl.trans(k)) * (scale * LOG2_E) + shift[None]
                 sums += tl.exp2(logits - lse[:, None])
             if whole < queries:
                 q = load_numbers(q_pointer, row, q_row, q_token, whole, queries, DIM, WIDTH, QUERIES)
                 lse = _load_lse(lse_pointer, row, lse_row, lse_token, whole, queries, QUERIES)
-                logits = _product(q, tl.trans(k)) * (scale * LOG2_E) + shift[None]
+                logits = product(q, tl.trans(k)) * (scale * LOG2_E) + shift[None]
                 sums += tl.exp2(logits - lse[:, None])
             total = tl.sum(sums, 0) * factor
             tl.store(mass_pointer + row * columns + column + n, total, mask=n < length)

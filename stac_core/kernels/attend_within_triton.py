@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stac_core.kernels.attend_triton import MAX_DIM, WIDEN, Tile, check_reachable
+from stac_core.kernels.attend_triton import MAX_DIM, Tile, check_reachable, product, tile_width
 from stac_core.kernels.attend_within import check_attend_within
 from stac_core.kernels.segments_triton import LOG2_E, load_numbers
 
@@ -44,17 +44,10 @@ def _attend_within(q: Tensor, k: Tensor, v: Tensor, tile: Tile) -> Tensor:
         with torch.cuda.device_of(q):  # Triton launches on the current device
             _attend_within_kernel[(triton.cdiv(tokens, tile.queries), heads, batch)](
                 q, k, v, out, q.stride()[:3], k.stride()[:3], v.stride()[:3], tokens, 1 / math.sqrt(dim),
-                heads, dim, max(16, triton.next_power_of_2(dim)), tile.queries, tile.keys,
+                heads, dim, tile_width(dim), tile.queries, tile.keys,
                 num_warps=tile.warps, num_stages=tile.stages, maxnreg=tile.registers,
             )  # fmt: skip
     return out.transpose(1, 2)
-
-
-@triton.jit
-def _product(a, b, add_to=None):
-    if WIDEN:
-        a, b = a.to(tl.float32), b.to(tl.float32)
-    return tl.dot(a, b, add_to)
 
 
 @triton.jit
@@ -71,14 +64,14 @@ def _sweep(
 ):  # fmt: skip
     """One step of the running softmax, as in `attend_triton.py`; scale: to base 2."""
     k = load_numbers(k_pointer, 0, 0, k_token, start, tokens, DIM, WIDTH, KEYS, WHOLE)
-    product = _product(q, tl.trans(k))
+    products = product(q, tl.trans(k))
     if not WHOLE:
-        product = tl.where((start + tl.arange(0, KEYS) < tokens)[None], product, float("-inf"))
-    new_top = tl.maximum(top, tl.max(product, 1) * scale)
-    weights = tl.exp2(product * scale - new_top[:, None])
+        products = tl.where((start + tl.arange(0, KEYS) < tokens)[None], products, float("-inf"))
+    new_top = tl.maximum(top, tl.max(products, 1) * scale)
+    weights = tl.exp2(products * scale - new_top[:, None])
     shrink = tl.exp2(top - new_top)
     v = load_numbers(v_pointer, 0, 0, v_token, start, tokens, DIM, WIDTH, KEYS, WHOLE)
-    out = _product(weights.to(v.dtype), v, out * shrink[:, None])
+    out = product(weights.to(v.dtype), v, out * shrink[:, None])
     return new_top, total * shrink + tl.sum(weights, 1), out
 
 

@@ -38,13 +38,17 @@ def judge_attend(q: Tensor, segments: Sequence[AnySegment], subsample: float, go
         compare("lse", got.lse, exact.lse, plain.lse, q.dtype, shift),
     ]
     if got.key_mass is not None and exact.key_mass is not None and plain.key_mass is not None:
-        steepness = max(1.0, _largest(exact.lse))  # mass is exp(logit − lse) of a rounded lse
-        for i, (mine, true, theirs) in enumerate(
-            zip(got.key_mass, exact.key_mass, plain.key_mass, strict=True)
-        ):
-            term = steepness * _largest(true)
-            verdicts.append(compare(f"mass {i}", mine, true, theirs, q.dtype, term))
+        for i, masses in enumerate(zip(got.key_mass, exact.key_mass, plain.key_mass, strict=True)):
+            verdicts.append(compare_mass(f"mass {i}", *masses, exact.lse, q.dtype))
     return verdicts
+
+
+def compare_mass(
+    what: str, got: Tensor, exact: Tensor, plain: Tensor, exact_lse: Tensor, dtype: torch.dtype
+) -> Verdict:
+    """Mass is exp(logit − lse) of a rounded lse."""
+    term = max(1.0, _largest(exact_lse)) * _largest(exact)
+    return compare(what, got, exact, plain, dtype, term)
 
 
 def compare(

@@ -26,6 +26,9 @@ from stac_core.kernels.attend_listed import FIELDS
 LOG2_E = tl.constexpr(1.4426950408889634)  # the GPU has 2ˣ in hardware, so logits are kept in base 2
 GROUP = tl.constexpr(CODE_GROUP)
 LISTED_FIELDS = tl.constexpr(FIELDS)
+KEYS_LISTED, VALUES_LISTED, ROOM_LISTED, LENGTH_LISTED, COLUMN_LISTED, BIAS_LISTED, BIAS_ROW_LISTED = (
+    tl.constexpr(i) for i in range(7)
+)  # the fields of `attend_listed.py`, in their order
 # Places in the arguments of a segment, see `group_segments`.
 KEYS_AT, VALUES_AT, BIAS_AT, LENGTH_AT, COLUMN_AT = (tl.constexpr(i) for i in (0, 8, 16, 18, 19))
 
@@ -103,29 +106,38 @@ def pick(group, i, FIELD: tl.constexpr):
 @triton.jit
 def length_of(groups, g: tl.constexpr, i, SIZES: tl.constexpr, LISTED: tl.constexpr):
     """Tokens of the i-th segment of the g-th group."""
+    return _number_of(groups, g, i, SIZES, LISTED, LENGTH_LISTED, LENGTH_AT)
+
+
+@triton.jit
+def column_of(groups, g: tl.constexpr, i, SIZES: tl.constexpr, LISTED: tl.constexpr):
+    """First column of its mass."""
+    return _number_of(groups, g, i, SIZES, LISTED, COLUMN_LISTED, COLUMN_AT)
+
+
+@triton.jit
+def _number_of(
+    groups, g: tl.constexpr, i, SIZES: tl.constexpr, LISTED: tl.constexpr,
+    LISTED_AT: tl.constexpr, AT: tl.constexpr,
+):  # fmt: skip
     if LISTED:
-        length = tl.load(_listed(groups, g, i, SIZES) + 3).to(tl.int32)
+        number = tl.load(_listed(groups, g, i, SIZES) + LISTED_AT).to(tl.int32)
     else:
-        length = even(pick(groups[g], i, LENGTH_AT))
-    return length
+        number = even(pick(groups[g], i, AT))
+    return number
 
 
 @triton.jit
 def tokens_of(
-    groups,
-    g: tl.constexpr,
-    i,
-    SIZES: tl.constexpr,
-    LISTED: tl.constexpr,
-    DIM: tl.constexpr,
-    TYPE: tl.constexpr,
-):
+    groups, g: tl.constexpr, i,
+    SIZES: tl.constexpr, LISTED: tl.constexpr, DIM: tl.constexpr, TYPE: tl.constexpr,
+):  # fmt: skip
     """Keys and values of a segment, each the eight fields of `_stored`."""
     if LISTED:
         at = _listed(groups, g, i, SIZES)
-        row_stride = tl.load(at + 2) * DIM
-        keys = (_pointer(at, TYPE), row_stride, DIM, 0, 0, 0, 0, 0)
-        values = (_pointer(at + 1, TYPE), row_stride, DIM, 0, 0, 0, 0, 0)
+        row_stride = tl.load(at + ROOM_LISTED) * DIM
+        keys = (listed_pointer(at + KEYS_LISTED, TYPE), row_stride, DIM, 0, 0, 0, 0, 0)
+        values = (listed_pointer(at + VALUES_LISTED, TYPE), row_stride, DIM, 0, 0, 0, 0, 0)
     else:
         keys, values = _pick_tokens(groups[g], i, KEYS_AT), _pick_tokens(groups[g], i, VALUES_AT)
     return keys, values
@@ -136,20 +148,14 @@ def bias_of(groups, g: tl.constexpr, i, SIZES: tl.constexpr, LISTED: tl.constexp
     """Where it begins, its row stride."""
     if LISTED:
         at = _listed(groups, g, i, SIZES)
-        bias = (tl.load(at + 5).to(tl.pointer_type(tl.float32)), tl.load(at + 6)) if BIASED[g] else (0, 0)
+        if BIASED[g]:
+            begin = tl.load(at + BIAS_LISTED).to(tl.pointer_type(tl.float32))
+            bias = begin, tl.load(at + BIAS_ROW_LISTED)
+        else:
+            bias = 0, 0
     else:
         bias = pick(groups[g], i, BIAS_AT), even(pick(groups[g], i, BIAS_AT + 1))
     return bias
-
-
-@triton.jit
-def column_of(groups, g: tl.constexpr, i, SIZES: tl.constexpr, LISTED: tl.constexpr):
-    """First column of a segment's mass."""
-    if LISTED:
-        column = tl.load(_listed(groups, g, i, SIZES) + 4).to(tl.int32)
-    else:
-        column = even(pick(groups[g], i, COLUMN_AT))
-    return column
 
 
 @triton.jit
@@ -162,7 +168,8 @@ def _listed(listed, g: tl.constexpr, i, SIZES: tl.constexpr):
 
 
 @triton.jit
-def _pointer(at, TYPE: tl.constexpr):
+def listed_pointer(at, TYPE: tl.constexpr):
+    """Where a dense buffer begins, by its field in the list."""
     return tl.multiple_of(tl.load(at).to(tl.pointer_type(TYPE)), 16)
 
 

@@ -4,8 +4,8 @@ Compiled are the pieces of every block around its attention: norms, rotary embed
 residuals become part of few kernels, the matrix products stay the library's. Shapes are left open, so that
 neither a shorter chunk nor another image size compiles again. In 16 bits hand-written kernels, where there
 are any, take the place of what the compiler would make between the products: of norm and rotation of all
-heads, of attention within frames, of the activation. The dense
-heads, too large to be compiled in reasonable time, have kernels for all between their convolutions.
+heads, of attention within frames, of the activation. The dense heads, too large to be compiled in reasonable
+time, have kernels for all between their convolutions.
 """
 
 from __future__ import annotations

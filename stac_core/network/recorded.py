@@ -300,7 +300,7 @@ class RecordedForward:
         prediction = self._forward(images, context, points)  # also builds all that a recording looks up
         if context.frames_seen and key not in self.passes:
             kept = {k: p for k, p in self.passes.items() if k[0][-2:] == images.shape[-2:]}
-            self.passes = {**kept, key: self._record(*key, images)}
+            self.passes = {**kept, key: self._record(images, points, plan)}
         return prediction
 
     def foresee(self, images: Coming) -> None:
@@ -318,10 +318,8 @@ class RecordedForward:
                 worst = float((expected - found).abs().max())
                 raise RuntimeError(f"a replayed pass differs from the pass itself by {worst:.3g} in {name}")
 
-    def _record(
-        self, shape: torch.Size, points: bool, plan: Plan | None, images: Tensor
-    ) -> RecordedPass | None:
-        batch, frames, _, height, width = shape
+    def _record(self, images: Tensor, points: bool, plan: Plan | None) -> RecordedPass | None:
+        batch, frames, _, height, width = images.shape
         try:
             recorded = RecordedPass(self._network, images, points, plan, self._tape)
         except RuntimeError as cause:

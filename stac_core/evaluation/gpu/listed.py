@@ -10,7 +10,7 @@ from stac_core.evaluation.gpu.report import Rows
 from stac_core.kernels.attend import Segment
 from stac_core.kernels.attend_listed import ListedAttend, ListedSegment, Listing, write_list
 from stac_core.kernels.attend_torch import explicit
-from stac_core.kernels.judge import Verdict, compare
+from stac_core.kernels.judge import Verdict, compare, compare_mass
 
 LAYERS, SPARE = 2, 64  # tokens that are not there yet
 CASES = [  # heads, queries, tokens of each segment and which grows, width of a head, share for the mass
@@ -57,11 +57,8 @@ def judge(attend: ListedAttend, case: tuple, device: torch.device) -> list[Verdi
     exact, plain = (explicit(q, seen, share or 1.0, precise) for precise in (torch.float64, dtype))
     verdicts = [compare("out", out, exact.out, plain.out, dtype), Verdict("kept", float(astray), 0.0)]
     if mass is not None and exact.key_mass is not None and plain.key_mass is not None:
-        columns = (torch.cat(masses, 1) for masses in (exact.key_mass, plain.key_mass))
-        steepness = max(1.0, float(exact.lse.abs().max()))
-        true, theirs = columns
-        term = steepness * float(true.abs().max())
-        verdicts.append(compare("mass", mass[:, : sum(lengths)], true, theirs, dtype, term))
+        true, theirs = (torch.cat(masses, 1) for masses in (exact.key_mass, plain.key_mass))
+        verdicts.append(compare_mass("mass", mass[:, : sum(lengths)], true, theirs, exact.lse, dtype))
     return verdicts
 
 
