@@ -165,6 +165,7 @@ class StreamSession:
         self._submaps.forget()
         self.geometry, self._watches = None, []
 
+    @torch.inference_mode()
     def pin(self, frame: int) -> None:
         """Keep one more frame whole for ever, by its number in the stream; ValueError where it is gone."""
         if isinstance(self._cache, OfflineCache):
@@ -191,6 +192,7 @@ class StreamSession:
             self._cache.follow(poses)
         return kept.frames, poses
 
+    @torch.inference_mode()
     def save(self, path: str | Path) -> None:
         """Write the whole stream as one safetensors file, to be resumed by `load`.
 
@@ -228,9 +230,13 @@ class StreamSession:
         """
         self._submaps.hold()
 
+    @torch.inference_mode()
     def stats(self, members: bool = False) -> SessionStats:
         """Does not wait for the device, unless it is asked for members: to count merged tokens by how many
-        they stand for, which looks at every one."""
+        they stand for, which looks at every one.
+
+        On a GPU, tokens that have left the live cache are merged, and counted, during the next step.
+        """
         passed = [watch for watch in self._watches if watch.passed]
         times_ms = passed[-1].milliseconds() if passed else (0.0, 0.0, 0.0)
         cache = replace(self._cache.stats(members), frames_seen=self._submaps.frames_seen)

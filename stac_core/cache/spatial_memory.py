@@ -6,7 +6,6 @@ Source: STAC (arXiv 2603.20284), retrieval; what it retrieves from is `VoxelMemo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from stac_core.cache.saved_state import State
 from stac_core.cache.token_positions import TokenPositions
 from stac_core.cache.voxel_grid import Frustum
 from stac_core.cache.voxel_keys import NOWHERE, keys_from_points
-from stac_core.cache.voxel_memory import Evicted, Sought, VoxelMemory, nothing
+from stac_core.cache.voxel_memory import Evicted, Sought, VoxelMemory
 from stac_core.config import CacheConfig, NetworkConfig
 from stac_core.geometry import invert_pose
 from stac_core.kernels.select import Kernels
@@ -139,12 +138,10 @@ class SpatialMemory:
         self.retrieved.fill(found)
         self._chosen = found.pivots.int() if config.feedback and found.pivots is not None else None
 
-    def insert(self, evicted: Evicted | None, meanwhile: Callable[[], None] = nothing) -> None:
+    def insert(self, evicted: Evicted | None) -> None:
         """See `VoxelMemory.insert`; None where no token leaves."""
-        if evicted is None:
-            meanwhile()
-        else:
-            self.voxels.insert(evicted, meanwhile)
+        if evicted is not None:
+            self.voxels.insert(evicted)
 
     def state(self) -> State:
         numbers = torch.tensor([self.edge, self.unplaced], dtype=torch.float64)
@@ -210,10 +207,18 @@ class SpatialMemory:
         depth = ((positions.points - now[:3, 3]) @ now[:3, 2]).masked_fill(~positions.valid, 0).amax()
         self._ahead = Frustum(now @ invert_pose(before) @ now, view.reach, depth)
 
+    @property
+    def next_is_in_turn(self) -> bool:
+        """Whether the chunk that enters next may retrieve."""
+        return self._in_turn(self.voxels.moment + 1)
+
+    def _in_turn(self, moment: int) -> bool:
+        period = max(1, self._config.window_size // self._config.chunk_size)
+        return self._config.retrieval_size != 0 and moment % period == 0
+
     def _due(self, first_frame: int) -> bool:
         config = self._config
-        period = max(1, config.window_size // config.chunk_size)
-        if config.retrieval_size == 0 or self.voxels.moment % period:
+        if not self._in_turn(self.voxels.moment):
             return False
         if config.first_retrieval == "frame":
             fullest = config.chunk_size + config.pinned_frames + config.window_size + config.hh_size

@@ -6,9 +6,9 @@ needs no further work. Sources: STAC (arXiv 2603.20284), XStreamVGGT (arXiv 2601
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,18 +25,26 @@ from stac_core.cache.saved_state import State
 from stac_core.cache.spatial_memory import SpatialMemory
 from stac_core.cache.stats import CacheStats
 from stac_core.cache.token_positions import TokenPositions
-from stac_core.cache.voxel_memory import Evicted, Sought, VoxelMemory
+from stac_core.cache.voxel_memory import Evicted, VoxelMemory
 from stac_core.config import CacheConfig, NetworkConfig
 from stac_core.geometry import invert_pose
 from stac_core.kernels.attend import AnySegment, sample_queries
 from stac_core.kernels.select import Kernels
 
 
+class Unmerged(NamedTuple):
+    """What a pass leaves to be done for the voxel memory."""
+
+    work: Sequence[Callable[[], None]]
+    bytes: int  # of the tokens that wait for it
+
+
 class StreamCache:
     """Memory of one stream. Several may serve one network, in turns.
 
     A pass is `begin`, `attend` of every layer, `attend_camera`, then `settle`. Until `settle` nothing
-    of the pass counts: after a failure the stream goes on as if the pass had never started.
+    of the pass counts: after a failure the stream goes on as if the pass had never started. Whoever calls
+    `catch_up` in between, while the device is at the pass, is left with as much as can wait for the next one.
     """
 
     def __init__(self, config: CacheConfig, network: NetworkConfig, kernels: Kernels) -> None:
@@ -62,6 +70,8 @@ class StreamCache:
         # Attention of this pass for what was retrieved: [heads, n] by layer, or one [layers, heads, n].
         self._looked_at: list[Tensor | None] = [None] * layers
         self._average_mass = 1.0  # of the live tokens
+        self._unmerged: Unmerged | None = None
+        self._merges_beside = False  # somebody catches up while the device is at a pass
 
     def begin(self, frames: int, tokens_per_frame: int) -> None:
         """Announce a pass over `frames` new frames; ValueError where the stream cannot take them."""
@@ -71,7 +81,7 @@ class StreamCache:
         self._frames, self._tokens_per_frame = frames, tokens_per_frame
         self._looked_at = [None] * self._network.layers
         self._live.begin(frames, tokens_per_frame)
-        self._attached = None
+        self._attached, self._merges_beside = None, False
         self._camera.begin(frames)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -121,6 +131,14 @@ class StreamCache:
             self._looked_at = [attention.mass[..., live : live + scene[-1].length]]
             self._average_mass = self._frames * self._tokens_per_frame / live
 
+    def catch_up(self) -> None:
+        """Beside a pass that is under way, which looks at none of it: merge what has left the live cache.
+
+        Whatever is raised, the stream is as it was, and this is still to be done.
+        """
+        self._merges_beside = not self._config.memory_budget  # tokens that wait take memory
+        self._merge()
+
     @torch.no_grad()
     def settle(self, positions: TokenPositions | None = None, cameras: Cameras | None = None) -> None:
         """Take in the pass: commit its tokens, score and place them, and forget by the settings.
@@ -128,6 +146,7 @@ class StreamCache:
         positions: where the chunk's tokens lie; without them no token of it gets a place. cameras: kept for
         `repose`. Whatever is raised, the stream is as if the pass had never started.
         """
+        self._merge()
         with all_or_nothing(self):
             self._settle(positions)
             if self._config.repose_frames and cameras is not None:
@@ -147,17 +166,30 @@ class StreamCache:
             positions = TokenPositions.nowhere(self._frames, self._tokens_per_frame, spatial.device)
         keys = self._place(spatial, positions)
         evicted = self._forget()  # before the host first waits, while the device is still at the pass
-        self._enter(spatial, positions, keys)
-        if self._config.retrieve_after_merge:
-            spatial.insert(evicted)
-            self._retrieve(spatial, spatial.seek(first_frame))
-        else:
-            sought = spatial.seek(first_frame)
-            spatial.insert(evicted, meanwhile=partial(self._retrieve, spatial, sought))
+        enter = partial(spatial.enter, positions, keys, first_frame, self._voxel_limit)
+        insert, retrieve = partial(spatial.insert, evicted), partial(self._retrieve, spatial, first_frame)
+        work = [enter, insert, retrieve] if self._config.retrieve_after_merge else [enter, retrieve, insert]
+        at_once = len(work)
+        if self._merges_beside:
+            at_once = 1 + work.index(retrieve) if spatial.next_is_in_turn else 0
+        for do in work[:at_once]:
+            do()
+        if work[at_once:]:
+            self._unmerged = Unmerged(work[at_once:], evicted.bytes if evicted else 0)
+
+    @torch.no_grad()
+    def _merge(self) -> None:
+        """What the last pass has left to be done, if anything."""
+        if self._unmerged is not None:
+            with all_or_nothing(self._spatial):
+                for do in self._unmerged.work:
+                    do()
+            self._unmerged = None
 
     @torch.no_grad()
     def follow(self, world_from_camera: Tensor) -> None:
         """Believe better poses [n, 4, 4] of the frames of `camera_tokens`: voxels move with their frames."""
+        self._merge()
         frames, old = self.camera_tokens.frames, self.camera_tokens.poses
         with all_or_nothing(self):
             if self._spatial is not None:
@@ -190,19 +222,26 @@ class StreamCache:
         return self._rules.voxels and self._config.retrieval_size != 0
 
     def stats(self, members: bool = False) -> CacheStats:
-        """The state after the last `settle`; members: also the histogram, which looks at every pivot."""
+        """The state after the last `settle`, without what is still to be merged.
+
+        members: also the histogram, which looks at every pivot, once all is merged.
+        """
+        if members:
+            self._merge()
         numbers: dict[str, Any] = self._spatial.stats(members) if self._spatial else {}
+        waiting = self._unmerged.bytes if self._unmerged else 0
         return CacheStats(
             frames_seen=self.frames_seen,
             live_tokens=self._live.length,
             anchors=self._live.anchors,
-            live_bytes=sum(part.bytes for part in self._parts().values()),
+            live_bytes=sum(part.bytes for part in self._parts().values()) + waiting,
             camera_bytes=self._camera.store.bytes,
             **numbers,
         )
 
     def state(self) -> State:
         """Everything that the stream needs to go on, as nested dicts of tensors."""
+        self._merge()
         numbers = torch.tensor([self.frames_seen, self._moment, self._tokens_per_frame])
         parts = {name: part.state() for name, part in self._parts().items()}
         return {"numbers": numbers, "pins": torch.tensor(sorted(self._pins), dtype=torch.int64), **parts}
@@ -222,7 +261,8 @@ class StreamCache:
 
     @property
     def voxels(self) -> VoxelMemory | None:
-        """The voxel memory, once the stream has begun."""
+        """The voxel memory with all that has left the live cache, once the stream has begun."""
+        self._merge()
         return self._spatial.voxels if self._spatial else None
 
     @property
@@ -283,16 +323,13 @@ class StreamCache:
         self._live.place(keys.flatten())
         return keys
 
-    def _enter(self, spatial: SpatialMemory, positions: TokenPositions, keys: Tensor) -> None:
-        """Have voxels for them."""
-        spatial.enter(positions, keys, self.frames_seen - self._frames, self._voxel_limit)
-
     @property
     def _voxel_limit(self) -> int | None:
         """Bytes left to voxels."""
         return self._config.memory_budget - self._most_live_bytes if self._config.memory_budget else None
 
-    def _retrieve(self, spatial: SpatialMemory, sought: Sought | None) -> None:
+    def _retrieve(self, spatial: SpatialMemory, first_frame: int) -> None:
+        sought = spatial.seek(first_frame)
         queries = [q for q in self._queries if q is not None]
         spatial.retrieve(sought, self._tokens_per_frame, torch.cat(queries) if queries else None)
 

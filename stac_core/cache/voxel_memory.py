@@ -6,7 +6,6 @@ under a byte limit is in `making_room.py`, what comes back in `voxel_retrieval.p
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -40,6 +39,11 @@ class Evicted(NamedTuple):
     score: Tensor  # [lanes, n]
     voxel: Tensor  # [lanes, n] voxel key, NOWHERE = none
 
+    @property
+    def bytes(self) -> int:
+        """Allocated."""
+        return sum(part.nbytes for part in self)
+
 
 class Sought(NamedTuple):
     """Voxels around the places in view."""
@@ -51,10 +55,6 @@ class Sought(NamedTuple):
     def voxels(self) -> Tensor:
         """Their numbers, ascending."""
         return torch.nonzero_static(self.near, size=int(self.number))[:, 0]
-
-
-def nothing() -> None:
-    """What there is to do meanwhile."""
 
 
 @dataclass
@@ -126,12 +126,8 @@ class VoxelMemory:
         self._prepare(None, limit)
         return self.mover.move(frames, new_from_old, edge, keys)
 
-    def insert(self, evicted: Evicted, meanwhile: Callable[[], None] = nothing) -> None:
-        """Merge tokens into their voxels; those without a place are not for this memory.
-
-        meanwhile: looks at the memory as it was before, which the device does while the host waits to hear
-        what merging takes.
-        """
+    def insert(self, evicted: Evicted) -> None:
+        """Merge tokens into their voxels; those without a place are not for this memory."""
         by_row = self._by_row(evicted.voxel)
         if by_row.placed < by_row.inserted:  # some voxels have made room for others since
             self.room.enter(evicted.voxel)
@@ -145,9 +141,7 @@ class VoxelMemory:
         for first in range(0, len(by_row.rows), most):
             rows, start = by_row.rows[first:], by_row.start[first : first + most + 1]
             tokens = RowTokens(start, by_row.order, keys, values, score)
-            self._insert_rows(rows[:most], tokens, meanwhile)
-            meanwhile = nothing
-        meanwhile()
+            self._insert_rows(rows[:most], tokens)
 
     def seek(self, keys: Tensor) -> Sought:
         """Voxels around the places in view, spilled ones brought back."""
@@ -223,11 +217,10 @@ class VoxelMemory:
         start = torch.nonzero_static(begins, size=1 + ends)[int(placed < len(row)) :, 0]
         return ByRow(row[start[:-1]].long(), start, order, inserted, placed)
 
-    def _insert_rows(self, rows: Tensor, tokens: RowTokens, meanwhile: Callable[[], None]) -> None:
+    def _insert_rows(self, rows: Tensor, tokens: RowTokens) -> None:
         before = self.rows.read(rows)
         after, counts = self._merged(before, tokens)
         update = self.rows.update(before, after, counts, self.moment)
-        meanwhile()
         if not self.room.reserve(update.needed):
             self.counts.forgotten += update.merge.tokens
             return

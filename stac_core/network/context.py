@@ -57,3 +57,6 @@ class LendingContext(AttentionContext, Protocol):
 
     def lend(self, attention: Any) -> None:
         """After `begin`, in place of all questions: have this pass answered by what the plan has opened."""
+
+    def catch_up(self) -> None:
+        """Once the pass is under way: do what the one before has left to be done, which this one can miss."""

@@ -54,14 +54,20 @@ class Tape(Protocol):
     def join(self) -> None:
         """What is launched from here on begins after all that goes on beside."""
 
+    def aside(self) -> AbstractContextManager[None]:
+        """Made before others are launched and entered after that: everything launched inside begins after all
+        before it was made. What is launched once it is left begins after all inside."""
+
 
 class CudaTape:
     """CUDA graphs that share one pool of memory, or another one beside others."""
 
     def __init__(self, device: torch.device) -> None:
         self._pools = [torch.cuda.graph_pool_handle() for _ in range(2)]
-        # Libraries have working memory of their own for each stream that they are recorded on.
-        self._streams = [torch.cuda.Stream(device) for _ in range(2)]
+        # Libraries have working memory of their own for each stream that they are recorded on. What a pass
+        # cannot go on without comes first wherever there is room for one kernel only.
+        self._streams = [torch.cuda.Stream(device, priority=priority) for priority in (-1, 0)]
+        self._aside = torch.cuda.Stream(device)
         self._graph: torch.cuda.CUDAGraph | None = None  # being recorded
 
     @contextmanager
@@ -108,6 +114,20 @@ class CudaTape:
     def join(self) -> None:
         beside = self._streams[1]
         torch.cuda.current_stream(beside.device).wait_stream(beside)
+
+    def aside(self) -> AbstractContextManager[None]:
+        return self._after(torch.cuda.current_stream(self._aside.device).record_event())
+
+    @contextmanager
+    def _after(self, event: torch.cuda.Event) -> Iterator[None]:
+        # Memory given back in here may still be in use by others that came before the event, or be given by
+        # others to somebody else: not before the end, when they wait for all that was launched in here.
+        self._aside.wait_event(event)
+        try:
+            with torch.cuda.stream(self._aside):
+                yield
+        finally:
+            torch.cuda.current_stream(self._aside.device).wait_stream(self._aside)
 
 
 @dataclass(frozen=True)
@@ -226,12 +246,15 @@ class RecordedPass:
 
     def replay(self, images: Tensor, context: AttentionContext, coming: Coming | None) -> Prediction:
         """coming: makes the images of the pass that follows."""
+        aside = self._tape.aside()
         if self._encoded is None or not self._encoded.is_set_to(images):
+            self._tape.join()
             self.encode(images)
         self._encoded = None
         context.begin(*self._announced)
         if self._attention is not None and isinstance(context, LendingContext):
             context.lend(self._attention)
+        self._tape.join()  # not before the context is ready, which goes on beside the encoder
         self._relate(context)
         with self._tape.beside():
             self._measure()
@@ -241,6 +264,9 @@ class RecordedPass:
         self._tape.join()
         if coming is not None:  # not earlier: the small kernels of the camera head would wait for large ones
             self._begin_with(coming)
+        if isinstance(context, LendingContext):
+            with aside:
+                context.catch_up()
         return Prediction(**cameras, **surfaces)
 
     def _begin_with(self, coming: Coming) -> None:
@@ -294,9 +320,9 @@ class RecordedForward:
         key = images.shape, points, plan
         recorded = self.passes.get(key) if context.frames_seen else None
         coming, self._coming = self._coming, None
-        self._tape.join()
         if recorded is not None:
             return recorded.replay(images, context, coming)
+        self._tape.join()
         prediction = self._forward(images, context, points)  # also builds all that a recording looks up
         if context.frames_seen and key not in self.passes:
             kept = {k: p for k, p in self.passes.items() if k[0][-2:] == images.shape[-2:]}

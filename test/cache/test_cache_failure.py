@@ -78,7 +78,7 @@ def breakers(monkeypatch):
     return made
 
 
-def run(name: str, passes: int, breakers, failing: bool):
+def run(name: str, passes: int, breakers, failing: bool, beside: bool):
     """Each pass fails at another place or call of it, as far as there are so many; then it is repeated."""
     walk, config = STREAMS[name]
     cache = StreamCache(
@@ -92,16 +92,16 @@ def run(name: str, passes: int, breakers, failing: bool):
         breaker = breakers[(number + turn) % len(breakers)]  # in every turn at another pass of a period
         breaker.left = CALLS[turn % len(CALLS)] if failing else 0
         try:
-            out.append(feed(cache, walk, 2 * number, 2))
+            out.append(feed(cache, walk, 2 * number, 2, beside=beside))
         except Broken:
-            out.append(feed(cache, walk, 2 * number, 2))
+            out.append(feed(cache, walk, 2 * number, 2, beside=beside))
         breaker.left = 0
     return torch.cat(out, 2), cache
 
 
-def assert_undisturbed(name: str, passes: int, breakers) -> None:
-    expected, whole = run(name, passes, breakers, failing=False)
-    out, cache = run(name, passes, breakers, failing=True)
+def assert_undisturbed(name: str, passes: int, breakers, beside: bool = False) -> None:
+    expected, whole = run(name, passes, breakers, failing=False, beside=False)
+    out, cache = run(name, passes, breakers, failing=True, beside=beside)
     assert torch.equal(out, expected)
     ours, theirs = numbers(cache.state()), numbers(whole.state())
     assert ours.keys() == theirs.keys()
@@ -117,10 +117,16 @@ def test_a_pass_that_fails_is_as_if_it_had_never_started(name, breakers):
     assert sum(b.broken for b in breakers) > 5
 
 
+def test_so_is_one_that_fails_while_others_are_merged_beside_it(breakers):
+    assert_undisturbed("plain", 2 * len(PLACES), breakers, beside=True)
+    assert sum(b.broken for b in breakers) > 5
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("beside", [False, True])
 @pytest.mark.parametrize("name", STREAMS)
-def test_many_passes_that_fail(name, breakers):
-    assert_undisturbed(name, 10 * len(PLACES), breakers)
+def test_many_passes_that_fail(name, beside, breakers):
+    assert_undisturbed(name, 10 * len(PLACES), breakers, beside)
     unused = [place for place, b in zip(PLACES, breakers, strict=True) if not b.broken]
     if name == "spilling":
         # Seldom called where there is little room; `write_slots` breaks in the other streams.

@@ -22,14 +22,21 @@ WALK = Walk(small_network(), length=6.0, pace=0.5)
 SETTINGS = {"repose_frames": 200, "voxel_buf_cap": 3}
 
 
-def feed(cache: StreamCache, walk: Walk, first: int, shift: float = 0.0) -> torch.Tensor:
-    """Two frames whose places are believed to lie `shift` further along the corridor."""
+def feed(
+    cache: StreamCache, walk: Walk, first: int, shift: float = 0.0, beside: bool = False
+) -> torch.Tensor:
+    """Two frames whose places are believed to lie `shift` further along the corridor.
+
+    beside: as in `worlds_of_tokens.feed`.
+    """
     q, k, v, places = walk.frames(first, 2)
     by = torch.tensor([shift, 0, 0])
     cache.begin(2, walk.tokens)
     out = [cache.attend(i, q[i, None], k[i, None], v[i, None])[0] for i in range(walk.network.layers)]
     pose = torch.eye(4).repeat(2, 1, 1)
     pose[:, :3, 3] = by
+    if beside:
+        cache.catch_up()
     cache.settle(
         replace(places, points=places.points + by, camera=places.camera + by), Cameras(pose[:, 0], pose)
     )
@@ -60,6 +67,15 @@ def test_poses_that_stay_move_nothing():
     before = deepcopy(numbers(cache.state()))
     cache.follow(poses(cache, 0.0))
     assert alike(before, numbers(cache.state()))
+
+
+def test_tokens_that_are_still_to_be_merged_move_too():
+    ours, theirs = (StreamCache(parity(window_size=4, **SETTINGS), WALK.network, KERNELS) for _ in range(2))
+    for cache in (ours, theirs):
+        for first in range(0, 48, 2):
+            feed(cache, WALK, first, 1.5 if first >= 24 else 0.0, beside=cache is ours)
+        cache.follow(poses(cache, -1.5, since=24))
+    assert alike(numbers(ours.state()), numbers(theirs.state()))
 
 
 def test_a_stream_that_moves_as_a_whole_goes_on_as_before():

@@ -119,21 +119,3 @@ def test_keys_and_values_are_copied_no_more_than_it_takes():
     config, lanes = parity(), walk.network.layers * walk.network.heads
     frames = chunk + config.window_size + config.hh_size + chunk
     assert counting.written == 2 * frames * walk.tokens * lanes
-
-
-def test_the_device_fetches_what_is_retrieved_while_the_host_waits_for_the_merge():
-    """What is asked of the device in between is the retrieval; it reads what is not yet replaced."""
-    asked: list[str] = []
-
-    def noted(name, kernel):
-        def call(*arguments, **named):
-            asked.append(name)
-            return kernel(*arguments, **named)
-
-        return call
-
-    cache, walk = filled(2, 2, without_kernels(noted))
-    asked.clear()
-    feed(cache, walk, FRAMES, 2)
-    settling = [name for name in asked if name in ("voxel_merge", "gather", "write_slots")]
-    assert settling == ["voxel_merge", "gather", "write_slots", "write_slots"]

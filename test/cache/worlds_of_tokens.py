@@ -85,11 +85,18 @@ def parity(**settings) -> CacheConfig:
     return CacheConfig.parity(**{**defaults, **settings})
 
 
-def feed(cache: StreamCache, walk: Walk, first: int, count: int, positions: str = "given") -> Tensor:
-    """One chunk through all layers, then settled; → what attention returned [layers, heads, M, D]."""
+def feed(
+    cache: StreamCache, walk: Walk, first: int, count: int, positions: str = "given", beside: bool = False
+) -> Tensor:
+    """One chunk through all layers, then settled; → what attention returned [layers, heads, M, D].
+
+    beside: what the chunk before has left to be merged is merged before this one is settled.
+    """
     q, k, v, places = walk.frames(first, count)
     cache.begin(count, walk.tokens)
     out = [cache.attend(i, q[i, None], k[i, None], v[i, None])[0] for i in range(walk.network.layers)]
+    if beside:
+        cache.catch_up()
     cache.settle(places if positions == "given" else None)
     return torch.stack(out)
 

@@ -8,7 +8,7 @@ meanwhile: what a replay reads, it must have been given, or have computed in thi
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 
 from torch import Tensor
@@ -42,6 +42,9 @@ class EmulatedTape:
 
     def join(self):
         pass
+
+    def aside(self):
+        return nullcontext()
 
     def end(self):
         operations, beside = self._operations, self._beside

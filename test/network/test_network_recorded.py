@@ -109,6 +109,39 @@ def test_what_comes_next_may_be_begun_with():
     assert asked == [2, 3, 5, 6, 7, 8, 9]  # not where a pass is not recorded yet
 
 
+def test_a_stream_catches_up_once_its_pass_and_the_next_images_are_under_way():
+    """And what it does begins after all that was launched before the pass."""
+    noted = []
+
+    class Noting(EmulatedTape):
+        def end(self):
+            replay = super().end()
+            return lambda: (noted.append("part"), replay())
+
+        def aside(self):
+            noted.append("aside")
+            return super().aside()
+
+    class Late(WithoutPast):
+        def plan(self):
+            return None
+
+        def lend(self, attention):
+            raise AssertionError("without a plan")
+
+        def catch_up(self):
+            noted.append("catch up")
+
+    forward, context = RecordedForward(tiny_network(), Noting()), Late()
+    for images, following in pairwise(chunks((2, 2, 2, 2))):
+        noted.clear()
+        forward.foresee(lambda following=following: following)
+        forward(images, context)
+    # encoded beforehand; each layer, the camera head and the dense head ask or end a part; the next images
+    parts_of_a_pass = forward.passes[images.shape, False, None]._tape.parts - 1
+    assert noted == ["aside", *["part"] * (parts_of_a_pass + 1), "catch up"]
+
+
 def test_points_are_another_recording():
     network = tiny_network()
     forward = RecordedForward(network, EmulatedTape())

@@ -97,7 +97,7 @@ def _attach(clock: StageClock, session: StreamSession) -> list[Callable[[], None
         ("settle: commit", cache, "_commit"),
         ("settle: score", cache._live, "_score"),
         ("settle: place", cache, "_place"),
-        ("settle: place", cache, "_enter"),
+        ("settle: place", spatial, "enter"),
         ("settle: retrieve", cache, "_retrieve"),
         ("settle: evict", cache, "_forget"),
         ("settle: merge", spatial, "insert"),

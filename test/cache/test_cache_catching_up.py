@@ -1,0 +1,124 @@
+"""What a pass makes leave may be merged while the device is at the next one: everything stays the same."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from cache.test_cache_budget import limited
+from cache.worlds_of_tokens import KERNELS, Walk, feed, numbers, parity, small_network
+
+from stac_core.cache.stream_cache import StreamCache
+from stac_core.kernels import select
+
+FRAMES = 24
+WALK = Walk(small_network(layers=2, heads=1, dim=8), patches=6, length=6.0, pace=0.5)
+FEW = {"voxel_buf_cap": 3, "voxel_num": 200, "retrieve_buf": True}
+SETTINGS = {
+    "every chunk of two retrieves": {},
+    "some do": {"window_size": 4},
+    "after merging": {"retrieve_after_merge": True},
+    "codes": {"pivot_bits": 4, "buffer_bits": 8, "window_bits": 8, "anchor_bits": 8, "pinned_bits": 8},
+    "feedback": {"feedback": 0.5, "prefetch": True},
+    "stale": {"stale_after": 2, "norm_keep": True},
+    "by distance": {"retrieve_by": "near"},
+    "by query": {"retrieve_by": "query"},
+    "pruned": {"mode": "xstream"},
+}
+
+
+def stream(config, kernels=KERNELS) -> StreamCache:
+    return StreamCache(config, WALK.network, kernels)
+
+
+def assert_same_memory(ours: StreamCache, theirs: StreamCache) -> None:
+    found, expected = numbers(ours.state()), numbers(theirs.state())
+    assert found.keys() == expected.keys()
+    for name, number in expected.items():
+        assert torch.equal(found[name].nan_to_num(), number.nan_to_num()), name
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_merging_beside_the_next_pass_changes_nothing(name, chunk):
+    config = parity(chunk_size=chunk, **({} if "mode" in SETTINGS[name] else FEW), **SETTINGS[name])
+    ours, theirs = stream(config), stream(config)
+    for first in range(0, FRAMES, chunk):
+        found, expected = (feed(s, WALK, first, chunk, beside=s is ours) for s in (ours, theirs))
+        assert torch.equal(found, expected), first
+    assert ours.stats(members=True) == theirs.stats(members=True)
+    assert_same_memory(ours, theirs)
+
+
+def test_between_two_passes_the_stream_is_as_if_all_were_merged():
+    """Pinned, saved and reset in the midst of it."""
+    config = parity(**FEW)
+    ours, theirs = stream(config), stream(config)
+    for first in range(0, FRAMES, 2):
+        for cache in (ours, theirs):
+            feed(cache, WALK, first, 2, beside=cache is ours)
+        if first == 8:
+            ours.pin(9), theirs.pin(9)
+        if first == 16:
+            assert_same_memory(ours, theirs)
+    for cache in (ours, theirs):
+        cache.reset()
+        feed(cache, WALK, 0, 2)
+    assert_same_memory(ours, theirs)
+
+
+def noting(asked: list[str]) -> select.Kernels:
+    """Kernels that note which of them is asked for."""
+
+    def noted(name):
+        def call(*arguments, **named):
+            asked.append(name)
+            return getattr(KERNELS, name)(*arguments, **named)
+
+        return call
+
+    return replace(KERNELS, **{name: noted(name) for name in ("voxel_merge", "gather")})
+
+
+def test_settling_leaves_to_the_next_pass_what_it_does_not_need():
+    """Every other chunk retrieves, before the tokens that leave are merged."""
+    asked: list[str] = []
+    cache, settled, caught_up = stream(parity(window_size=4, **FEW), noting(asked)), [], []
+    settle = cache.settle
+    cache.settle = lambda places: (caught_up.append(asked.copy()), asked.clear(), settle(places))
+    for first in range(0, FRAMES, 2):
+        feed(cache, WALK, first, 2, beside=True)
+        settled.append(asked.copy()), asked.clear()
+    assert settled[-4:] in ([["gather"], [], ["gather"], []], [[], ["gather"], [], ["gather"]])
+    assert caught_up[-4:] == [["voxel_merge"]] * 4
+
+
+def test_tokens_that_wait_are_told_and_not_yet_counted():
+    ours, theirs = (stream(parity(**FEW)) for _ in range(2))
+    for first in range(0, FRAMES, 2):
+        before = theirs.stats()
+        for cache in (ours, theirs):
+            feed(cache, WALK, first, 2, beside=cache is ours)
+    waiting, merged = ours.stats(), theirs.stats()
+    assert (
+        (waiting.inserted, waiting.merged)
+        == (before.inserted, before.merged)
+        < (
+            merged.inserted,
+            merged.merged,
+        )
+    )
+    assert waiting.live_bytes > merged.live_bytes
+    ours.catch_up()
+    assert ours.stats() == merged
+
+
+def test_under_a_limit_no_token_waits():
+    """It would take memory that voxels could have."""
+    config = limited(9_000, WALK, **FEW)
+    ours, theirs = stream(config), stream(config)
+    for first in range(0, FRAMES, 2):
+        for cache in (ours, theirs):
+            feed(cache, WALK, first, 2, beside=cache is ours)
+        assert ours.stats() == theirs.stats() and ours.stats().bytes <= config.memory_budget
