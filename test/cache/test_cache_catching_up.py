@@ -41,11 +41,13 @@ def assert_same_memory(ours: StreamCache, theirs: StreamCache) -> None:
 
 @pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize("chunk", [1, 2])
-def test_merging_beside_the_next_pass_changes_nothing(name, chunk):
+@pytest.mark.parametrize("when", ["early", "late"])
+def test_merging_beside_the_next_pass_changes_nothing(name, chunk, when):
+    """A device may do so at any time from the beginning of the pass to its end."""
     config = parity(chunk_size=chunk, **({} if "mode" in SETTINGS[name] else FEW), **SETTINGS[name])
     ours, theirs = stream(config), stream(config)
     for first in range(0, FRAMES, chunk):
-        found, expected = (feed(s, WALK, first, chunk, beside=s is ours) for s in (ours, theirs))
+        found, expected = (feed(s, WALK, first, chunk, beside=when * (s is ours)) for s in (ours, theirs))
         assert torch.equal(found, expected), first
     assert ours.stats(members=True) == theirs.stats(members=True)
     assert_same_memory(ours, theirs)
@@ -57,7 +59,7 @@ def test_between_two_passes_the_stream_is_as_if_all_were_merged():
     ours, theirs = stream(config), stream(config)
     for first in range(0, FRAMES, 2):
         for cache in (ours, theirs):
-            feed(cache, WALK, first, 2, beside=cache is ours)
+            feed(cache, WALK, first, 2, beside="late" * (cache is ours))
         if first == 8:
             ours.pin(9), theirs.pin(9)
         if first == 16:
@@ -88,7 +90,7 @@ def test_settling_leaves_to_the_next_pass_what_it_does_not_need():
     settle = cache.settle
     cache.settle = lambda places: (caught_up.append(asked.copy()), asked.clear(), settle(places))
     for first in range(0, FRAMES, 2):
-        feed(cache, WALK, first, 2, beside=True)
+        feed(cache, WALK, first, 2, beside="late")
         settled.append(asked.copy()), asked.clear()
     assert settled[-4:] in ([["gather"], [], ["gather"], []], [[], ["gather"], [], ["gather"]])
     assert caught_up[-4:] == [["voxel_merge"]] * 4
@@ -99,7 +101,7 @@ def test_tokens_that_wait_are_told_and_not_yet_counted():
     for first in range(0, FRAMES, 2):
         before = theirs.stats()
         for cache in (ours, theirs):
-            feed(cache, WALK, first, 2, beside=cache is ours)
+            feed(cache, WALK, first, 2, beside="late" * (cache is ours))
     waiting, merged = ours.stats(), theirs.stats()
     assert (
         (waiting.inserted, waiting.merged)
@@ -120,5 +122,5 @@ def test_under_a_limit_no_token_waits():
     ours, theirs = stream(config), stream(config)
     for first in range(0, FRAMES, 2):
         for cache in (ours, theirs):
-            feed(cache, WALK, first, 2, beside=cache is ours)
+            feed(cache, WALK, first, 2, beside="late" * (cache is ours))
         assert ours.stats() == theirs.stats() and ours.stats().bytes <= config.memory_budget

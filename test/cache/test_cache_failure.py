@@ -78,7 +78,7 @@ def breakers(monkeypatch):
     return made
 
 
-def run(name: str, passes: int, breakers, failing: bool, beside: bool):
+def run(name: str, passes: int, breakers, failing: bool, beside: str):
     """Each pass fails at another place or call of it, as far as there are so many; then it is repeated."""
     walk, config = STREAMS[name]
     cache = StreamCache(
@@ -99,8 +99,8 @@ def run(name: str, passes: int, breakers, failing: bool, beside: bool):
     return torch.cat(out, 2), cache
 
 
-def assert_undisturbed(name: str, passes: int, breakers, beside: bool = False) -> None:
-    expected, whole = run(name, passes, breakers, failing=False, beside=False)
+def assert_undisturbed(name: str, passes: int, breakers, beside: str = "") -> None:
+    expected, whole = run(name, passes, breakers, failing=False, beside="")
     out, cache = run(name, passes, breakers, failing=True, beside=beside)
     assert torch.equal(out, expected)
     ours, theirs = numbers(cache.state()), numbers(whole.state())
@@ -118,12 +118,12 @@ def test_a_pass_that_fails_is_as_if_it_had_never_started(name, breakers):
 
 
 def test_so_is_one_that_fails_while_others_are_merged_beside_it(breakers):
-    assert_undisturbed("plain", 2 * len(PLACES), breakers, beside=True)
+    assert_undisturbed("plain", 2 * len(PLACES), breakers, beside="late")
     assert sum(b.broken for b in breakers) > 5
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("beside", ["", "early", "late"])
 @pytest.mark.parametrize("name", STREAMS)
 def test_many_passes_that_fail(name, beside, breakers):
     assert_undisturbed(name, 10 * len(PLACES), breakers, beside)

@@ -86,16 +86,18 @@ def parity(**settings) -> CacheConfig:
 
 
 def feed(
-    cache: StreamCache, walk: Walk, first: int, count: int, positions: str = "given", beside: bool = False
+    cache: StreamCache, walk: Walk, first: int, count: int, positions: str = "given", beside: str = ""
 ) -> Tensor:
     """One chunk through all layers, then settled; → what attention returned [layers, heads, M, D].
 
-    beside: what the chunk before has left to be merged is merged before this one is settled.
+    beside: what the chunk before has left to be merged is merged "early" or "late" in this pass.
     """
     q, k, v, places = walk.frames(first, count)
     cache.begin(count, walk.tokens)
+    if beside == "early":
+        cache.catch_up()
     out = [cache.attend(i, q[i, None], k[i, None], v[i, None])[0] for i in range(walk.network.layers)]
-    if beside:
+    if beside == "late":
         cache.catch_up()
     cache.settle(places if positions == "given" else None)
     return torch.stack(out)
