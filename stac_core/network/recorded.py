@@ -15,6 +15,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -150,9 +151,13 @@ class Stretch:
     parts: list[tuple[Replay, Question | None]]
     last: Replay
 
-    def __call__(self, context: AttentionContext) -> None:
+    def __call__(self, context: AttentionContext, lend: Callable[[], None] | None = None) -> None:
+        """lend: done before attention takes part, once the device is at what comes before that."""
         for run, question in self.parts:
             run()
+            if lend is not None:
+                lend()
+                lend = None
             if question is not None:
                 question.put(context)
         self.last()
@@ -252,10 +257,11 @@ class RecordedPass:
             self.encode(images)
         self._encoded = None
         context.begin(*self._announced)
+        self._tape.join()  # only now, so that the encoder goes on beside what a context begins with
+        lend = None
         if self._attention is not None and isinstance(context, LendingContext):
-            context.lend(self._attention)
-        self._tape.join()  # not before the context is ready, which goes on beside the encoder
-        self._relate(context)
+            lend = partial(context.lend, self._attention)
+        self._relate(context, lend)
         with self._tape.beside():
             self._measure()
             surfaces = _copies(self._surfaces)
