@@ -65,7 +65,7 @@ class Attention(nn.Module):
 
     def project(self, x: Tensor, rotary: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """x [B, T, width] → q, k, v [B, heads, T, D]; rotary [2, T, D] turns q and k, once normalised."""
-        q, k, v = self.product(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = self.split(self.product(x))
         q, k = self.q_norm(q), self.k_norm(k)
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
@@ -74,6 +74,10 @@ class Attention(nn.Module):
     def product(self, x: Tensor) -> Tensor:
         """Its linear map: q, k and v of all heads side by side [B, T, 3 · width]."""
         return self.qkv(x.to(self.qkv.weight.dtype))
+
+    def split(self, product: Tensor) -> Tensor:
+        """q, k and v of all heads apart [3, B, heads, T, D]."""
+        return product.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
 
 
 class Block(nn.Module):

@@ -14,10 +14,11 @@ import importlib
 import inspect
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
 from types import MethodType
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,7 @@ from stac_core.kernels.gelu import Gelu
 from stac_core.kernels.select import BlockKernels, select_kernels
 from stac_core.kernels.to_heads import Norm, ToHeads
 from stac_core.network.blocks import Block, LayerNorm
+from stac_core.network.borders import FirstProduct, join
 from stac_core.network.causal_vggt import CausalVGGT
 from stac_core.network.dense_head import DenseHead
 from stac_core.network.maps import TorchMaps
@@ -97,37 +99,55 @@ def compile_blocks(network: CausalVGGT, backend: str | Callable[..., Any] = "ind
 def use_kernels(
     network: CausalVGGT, kernels: BlockKernels, backend: str | Callable[..., Any] = "inductor"
 ) -> None:
-    """What `compile_blocks` has made of blocks in 16 bits is cut where a kernel comes in between."""
-    product, widen, narrow = (
-        _compiled(piece, backend) for piece in (Block.product, Block.widen, Block.narrow)
+    """What `compile_blocks` has made of blocks in 16 bits is cut where a kernel comes in between instead."""
+    product, widen, narrow, joined = (
+        _compiled(piece, backend) for piece in (Block.product, Block.widen, Block.narrow, join)
     )
-    for block in _blocks(network):
-        if block.attn.qkv.weight.dtype in (torch.bfloat16, torch.float16):
+    for blocks in _chains(network):
+        firsts = [FirstProduct(block, product) for block in blocks]
+        ends = [partial(first.after, block, joined) for block, first in zip(blocks, firsts[1:], strict=False)]
+        for block, first, end in zip(blocks, firsts, [*ends, partial(narrow, blocks[-1])], strict=True):
             block.attend_within = kernels.attend_within
-            block.after = partial(_after, widen, kernels.gelu_, narrow, block)  # type: ignore[method-assign]
-            if isinstance(block.attn.q_norm, LayerNorm):
-                block.before = partial(_before, product, kernels.to_heads, block)  # type: ignore[method-assign]
+            block.before = partial(_before, first, kernels.to_heads, block)  # type: ignore[method-assign]
+            block.after = partial(_after, widen, kernels.gelu_, end, block)  # type: ignore[method-assign]
+
+
+def _chains(network: CausalVGGT) -> list[list[Block]]:
+    """Blocks in 16 bits; each is given what the one before has returned."""
+    encoder, frames, scene = (
+        cast(Sequence[Block], blocks)
+        for blocks in (
+            network.aggregator.patch_embed.blocks,
+            network.aggregator.frame_blocks,
+            network.aggregator.global_blocks,
+        )
+    )
+    chains = [list(encoder), list(chain.from_iterable(zip(frames, scene, strict=True)))]
+    return [blocks for blocks in chains if blocks[0].attn.qkv.weight.dtype in (torch.bfloat16, torch.float16)]
 
 
 def _before(
-    product: Callable[[Block, Tensor], Tensor], to_heads: ToHeads, block: Block, x: Tensor, rotary: Tensor
+    first: FirstProduct, to_heads: ToHeads, block: Block, x: Tensor, rotary: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`Block.before` with a kernel behind its compiled product."""
-    attn = block.attn
-    return to_heads(product(block, x), attn.heads, _norm(attn.q_norm), _norm(attn.k_norm), rotary)
+    """`Block.before` with a kernel behind its compiled product, where heads are normed."""
+    attn, product = block.attn, first(x)
+    if rotary is None:
+        q, k, v = attn.split(product)
+        return q, k, v
+    return to_heads(product, attn.heads, _norm(attn.q_norm), _norm(attn.k_norm), rotary)
 
 
 def _after(
     widen: Callable[[Block, Tensor, Tensor], tuple[Tensor, Tensor]],
     gelu_: Gelu,
-    narrow: Callable[[Block, Tensor, Tensor], Tensor],
+    narrow: Callable[[Tensor, Tensor], Tensor],
     block: Block,
     x: Tensor,
     attended: Tensor,
 ) -> Tensor:
     """`Block.after` with a kernel between two compiled pieces."""
     x, hidden = widen(block, x, attended)
-    return narrow(block, x, gelu_(hidden))
+    return narrow(x, gelu_(hidden))
 
 
 def _norm(norm: nn.Module) -> Norm:
