@@ -19,10 +19,12 @@ from torch import Tensor
 from stac_core.cache.memory_model import anchor_tokens, camera_frames, window_frames
 from stac_core.config import CacheConfig, NetworkConfig
 from stac_core.device import send
+from stac_core.kernels.attend import sample_queries
 from stac_core.kernels.attend_listed import (
     ALIGNMENT,
     FIELDS,
-    ListedAttend,
+    Counted,
+    ListedKernels,
     ListedSegment,
     Listing,
     write_list,
@@ -33,7 +35,7 @@ from stac_core.kernels.attend_listed import (
 class Plan:
     """How a stream attends, whatever it holds. Streams with equal plans can use one recording."""
 
-    attend: ListedAttend
+    kernels: ListedKernels
     scene: Listing
     camera: Listing
     layers: int
@@ -60,16 +62,29 @@ class RecordableAttention:
         self.mass: Tensor | None = None  # [layers, heads, tokens] what each key has received in the last pass
         if scene.subsample is not None:
             self.mass = torch.zeros(plan.layers, plan.heads, scene.most_keys, device=device)
+        self._counted: Counted | None = (
+            None  # what that takes [layers, …]; a recording has passes of one size
+        )
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q, k, v [1, heads, frames·tokens, D] → like q."""
-        mass = None if self.mass is None else self.mass[layer]
-        return self._plan.attend(q[0], k[0], v[0], self._scene[layer], self._plan.scene, mass)[None]
+        plan, counted = self._plan, None
+        if plan.scene.subsample is not None:
+            if self._counted is None:
+                self._counted = _room_to_count(plan, q[0], plan.scene.subsample)
+            counted = Counted(*(part[layer] for part in self._counted))
+        return plan.kernels.attend(q[0], k[0], v[0], self._scene[layer], plan.scene, counted)[None]
+
+    def finish(self) -> None:
+        """Once all layers have been answered: the mass, for which none of them waits."""
+        if self.mass is not None and self._counted is not None:
+            lanes = Counted(*(part.flatten(0, 1) for part in self._counted))
+            self._plan.kernels.mass(lanes, self._scene[0], self._plan.scene, self.mass.flatten(0, 1))
 
     def attend_camera(self, iteration: int, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q, k, v [1, heads, frames, D] → like q."""
         listed = self._camera[iteration, layer]
-        return self._plan.attend(q[0], k[0], v[0], listed, self._plan.camera, None)[None]
+        return self._plan.kernels.attend(q[0], k[0], v[0], listed, self._plan.camera, None)[None]
 
     def point_to(self, scene: Sequence[ListedSegment | None], camera: NDArray[np.int64]) -> None:
         """scene: in the plan's order, new tokens included; camera [iterations, blocks, 1, FIELDS]: listed."""
@@ -77,8 +92,18 @@ class RecordableAttention:
         self._lists.copy_(send(torch.from_numpy(np.concatenate([listed, camera], None)), self._lists.device))
 
 
+def _room_to_count(plan: Plan, q: Tensor, subsample: float) -> Counted:
+    """For queries like these [heads, n, D] in every layer. Not of the memory that a recording shares."""
+    heads, queries, dim = q.shape
+    count = sample_queries(queries, subsample).rows
+    return Counted(
+        q.new_zeros(plan.layers, heads, count, dim),
+        q.new_zeros(plan.layers, heads, queries, dtype=torch.float32),
+    )
+
+
 def make_plan(
-    attend: ListedAttend | None,
+    kernels: ListedKernels | None,
     config: CacheConfig,
     network: NetworkConfig,
     tokens_per_frame: int,
@@ -99,7 +124,7 @@ def make_plan(
         rules.voxels and config.retrieval_size < 0,
         dim * dtype.itemsize % ALIGNMENT != 0,
     )
-    if attend is None or any(obstacles):
+    if kernels is None or any(obstacles):
         return None
     frames = pins + window_frames(config) + config.chunk_size + config.retrieval_size * rules.voxels
     ring = (config.keep_special + config.chunk_size) * network.special_tokens
@@ -110,7 +135,7 @@ def make_plan(
     if network.camera_cache == "shared":
         entries *= network.camera_iterations
     return Plan(
-        attend,
+        kernels,
         Listing(biased, biased.count(False) - 1, config.subsample if rules.anchors else None, most),
         Listing((False,), 0, None, entries),
         network.layers,

@@ -114,8 +114,9 @@ class StreamCache:
         if not self.frames_seen:
             return None
         dtype, pins = self._live.window.memory.dtype, len(self._pins)
-        attend = self._kernels.attend_listed
-        return make_plan(attend, self._config, self._network, self._tokens_per_frame, dtype, pins)
+        return make_plan(
+            self._kernels.listed, self._config, self._network, self._tokens_per_frame, dtype, pins
+        )
 
     def lend(self, attention: RecordableAttention) -> None:
         """In place of `attend` and `attend_camera`: have the pass that has begun answered from here."""

@@ -124,8 +124,8 @@ def run_kernels(arguments: argparse.Namespace, device: Any, ceilings: Any, repor
             checks["take"] = partial(renewal.check_take, name, backend.take, device)
         if backend.blocks is not None:
             checks["blocks"] = partial(blocks.check, name, backend.blocks, device)
-        if backend.attend_listed is not None:
-            checks["listed"] = partial(listed.check, name, backend.attend_listed, device)
+        if backend.listed is not None:
+            checks["listed"] = partial(listed.check, name, backend.listed, device)
         for operation, work in checks.items():
             report.part(f"check {name} {operation}", f"Checks of {operation}, {name}", work, "checks")
     if "triton" in kernels:

@@ -3,13 +3,14 @@
 A CUDA graph launches its kernels with the arguments they were recorded with. The past of a stream moves and
 grows from pass to pass, so these kernels are told by a list in the device's memory where it lies: the list is
 written anew before each pass, its place stays. New keys and values are first put behind those of one segment.
+No layer waits for the mass that keys receive: what that takes is kept, to compute it for all layers at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,18 +42,40 @@ class Listing:
     most_keys: int  # of all segments together
 
 
+class Counted(NamedTuple):
+    """Of the queries that count for the mass."""
+
+    q: Tensor  # [heads, ≤ n, D], those of `sample_queries`
+    lse: Tensor  # [heads, n] float32, of all queries
+
+
 class ListedAttend(Protocol):
     """One implementation: no host memory is read and nothing is waited for."""
 
     def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, listed: Tensor, listing: Listing, mass: Tensor | None
+        self, q: Tensor, k: Tensor, v: Tensor, listed: Tensor, listing: Listing, counted: Counted | None
     ) -> Tensor:
         """q, k, v [heads, n, D]; listed [segments, FIELDS] of one layer → [heads, n, D].
 
         k and v become the last n tokens of the segment that grows, whose length already counts them; where
-        it has fewer, as in a list of zeros, they are not kept. mass [heads, ≥ most_keys] float32 takes what
-        each key receives, segment after segment. Every argument must fit: nothing is checked.
+        it has fewer, as in a list of zeros, they are not kept. counted takes what `ListedMass` asks for.
+        Every argument must fit: nothing is checked.
         """
+
+
+class ListedMass(Protocol):
+    """Likewise, once all layers have been answered."""
+
+    def __call__(self, counted: Counted, listed: Tensor, listing: Listing, mass: Tensor) -> None:
+        """counted: of all lanes, layer by layer; listed [segments, FIELDS] of the first layer.
+
+        mass [lanes, ≥ most_keys] float32 takes what each key receives, segment after segment.
+        """
+
+
+class ListedKernels(NamedTuple):
+    attend: ListedAttend
+    mass: ListedMass
 
 
 def write_list(segments: Sequence[ListedSegment | None], layers: int) -> NDArray[np.int64]:

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from stac_core.kernels.attend import sample_queries
-from stac_core.kernels.attend_listed import Listing
+from stac_core.kernels.attend_listed import Counted, Listing
 from stac_core.kernels.attend_split_triton import blocks_of
 from stac_core.kernels.attend_triton import (
     forward_tile,
@@ -33,22 +33,28 @@ from stac_core.kernels.segments_triton import (
 TOKENS, WARPS = 32, 4  # of a program that keeps new tokens
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, listed: Tensor, listing: Listing, mass: Tensor | None) -> Tensor:
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, listed: Tensor, listing: Listing, counted: Counted | None
+) -> Tensor:
     """The contract of `attend_listed.py`."""
     with torch.cuda.device_of(q):  # Triton launches on the current device
-        _keep(k, v, listed[listing.grows])
-        kinds = _kinds(listing)
+        _keep(q, k, v, listed[listing.grows], counted)
         tile = forward_tile(q, False, is_hopper(q.device))
         parts = parts_for(q, tile, blocks_of(listing.most_keys, tile.keys))
-        out, lse = sweep(q, listed, kinds, tile, parts)
-        if mass is not None and listing.subsample is not None:
-            counted, stride, scale = sample_queries(q.shape[1], listing.subsample)
-            sampled = slice(0, counted * stride, stride)
-            tile = mass_tile(q[:, sampled])
-            blocks = blocks_of(listing.most_keys, tile.keys)
-            blocks += len(listing.biased)  # each segment may end in a part of one
-            sum_columns(q[:, sampled], listed, kinds, lse[:, sampled], scale, tile, blocks, mass)
+        out, _ = sweep(q, listed, _kinds(listing), tile, parts, None if counted is None else counted.lse)
     return out
+
+
+def mass(counted: Counted, listed: Tensor, listing: Listing, mass: Tensor) -> None:
+    """The contract of `attend_listed.py`: lanes of all layers are as far apart as heads of one."""
+    queries = counted.lse.shape[1]
+    count, stride, scale = sample_queries(queries, listing.subsample or 1.0)
+    tile = mass_tile(counted.q)
+    blocks = blocks_of(listing.most_keys, tile.keys)
+    blocks += len(listing.biased)  # each segment may end in a part of one
+    lse = counted.lse[:, : count * stride : stride]
+    with torch.cuda.device_of(counted.q):
+        sum_columns(counted.q, listed, _kinds(listing), lse, scale, tile, blocks, mass)
 
 
 def _kinds(listing: Listing) -> Kinds:
@@ -60,21 +66,30 @@ def _kinds(listing: Listing) -> Kinds:
     return Kinds((16,) * len(sizes), (False,) * len(sizes), biases, sizes)
 
 
-def _keep(k: Tensor, v: Tensor, segment: Tensor) -> None:
-    """Put new tokens [heads, n, D] where the segment [FIELDS] ends."""
+def _keep(q: Tensor, k: Tensor, v: Tensor, segment: Tensor, counted: Counted | None) -> None:
+    """Put new tokens [heads, n, D] where the segment [FIELDS] ends, and aside those queries that count."""
     heads, count, dim = k.shape
-    _keep_kernel[(blocks_of(count, TOKENS), heads)](
-        k, v, *k.stride()[:2], *v.stride()[:2], segment, count, dim, triton.next_power_of_2(dim), TOKENS,
-        num_warps=WARPS,
+    aside, queries, stride = (q, 0, 1) if counted is None else _sampled(q, counted)
+    _keep_kernel[(blocks_of(max(count, queries), TOKENS), heads)](
+        k, v, *k.stride()[:2], *v.stride()[:2], segment, count,
+        q, aside, *q.stride()[:2], *aside.stride()[:2], queries, stride,
+        dim, triton.next_power_of_2(dim), TOKENS, counted is not None, num_warps=WARPS,
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["count"])
+def _sampled(q: Tensor, counted: Counted) -> tuple[Tensor, int, int]:
+    """Where they go, how many they are, and every how many-th of all."""
+    queries = counted.q.shape[1]
+    return counted.q, queries, q.shape[1] // queries
+
+
+@triton.jit(do_not_specialize=["count", "queries", "stride"])
 def _keep_kernel(
     k_pointer, v_pointer, k_row, k_token, v_row, v_token, segment, count,
-    DIM: tl.constexpr, WIDTH: tl.constexpr, TOKENS: tl.constexpr,
+    q_pointer, aside_pointer, q_row, q_token, aside_row, aside_token, queries, stride,
+    DIM: tl.constexpr, WIDTH: tl.constexpr, TOKENS: tl.constexpr, COUNTED: tl.constexpr,
 ):  # fmt: skip
-    """A program copies TOKENS tokens of one head."""
+    """A program copies TOKENS tokens of one head, and as many queries."""
     TYPE: tl.constexpr = k_pointer.dtype.element_ty
     row = tl.program_id(1).to(tl.int64)
     keys = listed_pointer(segment + KEYS_LISTED, TYPE)
@@ -87,3 +102,8 @@ def _keep_kernel(
     v_at = v_pointer + row * v_row + (token[:, None].to(tl.int64) * v_token + channel[None])
     tl.store(keys + to, tl.load(k_at, mask=inside), mask=inside)
     tl.store(values + to, tl.load(v_at, mask=inside), mask=inside)
+    if COUNTED:
+        inside = (token < queries)[:, None] & (channel[None] < DIM)
+        q_at = q_pointer + row * q_row + (token[:, None].to(tl.int64) * stride * q_token + channel[None])
+        aside = aside_pointer + row * aside_row + (token[:, None].to(tl.int64) * aside_token + channel[None])
+        tl.store(aside, tl.load(q_at, mask=inside), mask=inside)

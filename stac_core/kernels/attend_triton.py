@@ -146,15 +146,17 @@ def parts_for(q: Tensor, tile: Tile, key_blocks: int) -> int:
 
 
 def sweep(
-    q: Tensor, groups: tuple[Any, ...] | Tensor, kinds: Kinds, tile: Tile, parts: int
-) -> tuple[Tensor, Tensor]:
+    q: Tensor, groups: tuple[Any, ...] | Tensor, kinds: Kinds, tile: Tile, parts: int,
+    lse: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Launch the forward pass. groups: of `group_segments`, or the same segments listed on the device.
 
-    → out, each query's heads side by side, and lse.
+    → out, each query's heads side by side, and lse [rows, M] float32, there where one is given, without gaps.
     """
     rows, queries, dim = q.shape
     out = torch.empty(queries, rows, dim, dtype=q.dtype, device=q.device).transpose(0, 1)
-    lse = torch.empty(rows, queries, dtype=torch.float32, device=q.device)
+    if lse is None:
+        lse = torch.empty(rows, queries, dtype=torch.float32, device=q.device)
     results = new_parts(parts, q) if parts > 1 else (out, lse)
     _forward_kernel[(blocks_of(queries, tile.queries), rows, parts)](
         q, *q.stride()[:2], groups, *results, *results[0].stride()[-3:-1], queries, 1 / math.sqrt(dim),

@@ -11,7 +11,7 @@ import torch
 
 from stac_core.kernels import highest_torch, slots_torch, take_torch
 from stac_core.kernels.attend import Attend
-from stac_core.kernels.attend_listed import ListedAttend
+from stac_core.kernels.attend_listed import ListedKernels
 from stac_core.kernels.attend_within import AttendWithin
 from stac_core.kernels.gather import Gather
 from stac_core.kernels.gelu import Gelu
@@ -55,7 +55,7 @@ class Kernels:
     slots: SlotKernels = slots_torch
     highest: FindHighest = highest_torch.highest
     take: Take = take_torch.take
-    attend_listed: ListedAttend | None = None  # of Triton alone
+    listed: ListedKernels | None = None  # of Triton alone
     blocks: BlockKernels | None = None  # None: blocks are left to PyTorch, which may compile them
 
 
@@ -116,6 +116,6 @@ def _load(backend: str, device_type: str, reason: str) -> Kernels:
         slots=slots,
         highest=highest.highest,
         take=take.take,
-        attend_listed=listed.attend,
+        listed=ListedKernels(listed.attend, listed.mass),
         blocks=BlockKernels(to_heads.to_heads, attend_within.attend_within, gelu.gelu_),
     )

@@ -21,6 +21,9 @@ class RecordableAttention(Protocol):
     def attend_camera(self, iteration: int, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """As in `AttentionContext`."""
 
+    def finish(self) -> None:
+        """Once all layers have asked: what none of them waits for."""
+
 
 class Plan(Protocol):
     """What attention of a context is like in every pass; hashable, equal where one recording serves."""

@@ -241,6 +241,8 @@ class RecordedPass:
             self._locate = cutter.take()
             tape.begin(beside=True)
             self._surfaces = network.surfaces(tokens, size, points)
+            if self._attention is not None:
+                self._attention.finish()
             self._measure = tape.end()
 
     def encode(self, images: Tensor) -> None:
@@ -287,6 +289,7 @@ def _ask_everything(network: CausalVGGT, images: Tensor, attention: RecordableAt
     """One pass that is not recorded."""
     context = _Unrecorded(attention)
     network.cameras(network.aggregator(images, context), images.shape[-2:], context)
+    attention.finish()
 
 
 class _Unrecorded:

@@ -182,15 +182,17 @@ def both_passes(q: torch.Tensor, coded: bool, arguments: dict, about: dict, capa
 
 
 def keep_variants(capability: int):
-    """New tokens put where a listed segment ends."""
+    """New tokens put where a listed segment ends, and queries aside."""
     kernel, dim = attend_listed_triton._keep_kernel, 64
     arguments: dict[str, object] = dict.fromkeys(kernel.arg_names, "i32")
-    arguments |= {"k_pointer": "*bf16", "v_pointer": "*bf16", "segment": "*i64", "count": "odd"}
-    constants = {"DIM": dim, "WIDTH": dim, "TOKENS": attend_listed_triton.TOKENS}
-    arguments |= {name: Constant(value) for name, value in constants.items()}
-    tile = attend_triton.Tile(0, 0, attend_listed_triton.WARPS, 3)
-    about = {"dim": dim, "dtype": "*fp32", "aligned": 16}  # no products in it
-    yield compile_kernel(kernel, arguments, tile, capability) | about
+    arguments |= {name: "*bf16" for name in kernel.arg_names if name.endswith("_pointer")}
+    arguments |= {"segment": "*i64", "count": "odd", "queries": "odd", "stride": "odd"}
+    for counted in (False, True):
+        constants = {"DIM": dim, "WIDTH": dim, "TOKENS": attend_listed_triton.TOKENS, "COUNTED": counted}
+        arguments |= {name: Constant(value) for name, value in constants.items()}
+        tile = attend_triton.Tile(0, 0, attend_listed_triton.WARPS, 3)
+        about = {"dim": dim, "dtype": "*fp32", "aligned": 16}  # no products in it
+        yield compile_kernel(kernel, arguments, tile, capability) | about
 
 
 def combine_variants(capability: int):

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from stac_core.kernels import attend_listed_triton, attend_triton
-from stac_core.kernels.attend import Segment
-from stac_core.kernels.attend_listed import FIELDS, ListedSegment, Listing, write_list
+from stac_core.kernels.attend import Segment, sample_queries
+from stac_core.kernels.attend_listed import FIELDS, Counted, ListedSegment, Listing, write_list
 
 LAYERS, HEADS = 3, 2
 CAPACITY = 300
@@ -49,13 +49,18 @@ def test_listed_segments_are_attended_to(dim, lengths, grows, biased, subsample)
     segments = list(buffers(dim, lengths, biased))
     listed = torch.from_numpy(write_list(segments, LAYERS))
     listing = Listing(biased, grows, subsample, 400)
-    g = torch.Generator().manual_seed(5)
+    g, lanes, masses = torch.Generator().manual_seed(5), None, []
+    if subsample is not None:
+        count = sample_queries(queries, subsample).rows
+        lanes = Counted(
+            torch.zeros(LAYERS * HEADS, count, dim).bfloat16(), torch.zeros(LAYERS * HEADS, queries)
+        )
     for layer in range(LAYERS):
         qkv = torch.randn(queries, 3, HEADS, dim, generator=g).bfloat16()
         q, k, v = qkv.permute(1, 2, 0, 3)
         k, v = k[:, :new], v[:, :new]
-        mass = None if subsample is None else torch.full((HEADS, 400), torch.nan)
-        out = attend_listed_triton.attend(q, k, v, listed[layer], listing, mass)
+        counted = lanes and Counted(*(part[layer * HEADS : (layer + 1) * HEADS] for part in lanes))
+        out = attend_listed_triton.attend(q, k, v, listed[layer], listing, counted)
         stored = [of_layer(segment, layer) for segment in segments if segment is not None]
         grown = of_layer(segments[grows], layer)
         assert torch.equal(grown.keys[:, -new:], k)
@@ -63,18 +68,26 @@ def test_listed_segments_are_attended_to(dim, lengths, grows, biased, subsample)
         expected = attend_triton.attend(q, stored, subsample is not None, subsample or 1.0)
         torch.testing.assert_close(out, expected.out, rtol=0, atol=0)
         assert out.transpose(0, 1).is_contiguous()  # in the order of its use
-        if mass is not None:
-            columns = torch.cat(expected.key_mass, 1)
-            torch.testing.assert_close(mass[:, : columns.shape[1]], columns, rtol=0, atol=0)
-            assert mass[:, columns.shape[1] :].isnan().all()
+        if lanes:
+            masses.append(torch.cat(expected.key_mass, 1))
+    if lanes:
+        columns, mass = torch.cat(masses), torch.full((LAYERS * HEADS, 400), torch.nan)
+        attend_listed_triton.mass(lanes, listed[0], listing, mass)
+        torch.testing.assert_close(mass[:, : columns.shape[1]], columns, rtol=0, atol=0)
+        assert mass[:, columns.shape[1] :].isnan().all()
 
 
 def test_an_empty_list_keeps_nothing_and_answers_zero():
     """As when the kernels are compiled before they are recorded."""
     listed, listing = torch.zeros(4, FIELDS, dtype=torch.int64), Listing((False,) * 3 + (True,), 2, 1.0, 400)
     q, k, v = torch.randn(3, HEADS, 30, 64).bfloat16()
-    out = attend_listed_triton.attend(q, k, v, listed, listing, torch.zeros(HEADS, 400))
-    assert not out.any()
+    counted, mass = (
+        Counted(torch.zeros(HEADS, 30, 64).bfloat16(), torch.zeros(HEADS, 30)),
+        torch.zeros(HEADS, 400),
+    )
+    out = attend_listed_triton.attend(q, k, v, listed, listing, counted)
+    attend_listed_triton.mass(counted, listed, listing, mass)
+    assert not out.any() and not mass.any()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from tiny import golden_images, tiny_network
 from stac_core.cache.stream_cache import StreamCache
 from stac_core.chunk_positions import positions_of
 from stac_core.config import CacheConfig
-from stac_core.kernels.attend_listed import Listing
+from stac_core.kernels.attend_listed import Counted, ListedKernels, Listing
 from stac_core.kernels.select import select_kernels
 from stac_core.network.recorded import RecordedForward
 
@@ -54,7 +54,7 @@ def walk(config, lent):
         cache.begin(frames, WALK.tokens)
         source = cache
         if plan is not None:
-            source = opened.setdefault(plan, plan.open(q.device))
+            source = opened.setdefault((plan, frames), plan.open(q.device))
             cache.lend(source)
             lends += 1
         for layer in range(LAYERS):
@@ -62,10 +62,12 @@ def walk(config, lent):
         for iteration, blocks in enumerate(camera_questions(frames)):
             for block, qkv in enumerate(blocks):
                 answers.append(source.attend_camera(iteration, block, *qkv[:, None]))
+        if plan is not None:
+            source.finish()
         cache.settle(places)
         if first == 4:
             cache.pin(5)
-    assert not lent or (lends == 6 and len(opened) == 2)  # more pinned frames are another plan
+    assert not lent or (lends == 6 and len({plan for plan, _ in opened}) == 2)  # more pins, another plan
     return answers, cache
 
 
@@ -80,26 +82,47 @@ def test_a_lent_memory(name):
     assert of_lent.stats() == of_asked.stats()
 
 
-@torch.library.custom_op("stac_test::attend_listed", mutates_args=("mass",))
+@torch.library.custom_op("stac_test::attend_listed", mutates_args=("counted_q", "lse"))
 def attend_listed(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, listed: torch.Tensor, mass: torch.Tensor | None,
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, listed: torch.Tensor,
+    counted_q: torch.Tensor | None, lse: torch.Tensor | None,
     biased: list[bool], grows: int, subsample: float, most_keys: int,
 ) -> torch.Tensor:  # fmt: skip
     """An operation that the tape can write down, as a graph holds a kernel."""
-    listing = Listing(tuple(biased), grows, None if mass is None else subsample, most_keys)
-    return TRITON.attend_listed(q, k, v, listed, listing, mass).clone()
+    counted = None if counted_q is None or lse is None else Counted(counted_q, lse)
+    listing = Listing(tuple(biased), grows, None if counted is None else subsample, most_keys)
+    return TRITON.listed.attend(q, k, v, listed, listing, counted).clone()
 
 
-def attend_on_tape(q, k, v, listed, listing, mass):
-    numbers = list(listing.biased), listing.grows, listing.subsample or 1.0, listing.most_keys
-    return attend_listed(q, k, v, listed, mass, *numbers)
+@torch.library.custom_op("stac_test::mass_listed", mutates_args=("mass",))
+def mass_listed(
+    q: torch.Tensor, lse: torch.Tensor, listed: torch.Tensor, mass: torch.Tensor,
+    biased: list[bool], grows: int, subsample: float, most_keys: int,
+) -> None:  # fmt: skip
+    listing = Listing(tuple(biased), grows, subsample, most_keys)
+    TRITON.listed.mass(Counted(q, lse), listed, listing, mass)
+
+
+def numbers_of(listing):
+    return list(listing.biased), listing.grows, listing.subsample or 1.0, listing.most_keys
+
+
+def attend_on_tape(q, k, v, listed, listing, counted):
+    return attend_listed(q, k, v, listed, *(counted or (None, None)), *numbers_of(listing))
+
+
+def mass_on_tape(counted, listed, listing, mass):
+    mass_listed(*counted, listed, mass, *numbers_of(listing))
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("camera_cache", ["per_iteration", pytest.param("shared", marks=pytest.mark.slow)])
 def test_passes_are_recorded_with_their_attention(camera_cache):
     network, tape = tiny_network(camera_cache), EmulatedTape()
-    forward, kernels = RecordedForward(network, tape), replace(TRITON, attend_listed=attend_on_tape)
+    forward, kernels = (
+        RecordedForward(network, tape),
+        replace(TRITON, listed=ListedKernels(attend_on_tape, mass_on_tape)),
+    )
     config = CacheConfig(mode="stac", chunk_size=1, window_size=1, hh_size=1, retrieval_size=1,
                          edge_test=0.0, voxel_conf=0.0)  # fmt: skip
     ours, theirs = (StreamCache(config, network.config, kernels) for _ in range(2))

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from stac_core.evaluation.gpu.measure import poisoned_memory
 from stac_core.evaluation.gpu.report import Rows
-from stac_core.kernels.attend import Segment
-from stac_core.kernels.attend_listed import ListedAttend, ListedSegment, Listing, write_list
+from stac_core.kernels.attend import Segment, sample_queries
+from stac_core.kernels.attend_listed import Counted, ListedKernels, ListedSegment, Listing, write_list
 from stac_core.kernels.attend_torch import explicit
 from stac_core.kernels.judge import Verdict, compare, compare_mass
 
@@ -23,18 +23,18 @@ CASES = [  # heads, queries, tokens of each segment and which grows, width of a 
 SMALL_CASES = [(2, 30, (7, 33, 40, 5), 2, 16, torch.bfloat16, 1.0), (1, 2, (9,), 0, 16, torch.float32, None)]
 
 
-def check(name: str, attend: ListedAttend, device: torch.device) -> Rows:
+def check(name: str, kernels: ListedKernels, device: torch.device) -> Rows:
     """Fresh random inputs, poisoned outputs, the last segment of several with a bias; twice-rule."""
     rows: Rows = []
     for case in CASES if device.type == "cuda" else SMALL_CASES:
-        for verdict in judge(attend, case, device):
+        for verdict in judge(kernels, case, device):
             heads, queries, lengths, _, dim, dtype, share = case
             about = f"{heads}×{queries}×({'+'.join(map(str, lengths))})×{dim} {dtype} ρ {share}"
             rows.append({"backend": name, "case": about, **verdict._asdict(), "passed": verdict.passed})
     return rows
 
 
-def judge(attend: ListedAttend, case: tuple, device: torch.device) -> list[Verdict]:
+def judge(kernels: ListedKernels, case: tuple, device: torch.device) -> list[Verdict]:
     """Output, mass, and how many of the new tokens are not where they belong."""
     heads, queries, lengths, grows, dim, dtype, share = case
     biased = tuple(len(lengths) > 1 and i == len(lengths) - 1 for i in range(len(lengths)))
@@ -47,8 +47,19 @@ def judge(attend: ListedAttend, case: tuple, device: torch.device) -> list[Verdi
         torch.randn(queries, 3, heads, dim, device=device).to(dtype).permute(1, 2, 0, 3).unbind()
     )  # as they lie in a product
     with poisoned_memory():
-        mass = None if share is None else torch.empty(heads, listing.most_keys, device=device)
-        out = attend(q, k, v, listed[1], listing, mass)
+        mass, counted = None, None
+        if share is not None:
+            mass = torch.empty(LAYERS * heads, listing.most_keys, device=device)
+            count = sample_queries(queries, share).rows
+            lanes = Counted(
+                torch.empty(LAYERS * heads, count, dim, dtype=dtype, device=device),
+                torch.empty(LAYERS * heads, queries, device=device),
+            )
+            counted = Counted(*(part[heads:] for part in lanes))
+        out = kernels.attend(q, k, v, listed[1], listing, counted)
+        if mass is not None:
+            kernels.mass(lanes, listed[0], listing, mass)
+            mass = mass[heads:]
     seen = [_of_layer(segment, 1, heads) for segment in segments]
     astray = sum(
         int((stored[:, -queries:] != new).sum())

@@ -39,9 +39,9 @@ def main(device: torch.device) -> list[str]:
             for width in (64, 5):
                 parts = random_parts(3, (70, 0, 33), width, device)
                 kernels.take(parts, torch.randint(103, (3, 130), device=device))
-        if kernels.attend_listed is not None:
+        if kernels.listed is not None:
             for problem in listed.SMALL_CASES:
-                listed.judge(kernels.attend_listed, problem, device)
+                listed.judge(kernels.listed, problem, device)
         if kernels.blocks is not None:
             q, k, v = kernels.blocks.to_heads(*random_product((2, 70, 3, 48), torch.bfloat16, device))
             kernels.blocks.gelu_(kernels.blocks.attend_within(q, k, v).transpose(1, 2))
