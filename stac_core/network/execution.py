@@ -4,8 +4,9 @@ Compiled are the pieces of every block around its attention: norms, rotary embed
 residuals become part of few kernels, the matrix products stay the library's. Shapes are left open, so that
 neither a shorter chunk nor another image size compiles again. In 16 bits hand-written kernels, where there
 are any, take the place of what the compiler would make between the products: of norm and rotation of all
-heads, of attention within frames, of the activation. The dense heads, too large to be compiled in reasonable
-time, have kernels for all between their convolutions.
+heads, of attention within frames, of the activation. The camera head stays in 32 bits and has a few rows
+only: there one kernel multiplies and does what stands before and behind. The dense heads, too large to be
+compiled in reasonable time, have kernels for all between their convolutions.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stac_core.config import KernelConfig
+from stac_core.kernels.few_rows import FEW, FewRows, Residual
 from stac_core.kernels.gelu import Gelu
 from stac_core.kernels.select import BlockKernels, select_kernels
 from stac_core.kernels.to_heads import Norm, ToHeads
@@ -37,7 +39,7 @@ from stac_core.settings import in_one_line
 EAGER, COMPILED, RECORDED = "eager", "compiled", "recorded"
 MOST_VARIANTS = 64  # of one piece in one process: widths, precisions, one frame or several, threads
 PROBE_PATCHES = (2, 5)  # rows, columns
-PROBE_FRAMES = (7, 1)  # 7 is no number of heads: equal sizes would be taken for one
+PROBE_FRAMES = (FEW + 1, 1)  # 9 is no number of heads: equal sizes would be taken for one
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +109,7 @@ def use_kernels(
             block.after = partial(_after, widen, kernels.gelu_, narrow, block)  # type: ignore[method-assign]
             if isinstance(block.attn.q_norm, LayerNorm):
                 block.before = partial(_before, product, kernels.to_heads, block)  # type: ignore[method-assign]
+    use_few_rows(network, kernels.few_rows)
 
 
 def _before(
@@ -128,6 +131,69 @@ def _after(
     """`Block.after` with a kernel between two compiled pieces."""
     x, hidden = widen(block, x, attended)
     return narrow(block, x, gelu_(hidden))
+
+
+def use_few_rows(network: CausalVGGT, few_rows: FewRows) -> None:
+    """In the camera head, in 32 bits: of few rows a kernel makes what pieces, as they are now, do of more."""
+    steering = _steering(network)
+    if steering.weight.dtype != torch.float32:
+        return
+    steering.forward = partial(_linear_of_few, few_rows, steering.forward, steering)  # type: ignore[method-assign]
+    for module in network.camera_head.trunk:
+        block: Any = module
+        block.before = partial(_before_of_few, few_rows, block.before, block)
+        block.after = partial(_after_of_few, few_rows, block.after, block)
+
+
+def _steering(network: CausalVGGT) -> nn.Linear:
+    """The one large linear layer of the camera head outside its trunk."""
+    linear = network.camera_head.poseLN_modulation[1]
+    assert isinstance(linear, nn.Linear)
+    return linear
+
+
+def _linear_of_few(
+    few_rows: FewRows, otherwise: Callable[[Tensor], Tensor], linear: nn.Linear, x: Tensor
+) -> Tensor:
+    """`nn.Linear.forward` in one kernel."""
+    return few_rows(x, linear.weight, linear.bias) if _are_few(x) else otherwise(x)
+
+
+def _before_of_few(
+    few_rows: FewRows,
+    otherwise: Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor, Tensor]],
+    block: Block,
+    x: Tensor,
+    rotary: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`Block.before` in one kernel, where queries and keys are neither normed nor rotated."""
+    if not _are_few(x):
+        return otherwise(x, rotary)
+    attn = block.attn
+    product = few_rows(x, attn.qkv.weight, attn.qkv.bias, _norm(block.norm1))
+    q, k, v = product.unflatten(-1, (3, attn.heads, -1)).permute(2, 0, 3, 1, 4)
+    return q, k, v
+
+
+def _after_of_few(
+    few_rows: FewRows,
+    otherwise: Callable[[Tensor, Tensor], Tensor],
+    block: Block,
+    x: Tensor,
+    attended: Tensor,
+) -> Tensor:
+    """`Block.after` in three kernels."""
+    if not _are_few(x):
+        return otherwise(x, attended)
+    proj, mlp = block.attn.proj, block.mlp
+    x = few_rows(attended, proj.weight, proj.bias, residual=Residual(x, block.ls1.gamma))
+    hidden = few_rows(x, mlp.fc1.weight, mlp.fc1.bias, _norm(block.norm2), gelu=True)
+    return few_rows(hidden, mlp.fc2.weight, mlp.fc2.bias, residual=Residual(x, block.ls2.gamma))
+
+
+def _are_few(x: Tensor) -> bool:
+    """Rows for a kernel, which knows no gradients."""
+    return 0 < x.shape[:-1].numel() <= FEW and not torch.is_grad_enabled()
 
 
 def _norm(norm: nn.Module) -> Norm:
@@ -168,6 +234,7 @@ def undo(network: CausalVGGT) -> None:
     for block in _blocks(network):
         for piece in ("before", "attend_within", "after"):
             block.__dict__.pop(piece, None)
+    _steering(network).__dict__.pop("forward", None)
     for head in _heads(network):
         head.use(TorchMaps(), torch.contiguous_format)
     stop_recording(network)
