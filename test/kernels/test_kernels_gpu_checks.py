@@ -84,7 +84,8 @@ def test_taken_rows():
 
 
 @pytest.mark.parametrize(
-    "kernel, what", [("to_heads", "v"), ("attend_within", "out"), ("gelu_", "activated")]
+    "kernel, what",
+    [("to_heads", "v"), ("attend_within", "out"), ("gelu_", "activated"), ("few_rows", "mapped")],
 )
 def test_blocks(kernel, what):
     def one_wrong(*arguments):
