@@ -1,8 +1,9 @@
 """A linear map of few rows in Triton: a program serves all rows and reads some rows of the weight, once.
 
 Nothing but the weight takes time. Its next chunk is on its way while one is multiplied, and the first one
-before the norm is computed, which every program does for itself. A thread adds up what it has multiplied;
-sums of different threads meet at the end.
+while the norm is computed, which every program does for itself; without a barrier behind these loads, which
+nothing else needs, the compiler would move them to where they are used. A thread adds up what it has
+multiplied; sums of different threads meet at the end.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -72,7 +73,7 @@ def _mean(sums, WIDTH: tl.constexpr):
 def _mean_and_scale(x, eps, ROWS: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr):
     """What a layer norm takes from every row, and multiplies it with: [ROWS, 1, 1].
 
-    What rounding has left in the mean shows in the differences to it: next to a large one they may be small.
+    Differences to a mean sum up to what rounding took from it: beside a large one not little.
     """
     total = tl.zeros([ROWS, 1, CHUNK // 4], tl.float32)
     left, squares = total, total
@@ -103,11 +104,11 @@ def _multiplied(
 @triton.jit(do_not_specialize=["rows", "outputs"])
 def _few_rows_kernel(
     x, weight, bias, norm_weight, norm_bias, eps, residual, gamma, out, rows, outputs,
-    WIDTH: tl.constexpr, GELU: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr, CHUNK: tl.constexpr
+    WIDTH: tl.constexpr, GELU: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     LAST: tl.constexpr = (WIDTH - 1) // CHUNK * CHUNK  # chunk of a row
     row, n = tl.arange(0, ROWS)[:, None], (tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS))[None]
-    # past the last one, that once more
+    # past the last row comes the last one again
     x += (tl.minimum(row, rows - 1) * WIDTH)[:, :, None]
     weight += (tl.minimum(n, outputs - 1).to(tl.int64) * WIDTH)[:, :, None]
 
