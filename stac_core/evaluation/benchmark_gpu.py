@@ -149,8 +149,8 @@ def run_kernels(arguments: argparse.Namespace, device: Any, ceilings: Any, repor
     work = partial(renewal.time_all, kernels, ceilings, device)
     report.part("renewal", "Renewal of anchors, one chunk", work)
     if "triton" in kernels:
-        work = partial(blocks.time_all, kernels["triton"].blocks, device)
-        report.part("blocks", "Between the products of a block, triton", work)
+        work = partial(blocks.time_all, kernels["triton"].blocks, ceilings, device)
+        report.part("blocks", "Between the products of a block, and of few rows, triton", work)
     attends = {name: backend.attend for name, backend in kernels.items()}
     frame = 3 if small else attention.FRAME
     for storage, bits in attention.LIVE:

@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stac_core.kernels import to_heads_torch
+from stac_core.kernels import few_rows_torch, to_heads_torch
 from stac_core.kernels.attend import Segment
 from stac_core.kernels.attend_torch import explicit
 from stac_core.kernels.attend_within import AttendWithin
+from stac_core.kernels.few_rows import FewRows, Residual
 from stac_core.kernels.gelu import Gelu
 from stac_core.kernels.judge import Verdict, compare
 from stac_core.kernels.to_heads import Norm, ToHeads
@@ -52,6 +53,39 @@ def judge_to_heads(to_heads: ToHeads, product: Product) -> list[Verdict]:
     dtype = product.qkv.dtype
     results = zip("qkv", got, exact, plain, strict=True)
     return [compare(what, mine, true, theirs, dtype) for what, mine, true, theirs in results]
+
+
+class Map(NamedTuple):
+    """Arguments of `few_rows`."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor
+    norm: Norm | None = None
+    gelu: bool = False
+    residual: Residual | None = None
+
+
+def random_map(rows: int, width: int, outputs: int, around: str, device: torch.device, seed: int = 0) -> Map:
+    """around: names of what is done besides, of norm, gelu, residual. Rows have offsets for a norm."""
+    g = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g).to(device)
+
+    x, weight, bias = normal(rows, width), normal(outputs, width) / width**0.5, normal(outputs)
+    norm = Norm(1 + 0.3 * normal(width), normal(width), 1e-5)
+    residual = Residual(normal(rows, outputs), normal(outputs))
+    return Map(
+        x + 30 * normal(rows, 1) if "norm" in around else x, weight, bias,
+        norm if "norm" in around else None, "gelu" in around, residual if "residual" in around else None,
+    )  # fmt: skip
+
+
+def judge_few_rows(few_rows: FewRows, given: Map) -> Verdict:
+    """Against float64."""
+    exact = few_rows_torch.explicit(*given, torch.float64)
+    return compare("mapped", few_rows(*given), exact, few_rows_torch.few_rows(*given), torch.float32)
 
 
 def judge_gelu(gelu_: Gelu, x: Tensor) -> Verdict:

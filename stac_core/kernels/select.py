@@ -13,6 +13,7 @@ from stac_core.kernels import highest_torch, slots_torch, take_torch
 from stac_core.kernels.attend import Attend
 from stac_core.kernels.attend_listed import ListedKernels
 from stac_core.kernels.attend_within import AttendWithin
+from stac_core.kernels.few_rows import FewRows
 from stac_core.kernels.gather import Gather
 from stac_core.kernels.gelu import Gelu
 from stac_core.kernels.highest import FindHighest
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 
 OPERATIONS = ("attend", "voxel_merge", "gather")
 OF_TRITON = ("slots", "highest", "take", "attend_listed")  # CUDA has none of these, nor of those for blocks
-OF_BLOCKS = ("to_heads", "attend_within", "gelu")
+OF_BLOCKS = ("to_heads", "attend_within", "gelu", "few_rows")
 CURES = {
     "torch": "it needs nothing but PyTorch",
     "triton": "install triton next to PyTorch and run on a CUDA device",
@@ -35,11 +36,12 @@ CURES = {
 
 @dataclass(frozen=True)
 class BlockKernels:
-    """What stands between the matrix products of a transformer block in 16 bits."""
+    """What stands between the matrix products of a transformer block in 16 bits; in 32 those of few rows."""
 
     to_heads: ToHeads
     attend_within: AttendWithin
     gelu_: Gelu
+    few_rows: FewRows
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def _load(backend: str, device_type: str, reason: str) -> Kernels:
     slots, highest, take, listed = (
         importlib.import_module(f"stac_core.kernels.{op}_triton") for op in OF_TRITON
     )
-    to_heads, attend_within, gelu = (
+    to_heads, attend_within, gelu, few_rows = (
         importlib.import_module(f"stac_core.kernels.{op}_triton") for op in OF_BLOCKS
     )
     return replace(
@@ -117,5 +119,5 @@ def _load(backend: str, device_type: str, reason: str) -> Kernels:
         highest=highest.highest,
         take=take.take,
         listed=ListedKernels(listed.attend, listed.mass),
-        blocks=BlockKernels(to_heads.to_heads, attend_within.attend_within, gelu.gelu_),
+        blocks=BlockKernels(to_heads.to_heads, attend_within.attend_within, gelu.gelu_, few_rows.few_rows),
     )

@@ -16,7 +16,7 @@ LIKE = "qkv"  # whose device all arguments share
 
 
 class Norm(NamedTuple):
-    """A layer norm over the channels of a head."""
+    """A layer norm over channels: D of a head, or all of a token."""
 
     weight: Tensor  # [D] float32
     bias: Tensor  # [D] float32

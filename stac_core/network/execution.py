@@ -2,44 +2,37 @@
 
 Compiled are the pieces of every block around its attention: norms, rotary embedding, layer scales and
 residuals become part of few kernels, the matrix products stay the library's. Shapes are left open, so that
-neither a shorter chunk nor another image size compiles again. In 16 bits hand-written kernels, where there
-are any, take the place of what the compiler would make between the products: of norm and rotation of all
-heads, of attention within frames, of the activation. The dense heads, too large to be compiled in reasonable
-time, have kernels for all between their convolutions.
+neither a shorter chunk nor another image size compiles again. Hand-written kernels, where there are any, take
+the place of what the compiler would make (`by_hand.py`). The dense heads, too large to be compiled in
+reasonable time, have kernels for all between their convolutions.
 """
 
 from __future__ import annotations
 
 import importlib
-import inspect
 import logging
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
-from itertools import chain
 from types import MethodType
-from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from stac_core.config import KernelConfig
-from stac_core.kernels.gelu import Gelu
-from stac_core.kernels.select import BlockKernels, select_kernels
-from stac_core.kernels.to_heads import Norm, ToHeads
-from stac_core.network.blocks import Block, LayerNorm
-from stac_core.network.borders import FirstProduct, join
+from stac_core.kernels.few_rows import FEW
+from stac_core.kernels.select import select_kernels
+from stac_core.network.blocks import Block
+from stac_core.network.by_hand import stop_using_kernels, use_kernels
 from stac_core.network.causal_vggt import CausalVGGT
+from stac_core.network.compiled import Backend, compiled
 from stac_core.network.dense_head import DenseHead
 from stac_core.network.maps import TorchMaps
 from stac_core.network.recorded import CudaTape, RecordedForward
 from stac_core.settings import in_one_line
 
 EAGER, COMPILED, RECORDED = "eager", "compiled", "recorded"
-MOST_VARIANTS = 64  # of one piece in one process: widths, precisions, one frame or several, threads
 PROBE_PATCHES = (2, 5)  # rows, columns
-PROBE_FRAMES = (7, 1)  # 7 is no number of heads: equal sizes would be taken for one
+PROBE_FRAMES = (FEW + 1, 1)  # 9 is no number of heads: equal sizes would be taken for one
 
 logger = logging.getLogger(__name__)
 
@@ -89,84 +82,11 @@ def prepare(network: CausalVGGT, setting: str, kernels: KernelConfig | None = No
     return execution
 
 
-def compile_blocks(network: CausalVGGT, backend: str | Callable[..., Any] = "inductor") -> None:
+def compile_blocks(network: CausalVGGT, backend: Backend = "inductor") -> None:
     """All blocks share two compiled functions; each kind of block is a variant of them."""
-    before, after = (_compiled(piece, backend) for piece in (Block.before, Block.after))
+    before, after = (compiled(piece, backend) for piece in (Block.before, Block.after))
     for block in _blocks(network):
         block.before, block.after = MethodType(before, block), MethodType(after, block)  # type: ignore[method-assign]
-
-
-def use_kernels(
-    network: CausalVGGT, kernels: BlockKernels, backend: str | Callable[..., Any] = "inductor"
-) -> None:
-    """What `compile_blocks` has made of blocks in 16 bits is cut where a kernel comes in between instead."""
-    product, widen, narrow, joined = (
-        _compiled(piece, backend) for piece in (Block.product, Block.widen, Block.narrow, join)
-    )
-    for blocks in _chains(network):
-        firsts = [FirstProduct(block, product) for block in blocks]
-        ends = [partial(first.after, block, joined) for block, first in zip(blocks, firsts[1:], strict=False)]
-        for block, first, end in zip(blocks, firsts, [*ends, partial(narrow, blocks[-1])], strict=True):
-            block.attend_within = kernels.attend_within
-            block.before = partial(_before, first, kernels.to_heads, block)  # type: ignore[method-assign]
-            block.after = partial(_after, widen, kernels.gelu_, end, block)  # type: ignore[method-assign]
-
-
-def _chains(network: CausalVGGT) -> list[list[Block]]:
-    """Blocks in 16 bits; each is given what the one before has returned."""
-    encoder, frames, scene = (
-        cast(Sequence[Block], blocks)
-        for blocks in (
-            network.aggregator.patch_embed.blocks,
-            network.aggregator.frame_blocks,
-            network.aggregator.global_blocks,
-        )
-    )
-    chains = [list(encoder), list(chain.from_iterable(zip(frames, scene, strict=True)))]
-    return [blocks for blocks in chains if blocks[0].attn.qkv.weight.dtype in (torch.bfloat16, torch.float16)]
-
-
-def _before(
-    first: FirstProduct, to_heads: ToHeads, block: Block, x: Tensor, rotary: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`Block.before` with a kernel behind its compiled product, where heads are normed."""
-    attn, product = block.attn, first(x)
-    if rotary is None:
-        q, k, v = attn.split(product)
-        return q, k, v
-    return to_heads(product, attn.heads, _norm(attn.q_norm), _norm(attn.k_norm), rotary)
-
-
-def _after(
-    widen: Callable[[Block, Tensor, Tensor], tuple[Tensor, Tensor]],
-    gelu_: Gelu,
-    narrow: Callable[[Tensor, Tensor], Tensor],
-    block: Block,
-    x: Tensor,
-    attended: Tensor,
-) -> Tensor:
-    """`Block.after` with a kernel between two compiled pieces."""
-    x, hidden = widen(block, x, attended)
-    return narrow(x, gelu_(hidden))
-
-
-def _norm(norm: nn.Module) -> Norm:
-    assert isinstance(norm, LayerNorm)
-    return Norm(norm.weight, norm.bias, norm.eps)
-
-
-def _compiled(piece: Callable[..., Any], backend: str | Callable[..., Any]) -> Callable[..., Any]:
-    limit = _allow_variants()
-    return torch.compile(piece, backend=backend, fullgraph=True, dynamic=True, **limit)  # type: ignore[call-overload]
-
-
-def _allow_variants() -> dict[str, int]:
-    """What `torch.compile` takes so that no variant is refused; older versions have a setting instead."""
-    if "recompile_limit" in inspect.signature(torch.compile).parameters:
-        return {"recompile_limit": MOST_VARIANTS}
-    dynamo: Any = importlib.import_module("torch._dynamo.config")
-    dynamo.recompile_limit = max(MOST_VARIANTS, dynamo.recompile_limit)
-    return {}
 
 
 def fuse_heads(network: CausalVGGT) -> None:
@@ -185,9 +105,7 @@ def record(network: CausalVGGT) -> None:
 
 def undo(network: CausalVGGT) -> None:
     """Back to running operation by operation."""
-    for block in _blocks(network):
-        for piece in ("before", "attend_within", "after"):
-            block.__dict__.pop(piece, None)
+    stop_using_kernels(network)
     for head in _heads(network):
         head.use(TorchMaps(), torch.contiguous_format)
     stop_recording(network)

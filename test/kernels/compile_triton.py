@@ -27,6 +27,7 @@ from stac_core.kernels import (
     attend_split_triton,
     attend_triton,
     attend_within_triton,
+    few_rows_triton,
     gather_triton,
     gelu_triton,
     highest_triton,
@@ -37,6 +38,7 @@ from stac_core.kernels import (
     voxel_merge_triton,
 )
 from stac_core.kernels.attend import AnySegment, CodedSegment, Codes, Segment
+from stac_core.kernels.few_rows import FEW
 from stac_core.kernels.gather import Page
 from stac_core.kernels.quantization import Codec
 from stac_core.kernels.slots import SlotPage, Store
@@ -351,6 +353,29 @@ def block_variants(capability: int):
         yield compile_kernel(gelu_triton._gelu_kernel, arguments, tile, capability) | about
 
 
+def few_rows_variants(capability: int):
+    """The products of a full-size camera head, and one whose rows are no multiples of 16 bytes."""
+    kernel = few_rows_triton._few_rows_kernel
+    tile = attend_triton.Tile(0, 0, few_rows_triton.WARPS, 3)
+    for width, around, gelu, aligned in (
+        (2048, (), False, 16),
+        (2048, ("norm_weight", "norm_bias"), False, 16),
+        (2048, ("residual", "gamma"), False, 16),
+        (2048, ("norm_weight", "norm_bias"), True, 16),
+        (8192, ("residual", "gamma"), False, 16),
+        (1001, ("norm_weight", "norm_bias", "residual", "gamma"), True, 4),
+    ):
+        arguments: dict[str, object] = dict.fromkeys(kernel.arg_names, Constant(None))
+        arguments |= dict.fromkeys(("x", "weight", "bias", "out", *around), "*fp32")
+        arguments |= {"eps": "fp32", "rows": "odd", "outputs": "odd"}
+        about = {"dtype": "*fp32", "aligned": aligned}  # multiplies in float32
+        for rows in (1, 2, 4, FEW):
+            constants = {"WIDTH": width, "GELU": gelu, "ROWS": rows}
+            constants |= {"OUTPUTS": few_rows_triton.OUTPUTS, "CHUNK": few_rows_triton.CHUNK}
+            arguments |= {name: Constant(value) for name, value in constants.items()}
+            yield compile_kernel(kernel, arguments, tile, capability) | about | {"rows": rows, "width": width}
+
+
 def maps_variants(capability: int):
     """What follows the convolutions of a full-size dense head, and the norm before them."""
     tile = attend_triton.Tile(0, 0, maps_triton.WARPS, 3)
@@ -381,7 +406,8 @@ def maps_variants(capability: int):
 
 VARIANTS = (
     attend_variants, camera_variants, combine_variants, keep_variants, merge_variants, gather_variants,
-    slots_variants, highest_variants, take_variants, block_variants, maps_variants,
+    slots_variants, highest_variants, take_variants, block_variants, few_rows_variants,
+    maps_variants,
 )  # fmt: skip
 
 

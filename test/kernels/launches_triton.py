@@ -21,6 +21,7 @@ from stac_core.config import NETWORKS
 from stac_core.kernels import (
     attend_triton,
     attend_within_triton,
+    few_rows_triton,
     gather_triton,
     gelu_triton,
     highest_triton,
@@ -29,6 +30,7 @@ from stac_core.kernels import (
     to_heads_triton,
 )
 from stac_core.kernels.attend import Segment
+from stac_core.kernels.few_rows import Residual
 from stac_core.kernels.gather import Page, Wanted
 from stac_core.kernels.quantization import Codec
 from stac_core.kernels.slots import Factor, SlotPage, Store
@@ -47,6 +49,7 @@ STORES = [(1, 8, 40), (2, 9, 41), (3, 16, 64), (9, 1000, 2082), (35, 17, 300)]  
 ANCHORS = [  # anchors, leaving tokens, budget
     (16, 1, 1), (0, 1041, 1000), (1041, 1041, 2082), (2082, 4164, 2082), (2082, 1, 2083), (9000, 64, 512),
 ]  # fmt: skip
+FRAMES = [(1,), (2,), (4,), (8,), (3,), (7,), (5,), (6,)]
 HEADS_OVER = [(7, 3, 5), (1, 3, 5), (4, 28, 37), (1, 28, 37), (5, 37, 16), (2, 1, 2)]  # frames, patches
 
 
@@ -72,6 +75,7 @@ def noted() -> Iterator[list[str]]:
         mock.patch.object(to_heads_triton, "check_reachable"),
         mock.patch.object(attend_within_triton, "check_reachable"),
         mock.patch.object(gelu_triton, "check_reachable"),
+        mock.patch.object(few_rows_triton, "check_reachable"),
     ):
         yield seen
 
@@ -133,6 +137,20 @@ def pass_block(frames: int, tokens: int) -> None:
         gelu_triton.gelu_(torch.zeros(batch, length, 4 * HEADS * 64, dtype=torch.bfloat16))
 
 
+def pass_camera_block(frames: int) -> None:
+    """The products of a full-size camera head."""
+    width = 2 * HEADS * 64
+    norm = Norm(torch.ones(width), torch.zeros(width), 1e-5)
+    x = torch.zeros(1, frames, width)
+    residual = Residual(x, norm.weight)
+    few_rows_triton.few_rows(x, torch.empty(3 * width, width), torch.zeros(3 * width), norm)
+    few_rows_triton.few_rows(x, torch.empty(width, width), norm.bias, residual=residual)
+    hidden = few_rows_triton.few_rows(
+        x, torch.empty(4 * width, width), torch.zeros(4 * width), norm, gelu=True
+    )
+    few_rows_triton.few_rows(hidden, torch.empty(width, 4 * width), norm.bias, residual=residual)
+
+
 @torch.inference_mode()
 def dense_head(frames: int, rows: int, columns: int) -> None:
     """The full-size depth head, without contents."""
@@ -146,7 +164,7 @@ def dense_head(frames: int, rows: int, columns: int) -> None:
 
 CALLS = {
     "passes": (attend_pass, PASSES), "stores": (use_store, STORES), "anchors": (renew_anchors, ANCHORS),
-    "blocks": (pass_block, BLOCKS), "heads": (dense_head, HEADS_OVER),
+    "blocks": (pass_block, BLOCKS), "heads": (dense_head, HEADS_OVER), "camera": (pass_camera_block, FRAMES),
 }  # fmt: skip
 
 

@@ -40,7 +40,7 @@ def test_rehearsal(tmp_path):
     assert {(row["backend"], row["variant"]) for row in results["renewal"]} == {
         (backend, what) for backend in ("torch", "triton") for what in ("highest", "take")
     }
-    assert {"q", "k", "v", "out", "activated"} <= {row["what"] for row in results["checks"]}
+    assert {"q", "k", "v", "out", "activated", "mapped"} <= {row["what"] for row in results["checks"]}
     assert [row["report"] for row in results["sanitizer"]] == ["ran triton"]
     assert "cuda" in {row["backend"] for row in results["backends"]}
 
@@ -56,6 +56,7 @@ def test_rows_that_move_count_as_copies(kernel):
         ("_attend_within_kernel", "attention"),
         ("_to_heads_kernel", "norms"),
         ("_gelu_kernel", "element-wise"),
+        ("_few_rows_kernel", "linear layers"),
     ],
 )
 def test_kernels_of_blocks_count_as_what_they_do(kernel, kind):

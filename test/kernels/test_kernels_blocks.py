@@ -10,6 +10,7 @@ from stac_core.evaluation.gpu.measure import poisoned_memory
 from stac_core.kernels import (
     attend_within_torch,
     attend_within_triton,
+    few_rows_torch,
     gelu_torch,
     gelu_triton,
     to_heads_torch,
@@ -17,7 +18,8 @@ from stac_core.kernels import (
 )
 from stac_core.kernels.judge_blocks import judge_attend_within, judge_gelu, judge_to_heads, random_product
 from stac_core.kernels.select import BlockKernels
-from stac_core.network.execution import WithoutPast, use_kernels
+from stac_core.network.by_hand import use_kernels
+from stac_core.network.execution import WithoutPast
 from stac_core.network.rope import rotary_table, rotate
 
 TO_HEADS = {"torch": to_heads_torch.to_heads, "triton": to_heads_triton.to_heads}
@@ -215,6 +217,7 @@ def test_a_network_of_such_blocks():
         tiny_network().set_precision(torch.float16),
     )
     plain = poses_and_depth(network, images)
-    use_kernels(network, BlockKernels(TO_HEADS["triton"], ATTEND["triton"], GELU["triton"]), "eager")
+    by_hand = BlockKernels(TO_HEADS["triton"], ATTEND["triton"], GELU["triton"], few_rows_torch.few_rows)
+    use_kernels(network, by_hand, "eager")
     errors = [float((x - exact).square().mean().sqrt()) for x in (poses_and_depth(network, images), plain)]
     assert 0 < errors[0] <= 2 * errors[1]

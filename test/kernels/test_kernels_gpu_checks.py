@@ -12,6 +12,7 @@ from stac_core.evaluation.gpu import blocks, gathering, listed, merging, renewal
 from stac_core.kernels import (
     attend_listed_triton,
     attend_within_torch,
+    few_rows_torch,
     gather_torch,
     gelu_torch,
     highest_torch,
@@ -24,7 +25,9 @@ from stac_core.kernels.attend_listed import ListedKernels
 from stac_core.kernels.select import BlockKernels
 
 CPU = torch.device("cpu")
-RIGHT = BlockKernels(to_heads_torch.to_heads, attend_within_torch.attend_within, gelu_torch.gelu_)
+RIGHT = BlockKernels(
+    to_heads_torch.to_heads, attend_within_torch.attend_within, gelu_torch.gelu_, few_rows_torch.few_rows
+)
 NAN = float("nan")  # as memory is that nobody wrote
 
 
@@ -82,7 +85,8 @@ def test_taken_rows():
 
 
 @pytest.mark.parametrize(
-    "kernel, what", [("to_heads", "v"), ("attend_within", "out"), ("gelu_", "activated")]
+    "kernel, what",
+    [("to_heads", "v"), ("attend_within", "out"), ("gelu_", "activated"), ("few_rows", "mapped")],
 )
 def test_blocks(kernel, what):
     def one_wrong(*arguments):

@@ -65,6 +65,13 @@ def test_frames_of_another_number_and_size_compile_nothing():
     assert all(set(launched) <= set(probed) for launched in later)
 
 
+def test_cameras_of_another_number_compile_nothing():
+    """After one, two, four and eight: four products, each for as many rows as the next power of two."""
+    *powers, three, seven, five, six = launches("camera")
+    assert [len(set(launched)) for launched in powers] == [4] * 4
+    assert three == powers[2] and seven == five == six == powers[3]
+
+
 def test_dense_heads_over_other_images_compile_nothing():
     """Four norms and 32 convolutions in eleven kinds, whatever the size, for one frame and for several."""
     first, *later = launches("heads")

@@ -12,6 +12,7 @@ from stac_core.kernels import (
     attend_triton,
     attend_within_triton,
     cuda_library,
+    few_rows_triton,
     gelu_triton,
     highest_torch,
     highest_triton,
@@ -58,7 +59,10 @@ def test_blocks_have_kernels_of_triton_or_none(monkeypatch):
     monkeypatch.setattr(attend_triton, "require", lambda device_type: None)
     blocks = select.select_kernels("triton", "cuda").blocks
     assert blocks == select.BlockKernels(
-        to_heads_triton.to_heads, attend_within_triton.attend_within, gelu_triton.gelu_
+        to_heads_triton.to_heads,
+        attend_within_triton.attend_within,
+        gelu_triton.gelu_,
+        few_rows_triton.few_rows,
     )
     assert select.select_kernels("torch", "cuda").blocks is None
 

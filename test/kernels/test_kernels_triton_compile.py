@@ -39,5 +39,6 @@ def test_kernels_compile(capability, tmp_path):
     kernels = {"_forward_kernel", "_combine_kernel", "_mass_kernel", "_merge_kernel", "_gather_kernel"}
     kernels |= {"_read_kernel", "_write_kernel", "_save_kernel", "_highest_kernel", "_take_kernel"}
     kernels |= {"_to_heads_kernel", "_attend_within_kernel", "_gelu_kernel", "_keep_kernel"}
+    kernels |= {"_few_rows_kernel"}
     kernels |= {"_normalise_kernel", "_finish_kernel", "_enlarge_kernel"}
     assert {v["kernel"] for v in variants} == kernels

@@ -6,13 +6,16 @@ import pytest
 import torch
 from tiny import golden_images, tiny_network
 
-from stac_core.kernels import attend_within_torch, gelu_torch, to_heads_torch
+from stac_core.kernels import attend_within_torch, few_rows_torch, gelu_torch, to_heads_torch
 from stac_core.kernels.select import BlockKernels
-from stac_core.network import execution
+from stac_core.network import by_hand
 from stac_core.network.borders import FirstProduct, join
-from stac_core.network.execution import WithoutPast, undo, use_kernels
+from stac_core.network.by_hand import use_kernels
+from stac_core.network.execution import WithoutPast, undo
 
-BY_HAND = BlockKernels(to_heads_torch.to_heads, attend_within_torch.attend_within, gelu_torch.gelu_)
+BY_HAND = BlockKernels(
+    to_heads_torch.to_heads, attend_within_torch.attend_within, gelu_torch.gelu_, few_rows_torch.few_rows
+)
 
 
 class Torn(WithoutPast):
@@ -38,7 +41,7 @@ def joined(monkeypatch):
     def kept(piece, backend):
         return pieces.setdefault(piece.__name__, Mock(wraps=piece))
 
-    monkeypatch.setattr(execution, "_compiled", kept)
+    monkeypatch.setattr(by_hand, "compiled", kept)
     network = tiny_network().set_precision(torch.bfloat16)
     use_kernels(network, BY_HAND)
     return network, pieces

@@ -13,11 +13,13 @@ from stac_core.cache.stream_cache import StreamCache
 from stac_core.checkpoint import load_network
 from stac_core.config import CacheConfig, Config, KernelConfig, ModelConfig
 from stac_core.first_use import warm_up
-from stac_core.kernels import attend_within_torch, gelu_torch, to_heads_torch
+from stac_core.kernels import attend_within_torch, few_rows_torch, gelu_torch, to_heads_torch
 from stac_core.kernels.attend import Attended
+from stac_core.kernels.few_rows import FEW
 from stac_core.kernels.select import BlockKernels, select_kernels
 from stac_core.network import execution
-from stac_core.network.execution import choose_execution, compile_blocks, prepare, probe, undo, use_kernels
+from stac_core.network.by_hand import use_kernels
+from stac_core.network.execution import choose_execution, compile_blocks, prepare, probe, undo
 from stac_core.network.maps import TorchMaps
 from stac_core.session import StreamSession
 
@@ -75,11 +77,13 @@ def test_after_the_start_nothing_is_compiled(fresh_compiler):
     assert compiler.compiled == at_start
 
 
-BY_HAND = BlockKernels(to_heads_torch.to_heads, attend_within_torch.attend_within, gelu_torch.gelu_)
+BY_HAND = BlockKernels(
+    to_heads_torch.to_heads, attend_within_torch.attend_within, gelu_torch.gelu_, few_rows_torch.few_rows
+)
 
 
 def test_kernels_take_the_place_of_pieces_in_16_bits(fresh_compiler):
-    """They hear of every block but those of the camera head, and of other sizes compile nothing."""
+    """Of every block but in the camera head, where one hears of few rows; other sizes compile nothing."""
     network, compiler = tiny_network().set_precision(torch.bfloat16), Counting()
     expected = stream(network)
     by_hand = BlockKernels(*(Mock(wraps=kernel) for kernel in astuple(BY_HAND)))
@@ -87,23 +91,26 @@ def test_kernels_take_the_place_of_pieces_in_16_bits(fresh_compiler):
     use_kernels(network, by_hand, compiler)
     probe(network)
     at_start, passes, config = compiler.compiled, len(CHUNKS), network.config
-    for kernel in (by_hand.to_heads, by_hand.attend_within, by_hand.gelu_):
+    for kernel in vars(by_hand).values():
         kernel.reset_mock()
     assert torch.equal(stream(network), expected)
     assert by_hand.to_heads.call_count == 2 * config.layers * passes
     assert by_hand.attend_within.call_count == (config.encoder_blocks + config.layers) * passes
     assert by_hand.gelu_.call_count == (config.encoder_blocks + 2 * config.layers) * passes
+    assert by_hand.few_rows.call_count == config.camera_iterations * (1 + 4 * config.camera_blocks) * passes
     stream(network, golden_images(8).repeat(1, 2, 1, 1, 1)[..., 14:, :], (1, 4, 3, 4, 4))
+    with torch.inference_mode():
+        network(golden_images(1).repeat(1, FEW + 3, 1, 1, 1), execution.WithoutPast())
     assert compiler.compiled == at_start
     undo(network)
     called = by_hand.gelu_.call_count
     assert torch.equal(stream(network), expected) and by_hand.gelu_.call_count == called
 
 
-def test_in_32_bits_no_kernel_takes_the_place_of_a_piece(fresh_compiler):
+def test_in_32_bits_no_kernel_takes_the_place_of_a_piece_but_of_few_rows(fresh_compiler):
     network, refuse = tiny_network(), Mock(side_effect=AssertionError)
     expected = stream(network)
-    use_kernels(network, BlockKernels(refuse, refuse, refuse), Counting())
+    use_kernels(network, BlockKernels(refuse, refuse, refuse, few_rows_torch.few_rows), Counting())
     assert torch.equal(stream(network), expected)
 
 

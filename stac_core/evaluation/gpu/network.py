@@ -43,7 +43,7 @@ CATEGORIES = {  # first match wins; names as PyTorch's profiler shows them
     "key mass": r"attend_mass|_mass_kernel",
     "voxel merge": r"voxel_merge|_merge_kernel",
     "convolution": r"conv|cudnn|wgrad|dgrad|implicit|winograd",
-    "linear layers": r"gemm|gemv|cutlass|cublas|nvjet|addmm|\bmm\b|bmm|linear",
+    "linear layers": r"gemm|gemv|_few_rows_kernel|cutlass|cublas|nvjet|addmm|\bmm\b|bmm|linear",
     "norms": r"norm|_to_heads_kernel",
     "copies and gathers": r"memcpy|copy|cat|index|gather|scatter|sort|memset|fill|_(highest|take)_kernel",
     "element-wise": r"elementwise|add|mul|gelu|vectorized|reduce|triton",

@@ -10,7 +10,7 @@ from stac_core.evaluation.gpu.gathering import random_wanted
 from stac_core.evaluation.gpu.merging import BUFFER, DIM, PIVOTS
 from stac_core.evaluation.gpu.renewal import random_parts, random_scores
 from stac_core.evaluation.gpu.slots import SMALL_CASES
-from stac_core.kernels.judge_blocks import random_product
+from stac_core.kernels.judge_blocks import random_map, random_product
 from stac_core.kernels.judge_slots import move
 from stac_core.kernels.random_merges import RULES, empty_state, random_tokens
 from stac_core.kernels.random_slots import random_problem
@@ -45,6 +45,8 @@ def main(device: torch.device) -> list[str]:
         if kernels.blocks is not None:
             q, k, v = kernels.blocks.to_heads(*random_product((2, 70, 3, 48), torch.bfloat16, device))
             kernels.blocks.gelu_(kernels.blocks.attend_within(q, k, v).transpose(1, 2))
+            for width in (640, 37):
+                kernels.blocks.few_rows(*random_map(3, width, 70, "norm gelu residual", device))
         state = RowState(*(part.to(device) for part in empty_state(5, PIVOTS, BUFFER, DIM)))
         tokens = RowTokens(*(part.to(device) for part in random_tokens(5, 60, DIM, 0)))
         kernels.voxel_merge(state, tokens, RULES)
