@@ -1,8 +1,10 @@
 """Blocks with hand-written kernels, in place of what the compiler would make there.
 
 Of blocks in 16 bits the compiler keeps what joins two products; norm and rotation of heads, attention within
-frames and the activation are kernels. The camera head stays in 32 bits and has few rows, whose weights take
-longer to read than to multiply: there one kernel multiplies and does what stands before and behind.
+frames and the activation are kernels. Compiled pieces see rows, whatever frames they are of: one variant
+serves one frame and several, within frames and across them. The camera head stays in 32 bits and has few rows,
+whose weights take longer to read than to multiply: there one kernel multiplies and does what stands before
+and behind.
 """
 
 from __future__ import annotations
@@ -82,7 +84,7 @@ def _before(
     first: FirstProduct, to_heads: ToHeads, block: Block, x: Tensor, rotary: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`Block.before` with a kernel behind its compiled product, where heads are normed."""
-    attn, product = block.attn, first(x)
+    attn, product = block.attn, first(x.flatten(0, 1)).unflatten(0, x.shape[:2])
     if rotary is None:
         q, k, v = attn.split(product)
         return q, k, v
@@ -98,8 +100,8 @@ def _after(
     attended: Tensor,
 ) -> Tensor:
     """`Block.after` with a kernel between two compiled pieces."""
-    x, hidden = widen(block, x, attended)
-    return narrow(x, gelu_(hidden))
+    rows, hidden = widen(block, x.flatten(0, 1), attended.flatten(0, 1))
+    return narrow(rows, gelu_(hidden)).unflatten(0, x.shape[:2])
 
 
 def _linear_of_few(

@@ -85,18 +85,16 @@ def test_a_product_is_for_one_input_once():
     block, before = (tiny_network().aggregator.frame_blocks[0] for _ in range(2))
     product = Mock(wraps=lambda block, x: block.product(x))
     first = FirstProduct(block, product)
-    x, hidden = (
-        torch.randn(2, 3, width) for width in (block.mlp.fc1.in_features, block.mlp.fc1.out_features)
-    )
+    x, hidden = (torch.randn(6, width) for width in (block.mlp.fc1.in_features, block.mlp.fc1.out_features))
 
     def ready():
         return first.after(before, join, x, hidden)
 
     y = ready()
-    assert torch.equal(first(y.flatten(0, 1)[None]), block.product(y.flatten(0, 1)[None]))
+    assert torch.equal(first(y.unflatten(0, (2, 3)).flatten(0, 1)), block.product(y))
     assert not product.called
     first(y)  # a second time
     assert product.call_count == 1
-    for number, other in enumerate((ready().clone(), ready()[:1], ready().transpose(0, 1)), 2):
+    for number, other in enumerate((ready().clone(), ready()[:1], ready().flip(0)), 2):
         assert torch.equal(first(other), block.product(other))
         assert product.call_count == number
