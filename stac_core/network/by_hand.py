@@ -3,8 +3,8 @@
 Of blocks in 16 bits the compiler keeps what joins two products; norm and rotation of heads, attention within
 frames and the activation are kernels. Compiled pieces see rows, whatever frames they are of: one variant
 serves one frame and several, within frames and across them. The camera head stays in 32 bits and has few
-rows, whose weights take longer to read than to multiply: there one kernel multiplies and does what stands before
-and behind.
+rows, whose weights take longer to read than to multiply: there one kernel multiplies and does what stands
+before and behind.
 """
 
 from __future__ import annotations
