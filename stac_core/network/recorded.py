@@ -121,8 +121,8 @@ class CudaTape:
 
     @contextmanager
     def _after(self, event: torch.cuda.Event) -> Iterator[None]:
-        # Memory given back in here may still be in use by others that came before the event, or be given by
-        # others to somebody else: not before the end, when they wait for all that was launched in here.
+        # Each stream is given memory anew by itself. What others had, and is given back in here, is given to
+        # them again only once they wait below, as long as no other thread allocates on this device meanwhile.
         self._aside.wait_event(event)
         try:
             with torch.cuda.stream(self._aside):
