@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from stac_core.evaluation.gpu import listed
 from stac_core.evaluation.gpu.attention import random_inputs
@@ -16,6 +17,7 @@ from stac_core.kernels.random_merges import RULES, empty_state, random_tokens
 from stac_core.kernels.random_slots import random_problem
 from stac_core.kernels.select import select_kernels
 from stac_core.kernels.voxel_merge import RowState, RowTokens
+from stac_core.network.dense_head import uv_embedding
 
 
 def main(device: torch.device) -> list[str]:
@@ -39,6 +41,7 @@ def main(device: torch.device) -> list[str]:
             for width in (64, 5):
                 parts = random_parts(3, (70, 0, 33), width, device)
                 kernels.take(parts, torch.randint(103, (3, 130), device=device))
+            run_maps(device)
         if kernels.listed is not None:
             for problem in listed.SMALL_CASES:
                 listed.judge(kernels.listed, problem, device)
@@ -54,6 +57,18 @@ def main(device: torch.device) -> list[str]:
         kernels.gather(kinds, 30, DIM, torch.bfloat16)
         ran.append(name)
     return ran
+
+
+def run_maps(device: torch.device) -> None:
+    """All kernels of the dense heads."""
+    from stac_core.network.maps_triton import TritonMaps  # needs Triton
+
+    maps, conv, norm = TritonMaps(), nn.Conv2d(3, 40, 3, padding=1).to(device), nn.LayerNorm(24).to(device)
+    x, other = (torch.randn(2, channels, 5, 6, device=device) for channels in (3, 40))
+    with torch.no_grad(), torch.backends.cudnn.flags(enabled=False):  # the library is not what is watched
+        maps.normalise(norm, torch.randn(2, 30, 24, device=device))
+        maps.convolve(conv, x, other, other, uv=uv_embedding(5, 6, 40, 1.2, device), rectify=True)
+        maps.enlarge(conv, maps.begin(conv, x), (9, 11), uv_embedding(9, 11, 40, 1.2, device))
 
 
 if __name__ == "__main__":
