@@ -19,7 +19,6 @@ from torch import Tensor
 from stac_core.cache.memory_model import anchor_tokens, camera_frames, window_frames
 from stac_core.config import CacheConfig, NetworkConfig
 from stac_core.device import send
-from stac_core.kernels.attend import sample_queries
 from stac_core.kernels.attend_listed import (
     ALIGNMENT,
     FIELDS,
@@ -27,6 +26,7 @@ from stac_core.kernels.attend_listed import (
     ListedKernels,
     ListedSegment,
     Listing,
+    room_to_count,
     write_list,
 )
 
@@ -62,24 +62,22 @@ class RecordableAttention:
         self.mass: Tensor | None = None  # [layers, heads, tokens] what each key has received in the last pass
         if scene.subsample is not None:
             self.mass = torch.zeros(plan.layers, plan.heads, scene.most_keys, device=device)
-        self._counted: Counted | None = (
-            None  # what that takes [layers, …]; a recording has passes of one size
-        )
+        self._counted: Counted | None = None  # what that takes, by layer; a recording has passes of one size
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q, k, v [1, heads, frames·tokens, D] → like q."""
         plan, counted = self._plan, None
         if plan.scene.subsample is not None:
-            if self._counted is None:
-                self._counted = _room_to_count(plan, q[0], plan.scene.subsample)
-            counted = Counted(*(part[layer] for part in self._counted))
+            if self._counted is None:  # not of the memory that a recording shares: nothing is recorded yet
+                self._counted = room_to_count(plan.layers * plan.heads, q[0], plan.scene.subsample)
+            counted = self._counted.of(slice(layer * plan.heads, (layer + 1) * plan.heads))
         return plan.kernels.attend(q[0], k[0], v[0], self._scene[layer], plan.scene, counted)[None]
 
     def finish(self) -> None:
         """Once all layers have been answered: the mass, for which none of them waits."""
         if self.mass is not None and self._counted is not None:
-            lanes = Counted(*(part.flatten(0, 1) for part in self._counted))
-            self._plan.kernels.mass(lanes, self._scene[0], self._plan.scene, self.mass.flatten(0, 1))
+            mass = self.mass.flatten(0, 1)
+            self._plan.kernels.sum_mass(self._counted, self._scene[0], self._plan.scene, mass)
 
     def attend_camera(self, iteration: int, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q, k, v [1, heads, frames, D] → like q."""
@@ -90,16 +88,6 @@ class RecordableAttention:
         """scene: in the plan's order, new tokens included; camera [iterations, blocks, 1, FIELDS]: listed."""
         listed = write_list(scene, self._plan.layers)
         self._lists.copy_(send(torch.from_numpy(np.concatenate([listed, camera], None)), self._lists.device))
-
-
-def _room_to_count(plan: Plan, q: Tensor, subsample: float) -> Counted:
-    """For queries like these [heads, n, D] in every layer. Not of the memory that a recording shares."""
-    heads, queries, dim = q.shape
-    count = sample_queries(queries, subsample).rows
-    return Counted(
-        q.new_zeros(plan.layers, heads, count, dim),
-        q.new_zeros(plan.layers, heads, queries, dtype=torch.float32),
-    )
 
 
 def make_plan(

@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from stac_core.kernels.attend import sample_queries
 
 FIELDS = 8  # of a segment in the list: where keys and values lie, tokens that there is room for, tokens,
 # first column of the mass, where the bias lies and how far apart its rows; one is spare
@@ -43,10 +46,20 @@ class Listing:
 
 
 class Counted(NamedTuple):
-    """Of the queries that count for the mass."""
+    """What the mass is computed from, of some or all lanes; attention fills it in."""
 
-    q: Tensor  # [heads, ≤ n, D], those of `sample_queries`
-    lse: Tensor  # [heads, n] float32, of all queries
+    q: Tensor  # [lanes, ≤ n, D] the queries that count, those of `sample_queries`
+    lse: Tensor  # [lanes, n] float32, of all queries
+
+    def of(self, lanes: slice) -> Counted:
+        return Counted(self.q[lanes], self.lse[lanes])
+
+
+def room_to_count(lanes: int, q: Tensor, subsample: float) -> Counted:
+    """For queries like these [heads, n, D] in so many lanes."""
+    queries, dim = q.shape[1:]
+    count = sample_queries(queries, subsample).rows
+    return Counted(q.new_zeros(lanes, count, dim), q.new_zeros(lanes, queries, dtype=torch.float32))
 
 
 class ListedAttend(Protocol):
@@ -58,7 +71,7 @@ class ListedAttend(Protocol):
         """q, k, v [heads, n, D]; listed [segments, FIELDS] of one layer → [heads, n, D].
 
         k and v become the last n tokens of the segment that grows, whose length already counts them; where
-        it has fewer, as in a list of zeros, they are not kept. counted takes what `ListedMass` asks for.
+        it has fewer, as in a list of zeros, they are not kept. counted: of this layer, to be filled in.
         Every argument must fit: nothing is checked.
         """
 
@@ -75,7 +88,7 @@ class ListedMass(Protocol):
 
 class ListedKernels(NamedTuple):
     attend: ListedAttend
-    mass: ListedMass
+    sum_mass: ListedMass
 
 
 def write_list(segments: Sequence[ListedSegment | None], layers: int) -> NDArray[np.int64]:

@@ -45,7 +45,7 @@ def attend(
     return out
 
 
-def mass(counted: Counted, listed: Tensor, listing: Listing, mass: Tensor) -> None:
+def sum_mass(counted: Counted, listed: Tensor, listing: Listing, mass: Tensor) -> None:
     """The contract of `attend_listed.py`: lanes of all layers are as far apart as heads of one."""
     queries = counted.lse.shape[1]
     count, stride, scale = sample_queries(queries, listing.subsample or 1.0)
@@ -69,18 +69,13 @@ def _kinds(listing: Listing) -> Kinds:
 def _keep(q: Tensor, k: Tensor, v: Tensor, segment: Tensor, counted: Counted | None) -> None:
     """Put new tokens [heads, n, D] where the segment [FIELDS] ends, and aside those queries that count."""
     heads, count, dim = k.shape
-    aside, queries, stride = (q, 0, 1) if counted is None else _sampled(q, counted)
+    aside = q[:, :0] if counted is None else counted.q
+    queries = aside.shape[1]
     _keep_kernel[(blocks_of(max(count, queries), TOKENS), heads)](
         k, v, *k.stride()[:2], *v.stride()[:2], segment, count,
-        q, aside, *q.stride()[:2], *aside.stride()[:2], queries, stride,
+        q, aside, *q.stride()[:2], *aside.stride()[:2], queries, q.shape[1] // max(1, queries),
         dim, triton.next_power_of_2(dim), TOKENS, counted is not None, num_warps=WARPS,
     )  # fmt: skip
-
-
-def _sampled(q: Tensor, counted: Counted) -> tuple[Tensor, int, int]:
-    """Where they go, how many they are, and every how many-th of all."""
-    queries = counted.q.shape[1]
-    return counted.q, queries, q.shape[1] // queries
 
 
 @triton.jit(do_not_specialize=["count", "queries", "stride"])

@@ -118,6 +118,6 @@ def _load(backend: str, device_type: str, reason: str) -> Kernels:
         slots=slots,
         highest=highest.highest,
         take=take.take,
-        listed=ListedKernels(listed.attend, listed.mass),
+        listed=ListedKernels(listed.attend, listed.sum_mass),
         blocks=BlockKernels(to_heads.to_heads, attend_within.attend_within, gelu.gelu_, few_rows.few_rows),
     )

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from stac_core.kernels import attend_listed_triton, attend_triton
-from stac_core.kernels.attend import Segment, sample_queries
-from stac_core.kernels.attend_listed import FIELDS, Counted, ListedSegment, Listing, write_list
+from stac_core.kernels.attend import Segment
+from stac_core.kernels.attend_listed import FIELDS, ListedSegment, Listing, room_to_count, write_list
 
 LAYERS, HEADS = 3, 2
 CAPACITY = 300
@@ -51,15 +51,12 @@ def test_listed_segments_are_attended_to(dim, lengths, grows, biased, subsample)
     listing = Listing(biased, grows, subsample, 400)
     g, lanes, masses = torch.Generator().manual_seed(5), None, []
     if subsample is not None:
-        count = sample_queries(queries, subsample).rows
-        lanes = Counted(
-            torch.zeros(LAYERS * HEADS, count, dim).bfloat16(), torch.zeros(LAYERS * HEADS, queries)
-        )
+        lanes = room_to_count(LAYERS * HEADS, torch.empty(HEADS, queries, dim).bfloat16(), subsample)
     for layer in range(LAYERS):
         qkv = torch.randn(queries, 3, HEADS, dim, generator=g).bfloat16()
         q, k, v = qkv.permute(1, 2, 0, 3)
         k, v = k[:, :new], v[:, :new]
-        counted = lanes and Counted(*(part[layer * HEADS : (layer + 1) * HEADS] for part in lanes))
+        counted = lanes and lanes.of(slice(layer * HEADS, (layer + 1) * HEADS))
         out = attend_listed_triton.attend(q, k, v, listed[layer], listing, counted)
         stored = [of_layer(segment, layer) for segment in segments if segment is not None]
         grown = of_layer(segments[grows], layer)
@@ -72,7 +69,7 @@ def test_listed_segments_are_attended_to(dim, lengths, grows, biased, subsample)
             masses.append(torch.cat(expected.key_mass, 1))
     if lanes:
         columns, mass = torch.cat(masses), torch.full((LAYERS * HEADS, 400), torch.nan)
-        attend_listed_triton.mass(lanes, listed[0], listing, mass)
+        attend_listed_triton.sum_mass(lanes, listed[0], listing, mass)
         torch.testing.assert_close(mass[:, : columns.shape[1]], columns, rtol=0, atol=0)
         assert mass[:, columns.shape[1] :].isnan().all()
 
@@ -81,12 +78,9 @@ def test_an_empty_list_keeps_nothing_and_answers_zero():
     """As when the kernels are compiled before they are recorded."""
     listed, listing = torch.zeros(4, FIELDS, dtype=torch.int64), Listing((False,) * 3 + (True,), 2, 1.0, 400)
     q, k, v = torch.randn(3, HEADS, 30, 64).bfloat16()
-    counted, mass = (
-        Counted(torch.zeros(HEADS, 30, 64).bfloat16(), torch.zeros(HEADS, 30)),
-        torch.zeros(HEADS, 400),
-    )
+    counted, mass = room_to_count(HEADS, q, 1.0), torch.zeros(HEADS, 400)
     out = attend_listed_triton.attend(q, k, v, listed, listing, counted)
-    attend_listed_triton.mass(counted, listed, listing, mass)
+    attend_listed_triton.sum_mass(counted, listed, listing, mass)
     assert not out.any() and not mass.any()
 
 

@@ -143,7 +143,7 @@ def spoilt_listed(what):
         return spoilt(out.contiguous(), NAN) if what == "out" else out
 
     def mass(counted, list_of_segments, listing, mass):
-        attend_listed_triton.mass(counted, list_of_segments, listing, mass)
+        attend_listed_triton.sum_mass(counted, list_of_segments, listing, mass)
         if what == "mass":
             mass[-1, 0] = NAN
 

@@ -100,7 +100,7 @@ def mass_listed(
     biased: list[bool], grows: int, subsample: float, most_keys: int,
 ) -> None:  # fmt: skip
     listing = Listing(tuple(biased), grows, subsample, most_keys)
-    TRITON.listed.mass(Counted(q, lse), listed, listing, mass)
+    TRITON.listed.sum_mass(Counted(q, lse), listed, listing, mass)
 
 
 def numbers_of(listing):

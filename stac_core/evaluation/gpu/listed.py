@@ -7,8 +7,8 @@ from torch import Tensor
 
 from stac_core.evaluation.gpu.measure import poisoned_memory
 from stac_core.evaluation.gpu.report import Rows
-from stac_core.kernels.attend import Segment, sample_queries
-from stac_core.kernels.attend_listed import Counted, ListedKernels, ListedSegment, Listing, write_list
+from stac_core.kernels.attend import Segment
+from stac_core.kernels.attend_listed import ListedKernels, ListedSegment, Listing, room_to_count, write_list
 from stac_core.kernels.attend_torch import explicit
 from stac_core.kernels.judge import Verdict, compare, compare_mass
 
@@ -47,19 +47,12 @@ def judge(kernels: ListedKernels, case: tuple, device: torch.device) -> list[Ver
         torch.randn(queries, 3, heads, dim, device=device).to(dtype).permute(1, 2, 0, 3).unbind()
     )  # as they lie in a product
     with poisoned_memory():
-        mass, counted = None, None
-        if share is not None:
-            mass = torch.empty(LAYERS * heads, listing.most_keys, device=device)
-            count = sample_queries(queries, share).rows
-            lanes = Counted(
-                torch.empty(LAYERS * heads, count, dim, dtype=dtype, device=device),
-                torch.empty(LAYERS * heads, queries, device=device),
-            )
-            counted = Counted(*(part[heads:] for part in lanes))
+        lanes = None if share is None else room_to_count(LAYERS * heads, q, share)
+        counted = None if lanes is None else lanes.of(slice(heads, None))
         out = kernels.attend(q, k, v, listed[1], listing, counted)
-        if mass is not None:
-            kernels.mass(lanes, listed[0], listing, mass)
-            mass = mass[heads:]
+        mass = torch.empty(LAYERS * heads, listing.most_keys, device=device)
+        if lanes is not None:
+            kernels.sum_mass(lanes, listed[0], listing, mass)
     seen = [_of_layer(segment, 1, heads) for segment in segments]
     astray = sum(
         int((stored[:, -queries:] != new).sum())
@@ -67,9 +60,9 @@ def judge(kernels: ListedKernels, case: tuple, device: torch.device) -> list[Ver
     )
     exact, plain = (explicit(q, seen, share or 1.0, precise) for precise in (torch.float64, dtype))
     verdicts = [compare("out", out, exact.out, plain.out, dtype), Verdict("kept", float(astray), 0.0)]
-    if mass is not None and exact.key_mass is not None and plain.key_mass is not None:
+    if lanes is not None and exact.key_mass is not None and plain.key_mass is not None:
         true, theirs = (torch.cat(masses, 1) for masses in (exact.key_mass, plain.key_mass))
-        verdicts.append(compare_mass("mass", mass[:, : sum(lengths)], true, theirs, exact.lse, dtype))
+        verdicts.append(compare_mass("mass", mass[heads:, : sum(lengths)], true, theirs, exact.lse, dtype))
     return verdicts
 
 
