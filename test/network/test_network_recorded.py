@@ -2,6 +2,7 @@
 
 import logging
 import math
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 
 import pytest
@@ -17,7 +18,7 @@ from stac_core.config import CacheConfig
 from stac_core.geometry import decode_pose
 from stac_core.kernels.select import select_kernels
 from stac_core.network.execution import WithoutPast
-from stac_core.network.recorded import RecordedForward
+from stac_core.network.recorded import CudaTape, RecordedForward
 
 CHUNKS = (4, 4, 1, 4, 1, 1, 3, 4)
 SETTINGS = {
@@ -140,6 +141,55 @@ def test_a_stream_catches_up_once_its_pass_and_the_next_images_are_under_way():
     # encoded beforehand; each layer, the camera head and the dense head ask or end a part; the next images
     parts_of_a_pass = forward.passes[images.shape, False, None]._tape.parts - 1
     assert noted == ["aside", *["part"] * (parts_of_a_pass + 1), "catch up"]
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_what_goes_aside_begins_after_what_was_before_and_is_waited_for(monkeypatch, failing):
+    """The calls that order CUDA streams, where there is no GPU to order anything."""
+    noted = []
+
+    class Stream:
+        def __init__(self, device, priority=0):
+            self.device, self.priority = device, priority
+
+        def record_event(self):
+            noted.append("event")
+            return "event"
+
+        def wait_event(self, event):
+            noted.append((self, "after", event))
+
+        def wait_stream(self, other):
+            noted.append((self, "after", other))
+
+    main = Stream(None)
+
+    @contextmanager
+    def on(stream):
+        noted.append(stream)
+        yield
+
+    fakes = {
+        "Stream": Stream,
+        "current_stream": lambda device: main,
+        "stream": on,
+        "graph_pool_handle": object,
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    tape = CudaTape(torch.device("cpu"))
+    aside = tape.aside()
+    noted.append("pass")
+    with pytest.raises(MemoryError) if failing else nullcontext(), aside:
+        noted.append("work")
+        if failing:
+            raise MemoryError
+    other = tape._aside
+    assert noted == ["event", "pass", (other, "after", "event"), other, "work", (main, "after", other)]
+    assert [stream.priority for stream in tape._streams] == [
+        -1,
+        0,
+    ] and other.priority == 0  # lower comes first
 
 
 def test_points_are_another_recording():
