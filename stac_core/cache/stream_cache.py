@@ -171,7 +171,7 @@ class StreamCache:
         insert, retrieve = partial(spatial.insert, evicted), partial(self._retrieve, spatial, first_frame)
         work = [enter, insert, retrieve] if self._config.retrieve_after_merge else [enter, retrieve, insert]
         at_once = len(work)
-        if self._merges_beside:
+        if self._merges_beside:  # the next pass needs what is retrieved, and what that looks at
             at_once = 1 + work.index(retrieve) if spatial.next_is_in_turn else 0
         for do in work[:at_once]:
             do()
