@@ -14,6 +14,7 @@ from stac_core.kernels.attend import sample_queries
 from stac_core.kernels.attend_listed import Counted, Listing
 from stac_core.kernels.attend_split_triton import blocks_of
 from stac_core.kernels.attend_triton import (
+    Tile,
     forward_tile,
     is_hopper,
     mass_tile,
@@ -31,6 +32,7 @@ from stac_core.kernels.segments_triton import (
 )
 
 TOKENS, WARPS = 32, 4  # of a program that keeps new tokens
+ONE_FRAME = 1536  # tokens, at most
 
 
 def attend(
@@ -39,10 +41,18 @@ def attend(
     """The contract of `attend_listed.py`."""
     with torch.cuda.device_of(q):  # Triton launches on the current device
         _keep(q, k, v, listed[listing.grows], counted)
-        tile = forward_tile(q, False, is_hopper(q.device))
+        tile = tile_for(q, is_hopper(q.device))
         parts = parts_for(q, tile, blocks_of(listing.most_keys, tile.keys))
         out, _ = sweep(q, listed, _kinds(listing), tile, parts, None if counted is None else counted.lse)
     return out
+
+
+def tile_for(q: Tensor, hopper: bool) -> Tile:
+    """Blocks of half as many queries where there are but those of one frame, so that all multiprocessors have
+    their part."""
+    if hopper and q.dtype != torch.float32 and q.shape[-1] <= 64 and q.shape[1] <= ONE_FRAME:
+        return Tile(64, 64, 4, 3)
+    return forward_tile(q, False, hopper)
 
 
 def sum_mass(counted: Counted, listed: Tensor, listing: Listing, mass: Tensor) -> None:

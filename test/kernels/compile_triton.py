@@ -147,6 +147,8 @@ def attend_variants(capability: int):
         if bits == (16,) * 5:
             listed = {"groups": "*i64", "LISTED": Constant(True)}
             yield from both_passes(q, False, arguments | listed, about | {"listed": True}, capability)
+            tile = attend_listed_triton.tile_for(q, capability == 90)  # of one frame
+            yield from forward_passes(q, tile, arguments | listed, about | {"listed": True}, capability)
 
 
 def camera_variants(capability: int):
@@ -161,13 +163,13 @@ def camera_variants(capability: int):
         "LISTED": Constant(False),
     }  # fmt: skip
     listed = {"groups": "*i64", "LISTED": Constant(True)}
+    tile = attend_triton.forward_tile(q, False, capability == 90)
     for given in (arguments, arguments | listed):
-        yield from forward_passes(q, False, given, {"dim": 128, "dtype": "*fp32"}, capability)
+        yield from forward_passes(q, tile, given, {"dim": 128, "dtype": "*fp32"}, capability)
 
 
-def forward_passes(q: torch.Tensor, coded: bool, arguments: dict, about: dict, capability: int):
+def forward_passes(q: torch.Tensor, tile: attend_triton.Tile, arguments: dict, about: dict, capability: int):
     """The forward pass over all keys and over parts of them."""
-    tile = attend_triton.forward_tile(q, coded, capability == 90)
     for split in (False, True):
         of_tile = {"QUERIES": Constant(tile.queries), "KEYS": Constant(tile.keys), "SPLIT": Constant(split)}
         of_tile["out_pointer"] = "*fp32" if split else POINTERS[q.dtype]
@@ -177,7 +179,8 @@ def forward_passes(q: torch.Tensor, coded: bool, arguments: dict, about: dict, c
 
 def both_passes(q: torch.Tensor, coded: bool, arguments: dict, about: dict, capability: int):
     """And the mass pass."""
-    yield from forward_passes(q, coded, arguments, about, capability)
+    tile = attend_triton.forward_tile(q, coded, capability == 90)
+    yield from forward_passes(q, tile, arguments, about, capability)
     tile = attend_triton.mass_tile(q)
     of_tile = {"QUERIES": Constant(tile.queries), "KEYS": Constant(tile.keys)}
     yield compile_kernel(attend_triton._mass_kernel, arguments | of_tile, tile, capability) | about
