@@ -51,6 +51,11 @@ class Counted(NamedTuple):
     q: Tensor  # [lanes, ≤ n, D] the queries that count, those of `sample_queries`
     lse: Tensor  # [lanes, n] float32, of all queries
 
+    @property
+    def stride(self) -> int:
+        """Every how many-th query counts."""
+        return self.lse.shape[1] // self.q.shape[1]
+
     def of(self, lanes: slice) -> Counted:
         return Counted(self.q[lanes], self.lse[lanes])
 

@@ -10,7 +10,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stac_core.kernels.attend import sample_queries
 from stac_core.kernels.attend_listed import Counted, Listing
 from stac_core.kernels.attend_split_triton import blocks_of
 from stac_core.kernels.attend_triton import (
@@ -57,14 +56,13 @@ def tile_for(q: Tensor, hopper: bool) -> Tile:
 
 def sum_mass(counted: Counted, listed: Tensor, listing: Listing, mass: Tensor) -> None:
     """The contract of `attend_listed.py`: lanes of all layers are as far apart as heads of one."""
-    queries = counted.lse.shape[1]
-    count, stride, scale = sample_queries(queries, listing.subsample or 1.0)
+    queries, count, stride = counted.lse.shape[1], counted.q.shape[1], counted.stride
     tile = mass_tile(counted.q)
     blocks = blocks_of(listing.most_keys, tile.keys)
     blocks += len(listing.biased)  # each segment may end in a part of one
     lse = counted.lse[:, : count * stride : stride]
     with torch.cuda.device_of(counted.q):
-        sum_columns(counted.q, listed, _kinds(listing), lse, scale, tile, blocks, mass)
+        sum_columns(counted.q, listed, _kinds(listing), lse, queries / count, tile, blocks, mass)
 
 
 def _kinds(listing: Listing) -> Kinds:
@@ -79,11 +77,11 @@ def _kinds(listing: Listing) -> Kinds:
 def _keep(q: Tensor, k: Tensor, v: Tensor, segment: Tensor, counted: Counted | None) -> None:
     """Put new tokens [heads, n, D] where the segment [FIELDS] ends, and aside those queries that count."""
     heads, count, dim = k.shape
-    aside = q[:, :0] if counted is None else counted.q
+    aside, stride = (q[:, :0], 1) if counted is None else (counted.q, counted.stride)
     queries = aside.shape[1]
     _keep_kernel[(blocks_of(max(count, queries), TOKENS), heads)](
         k, v, *k.stride()[:2], *v.stride()[:2], segment, count,
-        q, aside, *q.stride()[:2], *aside.stride()[:2], queries, q.shape[1] // max(1, queries),
+        q, aside, *q.stride()[:2], *aside.stride()[:2], queries, stride,
         dim, triton.next_power_of_2(dim), TOKENS, counted is not None, num_warps=WARPS,
     )  # fmt: skip
 

@@ -28,7 +28,7 @@ from stac_core.network.compiled import Backend, compiled
 
 
 def use_kernels(network: CausalVGGT, kernels: BlockKernels, backend: Backend = "inductor") -> None:
-    """After `compile_blocks`; `stop_using_kernels` takes it back."""
+    """After `compile_blocks`; `restore` takes both back."""
     product, widen, narrow, joined = (
         compiled(piece, backend) for piece in (Block.product, Block.widen, Block.narrow, join)
     )
@@ -53,8 +53,8 @@ def use_few_rows(network: CausalVGGT, few_rows: FewRows) -> None:
         block.after = partial(_after_of_few, few_rows, block.after, block)  # type: ignore[method-assign]
 
 
-def stop_using_kernels(network: CausalVGGT) -> None:
-    """Everything as it is without them and without a compiler."""
+def restore(network: CausalVGGT) -> None:
+    """Blocks as they are without kernels and without a compiler."""
     for module in network.modules():
         if isinstance(module, Block):
             for piece in ("before", "attend_within", "after"):

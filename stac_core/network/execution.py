@@ -22,7 +22,7 @@ from stac_core.config import KernelConfig
 from stac_core.kernels.few_rows import FEW
 from stac_core.kernels.select import select_kernels
 from stac_core.network.blocks import Block
-from stac_core.network.by_hand import stop_using_kernels, use_kernels
+from stac_core.network.by_hand import restore, use_kernels
 from stac_core.network.causal_vggt import CausalVGGT
 from stac_core.network.compiled import Backend, compiled
 from stac_core.network.dense_head import DenseHead
@@ -105,7 +105,7 @@ def record(network: CausalVGGT) -> None:
 
 def undo(network: CausalVGGT) -> None:
     """Back to running operation by operation."""
-    stop_using_kernels(network)
+    restore(network)
     for head in _heads(network):
         head.use(TorchMaps(), torch.contiguous_format)
     stop_recording(network)

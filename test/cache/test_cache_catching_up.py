@@ -116,14 +116,8 @@ def test_tokens_that_wait_are_told_and_not_yet_counted():
         for cache in (ours, theirs):
             feed(cache, WALK, first, 2, beside="late" * (cache is ours))
     waiting, merged = ours.stats(), theirs.stats()
-    assert (
-        (waiting.inserted, waiting.merged)
-        == (before.inserted, before.merged)
-        < (
-            merged.inserted,
-            merged.merged,
-        )
-    )
+    assert (waiting.inserted, waiting.merged) == (before.inserted, before.merged)
+    assert waiting.inserted < merged.inserted and waiting.merged < merged.merged
     assert waiting.live_bytes > merged.live_bytes
     ours.catch_up()
     assert ours.stats() == merged

@@ -147,8 +147,9 @@ def attend_variants(capability: int):
         if bits == (16,) * 5:
             listed = {"groups": "*i64", "LISTED": Constant(True)}
             yield from both_passes(q, False, arguments | listed, about | {"listed": True}, capability)
-            tile = attend_listed_triton.tile_for(q, capability == 90)  # of one frame
-            yield from forward_passes(q, tile, arguments | listed, about | {"listed": True}, capability)
+            tile = attend_listed_triton.tile_for(q, capability == 90)
+            if tile != attend_triton.forward_tile(q, False, capability == 90):  # of one frame
+                yield from forward_passes(q, tile, arguments | listed, about | {"listed": True}, capability)
 
 
 def camera_variants(capability: int):

@@ -119,10 +119,8 @@ def mass_on_tape(counted, listed, listing, mass):
 @pytest.mark.parametrize("camera_cache", ["per_iteration", pytest.param("shared", marks=pytest.mark.slow)])
 def test_passes_are_recorded_with_their_attention(camera_cache):
     network, tape = tiny_network(camera_cache), EmulatedTape()
-    forward, kernels = (
-        RecordedForward(network, tape),
-        replace(TRITON, listed=ListedKernels(attend_on_tape, mass_on_tape)),
-    )
+    forward = RecordedForward(network, tape)
+    kernels = replace(TRITON, listed=ListedKernels(attend_on_tape, mass_on_tape))
     config = CacheConfig(mode="stac", chunk_size=1, window_size=1, hh_size=1, retrieval_size=1,
                          edge_test=0.0, voxel_conf=0.0)  # fmt: skip
     ours, theirs = (StreamCache(config, network.config, kernels) for _ in range(2))

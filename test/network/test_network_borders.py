@@ -4,18 +4,13 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from network.test_network_execution import BY_HAND
 from tiny import golden_images, tiny_network
 
-from stac_core.kernels import attend_within_torch, few_rows_torch, gelu_torch, to_heads_torch
-from stac_core.kernels.select import BlockKernels
 from stac_core.network import by_hand
 from stac_core.network.borders import FirstProduct, join
 from stac_core.network.by_hand import use_kernels
 from stac_core.network.execution import WithoutPast, undo
-
-BY_HAND = BlockKernels(
-    to_heads_torch.to_heads, attend_within_torch.attend_within, gelu_torch.gelu_, few_rows_torch.few_rows
-)
 
 
 class Torn(WithoutPast):
