@@ -1,7 +1,10 @@
 """Attention with key mass in Triton: two passes, no atomics, one launch each over all key segments.
 
-Forward: a block of queries sweeps the keys of one segment after the other with one running softmax. Where
-such blocks are too few for the device, the keys are split among several programs: `attend_split_triton.py`.
+Forward: a block of queries sweeps the keys of one segment after the other with one softmax. Where such blocks
+are too few for the device, the keys are split among several programs: `attend_split_triton.py`.
+In bfloat16 a weight is the exponential of its logit as it is, which waits for no other: where queries and
+keys are normed, float32 holds them all. Where it does not, the block of queries starts again with the running
+softmax of FlashAttention-2 (arXiv 2307.08691), with which other types begin.
 Mass: a block of keys of one segment sweeps the sampled queries. How segments are read: `segments_triton.py`.
 """
 
@@ -48,6 +51,9 @@ MAX_DIM = 128
 REGISTERS, MOST_REGISTERS = 65536, 255  # of a multiprocessor; of a thread
 # Triton's interpreter multiplies the bit patterns of bfloat16; widening is exact, so nothing else changes
 WIDEN = tl.constexpr(bool(triton.knobs.runtime.interpret))
+# Sums of weights may grow so far without a shift, which leaves room for those of values, and shrink as far.
+MOST_WEIGHT = tl.constexpr(2.0**80)
+KEYS_AGAIN = tl.constexpr(16)  # of a step of a block that starts again, for which few registers are left
 _SPLIT_COMPILED: set[tuple] = set()
 
 
@@ -161,6 +167,7 @@ def sweep(
     _forward_kernel[(blocks_of(queries, tile.queries), rows, parts)](
         q, *q.stride()[:2], groups, *results, *results[0].stride()[-3:-1], queries, 1 / math.sqrt(dim),
         dim, tile_width(dim), tile.queries, tile.keys, *kinds, parts > 1, isinstance(groups, Tensor),
+        shifts(q.dtype, min(kinds.bits), dim),
         num_warps=tile.warps, num_stages=tile.stages, maxnreg=tile.registers,
     )  # fmt: skip
     if parts > 1:
@@ -206,6 +213,13 @@ def sum_columns(
 
 
 @functools.cache
+def shifts(dtype: torch.dtype, bits: int, dim: int) -> bool:
+    """Whether weights are shifted from the start: coded or wide keys leave no registers for two ways, and
+    float16 has no range."""
+    return dtype != torch.bfloat16 or bits < 16 or dim > 64
+
+
+@functools.cache
 def tile_width(dim: int) -> int:
     """Channels of a tile: a power of two, and no fewer than a matrix instruction takes."""
     return max(16, triton.next_power_of_2(dim))
@@ -223,53 +237,45 @@ def product(a, b, add_to=None):
 def _sweep_block(
     q, top, total, out, keys, values, bias, row, start, length, scale,
     DIM: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr, BITS: tl.constexpr,
-    SCALED: tl.constexpr, BIASED: tl.constexpr, WHOLE: tl.constexpr, TYPE: tl.constexpr,
+    SCALED: tl.constexpr, BIASED: tl.constexpr, WHOLE: tl.constexpr, SHIFTED: tl.constexpr,
 ):  # fmt: skip
-    """One step of the running softmax: largest logit, sum of weights and weighted sum of values so far.
+    """One step of the softmax: largest logit, sum of weights and weighted sum of values so far.
 
-    scale: to base 2. Of a WHOLE block nothing is masked, and without bias its logits are never written out.
+    scale: to base 2. Of a WHOLE block nothing is masked. Weights are SHIFTED by the largest logit, or not.
     """
-    k = load_tokens(keys, row, start, length, DIM, WIDTH, KEYS, BITS, SCALED, TYPE, WHOLE)
-    products = product(q, tl.trans(k))
-    if WHOLE and not BIASED:
-        new_top = tl.maximum(top, tl.max(products, 1) * scale)
-        weights = tl.exp2(products * scale - new_top[:, None])
-        shrink = tl.exp2(top - new_top)
-    else:
-        shift = load_bias(bias, row, start + tl.arange(0, KEYS), length, BIASED, WHOLE)
-        logits = products * scale + shift[None]
+    k = load_tokens(keys, row, start, length, DIM, WIDTH, KEYS, BITS, SCALED, q.dtype, WHOLE)
+    logits = product(q, tl.trans(k)) * scale
+    if BIASED or not WHOLE:
+        logits += load_bias(bias, row, start + tl.arange(0, KEYS), length, BIASED, WHOLE)[None]
+    if SHIFTED:
         new_top = tl.maximum(top, tl.max(logits, 1))
         safe_top = tl.where(new_top == float("-inf"), 0.0, new_top)  # −inf − (−inf) would be NaN
-        weights = tl.exp2(logits - safe_top[:, None])
         shrink = tl.exp2(top - safe_top)
-    v = load_tokens(values, row, start, length, DIM, WIDTH, KEYS, BITS, False, TYPE, WHOLE)
-    out = product(weights.to(v.dtype), v, out * shrink[:, None])
-    return new_top, total * shrink + tl.sum(weights, 1), out
+        top, total, out = new_top, total * shrink, out * shrink[:, None]
+        logits -= safe_top[:, None]
+    weights = tl.exp2(logits)
+    v = load_tokens(values, row, start, length, DIM, WIDTH, KEYS, BITS, False, q.dtype, WHOLE)
+    return top, total + tl.sum(weights, 1), product(weights.to(v.dtype), v, out)
 
 
-@triton.jit(do_not_specialize=["queries"])
-def _forward_kernel(
-    q_pointer, q_row, q_token, groups, out_pointer, lse_pointer, out_row, out_token, queries, scale,
-    DIM: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+@triton.jit
+def _sweep_keys(
+    q, groups, first, stop, row, scale,
+    DIM: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr,
     BITS: tl.constexpr, SCALED: tl.constexpr, BIASED: tl.constexpr, SIZES: tl.constexpr,
     SPLIT: tl.constexpr, LISTED: tl.constexpr,
+    SHIFTED: tl.constexpr, STEP: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """A program serves one block of queries with all keys or, where they are SPLIT, with its part of them."""
-    row = tl.program_id(1).to(tl.int64)
-    if SPLIT:
-        part, parts = tl.program_id(2), tl.num_programs(2)
-        blocks = count_blocks(groups, KEYS, SIZES, LISTED)
-        first, stop = part * blocks // parts, (part + 1) * blocks // parts
-    first_query = tl.program_id(0) * QUERIES
-    q = load_numbers(q_pointer, row, q_row, q_token, first_query, queries, DIM, WIDTH, QUERIES)
-    top = tl.full([QUERIES], float("-inf"), tl.float32)
-    total = tl.zeros([QUERIES], tl.float32)
-    out = tl.zeros([QUERIES, WIDTH], tl.float32)
+    """The softmax over all keys or, where they are SPLIT, over the blocks `first` to before `stop`.
 
-    TYPE: tl.constexpr = q_pointer.dtype.element_ty
+    STEP, STAGES: keys at a time, stages of the pipeline (None = as launched), where weights are SHIFTED.
+    """
+    top = tl.full([q.shape[0]], float("-inf") if SHIFTED else 0.0, tl.float32)
+    total = tl.zeros([q.shape[0]], tl.float32)
+    out = tl.zeros(q.shape, tl.float32)
     for g in tl.static_range(len(SIZES)):
         for i in range(0, SIZES[g]):
-            keys, values = tokens_of(groups, g, i, SIZES, LISTED, DIM, TYPE)
+            keys, values = tokens_of(groups, g, i, SIZES, LISTED, DIM, q.dtype)
             bias, length = (
                 bias_of(groups, g, i, SIZES, LISTED, BIASED),
                 length_of(groups, g, i, SIZES, LISTED),
@@ -280,24 +286,60 @@ def _forward_kernel(
                 stop -= tl.cdiv(length, KEYS)
                 keys, values, bias = from_token(keys, values, bias, begin, BITS[g], BIASED[g])
                 length = inside
-            if BITS[g] == 16 and TYPE.primitive_bitwidth == 16 and WIDTH <= 64:
+            if SHIFTED:  # masks cost little beside the rest, and registers are scarce
+                for start in tl.range(0, length, STEP, num_stages=STAGES):
+                    top, total, out = _sweep_block(
+                        q, top, total, out, keys, values, bias, row, start, length, scale,
+                        DIM, WIDTH, STEP, BITS[g], SCALED[g], BIASED[g], False, True,
+                    )  # fmt: skip
+            else:
                 whole = length // KEYS * KEYS
                 for start in range(0, whole, KEYS):
                     top, total, out = _sweep_block(
-                        q, top, total, out, keys, values, bias, row, start, length, scale * LOG2_E,
-                        DIM, WIDTH, KEYS, BITS[g], SCALED[g], BIASED[g], True, TYPE,
+                        q, top, total, out, keys, values, bias, row, start, length, scale,
+                        DIM, WIDTH, KEYS, BITS[g], SCALED[g], BIASED[g], True, False,
                     )  # fmt: skip
                 if whole < length:
                     top, total, out = _sweep_block(
-                        q, top, total, out, keys, values, bias, row, whole, length, scale * LOG2_E,
-                        DIM, WIDTH, KEYS, BITS[g], SCALED[g], BIASED[g], False, TYPE,
+                        q, top, total, out, keys, values, bias, row, whole, length, scale,
+                        DIM, WIDTH, KEYS, BITS[g], SCALED[g], BIASED[g], False, False,
                     )  # fmt: skip
-            else:  # registers are scarce here, and masks cost little beside the rest
-                for start in range(0, length, KEYS):
-                    top, total, out = _sweep_block(
-                        q, top, total, out, keys, values, bias, row, start, length, scale * LOG2_E,
-                        DIM, WIDTH, KEYS, BITS[g], SCALED[g], BIASED[g], False, TYPE,
-                    )  # fmt: skip
+    return top, total, out
+
+
+@triton.jit
+def all_held(total):
+    """Whether float32 has held all sums of weights that were not shifted."""
+    held = (total >= 1 / MOST_WEIGHT) & (total <= MOST_WEIGHT)  # NaN is not
+    return tl.min(held.to(tl.int32), 0) > 0
+
+
+@triton.jit(do_not_specialize=["queries"])
+def _forward_kernel(
+    q_pointer, q_row, q_token, groups, out_pointer, lse_pointer, out_row, out_token, queries, scale,
+    DIM: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+    BITS: tl.constexpr, SCALED: tl.constexpr, BIASED: tl.constexpr, SIZES: tl.constexpr,
+    SPLIT: tl.constexpr, LISTED: tl.constexpr, SHIFTED: tl.constexpr,
+):  # fmt: skip
+    """A program serves one block of queries with all keys or, where they are SPLIT, with its part of them."""
+    row = tl.program_id(1).to(tl.int64)
+    first, stop = 0, 0
+    if SPLIT:
+        part, parts = tl.program_id(2), tl.num_programs(2)
+        blocks = count_blocks(groups, KEYS, SIZES, LISTED)
+        first, stop = part * blocks // parts, (part + 1) * blocks // parts
+    first_query = tl.program_id(0) * QUERIES
+    q = load_numbers(q_pointer, row, q_row, q_token, first_query, queries, DIM, WIDTH, QUERIES)
+    top, total, out = _sweep_keys(
+        q, groups, first, stop, row, scale * LOG2_E,
+        DIM, WIDTH, KEYS, BITS, SCALED, BIASED, SIZES, SPLIT, LISTED, SHIFTED, KEYS, None,
+    )  # fmt: skip
+    if not SHIFTED:  # noqa: SIM102 (known to the compiler, and the next one is not)
+        if not all_held(total):
+            top, total, out = _sweep_keys(
+                q, groups, first, stop, row, scale * LOG2_E,
+                DIM, WIDTH, KEYS, BITS, SCALED, BIASED, SIZES, SPLIT, LISTED, True, KEYS_AGAIN, 1,
+            )  # fmt: skip
 
     # of parts as `new_parts` has them
     if SPLIT:

@@ -1,6 +1,6 @@
 """Attention of tokens to each other in Triton: a program serves one block of queries of one head.
 
-The running softmax of `attend_triton.py` without segments, bias, mass and what they cost.
+The softmax of `attend_triton.py` without segments, bias, mass and what they cost.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -15,7 +15,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stac_core.kernels.attend_triton import MAX_DIM, Tile, check_reachable, product, tile_width
+from stac_core.kernels.attend_triton import (
+    KEYS_AGAIN,
+    MAX_DIM,
+    Tile,
+    all_held,
+    check_reachable,
+    product,
+    shifts,
+    tile_width,
+)
 from stac_core.kernels.attend_within import check_attend_within
 from stac_core.kernels.segments_triton import LOG2_E, load_numbers
 
@@ -44,7 +53,7 @@ def _attend_within(q: Tensor, k: Tensor, v: Tensor, tile: Tile) -> Tensor:
         with torch.cuda.device_of(q):  # Triton launches on the current device
             _attend_within_kernel[(triton.cdiv(tokens, tile.queries), heads, batch)](
                 q, k, v, out, q.stride()[:3], k.stride()[:3], v.stride()[:3], tokens, 1 / math.sqrt(dim),
-                heads, dim, tile_width(dim), tile.queries, tile.keys,
+                heads, dim, tile_width(dim), tile.queries, tile.keys, shifts(q.dtype, 16, dim),
                 num_warps=tile.warps, num_stages=tile.stages, maxnreg=tile.registers,
             )  # fmt: skip
     return out.transpose(1, 2)
@@ -58,46 +67,75 @@ def _of_head(pointer, strides):
 
 
 @triton.jit
-def _sweep(
+def _sweep_block(
     q, top, total, out, k_pointer, k_token, v_pointer, v_token, start, tokens, scale,
-    DIM: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr, WHOLE: tl.constexpr,
+    DIM: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr, WHOLE: tl.constexpr, SHIFTED: tl.constexpr,
 ):  # fmt: skip
-    """One step of the running softmax, as in `attend_triton.py`; scale: to base 2."""
+    """One step of the softmax, as in `attend_triton.py`; scale: to base 2."""
     k = load_numbers(k_pointer, 0, 0, k_token, start, tokens, DIM, WIDTH, KEYS, WHOLE)
-    products = product(q, tl.trans(k))
+    logits = product(q, tl.trans(k)) * scale
     if not WHOLE:
-        products = tl.where((start + tl.arange(0, KEYS) < tokens)[None], products, float("-inf"))
-    new_top = tl.maximum(top, tl.max(products, 1) * scale)
-    weights = tl.exp2(products * scale - new_top[:, None])
-    shrink = tl.exp2(top - new_top)
+        logits = tl.where((start + tl.arange(0, KEYS) < tokens)[None], logits, float("-inf"))
+    if SHIFTED:
+        new_top = tl.maximum(top, tl.max(logits, 1))
+        shrink = tl.exp2(top - new_top)
+        top, total, out = new_top, total * shrink, out * shrink[:, None]
+        logits -= new_top[:, None]
+    weights = tl.exp2(logits)
     v = load_numbers(v_pointer, 0, 0, v_token, start, tokens, DIM, WIDTH, KEYS, WHOLE)
-    out = product(weights.to(v.dtype), v, out * shrink[:, None])
-    return new_top, total * shrink + tl.sum(weights, 1), out
+    return top, total + tl.sum(weights, 1), product(weights.to(v.dtype), v, out)
+
+
+@triton.jit
+def _sweep(
+    q, k_pointer, k_token, v_pointer, v_token, tokens, scale,
+    DIM: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr, SHIFTED: tl.constexpr,
+):  # fmt: skip
+    """Sum of weights and weighted sum of values, over all tokens."""
+    top = tl.full([q.shape[0]], float("-inf"), tl.float32)
+    total = tl.zeros([q.shape[0]], tl.float32)
+    out = tl.zeros(q.shape, tl.float32)
+    if SHIFTED:
+        for start in range(0, tokens, KEYS):
+            top, total, out = _sweep_block(
+                q, top, total, out, k_pointer, k_token, v_pointer, v_token, start, tokens, scale,
+                DIM, WIDTH, KEYS, False, True,
+            )  # fmt: skip
+    else:
+        whole = tokens // KEYS * KEYS
+        for start in range(0, whole, KEYS):
+            top, total, out = _sweep_block(
+                q, top, total, out, k_pointer, k_token, v_pointer, v_token, start, tokens, scale,
+                DIM, WIDTH, KEYS, True, False,
+            )  # fmt: skip
+        if whole < tokens:
+            top, total, out = _sweep_block(
+                q, top, total, out, k_pointer, k_token, v_pointer, v_token, whole, tokens, scale,
+                DIM, WIDTH, KEYS, False, False,
+            )  # fmt: skip
+    return total, out
 
 
 @triton.jit(do_not_specialize=["tokens"])
 def _attend_within_kernel(
     q_pointer, k_pointer, v_pointer, out_pointer, q_strides, k_strides, v_strides, tokens, scale,
     HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+    SHIFTED: tl.constexpr,
 ):  # fmt: skip
     first_query = tl.program_id(0) * QUERIES
     keys, values = _of_head(k_pointer, k_strides), _of_head(v_pointer, v_strides)
     queries = _of_head(q_pointer, q_strides)
     q = load_numbers(queries, 0, 0, q_strides[2], first_query, tokens, DIM, WIDTH, QUERIES)
-    top = tl.full([QUERIES], float("-inf"), tl.float32)
-    total = tl.zeros([QUERIES], tl.float32)
-    out = tl.zeros([QUERIES, WIDTH], tl.float32)
-    whole = tokens // KEYS * KEYS
-    for start in range(0, whole, KEYS):
-        top, total, out = _sweep(
-            q, top, total, out, keys, k_strides[2], values, v_strides[2], start, tokens, scale * LOG2_E,
-            DIM, WIDTH, KEYS, True,
-        )  # fmt: skip
-    if whole < tokens:
-        top, total, out = _sweep(
-            q, top, total, out, keys, k_strides[2], values, v_strides[2], whole, tokens, scale * LOG2_E,
-            DIM, WIDTH, KEYS, False,
-        )  # fmt: skip
+    total, out = _sweep(
+        q, keys, k_strides[2], values, v_strides[2], tokens, scale * LOG2_E,
+        DIM, WIDTH, KEYS, SHIFTED,
+    )  # fmt: skip
+    if not SHIFTED:  # noqa: SIM102 (known to the compiler, and the next one is not)
+        if not all_held(total):
+            total, out = _sweep(
+                q, keys, k_strides[2], values, v_strides[2], tokens, scale * LOG2_E,
+                DIM, WIDTH, KEYS_AGAIN, True,
+            )  # fmt: skip
     out /= total[:, None]
     m, channel = first_query + tl.arange(0, QUERIES), tl.arange(0, WIDTH)
     row = tl.program_id(2).to(tl.int64) * tokens + m

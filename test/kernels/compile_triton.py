@@ -141,6 +141,7 @@ def attend_variants(capability: int):
             "scale": "fp32", "factor": "fp32",
             "DIM": Constant(dim), "WIDTH": Constant(dim), "BITS": Constant(kinds.bits),
             "SCALED": Constant(kinds.scaled), "BIASED": Constant(kinds.biased),
+            "SHIFTED": Constant(attend_triton.shifts(dtype, min(bits), dim)),
         }  # fmt: skip
         about = {"dim": dim, "bits": bits, "biased": biased, "dtype": POINTERS[dtype]}
         yield from both_passes(q, min(bits) < 16, arguments, about, capability)
@@ -161,7 +162,7 @@ def camera_variants(capability: int):
         "out_row": "i32", "out_token": "i32", "lse_pointer": "*fp32", "queries": "odd", "scale": "fp32",
         "DIM": Constant(128), "WIDTH": Constant(128), "BITS": Constant(kinds.bits),
         "SCALED": Constant(kinds.scaled), "BIASED": Constant(kinds.biased), "SIZES": Constant(kinds.sizes),
-        "LISTED": Constant(False),
+        "LISTED": Constant(False), "SHIFTED": Constant(True),
     }  # fmt: skip
     listed = {"groups": "*i64", "LISTED": Constant(True)}
     tile = attend_triton.forward_tile(q, False, capability == 90)
@@ -329,6 +330,7 @@ def block_variants(capability: int):
         tile = attend_within_triton.tile_for(dim)
         strides = ("i32",) * 3
         constants = {"HEADS": 16, "DIM": dim, "WIDTH": dim, "QUERIES": tile.queries, "KEYS": tile.keys}
+        constants["SHIFTED"] = attend_triton.shifts(dtype, 16, dim)
         arguments: dict[str, object] = {
             **dict.fromkeys(("q_pointer", "k_pointer", "v_pointer", "out_pointer"), POINTERS[dtype]),
             **dict.fromkeys(("q_strides", "k_strides", "v_strides"), strides),

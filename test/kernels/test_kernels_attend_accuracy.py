@@ -90,6 +90,23 @@ def test_large_logits_do_not_overflow(backend):
     assert all(v.passed for v in verdicts), verdicts
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("largest", [40, 54, 80, 100, 300])  # natural logarithms; float32 ends at 88
+@pytest.mark.parametrize("sign", [1, -1])
+def test_any_logits_keep_the_twice_rule(backend, largest, sign):
+    """Rows of every size side by side, those that leave the range of exponentials among them."""
+    g = torch.Generator().manual_seed(9)
+    q, k, v = (torch.randn(2, n, 64, generator=g) for n in (64, 131, 131))
+    common = torch.randn(64, generator=g)
+    q[:, ::2] += sign * common * torch.linspace(0, 1, 32)[:, None]  # half of the queries, more and more
+    k += 3 * common
+    largest_now = (q @ k.transpose(1, 2)).abs().max() / 8
+    q, k, v = (q * largest / largest_now).bfloat16(), k.bfloat16(), (1e6 * v).bfloat16()
+    segments = [Segment(k, v), Segment(k[:, :70] / 2, v[:, :70], torch.randn(2, 70, generator=g))]
+    verdicts = judge_attend(q, segments, 1.0, BACKENDS[backend](q, segments, True))
+    assert all(v.passed for v in verdicts), verdicts
+
+
 def test_triton_refuses_a_head_width_it_has_no_tile_for():
     x = torch.zeros(1, 4, 160)
     with pytest.raises(ValueError, match="q: head width 160 is more than the 128"):

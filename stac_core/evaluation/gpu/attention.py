@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ CHECKS = [
     (3, 130, ((97, 4), (33, 8)), 128, torch.float16, 0.5),
     (2, 97, ((1025, 4),), 16, torch.float16, 1.0),
 ]
+SHARP = 60  # makes queries so long that the exponentials of many logits are more than float32 holds
 SMALL_CHECKS = [
     (2, 33, ((65, 16), (0, 16), (7, 8)), 64, torch.bfloat16, 1.0),
     (1, 300, ((40, 4),), 16, torch.float16, 0.5),
@@ -55,13 +57,15 @@ class Size:
 def check(name: str, attend: Attend, device: torch.device) -> list[dict[str, object]]:
     """Fresh random inputs, poisoned outputs, hidden keys; the twice-rule decides."""
     rows = []
-    for case in CHECKS if device.type == "cuda" else SMALL_CHECKS:
+    cases = CHECKS if device.type == "cuda" else SMALL_CHECKS
+    for case, sharp in itertools.product(cases, (1, SHARP)):
         q, segments = random_inputs(*case[:5], device=device)
+        q[:, q.shape[1] * 2 // 3 :] *= sharp
         with poisoned_memory():
             got = attend(q, segments, True, case[5])
         for verdict in judge_attend(q, segments, case[5], got):
             keys = "+".join(f"{n}" if bits == 16 else f"{n} of {bits} bits" for n, bits in case[2])
-            shape = f"{case[0]}×{case[1]}×({keys})×{case[3]}"
+            shape = f"{case[0]}×{case[1]}×({keys})×{case[3]}" + (" sharp" if sharp > 1 else "")
             rows.append({"backend": name, "case": shape, **verdict._asdict(), "passed": verdict.passed})
     return rows
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stac_core.evaluation.gpu.attention import SHARP
 from stac_core.evaluation.gpu.measure import Ceilings, median_ms, poisoned_memory
 from stac_core.kernels import few_rows_torch, to_heads_torch
 from stac_core.kernels.few_rows import FEW, FewRows
@@ -72,7 +73,9 @@ def _verdicts(
 ) -> Iterator[Verdict]:
     product = random_product(shape, dtype, device)
     yield from judge_to_heads(kernels.to_heads, product)
-    yield judge_attend_within(kernels.attend_within, *kernels.to_heads(*product))
+    q, k, v = kernels.to_heads(*product)
+    for sharp in (1, SHARP):
+        yield judge_attend_within(kernels.attend_within, q * sharp, k, v)
     yield judge_attend_within(kernels.attend_within, *_views(product.qkv, product.heads))
     yield judge_gelu(kernels.gelu_, product.qkv)
 
