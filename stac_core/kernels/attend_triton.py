@@ -370,6 +370,15 @@ def _load_lse(
     return tl.where(lse == float("-inf"), float("inf"), lse * LOG2_E)
 
 
+@triton.jit
+def _shares(q, k, shift, lse, scale, BIASED: tl.constexpr):
+    """What each key [KEYS] has of each query's attention [QUERIES]; scale, shift, lse: to base 2."""
+    logits = product(q, tl.trans(k)) * scale
+    if BIASED:
+        logits += shift[None]
+    return tl.exp2(logits - lse[:, None])
+
+
 @triton.jit(do_not_specialize=["queries", "columns"])
 def _mass_kernel(
     q_pointer, q_row, q_token, groups, lse_pointer, lse_row, lse_token, mass_pointer, columns,
@@ -403,12 +412,10 @@ def _mass_kernel(
             for start in range(0, whole, QUERIES):
                 q = load_numbers(q_pointer, row, q_row, q_token, start, queries, DIM, WIDTH, QUERIES, True)
                 lse = _load_lse(lse_pointer, row, lse_row, lse_token, start, queries, QUERIES, True)
-                logits = product(q, tl.trans(k)) * (scale * LOG2_E) + shift[None]
-                sums += tl.exp2(logits - lse[:, None])
+                sums += _shares(q, k, shift, lse, scale * LOG2_E, BIASED[g])
             if whole < queries:
                 q = load_numbers(q_pointer, row, q_row, q_token, whole, queries, DIM, WIDTH, QUERIES)
                 lse = _load_lse(lse_pointer, row, lse_row, lse_token, whole, queries, QUERIES)
-                logits = product(q, tl.trans(k)) * (scale * LOG2_E) + shift[None]
-                sums += tl.exp2(logits - lse[:, None])
+                sums += _shares(q, k, shift, lse, scale * LOG2_E, BIASED[g])
             total = tl.sum(sums, 0) * factor
             tl.store(mass_pointer + row * columns + column + n, total, mask=n < length)
