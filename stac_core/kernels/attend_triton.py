@@ -52,7 +52,7 @@ REGISTERS, MOST_REGISTERS = 65536, 255  # of a multiprocessor; of a thread
 # Triton's interpreter multiplies the bit patterns of bfloat16; widening is exact, so nothing else changes
 WIDEN = tl.constexpr(bool(triton.knobs.runtime.interpret))
 # Sums of weights may grow so far without a shift, which leaves room for those of values, and shrink as far.
-MOST_WEIGHT = tl.constexpr(2.0**80)
+MOST_WEIGHT = tl.constexpr(2.0**100)
 KEYS_AGAIN = tl.constexpr(16)  # of a step of a block that starts again, for which few registers are left
 _SPLIT_COMPILED: set[tuple] = set()
 

@@ -91,7 +91,7 @@ def test_large_logits_do_not_overflow(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("largest", [40, 54, 80, 100, 300])  # natural logarithms; float32 ends at 88
+@pytest.mark.parametrize("largest", [40, 68, 80, 100, 300])  # natural logarithms; float32 ends at 88
 @pytest.mark.parametrize("sign", [1, -1])
 def test_any_logits_keep_the_twice_rule(backend, largest, sign):
     """Rows of every size side by side, those that leave the range of exponentials among them."""
