@@ -167,7 +167,7 @@ def sweep(
     _forward_kernel[(blocks_of(queries, tile.queries), rows, parts)](
         q, *q.stride()[:2], groups, *results, *results[0].stride()[-3:-1], queries, 1 / math.sqrt(dim),
         dim, tile_width(dim), tile.queries, tile.keys, *kinds, parts > 1, isinstance(groups, Tensor),
-        shifts(q.dtype, min(kinds.bits), dim),
+        shifts(q.dtype, dim),
         num_warps=tile.warps, num_stages=tile.stages, maxnreg=tile.registers,
     )  # fmt: skip
     if parts > 1:
@@ -213,10 +213,10 @@ def sum_columns(
 
 
 @functools.cache
-def shifts(dtype: torch.dtype, bits: int, dim: int) -> bool:
-    """Whether weights are shifted from the start: coded or wide keys leave no registers for two ways, and
-    float16 has no range."""
-    return dtype != torch.bfloat16 or bits < 16 or dim > 64
+def shifts(dtype: torch.dtype, dim: int) -> bool:
+    """Whether weights are shifted from the start: float16 has no range, and wide heads leave no registers for
+    two ways."""
+    return dtype != torch.bfloat16 or dim > 64
 
 
 @functools.cache
@@ -286,22 +286,23 @@ def _sweep_keys(
                 stop -= tl.cdiv(length, KEYS)
                 keys, values, bias = from_token(keys, values, bias, begin, BITS[g], BIASED[g])
                 length = inside
-            if SHIFTED:  # masks cost little beside the rest, and registers are scarce
+            if SHIFTED:
                 for start in tl.range(0, length, STEP, num_stages=STAGES):
                     top, total, out = _sweep_block(
                         q, top, total, out, keys, values, bias, row, start, length, scale,
                         DIM, WIDTH, STEP, BITS[g], SCALED[g], BIASED[g], False, True,
                     )  # fmt: skip
             else:
-                whole = length // KEYS * KEYS
-                for start in range(0, whole, KEYS):
+                NUMBERS: tl.constexpr = BITS[g] == 16  # beside decoding, masks cost little
+                swept = length // KEYS * KEYS if NUMBERS else length
+                for start in range(0, swept, KEYS):
                     top, total, out = _sweep_block(
                         q, top, total, out, keys, values, bias, row, start, length, scale,
-                        DIM, WIDTH, KEYS, BITS[g], SCALED[g], BIASED[g], True, False,
+                        DIM, WIDTH, KEYS, BITS[g], SCALED[g], BIASED[g], NUMBERS, False,
                     )  # fmt: skip
-                if whole < length:
+                if NUMBERS and swept < length:
                     top, total, out = _sweep_block(
-                        q, top, total, out, keys, values, bias, row, whole, length, scale,
+                        q, top, total, out, keys, values, bias, row, swept, length, scale,
                         DIM, WIDTH, KEYS, BITS[g], SCALED[g], BIASED[g], False, False,
                     )  # fmt: skip
     return top, total, out

@@ -53,7 +53,7 @@ def _attend_within(q: Tensor, k: Tensor, v: Tensor, tile: Tile) -> Tensor:
         with torch.cuda.device_of(q):  # Triton launches on the current device
             _attend_within_kernel[(triton.cdiv(tokens, tile.queries), heads, batch)](
                 q, k, v, out, q.stride()[:3], k.stride()[:3], v.stride()[:3], tokens, 1 / math.sqrt(dim),
-                heads, dim, tile_width(dim), tile.queries, tile.keys, shifts(q.dtype, 16, dim),
+                heads, dim, tile_width(dim), tile.queries, tile.keys, shifts(q.dtype, dim),
                 num_warps=tile.warps, num_stages=tile.stages, maxnreg=tile.registers,
             )  # fmt: skip
     return out.transpose(1, 2)

@@ -141,7 +141,7 @@ def attend_variants(capability: int):
             "scale": "fp32", "factor": "fp32",
             "DIM": Constant(dim), "WIDTH": Constant(dim), "BITS": Constant(kinds.bits),
             "SCALED": Constant(kinds.scaled), "BIASED": Constant(kinds.biased),
-            "SHIFTED": Constant(attend_triton.shifts(dtype, min(bits), dim)),
+            "SHIFTED": Constant(attend_triton.shifts(dtype, dim)),
         }  # fmt: skip
         about = {"dim": dim, "bits": bits, "biased": biased, "dtype": POINTERS[dtype]}
         yield from both_passes(q, min(bits) < 16, arguments, about, capability)
@@ -330,7 +330,7 @@ def block_variants(capability: int):
         tile = attend_within_triton.tile_for(dim)
         strides = ("i32",) * 3
         constants = {"HEADS": 16, "DIM": dim, "WIDTH": dim, "QUERIES": tile.queries, "KEYS": tile.keys}
-        constants["SHIFTED"] = attend_triton.shifts(dtype, 16, dim)
+        constants["SHIFTED"] = attend_triton.shifts(dtype, dim)
         arguments: dict[str, object] = {
             **dict.fromkeys(("q_pointer", "k_pointer", "v_pointer", "out_pointer"), POINTERS[dtype]),
             **dict.fromkeys(("q_strides", "k_strides", "v_strides"), strides),
