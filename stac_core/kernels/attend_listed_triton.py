@@ -11,16 +11,9 @@ import triton.language as tl
 from torch import Tensor
 
 from stac_core.kernels.attend_listed import Counted, Listing
-from stac_core.kernels.attend_split_triton import blocks_of
-from stac_core.kernels.attend_triton import (
-    Tile,
-    forward_tile,
-    is_hopper,
-    mass_tile,
-    parts_for,
-    sum_columns,
-    sweep,
-)
+from stac_core.kernels.attend_triton import forward_tile, parts_for, sweep
+from stac_core.kernels.launch_triton import Tile, blocks_of, is_hopper
+from stac_core.kernels.mass_triton import mass_tile, sum_columns
 from stac_core.kernels.segments_triton import (
     KEYS_LISTED,
     LENGTH_LISTED,

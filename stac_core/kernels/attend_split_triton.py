@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from stac_core.kernels.launch_triton import blocks_of
 from stac_core.kernels.segments_triton import LOG2_E, length_of
 
 MOST_PARTS = 8
@@ -28,11 +29,6 @@ START = 4  # of a program: read the queries, fill the pipeline, write what is re
 COMBINE = 12  # of the second launch
 FILLED = 1.5  # programs in terms of those that run at once, from which on nothing is split
 ROWS, WARPS = 8, 4  # of a program that combines
-
-
-def blocks_of(count: int, size: int) -> int:
-    """Blocks of a size that hold so many; Triton's own `cdiv` takes far longer on the host."""
-    return -(-count // size)
 
 
 @functools.lru_cache(maxsize=1024)  # a stream asks the same in every layer
@@ -49,12 +45,6 @@ def choose_parts(query_blocks: int, key_blocks: int, at_once: int) -> int:
         return rounds * (blocks_of(key_blocks, parts) + START) + (COMBINE if parts > 1 else 0)
 
     return min(range(1, min(MOST_PARTS, key_blocks) + 1), key=cost)
-
-
-@functools.cache
-def multiprocessors(device: torch.device) -> int:
-    """1 in Triton's interpreter, which runs one block after the other."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 @triton.jit

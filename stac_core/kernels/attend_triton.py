@@ -1,11 +1,8 @@
 """Attention with key mass in Triton: two passes, no atomics, one launch each over all key segments.
 
-Forward: a block of queries sweeps the keys of one segment after the other with one softmax. Where such blocks
-are too few for the device, the keys are split among several programs: `attend_split_triton.py`.
-In bfloat16 a weight is the exponential of its logit as it is, which waits for no other: where queries and
-keys are normed, float32 holds them all. Where it does not, the block of queries starts again with the running
-softmax of FlashAttention-2 (arXiv 2307.08691), with which other types begin.
-Mass: a block of keys of one segment sweeps the sampled queries. How segments are read: `segments_triton.py`.
+Here, a block of queries sweeps the keys of segment after segment with one softmax (`softmax_triton.py`).
+Where such blocks are too few for the device, the keys are split among several programs
+(`attend_split_triton.py`). Mass: `mass_triton.py`. How segments are read: `segments_triton.py`.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -13,10 +10,9 @@ Mass: a block of keys of one segment sweeps the sampled queries. How segments ar
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -24,20 +20,23 @@ import triton.language as tl
 from torch import Tensor
 
 from stac_core.kernels.attend import AnySegment, Attended, CodedSegment, check_attend, sample_queries
-from stac_core.kernels.attend_split_triton import (
+from stac_core.kernels.attend_split_triton import choose_parts, combine, count_blocks, new_parts, stretch
+from stac_core.kernels.launch_triton import (
+    MAX_DIM,
+    Tile,
     blocks_of,
-    choose_parts,
-    combine,
-    count_blocks,
+    check_reachable,
+    is_hopper,
     multiprocessors,
-    new_parts,
-    stretch,
+    product,
+    require,
+    tile_width,
 )
+from stac_core.kernels.mass_triton import mass_of
 from stac_core.kernels.segments_triton import (
     LOG2_E,
     Kinds,
     bias_of,
-    column_of,
     from_token,
     group_segments,
     length_of,
@@ -46,42 +45,10 @@ from stac_core.kernels.segments_triton import (
     load_tokens,
     tokens_of,
 )
+from stac_core.kernels.softmax_triton import KEYS_AGAIN, all_held, new_sums, shifts, weigh
 
-MAX_DIM = 128
-REGISTERS, MOST_REGISTERS = 65536, 255  # of a multiprocessor; of a thread
-# Triton's interpreter multiplies the bit patterns of bfloat16; widening is exact, so nothing else changes
-WIDEN = tl.constexpr(bool(triton.knobs.runtime.interpret))
-# Sums of weights may grow so far without a shift, which leaves room for those of values, and shrink as far.
-MOST_WEIGHT = tl.constexpr(2.0**100)
-KEYS_AGAIN = tl.constexpr(16)  # of a step of a block that starts again, for which few registers are left
+__all__ = ["attend", "require"]
 _SPLIT_COMPILED: set[tuple] = set()
-
-
-class Tile(NamedTuple):
-    """Block sizes and launch parameters; fixed rather than tuned at run time, so that runs repeat."""
-
-    queries: int
-    keys: int
-    warps: int
-    stages: int
-    registers: int | None = None  # of a thread, at most
-
-    @property
-    def at_once(self) -> int:
-        """Blocks of threads that a multiprocessor runs together, as far as its registers go."""
-        return REGISTERS // (32 * self.warps * (self.registers or MOST_REGISTERS))
-
-
-def require(device_type: str) -> None:
-    """Raise RuntimeError where Triton cannot run; its interpreter makes any device possible."""
-    if device_type != "cuda" and not triton.knobs.runtime.interpret:
-        raise RuntimeError(f"the device is {device_type!r} and TRITON_INTERPRET is not set")
-
-
-def check_reachable(name: str, x: Tensor) -> None:
-    """ValueError naming the argument where no kernel could read it."""
-    if x.device.type != "cuda" and not triton.knobs.runtime.interpret:
-        raise ValueError(f"{name}: is on {x.device}, the triton backend computes on CUDA devices")
 
 
 def attend(q: Tensor, segments: Sequence[AnySegment], mass: bool = False, subsample: float = 1.0) -> Attended:
@@ -97,15 +64,9 @@ def attend(q: Tensor, segments: Sequence[AnySegment], mass: bool = False, subsam
         if mass:
             rows, stride, scale = sample_queries(q.shape[1], subsample)
             sampled = slice(0, rows * stride, stride)
-            columns = _mass(q[:, sampled], filled, lse[:, sampled], scale)
+            columns = mass_of(q[:, sampled], filled, lse[:, sampled], scale)
             key_mass = list(columns.split([s.length for s in segments], 1))
     return Attended(out, lse, key_mass)
-
-
-@functools.cache
-def is_hopper(device: torch.device) -> bool:
-    """Whose matrix instructions read their operands from shared memory."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
 
 
 def forward_tile(q: Tensor, coded: bool, hopper: bool) -> Tile:
@@ -121,15 +82,6 @@ def forward_tile(q: Tensor, coded: bool, hopper: bool) -> Tile:
     if q.shape[-1] > 64:
         return Tile(64, 32, 8, 2) if coded else Tile(128, 32, 8, 3)
     return Tile(128, 32 if coded else 64, 8, 3, 128 if hopper else 255)
-
-
-def mass_tile(q: Tensor) -> Tile:
-    """Deeper prefetch pays over many queries only."""
-    if q.dtype == torch.float32:
-        return Tile(32, 64, 8, 2)
-    if q.shape[-1] > 64:
-        return Tile(64, 128, 8, 3)
-    return Tile(64, 64, 4, 4 if q.shape[1] >= 2048 else 3)
 
 
 def _forward(
@@ -185,54 +137,6 @@ def _compile_split(q: Tensor, segments: Sequence[AnySegment], tile: Tile, compil
         _forward(q[:, :1], segments, tile, parts=2)
 
 
-def _mass(
-    q: Tensor, segments: Sequence[AnySegment], lse: Tensor, factor: float, tile: Tile | None = None
-) -> Tensor:
-    """[rows, keys of all segments]."""
-    tile = tile or mass_tile(q)
-    columns = sum(s.length for s in segments)
-    key_mass = torch.empty(q.shape[0], columns, dtype=torch.float32, device=q.device)
-    groups, kinds = group_segments(segments)
-    blocks = sum(blocks_of(s.length, tile.keys) for s in segments)
-    sum_columns(q, groups, kinds, lse, factor, tile, blocks, key_mass)
-    return key_mass
-
-
-def sum_columns(
-    q: Tensor, groups: tuple[Any, ...] | Tensor, kinds: Kinds, lse: Tensor, factor: float,
-    tile: Tile, blocks: int, key_mass: Tensor,
-) -> None:  # fmt: skip
-    """Launch the mass pass over at most so many blocks of keys; groups as for `sweep`."""
-    rows, queries, dim = q.shape
-    _mass_kernel[(blocks, rows)](
-        q, *q.stride()[:2], groups, lse, *lse.stride(), key_mass, key_mass.stride(0),
-        queries, 1 / math.sqrt(dim), factor,
-        dim, tile_width(dim), tile.queries, tile.keys, *kinds, isinstance(groups, Tensor),
-        num_warps=tile.warps, num_stages=tile.stages, maxnreg=tile.registers,
-    )  # fmt: skip
-
-
-@functools.cache
-def shifts(dtype: torch.dtype, dim: int) -> bool:
-    """Whether weights are shifted from the start: float16 has no range, and wide heads leave no registers for
-    two ways."""
-    return dtype != torch.bfloat16 or dim > 64
-
-
-@functools.cache
-def tile_width(dim: int) -> int:
-    """Channels of a tile: a power of two, and no fewer than a matrix instruction takes."""
-    return max(16, triton.next_power_of_2(dim))
-
-
-@triton.jit
-def product(a, b, add_to=None):
-    """a @ b with float32 accumulation, added to what is given; float32 is not rounded to tf32."""
-    if WIDEN:
-        a, b = a.to(tl.float32), b.to(tl.float32)
-    return tl.dot(a, b, add_to, input_precision="ieee")
-
-
 @triton.jit
 def _sweep_block(
     q, top, total, out, keys, values, bias, row, start, length, scale,
@@ -247,15 +151,9 @@ def _sweep_block(
     logits = product(q, tl.trans(k)) * scale
     if BIASED or not WHOLE:
         logits += load_bias(bias, row, start + tl.arange(0, KEYS), length, BIASED, WHOLE)[None]
-    if SHIFTED:
-        new_top = tl.maximum(top, tl.max(logits, 1))
-        safe_top = tl.where(new_top == float("-inf"), 0.0, new_top)  # −inf − (−inf) would be NaN
-        shrink = tl.exp2(top - safe_top)
-        top, total, out = new_top, total * shrink, out * shrink[:, None]
-        logits -= safe_top[:, None]
-    weights = tl.exp2(logits)
+    weights, top, total, out = weigh(logits, top, total, out, SHIFTED)
     v = load_tokens(values, row, start, length, DIM, WIDTH, KEYS, BITS, False, q.dtype, WHOLE)
-    return top, total + tl.sum(weights, 1), product(weights.to(v.dtype), v, out)
+    return top, total, product(weights.to(v.dtype), v, out)
 
 
 @triton.jit
@@ -270,9 +168,7 @@ def _sweep_keys(
 
     STEP, STAGES: keys at a time, stages of the pipeline (None = as launched), where weights are SHIFTED.
     """
-    top = tl.full([q.shape[0]], float("-inf") if SHIFTED else 0.0, tl.float32)
-    total = tl.zeros([q.shape[0]], tl.float32)
-    out = tl.zeros(q.shape, tl.float32)
+    top, total, out = new_sums(q.shape[0], WIDTH, SHIFTED)
     for g in tl.static_range(len(SIZES)):
         for i in range(0, SIZES[g]):
             keys, values = tokens_of(groups, g, i, SIZES, LISTED, DIM, q.dtype)
@@ -306,13 +202,6 @@ def _sweep_keys(
                         DIM, WIDTH, KEYS, BITS[g], SCALED[g], BIASED[g], False, False,
                     )  # fmt: skip
     return top, total, out
-
-
-@triton.jit
-def all_held(total):
-    """Whether float32 has held all sums of weights that were not shifted."""
-    held = (total >= 1 / MOST_WEIGHT) & (total <= MOST_WEIGHT)  # NaN is not
-    return tl.min(held.to(tl.int32), 0) > 0
 
 
 @triton.jit(do_not_specialize=["queries"])
@@ -358,65 +247,3 @@ def _forward_kernel(
         tl.store(lse_pointer + row * queries + m, total, mask=m < queries)
     else:
         tl.store(lse_pointer + row * queries + m, (top + tl.log2(total)) / LOG2_E, mask=m < queries)
-
-
-@triton.jit
-def _load_lse(
-    pointer, row, row_stride, token_stride, start, queries, COUNT: tl.constexpr, WHOLE: tl.constexpr = False
-):
-    """[COUNT] in base 2; +∞ for queries that give nothing: no key to see, or beyond the last one."""
-    m = start + tl.arange(0, COUNT)
-    at = pointer + row * row_stride + m * token_stride
-    lse = tl.load(at) if WHOLE else tl.load(at, mask=m < queries, other=float("-inf"))
-    return tl.where(lse == float("-inf"), float("inf"), lse * LOG2_E)
-
-
-@triton.jit
-def _shares(q, k, shift, lse, scale, BIASED: tl.constexpr):
-    """What each key [KEYS] has of each query's attention [QUERIES]; scale, shift, lse: to base 2."""
-    logits = product(q, tl.trans(k)) * scale
-    if BIASED:
-        logits += shift[None]
-    return tl.exp2(logits - lse[:, None])
-
-
-@triton.jit(do_not_specialize=["queries", "columns"])
-def _mass_kernel(
-    q_pointer, q_row, q_token, groups, lse_pointer, lse_row, lse_token, mass_pointer, columns,
-    queries, scale, factor,
-    DIM: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
-    BITS: tl.constexpr, SCALED: tl.constexpr, BIASED: tl.constexpr,
-    SIZES: tl.constexpr, LISTED: tl.constexpr,
-):  # fmt: skip
-    """A program serves one block of keys: find its segment, sweep the queries."""
-    row = tl.program_id(1).to(tl.int64)
-    block = tl.program_id(0)
-    TYPE: tl.constexpr = q_pointer.dtype.element_ty
-    for g in tl.static_range(len(SIZES)):
-        first_key, mine = -1, 0
-        for i in range(0, SIZES[g]):
-            blocks = tl.cdiv(length_of(groups, g, i, SIZES, LISTED), KEYS)
-            if (block >= 0) & (block < blocks):
-                first_key, mine = block * KEYS, i
-            block -= blocks
-        if first_key >= 0:
-            keys, _ = tokens_of(groups, g, mine, SIZES, LISTED, DIM, TYPE)
-            bias = bias_of(groups, g, mine, SIZES, LISTED, BIASED)
-            length = length_of(groups, g, mine, SIZES, LISTED)
-            column = column_of(groups, g, mine, SIZES, LISTED)
-            n = first_key + tl.arange(0, KEYS)
-            k = load_tokens(keys, row, first_key, length, DIM, WIDTH, KEYS, BITS[g], SCALED[g], TYPE)
-            shift = load_bias(bias, row, n, length, BIASED[g])
-            # summed element by element and across lanes once at the end: no shuffle inside the loop
-            sums = tl.zeros([QUERIES, KEYS], tl.float32)
-            whole = queries // QUERIES * QUERIES
-            for start in range(0, whole, QUERIES):
-                q = load_numbers(q_pointer, row, q_row, q_token, start, queries, DIM, WIDTH, QUERIES, True)
-                lse = _load_lse(lse_pointer, row, lse_row, lse_token, start, queries, QUERIES, True)
-                sums += _shares(q, k, shift, lse, scale * LOG2_E, BIASED[g])
-            if whole < queries:
-                q = load_numbers(q_pointer, row, q_row, q_token, whole, queries, DIM, WIDTH, QUERIES)
-                lse = _load_lse(lse_pointer, row, lse_row, lse_token, whole, queries, QUERIES)
-                sums += _shares(q, k, shift, lse, scale * LOG2_E, BIASED[g])
-            total = tl.sum(sums, 0) * factor
-            tl.store(mass_pointer + row * columns + column + n, total, mask=n < length)

@@ -1,6 +1,6 @@
 """Attention of tokens to each other in Triton: a program serves one block of queries of one head.
 
-The softmax of `attend_triton.py` without segments, bias, mass and what they cost.
+`attend_triton.py` without segments, bias, mass and what they cost.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -15,18 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stac_core.kernels.attend_triton import (
-    KEYS_AGAIN,
-    MAX_DIM,
-    Tile,
-    all_held,
-    check_reachable,
-    product,
-    shifts,
-    tile_width,
-)
 from stac_core.kernels.attend_within import check_attend_within
+from stac_core.kernels.launch_triton import MAX_DIM, Tile, check_reachable, product, tile_width
 from stac_core.kernels.segments_triton import LOG2_E, load_numbers
+from stac_core.kernels.softmax_triton import KEYS_AGAIN, all_held, new_sums, shifts, weigh
 
 
 def attend_within(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -76,14 +68,9 @@ def _sweep_block(
     logits = product(q, tl.trans(k)) * scale
     if not WHOLE:
         logits = tl.where((start + tl.arange(0, KEYS) < tokens)[None], logits, float("-inf"))
-    if SHIFTED:
-        new_top = tl.maximum(top, tl.max(logits, 1))
-        shrink = tl.exp2(top - new_top)
-        top, total, out = new_top, total * shrink, out * shrink[:, None]
-        logits -= new_top[:, None]
-    weights = tl.exp2(logits)
+    weights, top, total, out = weigh(logits, top, total, out, SHIFTED)
     v = load_numbers(v_pointer, 0, 0, v_token, start, tokens, DIM, WIDTH, KEYS, WHOLE)
-    return top, total + tl.sum(weights, 1), product(weights.to(v.dtype), v, out)
+    return top, total, product(weights.to(v.dtype), v, out)
 
 
 @triton.jit
@@ -92,9 +79,7 @@ def _sweep(
     DIM: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr, SHIFTED: tl.constexpr,
 ):  # fmt: skip
     """Sum of weights and weighted sum of values, over all tokens."""
-    top = tl.full([q.shape[0]], float("-inf"), tl.float32)
-    total = tl.zeros([q.shape[0]], tl.float32)
-    out = tl.zeros(q.shape, tl.float32)
+    top, total, out = new_sums(q.shape[0], WIDTH, SHIFTED)
     if SHIFTED:
         for start in range(0, tokens, KEYS):
             top, total, out = _sweep_block(

@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stac_core.kernels.attend_triton import check_reachable
 from stac_core.kernels.few_rows import Residual, check_few_rows
+from stac_core.kernels.launch_triton import check_reachable
 from stac_core.kernels.to_heads import Norm
 
 OUTPUTS, CHUNK, WARPS = 4, 512, 4  # rows of the weight that a program reads, and numbers of each at a time

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from stac_core.device import send
 from stac_core.kernels.attend import CODE_GROUP
-from stac_core.kernels.attend_triton import check_reachable
 from stac_core.kernels.gather import Gathered, Page, Wanted, check_gather, shares
+from stac_core.kernels.launch_triton import check_reachable
 from stac_core.kernels.segments_triton import decode, unpack
 
 GROUP = tl.constexpr(CODE_GROUP)

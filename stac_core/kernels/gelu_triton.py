@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stac_core.kernels.attend_triton import check_reachable
 from stac_core.kernels.gelu import check_gelu
+from stac_core.kernels.launch_triton import check_reachable
 
 BLOCK, WARPS = 2048, 4  # numbers of one program
 

@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stac_core.kernels.attend_triton import check_reachable
 from stac_core.kernels.highest import Highest, check_highest
+from stac_core.kernels.launch_triton import check_reachable
 
 KEPT, BLOCK, WARPS = 8192, 1024, 8  # scores in registers from first to last, scores read again at a time
 MAGNITUDE = tl.constexpr(0x7FFFFFFF)  # all bits of a number but its sign

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stac_core.kernels.attend_triton import check_reachable
+from stac_core.kernels.launch_triton import check_reachable
 from stac_core.kernels.segments_triton import even, odd
 from stac_core.kernels.take import MOST_PARTS, check_take
 

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stac_core.kernels.attend_triton import check_reachable
+from stac_core.kernels.launch_triton import check_reachable
 from stac_core.kernels.to_heads import Norm, check_to_heads
 
 NUMBERS, WARPS = 2048, 2  # of queries in one program, and as many keys and values

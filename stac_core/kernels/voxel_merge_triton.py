@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stac_core.kernels.attend_triton import check_reachable
+from stac_core.kernels.launch_triton import check_reachable
 from stac_core.kernels.voxel_merge import LEAST_SCORE, LIKE, MergeRules, RowState, RowTokens, check_merge
 
 LEAST = tl.constexpr(LEAST_SCORE)

@@ -31,6 +31,7 @@ from stac_core.kernels import (
     gather_triton,
     gelu_triton,
     highest_triton,
+    mass_triton,
     segments_triton,
     slots_triton,
     take_triton,
@@ -40,8 +41,10 @@ from stac_core.kernels import (
 from stac_core.kernels.attend import AnySegment, CodedSegment, Codes, Segment
 from stac_core.kernels.few_rows import FEW
 from stac_core.kernels.gather import Page
+from stac_core.kernels.launch_triton import Tile
 from stac_core.kernels.quantization import Codec
 from stac_core.kernels.slots import SlotPage, Store
+from stac_core.kernels.softmax_triton import shifts
 from stac_core.network import maps_triton
 
 
@@ -141,7 +144,7 @@ def attend_variants(capability: int):
             "scale": "fp32", "factor": "fp32",
             "DIM": Constant(dim), "WIDTH": Constant(dim), "BITS": Constant(kinds.bits),
             "SCALED": Constant(kinds.scaled), "BIASED": Constant(kinds.biased),
-            "SHIFTED": Constant(attend_triton.shifts(dtype, dim)),
+            "SHIFTED": Constant(shifts(dtype, dim)),
         }  # fmt: skip
         about = {"dim": dim, "bits": bits, "biased": biased, "dtype": POINTERS[dtype]}
         yield from both_passes(q, min(bits) < 16, arguments, about, capability)
@@ -170,7 +173,7 @@ def camera_variants(capability: int):
         yield from forward_passes(q, tile, given, {"dim": 128, "dtype": "*fp32"}, capability)
 
 
-def forward_passes(q: torch.Tensor, tile: attend_triton.Tile, arguments: dict, about: dict, capability: int):
+def forward_passes(q: torch.Tensor, tile: Tile, arguments: dict, about: dict, capability: int):
     """The forward pass over all keys and over parts of them."""
     for split in (False, True):
         of_tile = {"QUERIES": Constant(tile.queries), "KEYS": Constant(tile.keys), "SPLIT": Constant(split)}
@@ -183,9 +186,9 @@ def both_passes(q: torch.Tensor, coded: bool, arguments: dict, about: dict, capa
     """And the mass pass."""
     tile = attend_triton.forward_tile(q, coded, capability == 90)
     yield from forward_passes(q, tile, arguments, about, capability)
-    tile = attend_triton.mass_tile(q)
+    tile = mass_triton.mass_tile(q)
     of_tile = {"QUERIES": Constant(tile.queries), "KEYS": Constant(tile.keys)}
-    yield compile_kernel(attend_triton._mass_kernel, arguments | of_tile, tile, capability) | about
+    yield compile_kernel(mass_triton._mass_kernel, arguments | of_tile, tile, capability) | about
 
 
 def keep_variants(capability: int):
@@ -197,7 +200,7 @@ def keep_variants(capability: int):
     for counted in (False, True):
         constants = {"DIM": dim, "WIDTH": dim, "TOKENS": attend_listed_triton.TOKENS, "COUNTED": counted}
         arguments |= {name: Constant(value) for name, value in constants.items()}
-        tile = attend_triton.Tile(0, 0, attend_listed_triton.WARPS, 3)
+        tile = Tile(0, 0, attend_listed_triton.WARPS, 3)
         about = {"dim": dim, "dtype": "*fp32", "aligned": 16}  # no products in it
         yield compile_kernel(kernel, arguments, tile, capability) | about
 
@@ -211,7 +214,7 @@ def combine_variants(capability: int):
         constants = {"DIM": dim, "WIDTH": width}
         constants |= {"ROWS": attend_split_triton.ROWS, "MOST": attend_split_triton.MOST_PARTS}
         arguments |= {name: Constant(value) for name, value in constants.items()}
-        tile = attend_triton.Tile(0, 0, attend_split_triton.WARPS, 3)
+        tile = Tile(0, 0, attend_split_triton.WARPS, 3)
         about = {"dim": dim, "dtype": "*fp32"}  # no products in it
         yield compile_kernel(attend_split_triton._combine_kernel, arguments, tile, capability) | about
 
@@ -250,7 +253,7 @@ def merge_variants(capability: int):
         "BLOCK": voxel_merge_triton.BLOCK, "TOKENS": voxel_merge_triton.TOKENS,
     }  # fmt: skip
     types |= {name: Constant(value) for name, value in constants.items()}
-    tile = attend_triton.Tile(0, 0, voxel_merge_triton.WARPS, 3, voxel_merge_triton.REGISTERS)
+    tile = Tile(0, 0, voxel_merge_triton.WARPS, 3, voxel_merge_triton.REGISTERS)
     for dtype in ("*fp32", "*bf16"):
         types |= {"keys": dtype, "values": dtype}
         merge = compile_kernel(voxel_merge_triton._merge_kernel, types, tile, capability)
@@ -271,7 +274,7 @@ def gather_variants(capability: int):
             "TOKENS": gather_triton.TOKENS,
         }  # fmt: skip
         arguments |= {name: Constant(value) for name, value in constants.items()}
-        tile = attend_triton.Tile(0, 0, gather_triton.WARPS, 3)
+        tile = Tile(0, 0, gather_triton.WARPS, 3)
         about = {"dtype": "*fp32", "bits": bits}
         yield compile_kernel(gather_triton._gather_kernel, arguments, tile, capability) | about
 
@@ -296,7 +299,7 @@ def slots_variants(capability: int):
         types |= {name: Constant(value) for name, value in constants.items()}
         for kernel in (slots_triton._read_kernel, slots_triton._write_kernel, slots_triton._save_kernel):
             arguments = {name: types[name] for name in kernel.arg_names}
-            tile = attend_triton.Tile(0, 0, slots_triton.WARPS, 3)
+            tile = Tile(0, 0, slots_triton.WARPS, 3)
             yield compile_kernel(kernel, arguments, tile, capability) | {"dtype": "*fp32", "bits": bits}
 
 
@@ -305,7 +308,7 @@ def highest_variants(capability: int):
     for rest in (Constant(None), "*i64"):
         arguments = {"scores": "*fp32", "places": "*i64", "rest": rest, "n": "odd", "budget": "odd"}
         arguments |= {"KEPT": Constant(highest_triton.KEPT), "BLOCK": Constant(highest_triton.BLOCK)}
-        tile = attend_triton.Tile(0, 0, highest_triton.WARPS, 3)
+        tile = Tile(0, 0, highest_triton.WARPS, 3)
         yield compile_kernel(highest_triton._highest_kernel, arguments, tile, capability) | {"dtype": "*fp32"}
 
 
@@ -319,7 +322,7 @@ def take_variants(capability: int):
         arguments = dict.fromkeys(take_triton._take_kernel.arg_names, word)
         arguments |= {"numbers": (("odd",) * 3,) * take_triton.MOST_PARTS, "places": "*i64", "count": "odd"}
         arguments |= {name: Constant(value) for name, value in constants.items()}
-        tile = attend_triton.Tile(0, 0, take_triton.WARPS, 3)
+        tile = Tile(0, 0, take_triton.WARPS, 3)
         about = {"dtype": "*fp32", "aligned": aligned}  # no products in it
         yield compile_kernel(take_triton._take_kernel, arguments, tile, capability) | about
 
@@ -330,7 +333,7 @@ def block_variants(capability: int):
         tile = attend_within_triton.tile_for(dim)
         strides = ("i32",) * 3
         constants = {"HEADS": 16, "DIM": dim, "WIDTH": dim, "QUERIES": tile.queries, "KEYS": tile.keys}
-        constants["SHIFTED"] = attend_triton.shifts(dtype, dim)
+        constants["SHIFTED"] = shifts(dtype, dim)
         arguments: dict[str, object] = {
             **dict.fromkeys(("q_pointer", "k_pointer", "v_pointer", "out_pointer"), POINTERS[dtype]),
             **dict.fromkeys(("q_strides", "k_strides", "v_strides"), strides),
@@ -350,11 +353,11 @@ def block_variants(capability: int):
             "ROWS": to_heads_triton.rows_for(dim),
         }
         arguments |= {name: Constant(value) for name, value in constants.items()}
-        tile = attend_triton.Tile(0, 0, to_heads_triton.WARPS, 3)
+        tile = Tile(0, 0, to_heads_triton.WARPS, 3)
         yield compile_kernel(kernel, arguments, tile, capability) | about | {"dtype": "*fp32"}  # no products
     for dtype in (torch.bfloat16, torch.float16):
         arguments = {"pointer": POINTERS[dtype], "count": "i32", "BLOCK": Constant(gelu_triton.BLOCK)}
-        tile = attend_triton.Tile(0, 0, gelu_triton.WARPS, 3)
+        tile = Tile(0, 0, gelu_triton.WARPS, 3)
         about = {"dtype": "*fp32", "aligned": 16}
         yield compile_kernel(gelu_triton._gelu_kernel, arguments, tile, capability) | about
 
@@ -362,7 +365,7 @@ def block_variants(capability: int):
 def few_rows_variants(capability: int):
     """The products of a full-size camera head, and one whose rows are no multiples of 16 bytes."""
     kernel = few_rows_triton._few_rows_kernel
-    tile = attend_triton.Tile(0, 0, few_rows_triton.WARPS, 3)
+    tile = Tile(0, 0, few_rows_triton.WARPS, 3)
     for width, around, gelu, aligned in (
         (2048, (), False, 16),
         (2048, ("norm_weight", "norm_bias"), False, 16),
@@ -384,7 +387,7 @@ def few_rows_variants(capability: int):
 
 def maps_variants(capability: int):
     """What follows the convolutions of a full-size dense head, and the norm before them."""
-    tile = attend_triton.Tile(0, 0, maps_triton.WARPS, 3)
+    tile = Tile(0, 0, maps_triton.WARPS, 3)
     for kernel, channels, given, rectify in (
         (maps_triton._finish_kernel, 1024, ("bias", "of_x", "of_y"), False),
         (maps_triton._finish_kernel, 256, (), True),

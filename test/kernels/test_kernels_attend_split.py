@@ -9,7 +9,7 @@ import torch
 from kernels.coded import random_segments
 from kernels.split_keys import attend_in
 
-from stac_core.kernels import attend_split_triton, attend_triton
+from stac_core.kernels import attend_split_triton, attend_triton, launch_triton
 from stac_core.kernels.attend import Segment
 from stac_core.kernels.attend_split_triton import MOST_PARTS, choose_parts
 from stac_core.kernels.judge import judge_attend
@@ -126,5 +126,5 @@ def test_sensible_numbers_of_parts(at_once):
 
 def test_nothing_is_split_where_programs_run_one_after_the_other():
     """As in the interpreter."""
-    assert attend_split_triton.multiprocessors(torch.device("cpu")) == 1
+    assert launch_triton.multiprocessors(torch.device("cpu")) == 1
     assert {choose_parts(q, k, 1) for q in (1, 2, 9) for k in (1, 30, 3000)} == {1}

@@ -16,8 +16,8 @@ from stac_core.evaluation.gpu.attention import FRAME, LIVE, live_inputs
 from stac_core.evaluation.gpu.measure import median_ms
 from stac_core.evaluation.gpu.report import Rows
 from stac_core.kernels import attend_triton
-from stac_core.kernels.attend_triton import Tile
 from stac_core.kernels.judge import judge_attend
+from stac_core.kernels.launch_triton import Tile
 
 SHARE, REPEATS = 0.25, 10
 TILES = (  # queries, keys, warps, stages, registers

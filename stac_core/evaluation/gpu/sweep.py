@@ -19,10 +19,10 @@ from stac_core.evaluation.gpu.measure import Ceilings, median_ms
 from stac_core.evaluation.gpu.merging import problem
 from stac_core.evaluation.gpu.report import Report, Rows
 from stac_core.evaluation.gpu.stages import MASS_SHARE
-from stac_core.kernels import attend_triton, voxel_merge_triton
+from stac_core.kernels import attend_triton, mass_triton, voxel_merge_triton
 from stac_core.kernels.attend import Segment, sample_queries
 from stac_core.kernels.attend_split_triton import MOST_PARTS
-from stac_core.kernels.attend_triton import Tile
+from stac_core.kernels.launch_triton import Tile
 from stac_core.kernels.random_merges import RULES
 
 REPEATS = 15
@@ -79,7 +79,7 @@ def run(
             rows, stride, scale = sample_queries(size.queries, share)
             sampled = slice(0, rows * stride, stride)
             arguments = q[:, sampled], [segment], lse[:, sampled], scale
-            works = {tile: partial(attend_triton._mass, *arguments, tile) for tile in MASS}
+            works = {tile: partial(mass_triton.mass_of, *arguments, tile) for tile in MASS}
             work = partial(_tiles, works, baseline, device)
             report.part(f"sweep mass {share}", f"Mass of {rows} queries", work)
     if "parts" in parts:
