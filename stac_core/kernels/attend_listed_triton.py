@@ -40,10 +40,10 @@ def attend(
 
 
 def tile_for(q: Tensor, hopper: bool) -> Tile:
-    """Blocks of half as many queries where there are but those of one frame, so that all multiprocessors have
-    their part."""
+    """Blocks of half as many queries where there are but those of one frame, three of them at once, so that all
+    multiprocessors have their part."""
     if hopper and q.dtype != torch.float32 and q.shape[-1] <= 64 and q.shape[1] <= ONE_FRAME:
-        return Tile(64, 64, 4, 3)
+        return Tile(64, 64, 4, 3, 168)
     return forward_tile(q, False, hopper)
 
 
