@@ -251,6 +251,10 @@ class RecordedPass:
         self._encode()
         self._encoded = images
 
+    def forget(self) -> None:
+        """Another pass is to be replayed, on the same memory: what this one has begun with is lost."""
+        self._encoded = None
+
     def replay(self, images: Tensor, context: AttentionContext, coming: Coming | None) -> Prediction:
         """coming: makes the images of the pass that follows."""
         aside = self._tape.aside()
@@ -330,6 +334,9 @@ class RecordedForward:
         recorded = self.passes.get(key) if context.frames_seen else None
         coming, self._coming = self._coming, None
         if recorded is not None:
+            for other in self.passes.values():
+                if other is not None and other is not recorded:
+                    other.forget()
             return recorded.replay(images, context, coming)
         self._tape.join()
         prediction = self._forward(images, context, points)  # also builds all that a recording looks up

@@ -1,8 +1,9 @@
 """A tape for machines without a GPU: what `CudaTape` promises, and nothing more.
 
 Operations are written down while they run and run again in a replay, each into the very memory it wrote when
-it was recorded. Everything recorded turns into NaN before a replay begins, as if others had used the memory
-meanwhile: what a replay reads, it must have been given, or have computed in this replay.
+it was recorded. What others may have written meanwhile turns into NaN: everything recorded before the first part
+of a pass, and what other passes recorded beside, before each part that is replayed there. What a replay reads,
+it must have been given, or have computed itself.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ UNWRITTEN = ("empty", "new_empty", "empty_like")
 
 class EmulatedTape:
     def __init__(self):
-        self.owned = (
-            [],
-            [],
-        )  # all tensors made while recording: what is replayed in its order, what beside it
+        # All tensors made while recording, by pass: of what is replayed in its order, of what is beside it.
+        self.owned = []
         self.parts = 0  # ended
         self._operations, self._beside = None, False
-        self._begun = [False, False]
+        self._begun = set()  # where the pass that is being recorded has parts
 
     @contextmanager
     def recording(self):
+        self.owned.append(([], []))
+        self._begun = set()
         with _Log(self):
             yield
 
@@ -47,27 +48,33 @@ class EmulatedTape:
         return nullcontext()
 
     def end(self):
-        operations, beside = self._operations, self._beside
-        first, self._begun[beside] = not self._begun[beside], True
+        operations, beside, own = self._operations, self._beside, self.owned[-1]
+        first = beside not in self._begun
+        self._begun.add(beside)
         self.parts += 1
 
         def replay():
             if first:
                 self.poison([beside])
+            elif beside:
+                self.poison([beside], but=own)
             for operation in operations:
                 _again(*operation)
 
         return replay
 
-    def poison(self, pools=(False, True)):
-        for tensor in chain.from_iterable(self.owned[pool] for pool in pools):
-            if tensor.is_floating_point():
-                tensor.fill_(math.nan)
+    def poison(self, pools=(False, True), but=None):
+        """All recorded tensors, or all but those of one pass."""
+        for owned in self.owned:
+            if owned is not but:
+                for tensor in chain.from_iterable(owned[pool] for pool in pools):
+                    if tensor.is_floating_point():
+                        tensor.fill_(math.nan)
 
     def write_down(self, function, arguments, named, result):
         known = {_place(leaf) for leaf in tree_leaves((arguments, named)) if isinstance(leaf, Tensor)}
         fresh = [t for t in tree_leaves(result) if isinstance(t, Tensor) and _place(t) not in known]
-        self.owned[self._beside].extend(fresh)
+        self.owned[-1][self._beside].extend(fresh)
         if function._schema.is_mutable or (fresh and function._opname not in UNWRITTEN):
             self._operations.append((function, arguments, named, fresh))
 

@@ -110,6 +110,19 @@ def test_what_comes_next_may_be_begun_with():
     assert asked == [2, 3, 5, 6, 7, 8, 9]  # not where a pass is not recorded yet
 
 
+def test_what_was_begun_with_is_lost_to_another_pass():
+    """Its memory is that of all passes."""
+    network = tiny_network()
+    forward = RecordedForward(network, EmulatedTape())
+    ours, theirs = (open_stream(network, mode="stac") for _ in range(2))
+    coming = chunks((2, 2, 1, 2, 1, 2))
+    for step, images in enumerate(coming):
+        if step == 3:
+            forward.foresee(lambda: coming[5])  # and not that another one comes first
+        assert same(forward(images, ours), network(images, theirs)), step
+        ours.settle(), theirs.settle()
+
+
 def test_a_stream_catches_up_once_its_pass_and_the_next_images_are_under_way():
     """And what it does begins after all that was launched before the pass."""
     noted = []
