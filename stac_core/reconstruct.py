@@ -97,9 +97,18 @@ def reconstruct(given: argparse.Namespace, config: Config) -> None:
             session.save(given.save_stream)
     finally:
         if len(result):
-            result.write(session.stats(members=True), {**about, "given": given_flags(given)})
+            result.write(_figures(session), {**about, "given": given_flags(given)})
     if config.cache.repose_frames:
         result.write_reposed(*session.repose(), session.stats().cache.frames_seen)
+
+
+def _figures(session: StreamSession) -> SessionStats:
+    """With merged tokens by how many they stand for, if what is still to be merged does not fail."""
+    try:
+        return session.stats(members=True)
+    except RuntimeError as cause:
+        print(f"stac-reconstruct: the last chunk is not merged: {cause}", file=sys.stderr)
+        return session.stats()
 
 
 class Reconstruction:

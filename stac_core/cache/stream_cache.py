@@ -168,11 +168,11 @@ class StreamCache:
         keys = self._place(spatial, positions)
         evicted = self._forget()  # before the host first waits, while the device is still at the pass
         enter = partial(spatial.enter, positions, keys, first_frame, self._voxel_limit)
-        insert, retrieve = partial(spatial.insert, evicted), partial(self._retrieve, spatial, first_frame)
-        work = [enter, insert, retrieve] if self._config.retrieve_after_merge else [enter, retrieve, insert]
-        at_once = len(work)
-        if self._merges_beside:  # the next pass needs what is retrieved, and what that looks at
-            at_once = 1 + work.index(retrieve) if spatial.next_is_in_turn else 0
+        work, needed = [enter, partial(spatial.insert, evicted)], 0  # before the next pass
+        if spatial.next_is_in_turn:
+            needed = 3 if self._config.retrieve_after_merge else 2
+            work.insert(needed - 1, partial(self._retrieve, spatial, first_frame))
+        at_once = needed if self._merges_beside else len(work)
         for do in work[:at_once]:
             do()
         if work[at_once:]:

@@ -40,7 +40,7 @@ def attend(
 
 
 def tile_for(q: Tensor, hopper: bool) -> Tile:
-    """Blocks of half as many queries where there are but those of one frame, three of them at once, so that all
+    """Where there are but the queries of one frame, blocks of half as many, three at once, so that all
     multiprocessors have their part."""
     if hopper and q.dtype != torch.float32 and q.shape[-1] <= 64 and q.shape[1] <= ONE_FRAME:
         return Tile(64, 64, 4, 3, 168)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -131,3 +133,19 @@ def test_under_a_limit_no_token_waits():
         for cache in (ours, theirs):
             feed(cache, WALK, first, 2, beside="late" * (cache is ours))
         assert ours.stats() == theirs.stats() and ours.stats().bytes <= config.memory_budget
+
+
+def test_a_stream_that_is_dropped_gives_its_memory_back_at_once():
+    """Whatever it has left to be done; on a GPU nobody waits for the garbage collector."""
+    cache = stream(parity(window_size=4, **FEW))
+    gc.collect(), gc.disable()
+    try:
+        for first in range(0, FRAMES, 2):
+            feed(cache, WALK, first, 2, beside="late")
+            left_undone = cache._unmerged is not None
+        assert left_undone
+        gone = weakref.ref(cache)
+        del cache
+        assert gone() is None
+    finally:
+        gc.enable()

@@ -9,12 +9,14 @@ import threading
 import cv2
 import numpy as np
 import pytest
+import torch
 from tiny import synthetic_frames
 
 from stac_core import Moves, reconstruct
 from stac_core.evaluation.trajectory import read_tum
 from stac_core.pipeline import OneBehind, one_ahead, with_next
 from stac_core.reconstruct import main
+from stac_core.session import StreamSession
 from stac_core.thinned_cloud import ThinnedCloud, first_of_each
 
 SMALL = [
@@ -148,6 +150,22 @@ def test_no_frame_gives_more_points_than_the_limit(tmp_path, monkeypatch):
     frames = synthetic_frames(1, 48, 64)
     assert 500 <= points_of(frames, tmp_path / "half") <= 1000
     assert points_of(frames, tmp_path / "few", "--conf_percent", "90") == pytest.approx(307, abs=3)
+
+
+def test_a_last_merge_that_fails_loses_nothing_else(folder, tmp_path, monkeypatch, capsys):
+    """As on a GPU without room for it, where tokens wait to be merged until somebody asks."""
+    told = StreamSession.stats
+
+    def stats(session, members=False):
+        if members:
+            raise torch.OutOfMemoryError("too many rows")
+        return told(session)
+
+    monkeypatch.setattr(StreamSession, "stats", stats)
+    assert run(folder, tmp_path) == 0
+    assert "the last chunk is not merged: too many rows" in capsys.readouterr().err
+    assert len(read_tum(tmp_path / "trajectory.tum")) == 9
+    assert json.loads((tmp_path / "stats.json").read_text())["stats"]["cache"]["frames_seen"] == 9
 
 
 def test_offline_modes_take_everything_at_once(folder, tmp_path):

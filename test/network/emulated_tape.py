@@ -1,9 +1,9 @@
 """A tape for machines without a GPU: what `CudaTape` promises, and nothing more.
 
 Operations are written down while they run and run again in a replay, each into the very memory it wrote when
-it was recorded. What others may have written meanwhile turns into NaN: everything recorded before the first part
-of a pass, and what other passes recorded beside, before each part that is replayed there. What a replay reads,
-it must have been given, or have computed itself.
+it was recorded. Where others may have written, there is NaN: before the first part of a pass in everything
+recorded, before each part that is replayed beside others in what other passes recorded there. What a replay
+reads, it must have been given, or have computed itself.
 """
 
 from __future__ import annotations

@@ -19,10 +19,10 @@ NOTICE = (
 
 def filled_session():
     session = StreamSession(tiny_network(), Config(cache=CacheConfig(mode="stac", chunk_size=2)))
-    frames = synthetic_frames(14)
-    for first in range(0, 12, 2):
+    frames = synthetic_frames(16)
+    for first in range(0, 14, 2):
         session.step(frames[first : first + 2])
-    return session, frames[12:]
+    return session, frames[14:]  # of a step that retrieves
 
 
 def test_every_stage_takes_part_and_the_clock_comes_off_again():

@@ -20,6 +20,7 @@ from stac_core.kernels.judge import judge_attend
 from stac_core.kernels.launch_triton import Tile
 
 SHARE, REPEATS = 0.25, 10
+SECONDS = 120  # that a process may take
 TILES = (  # queries, keys, warps, stages, registers
     Tile(128, 32, 8, 3, 128),
     Tile(128, 32, 8, 2, 128),
@@ -37,13 +38,22 @@ def sweep(frame: int = FRAME, count: int = len(TILES)) -> Rows:
     while len(rows) < count:
         command = [sys.executable, "-m", "stac_core.evaluation.gpu.coded"]
         command += [str(number) for number in (len(rows), count, frame)]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = _run(command)
         rows += [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
         if done.returncode and len(rows) < count:
             said = done.stderr.strip().splitlines()
             error = said[-1][:80] if said else f"exit code {done.returncode}"
             rows.append({**TILES[len(rows)]._asdict(), "passed": False, "ms": float("nan"), "error": error})
     return rows
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """A process that does not end in time counts as one that failed."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+    except subprocess.TimeoutExpired as late:
+        said = late.stdout.decode() if isinstance(late.stdout, bytes) else late.stdout or ""
+        return subprocess.CompletedProcess(command, 1, said, f"stopped after {SECONDS} s")
 
 
 def main(first: int, stop: int, frame: int) -> None:

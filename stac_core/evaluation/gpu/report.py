@@ -14,7 +14,10 @@ import torch
 
 from stac_core.files import write_whole
 
-SHARES, TIMES = ("share", "of_roofline"), ("ms", "step_ms", "gflop", "live_mib", "voxel_mib", "peak_gib")
+SHARES, TIMES = (
+    ("share", "of_roofline"),
+    ("ms", "step_ms", "gflop", "live_mib", "voxel_mib", "peak_gib", "reserved_gib"),
+)
 Rows = list[dict[str, Any]]
 
 
