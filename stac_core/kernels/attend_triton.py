@@ -228,7 +228,7 @@ def _forward_kernel(
         if not all_held(total):
             top, total, out = _sweep_keys(
                 q, groups, first, stop, row, scale * LOG2_E,
-                DIM, WIDTH, KEYS, BITS, SCALED, BIASED, SIZES, SPLIT, LISTED, True, KEYS_AGAIN, 1,
+                DIM, WIDTH, KEYS, BITS, SCALED, BIASED, SIZES, SPLIT, LISTED, True, KEYS_AGAIN, 2,
             )  # fmt: skip
 
     # of parts as `new_parts` has them

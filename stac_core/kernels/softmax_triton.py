@@ -39,7 +39,8 @@ def new_sums(QUERIES: tl.constexpr, WIDTH: tl.constexpr, SHIFTED: tl.constexpr):
 def weigh(logits, top, total, out, SHIFTED: tl.constexpr):
     """The weights of more keys [QUERIES, KEYS], and the sums so far, to which their values are to be added.
 
-    Weights are SHIFTED by the largest logit, or not.
+    Weights are SHIFTED by the largest logit, which then weighs 1, or cut to what bfloat16 has of them, so that a
+    key that gets all attention gives its value as it is: sums have what multiplies values, up to 2⁻⁸ less.
     """
     if SHIFTED:
         new_top = tl.maximum(top, tl.max(logits, 1))
@@ -48,6 +49,8 @@ def weigh(logits, top, total, out, SHIFTED: tl.constexpr):
         top, total, out = new_top, total * shrink, out * shrink[:, None]
         logits -= safe_top[:, None]
     weights = tl.exp2(logits)
+    if not SHIFTED:
+        weights = (weights.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
     return weights, top, total + tl.sum(weights, 1), out
 
 
