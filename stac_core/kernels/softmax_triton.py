@@ -39,8 +39,8 @@ def new_sums(QUERIES: tl.constexpr, WIDTH: tl.constexpr, SHIFTED: tl.constexpr):
 def weigh(logits, top, total, out, SHIFTED: tl.constexpr):
     """The weights of more keys [QUERIES, KEYS], and the sums so far, to which their values are to be added.
 
-    Weights are SHIFTED by the largest logit, which then weighs 1, or cut to what bfloat16 has of them, so that a
-    key that gets all attention gives its value as it is: sums have what multiplies values, up to 2⁻⁸ less.
+    Weights are SHIFTED by the largest logit, which then weighs 1. Else they are cut to what bfloat16 holds of
+    them, up to 2⁻⁸ less, and summed as they multiply values: one key alone gives its value as it is.
     """
     if SHIFTED:
         new_top = tl.maximum(top, tl.max(logits, 1))
