@@ -65,7 +65,11 @@ class Autosave:
 
     def _write_stream(self) -> Path | None:
         """Begin a folder, for the inference thread; None where that fails."""
-        part = _part_of(new_folder(self._parameters.ros.map.directory, KIND))
+        try:
+            part = _part_of(new_folder(self._parameters.ros.map.directory, KIND))
+        except OSError as error:
+            self._tell(error)
+            return None
         with self._failure_told(part):
             with explained(part.parent):
                 part.mkdir(parents=True)
@@ -109,10 +113,13 @@ class Autosave:
             yield
         except Exception as error:  # of any kind; mapping goes on
             shutil.rmtree(part, ignore_errors=True)
-            cause = error.__cause__ or error
-            reason = getattr(cause, "strerror", None) or type(cause).__name__
-            self._statistics.event(FAILED)
-            self._statistics.error(f"{FAILED} ({reason})", str(error), 0)
+            self._tell(error)
+
+    def _tell(self, error: Exception) -> None:
+        cause = error.__cause__ or error
+        reason = getattr(cause, "strerror", None) or type(cause).__name__
+        self._statistics.event(FAILED)
+        self._statistics.error(f"{FAILED} ({reason})", str(error), 0)
 
 
 def _part_of(whole: Path) -> Path:

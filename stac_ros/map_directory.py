@@ -24,7 +24,10 @@ def try_to_write(directory: str) -> None:
 
 
 def new_folder(directory: str, kind: str = "") -> Path:
-    """A name in it that nobody has used yet, made of the time. kind: what it begins with."""
+    """A name in it that nobody has used yet, made of the time. kind: what it begins with.
+
+    OSError as of `try_to_write`, where that depends on the name alone.
+    """
     return _absolute(directory) / (kind + datetime.now().strftime("%Y-%m-%d_%H-%M-%S.%f"))
 
 
@@ -44,4 +47,13 @@ def explained(directory: str | Path) -> Iterator[None]:
 
 
 def _absolute(directory: str) -> Path:
-    return Path(directory).expanduser().absolute()
+    with explained(directory):
+        return home_expanded(directory).absolute()
+
+
+def home_expanded(name: str) -> Path:
+    """~ and ~user are home directories. OSError where nobody of that name has one."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise OSError(f"{Path(name).parts[0]} is nobody's home directory") from error

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any
 
 from builtin_interfaces.msg import Time
@@ -27,7 +26,7 @@ from stac_ros.diagnostics import Facts, InputState, MapState, diagnostic_array
 from stac_ros.image_library import image_library
 from stac_ros.inference_worker import InferenceWorker
 from stac_ros.logs import log_to_ros
-from stac_ros.map_directory import new_folder, try_to_write
+from stac_ros.map_directory import home_expanded, new_folder, try_to_write
 from stac_ros.mapper import Mapper
 from stac_ros.mapping_worker import MappingWorker
 from stac_ros.node_process import ClosingNode, own_arguments, run_node
@@ -90,7 +89,7 @@ class MappingNode(ClosingNode):
         )
         self.autosave = Autosave(self.predictor, self.mapper, self.parameters, self.statistics)
         if ros.map.load:
-            self._load(Path(ros.map.load).expanduser())
+            self._load(ros.map.load)
         self._reported = self.statistics.snapshot()
         self.inference = InferenceWorker(
             self.predictor.process,
@@ -106,13 +105,14 @@ class MappingNode(ClosingNode):
         self._subscribe()
         self.inference.start()
 
-    def _load(self, folder: Path) -> None:
+    def _load(self, name: str) -> None:
         """Go on with a saved map. ValueError where that is not possible."""
         try:
+            folder = home_expanded(name)
+            self.mapper.load(folder)  # the first to say what is no such folder
             self.predictor.load(folder)
-            self.mapper.load(folder)
-        except ValueError as error:
-            raise ValueError(f"map.load = {str(folder)!r}: {error}") from error
+        except (ValueError, OSError) as error:
+            raise ValueError(f"map.load = {name!r}: {error}") from error
 
     def close(self) -> None:
         """Finish the chunk at hand and see it delivered, with the map that holds it."""
@@ -143,7 +143,10 @@ class MappingNode(ClosingNode):
         return self._answer(response, lambda: self.predictor.pause(request.data), lambda: said)
 
     def on_save_map(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        folder = new_folder(self.parameters.ros.map.directory)
+        try:
+            folder = new_folder(self.parameters.ros.map.directory)
+        except OSError as error:
+            return _refusal(response, error)
         return self._answer(response, lambda: self.predictor.save(folder), lambda: self.mapper.save(folder))
 
     def on_relocalize(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
@@ -210,8 +213,7 @@ class MappingNode(ClosingNode):
         try:
             response.message, response.success = self.inference.ask(command).result().result(), True
         except Exception as error:  # whatever it is, the caller hears it and the node lives on
-            response.message, response.success = str(error), False
-            logger.error("a service failed: %s", error)
+            return _refusal(response, error)
         return response
 
     def _offer_services(self) -> None:
@@ -268,6 +270,12 @@ class MappingNode(ClosingNode):
         cure = f"set input.compressed to {str(not settings.compressed).lower()}"
         self.watchdog = Watchdog(self, subscription, settings.silence, {other: cure})
         logger.info("subscribed to %s (%s)", subscription.topic_name, settings.image_qos)
+
+
+def _refusal(response: Any, error: Exception) -> Any:
+    response.message, response.success = str(error), False
+    logger.error("a service failed: %s", error)
+    return response
 
 
 def _has_room(loaded: LoadedNetwork, config: Config) -> bool:

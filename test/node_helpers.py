@@ -24,6 +24,7 @@ from stac_ros.topics import Service, Topic
 
 START_S = 120.0  # to load PyTorch and a network, next to all else that a computer may be doing
 HEIGHT, WIDTH = 48, 64
+NOBODYS = "~nobody_at_all/maps"  # a folder
 FAST = {"image.size": 56, "model.device": "cpu"}  # a step of the smallest network takes a tenth of a second
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mapping_helpers import mapper_of
-from node_helpers import NodeProcess, Observer, header
+from node_helpers import NOBODYS, NodeProcess, Observer, header
 from rcl_interfaces.srv import SetParameters
 from rclpy.parameter import Parameter
 from ros_helpers import ros_nodes
@@ -116,6 +116,11 @@ def test_a_map_is_on_disk_while_it_grows_and_when_the_node_ends(tmp_path):
             observer.diagnostics_when(lambda found: int(found["input"].get(f"events: {FAILED}", 0)) >= 2)
             assert first.output.count(FAILED) == 1 and "set it to another folder" in first.output
             observer.map_images(sent[1])
+            set_parameter(observer, "map.directory", NOBODYS)
+            log = observer.spin_until(lambda: NOBODYS in first.output and first.output, "a warning")
+            assert f"map.directory = '{NOBODYS}' cannot be written: ~nobody_at_all is nobody's home" in log
+            answer = observer.call(topics.SAVE_MAP)
+            assert not answer.success and NOBODYS in answer.message
             set_parameter(observer, "map.directory", str(maps))
             (one,) = observer.spin_until(lambda: autosaves(maps), "an autosave")
             assert names(one) == WHOLE and stamps(one) == [100.0, 100.1]

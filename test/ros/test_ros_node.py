@@ -18,6 +18,7 @@ from geometry_msgs.msg import TransformStamped
 from lap_helpers import expected_frames, lap, stamped
 from node_helpers import (
     HEIGHT,
+    NOBODYS,
     WIDTH,
     NodeProcess,
     Observer,
@@ -550,7 +551,8 @@ def test_what_ros_or_the_kernels_refuse_ends_in_one_message_too(capfd, loggers):
 
 def test_a_map_directory_that_cannot_be_written_is_told_at_start(tmp_path, capfd, loggers):
     (tmp_path / "file").write_text("in the way")
-    for directory, told in {tmp_path / "file" / "maps": True, tmp_path / "new" / "maps": False}.items():
+    directories = {tmp_path / "file" / "maps": True, tmp_path / "new" / "maps": False, NOBODYS: True}
+    for directory, told in directories.items():
         assert start(f"map.directory:={directory}", "model.device:=quantum") == 1
         log = "".join(capfd.readouterr())
         assert (f"map.directory = '{directory}' cannot be written: " in log) == told

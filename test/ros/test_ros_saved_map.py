@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 from mapping_helpers import mapper_of
-from node_helpers import NodeProcess, Observer, header, matrix_of
+from node_helpers import NOBODYS, NodeProcess, Observer, header, matrix_of
 from ros_helpers import ros_nodes
 from safetensors.numpy import load_file, save_file
 from walks import LAP, bundled, frames_of
@@ -196,6 +196,9 @@ def test_what_is_no_saved_map_is_refused_before_anything_is_subscribed_to(saved,
         damage(copy)
         log = refusal(copy, capfd)
         assert f"map.load = '{copy}': " in log and text in log, (name, log)
+    for name in (NOBODYS, str(tmp_path / "nothing")):
+        assert f"map.load = '{name}': " in refusal(name, capfd)
+    assert "name a folder that ~/save_map wrote" in refusal(tmp_path / "nothing", capfd)
     log = refusal(folder, capfd, "cache.window_size:=3")
     assert f"cache.window_size = {CacheConfig.window_size} (here 3)" in log
 
