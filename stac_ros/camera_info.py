@@ -33,7 +33,7 @@ class CameraCalibration:
     def __init__(self, raw: bool = False) -> None:
         self._rectifier = Rectifier() if raw else None
         self._received: CameraInfo | None = None
-        self.source = "predicted"  # or camera_info: what the last depth image was published with
+        self.source = "predicted"  # or camera_info: what the intrinsics of the latest image are
         self._said: set[str] = set()
         self._unknown = 0  # chunks so far without a calibration
 
@@ -77,9 +77,7 @@ class CameraCalibration:
         received = self._received
         intrinsics = self._usable(received, height, width)
         if received is None or intrinsics is None:
-            self.source = "predicted"
             return calibration_message(predicted, height, width, header)
-        self.source = "camera_info"
         if self._rectifier is not None:
             return calibration_message(intrinsics, height, width, header)
         return CameraInfo(
@@ -94,7 +92,13 @@ class CameraCalibration:
         )
 
     def _usable(self, received: CameraInfo | None, height: int, width: int) -> NDArray[np.float64] | None:
-        """Intrinsics [3, 3], where they fit; why not, or what is doubtful about them, is said once."""
+        """Intrinsics [3, 3], where they fit."""
+        found = self._fitting(received, height, width)
+        self.source = "predicted" if found is None else "camera_info"
+        return found
+
+    def _fitting(self, received: CameraInfo | None, height: int, width: int) -> NDArray[np.float64] | None:
+        """The same; why they do not fit, or what is doubtful about them, is said once."""
         if received is None:
             return None
         try:

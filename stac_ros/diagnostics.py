@@ -50,7 +50,7 @@ class MapState:
     points_outside: int
     poses: int
     scale: str
-    intrinsics: str  # of the published depth: predicted, or camera_info
+    intrinsics: str  # of the latest image: predicted, or camera_info
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,8 @@ def test_a_calibration_that_fits_is_passed_on_under_the_header_of_the_image():
     assert calibration.source == "camera_info"
     calibration.of_image(header, 60, 80, PREDICTED)
     assert calibration.source == "predicted", "no calibration fits this size"
+    calibration.intrinsics(240, 320)
+    assert calibration.source == "camera_info", "of poses, though nobody may listen to depth"
 
 
 @pytest.mark.parametrize(
