@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from diagnostic_msgs.msg import DiagnosticArray
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from geometry_msgs.msg import Pose, PoseWithCovarianceStamped
 from nav_msgs.msg import Path
 from numpy.typing import NDArray
@@ -203,13 +203,14 @@ class OutputListener:
         self.seen.intrinsics = np.array(message.k, np.float64).reshape(3, 3)
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
-        for status in message.status:
-            node, _, part = status.name.rpartition(": ")
-            if node == self._own_name:
-                if not self._listens_to_camera:
-                    self._listen_to_camera()
-                values = {pair.key: pair.value for pair in status.values}
-                self.seen.health[part] = Health(status.level[0], status.message, values)
+        own = [(part, status) for node, part, status in _parts(message) if node == self._own_name]
+        if not own:
+            return  # of somebody else: /diagnostics is for all
+        if not self._listens_to_camera:
+            self._listen_to_camera()
+        for part, status in own:
+            values = {pair.key: pair.value for pair in status.values}
+            self.seen.health[part] = Health(status.level[0], status.message, values)
         live, voxels = (self.seen.told("memory", f"cache.{name}_bytes") for name in ("live", "voxel"))
         if live is not None and voxels is not None:
             now = time.monotonic()
@@ -217,6 +218,13 @@ class OutputListener:
             cache_bytes = int(live) + int(voxels)
             frames = len(self.seen.stamps_ns)
             self.seen.memory.append(MemorySample(now - self._first, cache_bytes, frames))
+
+
+def _parts(message: DiagnosticArray) -> Iterator[tuple[str, str, DiagnosticStatus]]:
+    """Of each status the node, its part, and the status itself."""
+    for status in message.status:
+        node, _, part = status.name.rpartition(": ")
+        yield node, part, status
 
 
 def _matrix(pose: Pose) -> NDArray[np.float64]:

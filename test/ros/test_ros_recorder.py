@@ -72,8 +72,9 @@ class ScriptedMapping:
         return self._heard(IMAGE)
 
     def say_health(self) -> None:
-        self.publishers[DIAGNOSTICS].publish(diagnostics(f"robot2/{NODE_NAME}", 9 << 20))  # somebody else's
-        self.publishers[DIAGNOSTICS].publish(diagnostics())
+        foreign = diagnostics(f"robot2/{NODE_NAME}", 9 << 20)
+        for message in (foreign, diagnostics(), foreign):
+            self.publishers[DIAGNOSTICS].publish(message)
 
     def say_map(self, stamp_ns: int, count: int = 2) -> None:
         cloud = cloud_message(header(stamp_ns), POINTS[:count], COLOURS[:count])
