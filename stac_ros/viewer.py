@@ -22,6 +22,14 @@ PERIOD_S = 0.2
 logger = logging.getLogger("stac-view")
 
 
+def port_number(text: str) -> int:
+    """An argument's type; with any other number, the server's thread would fail and this one wait for it."""
+    number = int(text)
+    if not 0 < number < 1 << 16:
+        raise argparse.ArgumentTypeError(f"{number} is no port: choose one from 1 to 65535")
+    return number
+
+
 def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logger.setLevel(logging.INFO)
@@ -29,7 +37,7 @@ def main() -> None:
         prog="stac-view", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     told = f"the next free one if taken (default: {VIEWER_PORT})"
-    parser.add_argument("--port", type=int, default=VIEWER_PORT, help=told)
+    parser.add_argument("--port", type=port_number, default=VIEWER_PORT, help=told)
     port = own_arguments(parser).port
     begin_ros("stac-view")
     node = Node("stac_view")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import shutil
 import subprocess
+import sys
 import tempfile
 import tracemalloc
 from pathlib import Path
@@ -13,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
+from stac_ros import viewer
 from stac_ros.output_listener import Health, MemorySample, Seen, View
 from stac_ros.viewer_scene import HOST, Scene, extent, field_of_view, figures
 
@@ -54,6 +56,15 @@ def test_figures_name_what_matters_and_what_is_wrong():
     assert "| cache | 3.0 MiB |" in table and "| frames | 10 |" in table
     assert "**warning**: random weights" in table and "**map**" not in table
     assert "| frames | 0 |" in figures(Seen())
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "-1"])
+def test_a_number_that_is_no_port_is_refused(port, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["stac-view", "--port", port])
+    monkeypatch.setattr(viewer, "begin_ros", lambda command: pytest.fail("it has begun"))
+    with pytest.raises(SystemExit) as end:
+        viewer.main()
+    assert end.value.code == 2 and f"{port} is no port" in capsys.readouterr().err
 
 
 def test_extent_ignores_a_few_stray_points():
