@@ -53,7 +53,7 @@ class OdometryLink:
 
 def _cure(error: TransformError) -> str:
     if not isinstance(error, StampError):
-        return "Publish odometry, or leave frames.odom empty"
+        return "Publish what leads there (odometry, the camera's mount), or leave frames.odom empty"
     if error.ahead_s >= 0:
         return (
             f"The image is ahead of odometry by {error.ahead_s:.3f} s: synchronise their clocks if they "
