@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import pickle
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -148,7 +149,9 @@ def _read(path: Path) -> object:
                 f"{path} carries code ({code[1]}), not weights alone, and code is never run: use the "
                 "published file, or convert it to .safetensors where you trust it"
             ) from error
-        raise _damaged(path, error) from error
+        # Around its own error, PyTorch puts the advice to run whatever code the file holds.
+        own = error.__context__ if isinstance(error, pickle.UnpicklingError) else None
+        raise _damaged(path, own or error) from error
 
 
 def _metadata(path: Path) -> dict[str, str]:
@@ -231,7 +234,7 @@ def _describe(path: Path) -> str:
     return f"{name}, step {step}" if step else name
 
 
-def _damaged(path: Path, error: Exception) -> CheckpointError:
+def _damaged(path: Path, error: BaseException) -> CheckpointError:
     return CheckpointError(
         f"{path} cannot be read: it is truncated or no {path.suffix} file; download it again "
         f"({in_one_line(error)})"

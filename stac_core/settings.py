@@ -89,6 +89,6 @@ def read_flags(section: type[Section], given: argparse.Namespace) -> Section:
     return section(**{name: getattr(given, name) for name in names if hasattr(given, name)})
 
 
-def in_one_line(error: Exception) -> str:
+def in_one_line(error: BaseException) -> str:
     """What an error says, short enough for a log or another message."""
     return (str(error) or type(error).__name__).splitlines()[0][:200]

@@ -120,6 +120,13 @@ def test_code_is_never_run(tmp_path, monkeypatch, write):
     assert not (tmp_path / "executed").exists()
 
 
+def test_a_file_of_anything_is_told_without_the_advice_to_run_it(tmp_path):
+    (tmp_path / "model.pt").write_bytes(b"gibberish")
+    with pytest.raises(CheckpointError, match=r"no \.pt file; .* \(Unsupported operand") as told:
+        load(tmp_path / "model.pt")
+    assert "weights_only" not in str(told.value)
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "model.pt", "old.pth"])
 @pytest.mark.parametrize("keep", [0, 0.001, 0.5, 0.999])
 def test_truncated_files(tmp_path, weights, name, keep):
