@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 from typing import Any, TypeVar
 
@@ -67,14 +68,22 @@ class Parameters:
 
 def _build(sections: type[Sections], given: dict[str, Any]) -> Sections:
     """The dataclasses of the given values, defaults elsewhere; ValueError if they refuse."""
-    built = {}
+    try:
+        return sections(**{one.name: _section(one, given) for one in dataclasses.fields(sections)})
+    except ValueError as error:
+        raise ValueError(_by_parameters(str(error), sections)) from error
+
+
+def _section(section: dataclasses.Field[Any], given: dict[str, Any]) -> Any:
+    names = [f"{section.name}.{setting.name}" for setting in dataclasses.fields(class_of(section))]
+    return class_of(section)(**{name.split(".")[1]: given[name] for name in names if name in given})
+
+
+def _by_parameters(text: str, sections: type[Any]) -> str:
+    """What the settings refuse, in names of parameters instead of those of their classes."""
     for section in dataclasses.fields(sections):
-        names = [setting.name for setting in dataclasses.fields(class_of(section))]
-        values = {
-            name: given[f"{section.name}.{name}"] for name in names if f"{section.name}.{name}" in given
-        }
-        built[section.name] = class_of(section)(**values)
-    return sections(**built)
+        text = re.sub(rf"\b{class_of(section).__name__}\.", f"{section.name}.", text)
+    return text
 
 
 def _values(config: Config | RosConfig) -> dict[str, Any]:

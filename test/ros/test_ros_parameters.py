@@ -84,7 +84,7 @@ def test_names_of_ros_itself_pass():
 @pytest.mark.parametrize(
     ("name", "value", "text"),
     [
-        ("cache__window_size", 0, "window_size = 0: below the minimum; nearest value that works: 1"),
+        ("cache__window_size", 0, "cache.window_size = 0: below the minimum; nearest value that works: 1"),
         ("cache__window_size", 2.5, "window_size = 2.5: expected int, got float"),
         ("cache__mode", "forget", "mode = 'forget': choose one of 'full'"),
         ("image__size", 100, "size = 100: must be a multiple of the patch size 14"),
@@ -92,11 +92,11 @@ def test_names_of_ros_itself_pass():
         (
             "frames__map",
             "/map",
-            "map = '/map': frames have no leading slash; nearest value that works: 'map'",
+            "frames.map = '/map': frames have no leading slash; nearest value that works: 'map'",
         ),
         ("frames__odom", "map", "the map needs a frame of its own"),
         ("frames__camera", "map", "the map needs a frame of its own"),
-        ("scale__factor", 2.0, "factor 2.0 would do nothing; nearest value that works: 'fixed'"),
+        ("scale__factor", 2.0, "scale.mode = 'none': factor 2.0 would do nothing; nearest .* 'fixed'"),
         ("scale__mode", "odometry", "frames.odom must name the odometry frame of the robot"),
         ("map__voxel_size", float("nan"), "voxel_size = nan: must be finite"),
     ],
