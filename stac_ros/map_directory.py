@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,6 +45,16 @@ def explained(directory: str | Path) -> Iterator[None]:
             f"map.directory = {str(directory)!r} cannot be written: {error}; set it to another folder, which "
             "is possible while the node runs (ros2 param set)"
         ) from error
+
+
+@contextmanager
+def whole_or_gone(folder: Path) -> Iterator[None]:
+    """What writes into the folder; if that fails, the folder goes, for nobody could load it."""
+    try:
+        yield
+    except Exception:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _absolute(directory: str) -> Path:

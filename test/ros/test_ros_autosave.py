@@ -54,14 +54,14 @@ def stamps(folder: Path) -> list[float]:
 
 
 @contextmanager
-def largest_file(size: int):
-    """What a full disk does to a file, and to no other process."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+def largest_file(size: int, pid: int = 0):
+    """What a full disk does to a file, and to no other process; 0 = of this process."""
+    before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, before[1]))
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("value", [-1.0, 0.2, float("nan"), float("inf")])
@@ -124,6 +124,8 @@ def test_a_map_is_on_disk_while_it_grows_and_when_the_node_ends(tmp_path):
             set_parameter(observer, "map.directory", str(maps))
             (one,) = observer.spin_until(lambda: autosaves(maps), "an autosave")
             assert names(one) == WHOLE and stamps(one) == [100.0, 100.1]
+            with largest_file(100_000, first.pid):
+                assert not observer.call(topics.SAVE_MAP).success, "and no folder is left of it, see below"
             asked_for = Path(observer.call(topics.SAVE_MAP).message.splitlines()[0]).parent
 
             observer.map_images(sent[2])
