@@ -52,7 +52,11 @@ def main() -> int:
     source = BagSource(arguments.bag, arguments.topic, [])
     partial = arguments.recording.parent / ".part" / arguments.recording.name  # the file bears its name
     shutil.rmtree(partial.parent, ignore_errors=True)  # left by a run that was killed
-    partial.parent.mkdir(parents=True)
+    try:
+        partial.parent.mkdir(parents=True)
+    except OSError as error:
+        logger.error("%s cannot be written: %s", arguments.recording, error)
+        return 1
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     recorder = AnswerRecorder(partial)
     player = _make_player(arguments, source, recorder)

@@ -20,3 +20,12 @@ def test_what_is_no_recording_is_not_replaced(tmp_path, monkeypatch, caplog, kin
     monkeypatch.setattr(sys, "argv", words)
     assert main() == 1
     assert f"{result} is no recording and stays" in caplog.text and kept.read_text() == "mine"
+
+
+def test_where_nothing_can_be_written_nothing_is_played(tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").write_text("in the way")
+    result = tmp_path / "file" / "result"
+    words = ["bag_evaluation", str(write_bag(tmp_path / "bag", 1)), str(result)]
+    monkeypatch.setattr(sys, "argv", words)
+    assert main() == 1
+    assert f"{result} cannot be written: " in caplog.text
