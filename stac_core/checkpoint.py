@@ -13,6 +13,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def load_network(model: ModelConfig, kernels: KernelConfig | None = None) -> Loa
 def find_weights(model: ModelConfig) -> Path | None:
     """The file to load; None = none for the embedded network, the only one that runs without."""
     if model.checkpoint:
-        return _find_given(Path(model.checkpoint).expanduser(), model.name)
+        return _find_given(Path(expanduser(model.checkpoint)), model.name)
     usual = Path("ckpt") / model.name
     if usual.is_dir():
         return _find_in(usual, model.name)

@@ -186,6 +186,8 @@ def test_missing_weights(tmp_path, monkeypatch):
     place = re.escape(str(tmp_path / "ckpt" / "stream3r"))
     with pytest.raises(CheckpointError, match=f"no weights for stream3r: {place} does not exist; download"):
         load_network(ModelConfig("stream3r"))
+    with pytest.raises(CheckpointError, match=r"~nobody_at_all/model.pt does not exist: check"):
+        find_weights(ModelConfig(checkpoint="~nobody_at_all/model.pt"))
     with pytest.raises(CheckpointError, match=r"nowhere.pt does not exist"):
         load_network(ModelConfig(checkpoint="nowhere.pt"))
     with pytest.raises(CheckpointError, match="holds no weights file"):
