@@ -63,8 +63,8 @@ class BagResult:
         self.sent_ns = _departures(self._bag, image_topic)
         self.pose_topic = self._find(_POSE_TYPES)
         said, self.pose_logged_ns = _read_poses(self._bag, self.pose_topic)
-        path = self._bag.last(self._find({"nav_msgs/msg/Path": f"/{_NODE}/path"}))
-        self.trajectory = said if path is None else _corrected(said, path)
+        later = self._bag.last(self._find({"nav_msgs/msg/Path": f"/{_NODE}/path"}))
+        self.trajectory = said if later is None else _corrected(said, later)
         if not len(self.trajectory):
             topics = ", ".join(self._bag.all_topics()) or "none"
             raise ValueError(

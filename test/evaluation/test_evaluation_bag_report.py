@@ -199,7 +199,7 @@ def test_modes_that_see_the_future_are_not_for_a_node(judged, capsys):
 def test_a_recording_without_an_answer_is_refused(judged, capsys):
     recording = str(judged / "recording")
     assert main(["bag", recording, "--result", recording, "--output_dir", str(judged / "none")]) == 1
-    assert "holds no pose of the mapping node" in capsys.readouterr().err
+    assert f"{recording}: holds no pose of the mapping node" in capsys.readouterr().err
 
 
 def test_poses_are_judged_where_the_last_path_says_that_they_lie(tmp_path):
