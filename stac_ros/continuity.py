@@ -40,6 +40,7 @@ class Continuity:
         """What follows is a new stream."""
         self._size: Size | None = None
         self._stamp_ns = 0
+        self._before_ns: int | None = None  # of the image before that one
         self._frame = ""
         self._other_size: Size | None = None
         self._others = 0  # images of that size since the last one of the stream's own
@@ -53,11 +54,12 @@ class Continuity:
         self._others = 0
         back_s = (self._stamp_ns - stamp_ns) / SECOND
         if back_s >= 0:
-            return self._judge_step_back(back_s)
+            return self._judge_step_back(stamp_ns, back_s)
         return self._judge_frame(frame) if frame != self._frame else None
 
     def accept(self, size: Size, stamp_ns: int, frame: str) -> None:
         """An image joins the stream."""
+        self._before_ns = self._stamp_ns if self._size is not None else None
         self._size, self._stamp_ns, self._frame = size, stamp_ns, frame
 
     def _judge_size(self, old: Size, new: Size) -> Change:
@@ -72,7 +74,7 @@ class Continuity:
             )
         return Change("size changes", f"image size changed from {old_text} to {new_text}", ends_stream=True)
 
-    def _judge_step_back(self, back_s: float) -> Change:
+    def _judge_step_back(self, stamp_ns: int, back_s: float) -> Change:
         if not back_s:
             raise StrayImage(
                 "duplicate",
@@ -85,6 +87,12 @@ class Continuity:
                 f"an image is stamped {back_s:.3f} s before the one mapped last and is left out; if this "
                 "goes on, the topic has two publishers: remap `image` to the topic of one camera",
             )
+        if self._before_ns is not None and stamp_ns > self._before_ns:
+            text = (
+                f"a single image was stamped {back_s:.3f} s or more ahead of those around it: the stream "
+                "goes on. If that repeats, look after the clock of the camera"
+            )
+            return Change("stray stamps", text, ends_stream=False)
         text = f"stamps went back by {back_s:.3f} s"
         if self._settings.time_jump == "continue":
             return Change("time jumps", f"{text}: the stream goes on, as input.time_jump says", False)

@@ -187,6 +187,17 @@ def test_stamps_that_go_back_may_be_ignored(network, caplog):
         assert "the stream goes on" in caplog.text
 
 
+def test_a_single_stamp_far_ahead_costs_no_map(network, caplog):
+    with mapper_of(network) as (mapper, notes, statistics):
+        mapper.process(stamped(10.0, 10.1, 5000.0))
+        mapper.process(stamped(10.2, 10.3))
+        assert notes.streams == [] and len(mapper.trajectory) == 5
+        assert statistics.snapshot().events == {"stray stamps": 1}
+        assert "stamped 4989.800 s or more ahead of those around it" in caplog.text
+        mapper.process(stamped(5001.0, 5001.1, 10.4))
+        assert notes.streams == [False], "two of them are a clock that was set"
+
+
 def stamped(*stamps_s: float, size: tuple[int, int] = (HEIGHT, WIDTH)) -> list[Image]:
     """One image at each of these times."""
     return [image for stamp_s in stamps_s for image in messages(1, stamp_s, *size)]
