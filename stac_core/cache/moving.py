@@ -41,7 +41,8 @@ class VoxelMover:
             return keys
         grid, held = self._grid, [self._grid.find(part) for part in keys]
         voxels = grid.voxels
-        cells, level = within_wider(moved_cells(grid, voxels, frames, new_from_old, edge), grid.level[voxels])
+        cells = moved_cells(grid, voxels, frames, new_from_old, edge)
+        cells, level = within_wider(cells, grid.level[voxels])
         middle = grid.key.index_copy(0, voxels, middles(cells, level))
         self._settle_cells(voxels, cells, level)
         self._move_spilled(frames, new_from_old, edge)
@@ -83,7 +84,7 @@ class VoxelMover:
 
 
 def moved_cells(grid: VoxelGrid, voxels: Tensor, frames: Tensor, new_from_old: Tensor, edge: float) -> Tensor:
-    """New keys [n] of voxels [n], each at its own level.
+    """New keys [n] of voxels [n], each at its own level; the grid notes where their content lies from now on.
 
     frames [m], ascending, and their corrections [m, 4, 4]: a voxel takes that of the last frame not after
     the one that saw it. One whose place is not known, or would lie out of range, stays.
@@ -95,4 +96,5 @@ def moved_cells(grid: VoxelGrid, voxels: Tensor, frames: Tensor, new_from_old: T
     level = grid.level[voxels]
     cell = (place / (edge * 2.0 ** level[:, None])).floor()
     known = (seen >= 0) & (cell.abs() <= FARTHEST).all(-1)
+    grid.see(voxels, place.where(known[:, None], grid.place[voxels]), seen)
     return torch.where(known, pack(cell.nan_to_num().clamp(-FARTHEST, FARTHEST).long()), grid.key[voxels])

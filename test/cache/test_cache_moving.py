@@ -94,6 +94,23 @@ def test_a_stream_that_moves_as_a_whole_goes_on_as_before():
     assert torch.equal(unpack(live[0][placed]) + torch.tensor([8, 0, 0]), unpack(live[1][placed]))
 
 
+@pytest.mark.parametrize("host", [0, 1 << 20])
+def test_corrections_one_after_the_other_add_up(host):
+    """Also those of spilled voxels; the third correction says that the second was right."""
+    config = limited(20_000, WALK, host_budget=host, **SETTINGS) if host else parity(**SETTINGS)
+    cache = StreamCache(config, WALK.network, KERNELS)
+    for first in range(0, 60, 2):
+        feed(cache, WALK, first)
+    grids = cache.voxels.grid, cache.voxels.room.host.grid
+    before = [grid.key[grid.voxels] for grid in grids]
+    assert bool(host) == bool(len(before[1]))
+    for shift in (4.0, 3.0, 0.0):
+        cache.follow(poses(cache, shift))
+        cache.voxels.check()
+    for grid, old in zip(grids, before, strict=True):
+        assert torch.equal(unpack(grid.key[grid.voxels]), unpack(old) + torch.tensor([14, 0, 0]))
+
+
 @pytest.mark.parametrize("extra", [0, 1 << 20, 60_000], ids=["free", "roomy", "tight"])
 def test_places_seen_before_and_after_a_drift_meet_again(extra):
     """One lap of 24 frames, then another that is believed to lie three voxels aside."""
