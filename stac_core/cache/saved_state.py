@@ -32,7 +32,7 @@ def untally(counts: Any, numbers: Tensor) -> None:
 
 def write_state(path: Path, state: State, about: dict[str, Any]) -> None:
     """Write the state, whole or not at all. about: what must agree before it may be used."""
-    tensors = {name: t.detach().cpu().contiguous() for name, t in _flatten(state)}
+    tensors = _apart({name: t.detach().cpu().contiguous() for name, t in _flatten(state)})
     with replacing(path) as temporary:
         save_file(tensors, temporary, {"format": FORMAT, "about": json.dumps(about)})
 
@@ -63,6 +63,16 @@ def read_state(path: Path, about: dict[str, Any], device: torch.device) -> State
 def _home(name: str, device: torch.device) -> torch.device:
     """Where the tensor of this name belongs."""
     return torch.device("cpu") if ON_HOST in name.split("/") else device
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same, no two of them in one piece of memory, which the file format refuses."""
+    known: set[int] = set()
+    for name, tensor in tensors.items():
+        memory = tensor.untyped_storage().data_ptr()
+        tensors[name] = tensor.clone() if memory in known else tensor
+        known.add(memory)
+    return tensors
 
 
 def _compare(path: Path, saved: dict[str, Any], about: dict[str, Any]) -> None:

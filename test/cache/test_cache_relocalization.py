@@ -59,6 +59,16 @@ def test_a_camera_is_found_where_the_saved_stream_has_been(saved, first):
         assert np.linalg.norm(pose[:3, 3] - known[:3, 3]) < 0.2 * length
 
 
+def test_a_stream_whose_camera_has_just_been_found_is_saved_and_goes_on_there(saved, tmp_path):
+    stream, resumed, images = loaded(saved), session(), images_of(frames_of(WALK)[21:25:2])
+    assert stream.relocalize(images)
+    stream.save(tmp_path / "stream")
+    resumed.load(tmp_path / "stream")
+    ours, theirs = stream.step(images), resumed.step(images)
+    assert torch.equal(ours.depth, theirs.depth) and torch.equal(ours.pose_encoding, theirs.pose_encoding)
+    assert not ours.continues and not theirs.continues
+
+
 def test_images_of_another_place_are_not_found_and_cost_the_stream_nothing(saved):
     stream, untouched = loaded(saved), loaded(saved)
     for first in (0, 4, 8):
