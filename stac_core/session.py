@@ -89,8 +89,9 @@ class StreamSession:
         Frames of one step see each other and what is kept of the past. ValueError where the frames do
         not fit the stream; whatever is raised, the stream goes on as if the step had not been. It also does
         where a first chunk does not reach `cache.first_confidence`. Where the camera has departed by
-        `submap.reach`, the step begins the next submap, which takes one to seven frames more. Where it has
-        come back to an earlier one, that may tell how submaps in between lie: `Prediction.moved`.
+        `submap.reach`, the step begins the next submap, which takes one to seven frames more; also after a
+        pose that is no number, and no stream of submaps begins with one. Where the camera has come back to
+        an earlier submap, that may tell how those in between lie: `Prediction.moved`.
         """
         watch = Stopwatch(self._device)
         pixels, geometry = self._begun(images) or self._pixels(images)
@@ -328,10 +329,13 @@ class StreamSession:
     def _begin_submap(self, submaps: Submaps, lens: Tensor | None) -> tuple[bool, Moves | None]:
         """Forget everything but where a few frames lie, and see one of them again as the first one.
 
-        → whether poses continue; else the camera has come back, and what drift had added is gone. Also how
-        earlier submaps have moved then.
+        → whether poses continue; else the camera has come back, and what drift had added is gone, or its last
+        pose is no number. Also how earlier submaps have moved then.
         """
         self._cache.reset()
+        if submaps.lost:
+            submaps.go_to(submaps.first, self._take(submaps.first.pixels, lens))
+            return False, None
         keyframe = submaps.come_back_to(self._see_anew(lens))
         if keyframe is not None:
             first, last = self._take(keyframe.pixels, lens), self._take(submaps.last.pixels, lens)
@@ -378,4 +382,6 @@ class StreamSession:
     def _can_begin(self, prediction: Prediction) -> bool:
         """Whether a first chunk is good enough to be what everything else refers to."""
         least = self.config.cache.first_confidence
+        if self._submaps.reach and not bool(prediction.world_from_camera.isfinite().all()):
+            return False
         return not least or float(prediction.depth_confidence.mean()) >= least

@@ -122,10 +122,21 @@ class Submaps:
         return not float(self._first.departure(self._last)) <= self.reach  # NaN: nothing valid was seen
 
     @property
+    def first(self) -> Keyframe:
+        """The frame that the present submap has begun with."""
+        assert self._first is not None, "a submap is due only after a frame"
+        return self._first
+
+    @property
     def last(self) -> Keyframe:
         """The latest frame."""
         assert self._last is not None, "a submap is due only after a frame"
         return self._last
+
+    @property
+    def lost(self) -> bool:
+        """Whether the pose of the latest frame is no number, so that nothing can go on from there."""
+        return not bool(self.last.pose.isfinite().all())
 
     def come_back_to(self, see: See) -> Keyframe | None:
         """The first frame of an earlier submap that the camera is near: by its pose, or by what is seen.

@@ -391,6 +391,31 @@ def pose_at(x: float) -> torch.Tensor:
     return pose
 
 
+@pytest.mark.parametrize("alone", [False, True], ids=["whole step", "chunk alone"])
+@pytest.mark.parametrize("bad", [0, 4])
+def test_poses_that_are_no_numbers_cost_their_own_chunk_alone(network, monkeypatch, bad, alone):
+    """The stream begins with the first that are, and goes on from where its submap has begun."""
+    frames, cameras = synthetic_frames(10, 48, 64), network.cameras
+    session, later = session_for(network), session_for(network)
+
+    def no_numbers(tokens, *arguments):
+        given = cameras(tokens, *arguments)
+        if tokens.camera.shape[1] == 1 and alone:  # a frame seen before, with which a submap begins
+            return given
+        return {**given, "world_from_camera": given["world_from_camera"] * torch.nan}
+
+    for first in range(0, 10, 2):
+        with monkeypatch.context() as patch:
+            if first == bad:
+                patch.setattr(network, "cameras", no_numbers)
+            prediction = session.step(frames[first : first + 2])
+        assert prediction.world_from_camera.isfinite().all() == (first != bad)
+        assert prediction.continues == (not bad or first != bad + 2) and prediction.before is None
+        if not bad and first:
+            assert_equal(prediction, later.step(frames[first : first + 2]))
+    assert session.stats().cache.frames_seen == (10 if bad else 8)
+
+
 def test_a_stream_saved_before_its_camera_came_back_comes_back_when_loaded(tmp_path, monkeypatch):
     """Also where each chunk fails at first, in the pass after those over frames of earlier submaps."""
     images, _ = images_and_poses("world:50,frames=24,height=126,width=168,step_max=0.03")
