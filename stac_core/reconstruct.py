@@ -139,7 +139,7 @@ class Reconstruction:
             self._cloud.move(prediction.moved)
         for i, frame in enumerate(frames):
             valid = (depth[i] > VALID_DEPTH) & depth[i].isfinite()
-            if not bool(valid.any()):
+            if not (bool(valid.any()) and np.isfinite(poses[i]).all()):
                 continue
             self._cloud.cell = self._cloud.cell or CELL * float(depth[i][valid].median())
             chosen = _certain(valid.numpy(), confidence[i].numpy(), self._conf_percent)
@@ -152,18 +152,18 @@ class Reconstruction:
         stats.json comes last: once it is there, depth maps have the lengths of the others.
         """
         points, colours = self._cloud.points()
-        path = Trajectory(np.array(self._stamps, np.int64), self._path.world_from_camera())
+        path = _known(np.array(self._stamps, np.int64), self._path.world_from_camera())
         write_ply(self._output / "cloud.ply", points, colours)
         write_tum(self._output / "trajectory.tum", path)
         if len(points):
-            figure = cloud_from_above(points, colours / 255.0, path, f"{len(path)} frames, from above")
+            figure = cloud_from_above(points, colours / 255.0, path, f"{len(self)} frames, from above")
             save_figure(self._output / "report.png", figure)
         for number, scale in enumerate(self._path.moves().scale):
             if scale != 1:
                 _scale_depth(self._depth_file(number), float(scale))
-        numbers = {**about, "depth_png_units": DEPTH_PNG_UNITS, "frames": len(path), "points": len(points)}
+        numbers = {**about, "depth_png_units": DEPTH_PNG_UNITS, "frames": len(self), "points": len(points)}
         write_whole(self._output / "stats.json", json.dumps({**numbers, "stats": asdict(stats)}, indent=1))
-        print(f"{len(path)} frames, {len(points)} points, cache {stats.cache.bytes} bytes → {self._output}")
+        print(f"{len(self)} frames, {len(points)} points, cache {stats.cache.bytes} bytes → {self._output}")
 
     def _depth_file(self, number: int) -> Path:
         return self._output / "depth" / f"{number:06d}.png"
@@ -176,8 +176,14 @@ class Reconstruction:
         place = frames.numpy() - seen + len(self._stamps)
         own = place >= 0
         stamps = np.array(self._stamps, np.int64)[place[own]]
-        path = Trajectory(stamps, world_from_camera.cpu().double().numpy()[own])
+        path = _known(stamps, world_from_camera.cpu().double().numpy()[own])
         write_tum(self._output / "trajectory_reposed.tum", path)
+
+
+def _known(stamps: NDArray[np.int64], world_from_camera: NDArray[np.float64]) -> Trajectory:
+    """Of the frames [N] those whose poses are numbers."""
+    known = np.flatnonzero(np.isfinite(world_from_camera).all(axis=(1, 2)))
+    return Trajectory(stamps, world_from_camera).take(known)
 
 
 def _geometry(session: StreamSession) -> ImageGeometry:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -166,6 +167,23 @@ def test_a_last_merge_that_fails_loses_nothing_else(folder, tmp_path, monkeypatc
     assert "the last chunk is not merged: too many rows" in capsys.readouterr().err
     assert len(read_tum(tmp_path / "trajectory.tum")) == 9
     assert json.loads((tmp_path / "stats.json").read_text())["stats"]["cache"]["frames_seen"] == 9
+
+
+def test_frames_whose_poses_are_no_numbers_are_left_out_of_cloud_and_path(folder, tmp_path, monkeypatch):
+    step, steps = StreamSession.step, iter(range(99))
+
+    def second_is_lost(*arguments, **named):
+        prediction, nan = step(*arguments, **named), torch.nan if next(steps) == 1 else 1
+        return replace(prediction, world_from_camera=prediction.world_from_camera * nan)
+
+    monkeypatch.setattr(StreamSession, "step", second_is_lost)
+    assert run(folder, tmp_path) == 0
+    assert len(read_tum(tmp_path / "trajectory.tum")) == 7
+    _, _, vertices = (tmp_path / "cloud.ply").read_bytes().partition(b"end_header\n")
+    points = np.frombuffer(vertices, [("position", "<f4", 3), ("colour", "u1", 3)])["position"]
+    assert np.isfinite(points).all() and len(points) > 100
+    assert json.loads((tmp_path / "stats.json").read_text())["frames"] == 9
+    assert len(list((tmp_path / "depth").iterdir())) == 9
 
 
 def test_offline_modes_take_everything_at_once(folder, tmp_path):
