@@ -5,6 +5,9 @@ Growing needs spare memory of one field, keys or values; compacting at most as m
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -17,6 +20,7 @@ from stac_core.words import copy_rows
 
 MOST_MOVES = 8  # pieces in which tokens are moved without a second copy of them
 Fields = tuple[Tensor, ...]  # as stored: the fields of the key, then those of the value
+Move = Callable[[], None]  # of some tokens to other slots
 
 
 class KeyScale:
@@ -142,18 +146,17 @@ class KeyValues:
         for i, field in enumerate(fields):
             self._set(i, field)
 
-    def compact(self, slots: slice | Tensor, count: int) -> None:
-        """Move the tokens of so many slots, ascending, to the front."""
+    def compact(self, slots: slice | Tensor, count: int) -> list[Move]:
+        """What brings the tokens of so many slots, ascending, to the front.
+
+        To be done in turn; each may be done again, as long as none after it has been.
+        """
         step = slots.start if isinstance(slots, slice) else 0
         if 0 < count <= MOST_MOVES * step:  # each piece to where nothing lies that is still to be moved
-            for buffer in self._fields:
-                for first in range(0, count, step):
-                    stop = min(first + step, count)
-                    copy_rows(buffer[:, first:stop], buffer[:, step + first : step + stop])
-            return
+            pieces = [slice(first, min(first + step, count)) for first in range(0, count, step)]
+            return [partial(_move, buffer, piece, step) for buffer in self._fields for piece in pieces]
         moved = [buffer[:, slots].clone() for buffer in self._fields]  # all copies before the first change
-        for buffer, part in zip(self._fields, moved, strict=True):
-            copy_rows(buffer[:, :count], part)
+        return [partial(_put, *pair) for pair in zip(self._fields, moved, strict=True)]
 
     def emptied(self) -> KeyValues:
         """Another memory of the same kind, with nothing in it."""
@@ -237,6 +240,16 @@ class KeyValues:
             with torch.inference_mode(False):
                 self._cut = [field.chunk(self._layers) for field in self._fields]
         return self._cut
+
+
+def _move(buffer: Tensor, piece: slice, step: int) -> None:
+    """Have in these slots what lies `step` further on."""
+    copy_rows(buffer[:, piece], buffer[:, piece.start + step : piece.stop + step])
+
+
+def _put(buffer: Tensor, tokens: Tensor) -> None:
+    """Have these tokens [lanes, n, …] in the first slots."""
+    copy_rows(buffer[:, : tokens.shape[1]], tokens)
 
 
 def as_index(slots: Tensor, device: torch.device) -> slice | Tensor:

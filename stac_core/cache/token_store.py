@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stac_core.cache.key_values import Fields, KeyValues, as_index
+from stac_core.cache.key_values import Fields, KeyValues, Move, as_index
 from stac_core.cache.saved_state import State
 from stac_core.cache.voxel_keys import NOWHERE
 from stac_core.kernels.attend import AnySegment, Segment
@@ -30,6 +30,7 @@ class TokenStore:
         self.score: Tensor | None = None  # [layers, heads, length], where tokens are scored
         self._staged = [0] * layers
         self._staying: Tensor | None = None  # [length] slots to be moved to the front when next used
+        self._moves: list[Move] = []  # those of them that are left, once that has begun; the next one is last
 
     @property
     def length(self) -> int:
@@ -124,6 +125,8 @@ class TokenStore:
         slots = kept.nonzero()[:, 0]
         if len(slots) == len(kept):
             return
+        if self._moves:
+            self._close_gaps()
         self._staying = slots if self._staying is None else self._staying[slots]
         self.frame, self.born = self.frame[slots], self.born[slots]
         self.voxel, self.score = _pick(slots, self.voxel, self.score)
@@ -152,10 +155,14 @@ class TokenStore:
         self.voxel, self.score = _extend(self.voxel, voxel), _extend(self.score, score)
 
     def _close_gaps(self) -> None:
-        """Move what stays to the front, all of it or nothing."""
+        """Move what stays to the front. What an interruption leaves undone is done by the next call."""
         if self._staying is not None:
-            self.memory.compact(as_index(self._staying, self.memory.device), len(self._staying))
+            slots, count = as_index(self._staying, self.memory.device), len(self._staying)
+            self._moves = self.memory.compact(slots, count)[::-1]
             self._staying = None
+        while self._moves:
+            self._moves[-1]()
+            self._moves.pop()
 
 
 def _pick(slots: Tensor, *notes: Tensor | None) -> list[Tensor | None]:

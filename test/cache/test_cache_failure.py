@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
 import torch
 from cache.test_cache_budget import limited
-from cache.worlds_of_tokens import Walk, feed, numbers, parity, small_network
+from cache.worlds_of_tokens import KERNELS, Walk, feed, numbers, parity, small_network
 
-from stac_core.cache import fusing
+from stac_core.cache import fusing, key_values
 from stac_core.cache.anchor_store import AnchorStore
 from stac_core.cache.key_values import KeyValues
 from stac_core.cache.pages import Pages
@@ -120,6 +121,25 @@ def test_a_pass_that_fails_is_as_if_it_had_never_started(name, breakers):
 def test_so_is_one_that_fails_while_others_are_merged_beside_it(breakers):
     assert_undisturbed("plain", 2 * len(PLACES), breakers, beside="late")
     assert sum(b.broken for b in breakers) > 5
+
+
+@pytest.mark.parametrize("window", [4, 10])
+def test_tokens_on_their_way_to_the_front_go_on_from_where_that_broke_off(window, monkeypatch):
+    """Be it between two pieces of them, or between keys and values."""
+    config = parity(mode="window_kv", chunk_size=1, window_size=window)
+    plain, broken = (StreamCache(config, WALK.network, KERNELS) for _ in range(2))
+    breaker = Breaker(key_values.copy_rows)
+    monkeypatch.setattr(key_values, "copy_rows", breaker.bound())
+    for frame in range(3 * window):
+        expected = feed(plain, WALK, frame, 1)
+        breaker.left = 1 + frame % 8
+        with suppress(Broken):
+            feed(broken, WALK, frame, 1)
+        breaker.left = 0
+        if broken.frames_seen == frame:
+            assert torch.equal(feed(broken, WALK, frame, 1), expected)
+    assert breaker.broken > window
+    assert torch.equal(broken.live().keys, plain.live().keys)
 
 
 @pytest.mark.slow
