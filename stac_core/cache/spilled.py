@@ -25,7 +25,8 @@ class SpilledVoxel:
     @property
     def tokens(self) -> int:
         """Merged and buffered."""
-        return int(self.fields["pivots"]["figures"][:, -1].sum()) + int(self.occupied["buffers"].sum())
+        members = self.fields["pivots"]["figures"][:, -1]
+        return int(members.sum(dtype=torch.float64)) + int(self.occupied["buffers"].sum())
 
     @property
     def bytes(self) -> int:

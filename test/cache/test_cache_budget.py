@@ -10,6 +10,7 @@ from cache.worlds_of_tokens import KERNELS, Walk, feed, numbers, parity, run, sm
 
 from stac_core.cache.memory_model import live_bytes
 from stac_core.cache.saved_state import read_state, write_state
+from stac_core.cache.spilled import SpilledVoxel
 from stac_core.cache.stream_cache import StreamCache
 from stac_core.cache.voxel_keys import pack, unpack
 from stac_core.cache.voxel_memory import Evicted, VoxelMemory
@@ -134,6 +135,13 @@ def test_what_was_spilled_is_read_onto_the_host_alone(tmp_path):
     # From here on the file is of no use.
     (tmp_path / "stream").write_bytes(bytes((tmp_path / "stream").stat().st_size))
     assert resumed.voxels.room.host.tokens == host.tokens > 0
+
+
+def test_tokens_of_a_spilled_voxel_are_counted_exactly():
+    """However long it has been seen: more of them than a number of 32 bits can tell apart."""
+    figures = {"figures": torch.tensor([[2.0**24], [1.0]])}
+    record = SpilledVoxel({"buffers": torch.tensor([[True, False]])}, {"pivots": figures}, {})
+    assert record.tokens == 2**24 + 2
 
 
 def test_a_limit_that_is_never_reached_changes_nothing():
