@@ -53,7 +53,11 @@ class StreamCache:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the stream; the next frame is a first frame."""
+        """Forget the stream; the next frame is a first frame. Whatever is raised, nothing is forgotten."""
+        with all_or_nothing(self):
+            self._begin_anew()
+
+    def _begin_anew(self) -> None:
         config, layers = self._config, self._network.layers
         self.frames_seen: int = 0
         self._moment = 0  # passes so far

@@ -10,7 +10,7 @@ import torch
 from cache.test_cache_budget import limited
 from cache.worlds_of_tokens import KERNELS, Walk, feed, numbers, parity, small_network
 
-from stac_core.cache import fusing, key_values
+from stac_core.cache import fusing, key_values, stream_cache
 from stac_core.cache.anchor_store import AnchorStore
 from stac_core.cache.key_values import KeyValues
 from stac_core.cache.pages import Pages
@@ -121,6 +121,22 @@ def test_a_pass_that_fails_is_as_if_it_had_never_started(name, breakers):
 def test_so_is_one_that_fails_while_others_are_merged_beside_it(breakers):
     assert_undisturbed("plain", 2 * len(PLACES), breakers, beside="late")
     assert sum(b.broken for b in breakers) > 5
+
+
+def test_a_reset_that_fails_forgets_nothing(monkeypatch):
+    (walk, config), cache = STREAMS["coded"], StreamCache(STREAMS["coded"][1], WALK.network, KERNELS)
+    for first in range(0, 20, 2):
+        feed(cache, walk, first, 2)
+    before = {name: part.clone() for name, part in numbers(cache.state()).items()}
+    with monkeypatch.context() as patch, pytest.raises(Broken):
+        patch.setattr(stream_cache, "CameraMemory", lambda *_: (_ for _ in ()).throw(Broken()))
+        cache.reset()
+    after = numbers(cache.state())
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name].nan_to_num(), after[name].nan_to_num()) for name in before)
+    plain = StreamCache(config, WALK.network, KERNELS)
+    cache.reset()
+    assert torch.equal(feed(cache, walk, 0, 2), feed(plain, walk, 0, 2))
 
 
 @pytest.mark.parametrize("window", [4, 10])
