@@ -190,6 +190,8 @@ class KeyValues:
         if self._codec is None:
             return {}
         fields = {str(i): field[:, :length] for i, field in enumerate(self._fields)}
+        if len(fields) < 2 * len(self._codec.columns):  # the first pass failed for want of room for all
+            fields = {}
         return {"like": torch.empty(0, self._codec.dim, dtype=self._codec.dtype), **fields}
 
     def restore(self, state: State) -> None:

@@ -139,6 +139,24 @@ def test_a_reset_that_fails_forgets_nothing(monkeypatch):
     assert torch.equal(feed(cache, walk, 0, 2), feed(plain, walk, 0, 2))
 
 
+def test_a_stream_saved_after_its_first_pass_found_no_room_for_values_begins_when_loaded(monkeypatch):
+    walk, config = STREAMS["coded"]
+    cache, resumed, plain = (StreamCache(config, walk.network, KERNELS) for _ in range(3))
+    put = KeyValues._set
+
+    def keys_alone(memory, field, buffer):
+        if field:
+            raise Broken
+        put(memory, field, buffer)
+
+    with monkeypatch.context() as patch, pytest.raises(Broken):
+        patch.setattr(KeyValues, "_set", keys_alone)
+        feed(cache, walk, 0, 2)
+    resumed.restore(cache.state())
+    for first in range(0, 8, 2):
+        assert torch.equal(feed(resumed, walk, first, 2), feed(plain, walk, first, 2))
+
+
 @pytest.mark.parametrize("window", [4, 10])
 def test_tokens_on_their_way_to_the_front_go_on_from_where_that_broke_off(window, monkeypatch):
     """Be it between two pieces of them, or between keys and values."""
