@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from builtin_interfaces.msg import Time
 from numpy.typing import NDArray
-from rclpy.clock import Clock
+from rclpy.clock import Clock, ROSClock
 
 from stac_ros.settings import FrameSettings
 from stac_ros.stamps import stamp_nanoseconds
@@ -75,12 +75,19 @@ class PlacedFrames:
             return True
         if not self._warned and self._settings.republish_period:
             self._warned = True
+            simulated = isinstance(self._clock, ROSClock) and self._clock.ros_time_is_active
+            cure = (
+                "this node follows /clock: have it tell the time of the images, or set use_sim_time to false"
+                if simulated
+                else "play recordings with /clock and set use_sim_time to true"
+            )
             logger.warning(
                 "images are stamped %.3f s where this node's clock says %.3f s: %s → %s is sent with each "
-                "image only; play recordings with /clock and set use_sim_time to true",
+                "image only; %s",
                 stamp_s,
                 now_s,
                 self._settings.map,
                 self._settings.odom,
+                cure,
             )
         return False

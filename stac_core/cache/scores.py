@@ -35,7 +35,11 @@ class Decay:
     def gathered(self, time: int | Tensor) -> float | Tensor:
         """What a token that always receives 1 has come to after that time; after one decay it is 1."""
         times = self._times(time)
-        return times if self.temperature == 1 else (1 - self.temperature**times) / (1 - self.temperature)
+        if self.temperature == 1:
+            return times
+        if isinstance(times, Tensor):  # of decays near 1, float32 would see nothing gathered
+            return ((1 - self.temperature ** times.double()) / (1 - self.temperature)).float()
+        return (1 - self.temperature**times) / (1 - self.temperature)
 
     def _times(self, time: int | Tensor) -> float | Tensor:
         """How often scores decay meanwhile."""

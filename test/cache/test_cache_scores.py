@@ -39,6 +39,13 @@ def test_a_token_that_always_receives_the_same_ranks_the_same(temperature, unit,
     torch.testing.assert_close(score / decay.gathered(now - born), torch.full((1,), 3.0), rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("temperature", [0.9999999, 0.99999999])
+def test_decays_near_none_are_those_of_none(temperature):
+    frames = torch.arange(1, 9, dtype=torch.int32)
+    near, none = (Decay(t, "frames").gathered(frames) for t in (temperature, 1.0))
+    torch.testing.assert_close(near, none, rtol=1e-5, atol=0)
+
+
 @settings(deadline=None)
 @given(temperature=TEMPERATURES, passes=PASSES)
 def test_how_frames_are_divided_into_passes_changes_no_steady_score(temperature, passes):

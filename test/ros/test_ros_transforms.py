@@ -128,6 +128,7 @@ def test_the_correction_is_published_once_for_every_moment_of_the_clock(caplog):
         set_clock(3000)
         republish(2, [2000.0, 2001.0])
     assert caplog.text.count("images are stamped 2000.000 s where this node's clock says 99.000 s") == 1
+    assert "this node follows /clock" in caplog.text
 
 
 def test_a_broken_transform_is_ignored(monkeypatch):
