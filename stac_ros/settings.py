@@ -216,6 +216,8 @@ class MapSettings:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if not self.directory:
+            raise refuse(self, "directory", "maps need a folder", MapSettings.directory)
         if 0 < self.autosave < 1:
             raise refuse(self, "autosave", "the node would do little else", 1.0)
 

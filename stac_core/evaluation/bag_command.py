@@ -89,7 +89,10 @@ def run(arguments: argparse.Namespace) -> int:
         replayed, problems, row = _run_one(arguments, sequence, table, overrides)
         rows += [row] if row else []
         for problem in problems:
-            print(f"stac-eval bag: {sequence.name} [{describe(overrides)}]: {problem}", file=sys.stderr)
+            print(
+                f"stac-eval bag: {sequence.name} [{_settings(arguments, overrides)}]: {problem}",
+                file=sys.stderr,
+            )
         failures += bool(problems)
         if replayed == _INTERRUPTED:
             break
@@ -107,7 +110,7 @@ def _run_one(
         "dataset": "bag",
         "scene": sequence.name,
         "model_name": arguments.model_name or configure(overrides).model.name,
-        "settings": " ".join([describe(overrides), *arguments.node_params]),
+        "settings": _settings(arguments, overrides),
         "measured": f"pose={arguments.align} depth={arguments.depth_align} {_player(arguments)}",
     }
     if known := table.find(key, unknown="weights"):
@@ -130,6 +133,11 @@ def _run_one(
     if not problems:
         table.add(row)
     return status, problems, row
+
+
+def _settings(arguments: argparse.Namespace, overrides: Overrides) -> str:
+    """Of the node that is judged."""
+    return " ".join([describe(overrides), *arguments.node_params])
 
 
 def _player(arguments: argparse.Namespace) -> str:

@@ -96,6 +96,7 @@ def test_names_of_ros_itself_pass():
         ),
         ("frames__odom", "map", "the map needs a frame of its own"),
         ("frames__camera", "map", "the map needs a frame of its own"),
+        ("map__directory", "", "map.directory = '': maps need a folder; nearest value that works: '~/.ros/"),
         ("scale__factor", 2.0, "scale.mode = 'none': factor 2.0 would do nothing; nearest .* 'fixed'"),
         ("scale__mode", "odometry", "frames.odom must name the odometry frame of the robot"),
         ("map__voxel_size", float("nan"), "voxel_size = nan: must be finite"),
