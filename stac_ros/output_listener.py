@@ -100,9 +100,14 @@ class OutputListener:
     Must be spun by one thread.
     """
 
-    def __init__(self, node: Node, on_depth: Callable[[Image], None] = lambda message: None) -> None:
-        """on_depth: is given every depth image, also one whose camera image was not heard."""
-        self._keep_depth = on_depth
+    def __init__(
+        self, node: Node, on_depth: Callable[[Image], None] = lambda message: None, most: int = 0
+    ) -> None:
+        """on_depth: is given every depth image, also one whose camera image was not heard.
+
+        most: so many poses and samples of memory are kept, the newest; 0 = all.
+        """
+        self._keep_depth, self._most = on_depth, most
         self.seen = Seen()
         self.heard_at = time.monotonic()  # the last message that an image caused
         self._logger = node.get_logger()
@@ -165,10 +170,14 @@ class OutputListener:
     def _on_pose(self, message: PoseWithCovarianceStamped) -> None:
         self.heard_at = time.monotonic()
         stamp_ns = stamp_nanoseconds(message.header.stamp)
-        if self.seen.stamps_ns and stamp_ns < self.seen.stamps_ns[-1]:
+        latest = self.seen.stamps_ns[-2:]
+        if latest and stamp_ns < min(latest):  # else, if at all, a single stamp was far ahead
             self.seen.stamps_ns, self.seen.map_from_camera = [], []  # a new stream has begun
         self.seen.stamps_ns.append(stamp_ns)
         self.seen.map_from_camera.append(_matrix(message.pose.pose))
+        if self._most:
+            for poses in (self.seen.stamps_ns, self.seen.map_from_camera):
+                del poses[: -self._most]
 
     def _on_path(self, raw: bytes) -> None:
         self._path = raw
@@ -218,6 +227,8 @@ class OutputListener:
             cache_bytes = int(live) + int(voxels)
             frames = len(self.seen.stamps_ns)
             self.seen.memory.append(MemorySample(now - self._first, cache_bytes, frames))
+            if self._most:
+                del self.seen.memory[: -self._most]
 
 
 def _parts(message: DiagnosticArray) -> Iterator[tuple[str, str, DiagnosticStatus]]:

@@ -19,6 +19,7 @@ from stac_ros.output_listener import OutputListener
 from stac_ros.viewer_scene import Scene
 
 PERIOD_S = 0.2
+MOST_POSES = 20_000  # shown, the newest: a viewer may stay open for days
 logger = logging.getLogger("stac-view")
 
 
@@ -41,7 +42,7 @@ def main() -> None:
     port = own_arguments(parser).port
     begin_ros("stac-view")
     node = Node("stac_view")
-    listener, scene = OutputListener(node), Scene(port)
+    listener, scene = OutputListener(node, most=MOST_POSES), Scene(port)
 
     def show() -> None:
         listener.correct_poses()

@@ -143,7 +143,7 @@ def field_of_view(seen: Seen) -> tuple[float, float]:
 
 def figures(seen: Seen) -> str:
     """Diagnostics as a table in Markdown."""
-    rows = [f"| frames | {len(seen.stamps_ns)} |"]
+    rows = [f"| poses | {len(seen.stamps_ns)} |"]
     if seen.memory:
         rows.append(f"| cache | {seen.memory[-1].cache_bytes / 2**20:.1f} MiB |")
     rows += [f"| {key} | {told} |" for part, key in _SHOWN if (told := seen.told(part, key)) is not None]

@@ -19,6 +19,7 @@ from std_msgs.msg import Header
 from stac_ros.clouds import cloud_message
 from stac_ros.images import encode_image
 from stac_ros.listen import outside_name
+from stac_ros.output_listener import OutputListener
 from stac_ros.stamps import stamp_message
 from stac_ros.topics import DEPTH, DIAGNOSTICS, IMAGE, MAP_POINTS, NODE_NAME, PATH, POSE
 
@@ -89,6 +90,9 @@ class ScriptedMapping:
 
     def say_frame(self, stamp_ns: int, x: float = 0.0) -> None:
         self.publishers[DEPTH].publish(encode_image(depth_m(), "32FC1", header(stamp_ns, "camera")))
+        self.say_pose(stamp_ns, x)
+
+    def say_pose(self, stamp_ns: int, x: float = 0.0) -> None:
         pose = PoseWithCovarianceStamped(header=header(stamp_ns))
         pose.pose.pose.position.x, pose.pose.pose.orientation.w = x, 1.0
         self.publishers[POSE].publish(pose)
@@ -99,15 +103,34 @@ class ScriptedMapping:
 
     def say(self) -> None:
         self.say_map(OLD_STAMPS[-1], 0)  # the reset
-        later = PoseWithCovarianceStamped(header=header(STAMPS[-1] + 10**9))
-        later.pose.pose.orientation.w = 1.0
-        self.publishers[POSE].publish(later)  # of a stream that ended when time went back
+        for seconds in (1, 2):  # of a stream that ended when time went back
+            self.say_pose(STAMPS[-1] + seconds * 10**9)
         for index, stamp in enumerate(STAMPS):
             self.publishers[IMAGE].publish(encode_image(picture(index), "rgb8", header(stamp, "camera")))
             self.say_frame(stamp, float(index))
         self.say_path(STAMPS[:-1])
         self.say_map(STAMPS[-1])
         self.say_path(STAMPS, 10.0)  # a loop has moved all of them
+
+
+@pytest.mark.parametrize(
+    ("most", "said_s", "kept_s"),
+    [
+        (0, (1, 2, 3, 4), (1, 2, 3, 4)),
+        (3, (1, 2, 3, 4, 5), (3, 4, 5)),
+        (0, (1, 2, 500, 3, 4), (1, 2, 500, 3, 4)),  # the node goes on after a single stamp far ahead
+        (0, (6, 7, 1, 2), (1, 2)),
+    ],
+)
+def test_poses_of_the_latest_stream_are_kept(most, said_s, kept_s):
+    with ros_nodes("script") as (node,), ros_nodes("listener") as (other,):
+        script, listener = ScriptedMapping(node), OutputListener(other, most=most)
+        spin_until([node, other], script.outputs_heard, "the listener")
+        for second in said_s:
+            script.say_pose(second * 10**9, float(second))
+            spin_until([other], lambda: listener.seen.stamps_ns[-1:] == [second * 10**9], "a pose")  # noqa: B023
+        assert listener.seen.stamps_ns == [second * 10**9 for second in kept_s]
+        assert [pose[0, 3] for pose in listener.seen.map_from_camera] == list(kept_s)
 
 
 @pytest.fixture

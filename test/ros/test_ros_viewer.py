@@ -53,9 +53,9 @@ def room() -> Seen:
 def test_figures_name_what_matters_and_what_is_wrong():
     table = figures(room())
     assert "| weights | random weights, seed 0 |" in table
-    assert "| cache | 3.0 MiB |" in table and "| frames | 10 |" in table
+    assert "| cache | 3.0 MiB |" in table and "| poses | 10 |" in table
     assert "**warning**: random weights" in table and "**map**" not in table
-    assert "| frames | 0 |" in figures(Seen())
+    assert "| poses | 0 |" in figures(Seen())
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "-1"])
