@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from stac_core.files import name_folder
 from stac_ros.inference_worker import InferenceWorker
-from stac_ros.map_directory import explained, new_folder
+from stac_ros.map_directory import explained, new_folder, whole_or_gone
 from stac_ros.mapper import Mapper
 from stac_ros.mapping_worker import MappingWorker
 from stac_ros.parameters import Parameters
@@ -65,22 +65,19 @@ class Autosave:
 
     def _write_stream(self) -> Path | None:
         """Begin a folder, for the inference thread; None where that fails."""
-        try:
+        with self._failure_told():
             part = _part_of(new_folder(self._parameters.ros.map.directory, KIND))
-        except OSError as error:
-            self._tell(error)
-            return None
-        with self._failure_told(part):
-            with explained(part.parent):
-                part.mkdir(parents=True)
-            self._predictor.save(part)
+            with whole_or_gone(part):
+                with explained(part.parent):
+                    part.mkdir(parents=True)
+                self._predictor.save(part)
             return part
         return None
 
     def _complete(self, part: Path | None) -> None:
         """Finish the folder, for the mapping thread, and remove the one before it."""
         if part is not None:
-            with self._failure_told(part):
+            with self._failure_told(), whole_or_gone(part):
                 if self._mapper.empty:  # since a reset
                     shutil.rmtree(part)
                 else:
@@ -108,18 +105,14 @@ class Autosave:
             del self._folders[0]
 
     @contextmanager
-    def _failure_told(self, part: Path) -> Iterator[None]:
+    def _failure_told(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:  # of any kind; mapping goes on
-            shutil.rmtree(part, ignore_errors=True)
-            self._tell(error)
-
-    def _tell(self, error: Exception) -> None:
-        cause = error.__cause__ or error
-        reason = getattr(cause, "strerror", None) or type(cause).__name__
-        self._statistics.event(FAILED)
-        self._statistics.error(f"{FAILED} ({reason})", str(error), 0)
+            cause = error.__cause__ or error
+            reason = getattr(cause, "strerror", None) or type(cause).__name__
+            self._statistics.event(FAILED)
+            self._statistics.error(f"{FAILED} ({reason})", str(error), 0)
 
 
 def _part_of(whole: Path) -> Path:

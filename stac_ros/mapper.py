@@ -18,7 +18,7 @@ from stac_core.ply import write_ply
 from stac_ros import saved_map
 from stac_ros.covariances import Variance
 from stac_ros.map import VoxelMap
-from stac_ros.map_directory import explained
+from stac_ros.map_directory import explained, whole_or_gone
 from stac_ros.mapped_frame import MappedFrame, Points
 from stac_ros.moving import rescaling
 from stac_ros.parameters import Parameters
@@ -103,9 +103,10 @@ class Mapper:
 
         ValueError while there is nothing to save; OSError where the folder cannot be written.
         """
-        if self.empty:
-            raise ValueError("nothing to save yet: no image has been mapped")
-        self.write(folder)
+        with whole_or_gone(folder):
+            if self.empty:
+                raise ValueError("nothing to save yet: no image has been mapped")
+            self.write(folder)
         logger.info("saved %d points and %d poses to %s", len(self.map), len(self.trajectory), folder)
         return f"{folder / saved_map.POINTS}\n{folder / saved_map.POSES}"
 

@@ -26,7 +26,7 @@ from stac_ros.diagnostics import Facts, InputState, MapState, diagnostic_array
 from stac_ros.image_library import image_library
 from stac_ros.inference_worker import InferenceWorker
 from stac_ros.logs import log_to_ros
-from stac_ros.map_directory import home_expanded, new_folder, try_to_write, whole_or_gone
+from stac_ros.map_directory import home_expanded, new_folder, try_to_write
 from stac_ros.mapper import Mapper
 from stac_ros.mapping_worker import MappingWorker
 from stac_ros.node_process import ClosingNode, own_arguments, run_node
@@ -147,16 +147,7 @@ class MappingNode(ClosingNode):
             folder = new_folder(self.parameters.ros.map.directory)
         except OSError as error:
             return _refusal(response, error)
-
-        def save_stream() -> None:
-            with whole_or_gone(folder):
-                self.predictor.save(folder)
-
-        def save_map() -> str:
-            with whole_or_gone(folder):
-                return self.mapper.save(folder)
-
-        return self._answer(response, save_stream, save_map)
+        return self._answer(response, lambda: self.predictor.save(folder), lambda: self.mapper.save(folder))
 
     def on_relocalize(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         said = "the camera is looked for in the map; images that do not show it are left out"

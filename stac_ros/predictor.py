@@ -18,7 +18,7 @@ from stac_core import ImageGeometry, Prediction, SessionStats, StreamSession
 from stac_ros.camera_info import CameraCalibration
 from stac_ros.continuity import Change, Continuity, StrayImage
 from stac_ros.images import ImageError, decode_colour, wastes_bits
-from stac_ros.map_directory import explained
+from stac_ros.map_directory import explained, whole_or_gone
 from stac_ros.odometry import NoOdometry, OdometryLink
 from stac_ros.parameters import Parameters
 from stac_ros.run_statistics import Statistics
@@ -108,7 +108,7 @@ class Predictor:
     def save(self, folder: Path) -> None:
         """Write the stream, if it has begun. OSError where the folder cannot be written."""
         if self._session.stats().cache.frames_seen:
-            with explained(folder.parent):
+            with whole_or_gone(folder), explained(folder.parent):
                 self._session.save(folder / STREAM)
 
     def load(self, folder: Path) -> None:

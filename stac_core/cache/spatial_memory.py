@@ -110,11 +110,11 @@ class SpatialMemory:
         self._chosen = None
 
     def seek(self, first_frame: int) -> Sought | None:
-        """The voxels that the next chunk may see; None where this chunk does not retrieve.
+        """The voxels that the next chunk may see, in turn; None as long as there is nothing to retrieve.
 
         first_frame: of the chunk just seen.
         """
-        if not self._due(first_frame):
+        if not self._has_begun(first_frame):
             return None
         return self.voxels.seek(self._seeds())
 
@@ -210,16 +210,12 @@ class SpatialMemory:
     @property
     def next_is_in_turn(self) -> bool:
         """Whether the chunk that enters next may retrieve."""
-        return self._in_turn(self.voxels.moment + 1)
-
-    def _in_turn(self, moment: int) -> bool:
         period = max(1, self._config.window_size // self._config.chunk_size)
-        return self._config.retrieval_size != 0 and moment % period == 0
+        return self._config.retrieval_size != 0 and (self.voxels.moment + 1) % period == 0
 
-    def _due(self, first_frame: int) -> bool:
+    def _has_begun(self, first_frame: int) -> bool:
+        """Whether anything is retrieved yet."""
         config = self._config
-        if not self._in_turn(self.voxels.moment):
-            return False
         if config.first_retrieval == "frame":
             fullest = config.chunk_size + config.pinned_frames + config.window_size + config.hh_size
             return first_frame > max(fullest, EARLIEST)

@@ -22,10 +22,9 @@ from torch import Tensor
 from stac_core.kernels.attend import AnySegment, Attended, CodedSegment, check_attend, sample_queries
 from stac_core.kernels.attend_split_triton import choose_parts, combine, count_blocks, new_parts, stretch
 from stac_core.kernels.launch_triton import (
-    MAX_DIM,
     Tile,
     blocks_of,
-    check_reachable,
+    check_queries,
     is_hopper,
     multiprocessors,
     product,
@@ -45,7 +44,7 @@ from stac_core.kernels.segments_triton import (
     load_tokens,
     tokens_of,
 )
-from stac_core.kernels.softmax_triton import KEYS_AGAIN, all_held, new_sums, shifts, weigh
+from stac_core.kernels.softmax_triton import KEYS_AGAIN, STAGES_AGAIN, all_held, new_sums, shifts, weigh
 
 __all__ = ["attend", "require"]
 _SPLIT_COMPILED: set[tuple] = set()
@@ -54,9 +53,7 @@ _SPLIT_COMPILED: set[tuple] = set()
 def attend(q: Tensor, segments: Sequence[AnySegment], mass: bool = False, subsample: float = 1.0) -> Attended:
     """The contract of `attend.py` for head widths up to 128."""
     check_attend(q, segments, subsample)
-    if q.shape[-1] > MAX_DIM:
-        raise ValueError(f"q: head width {q.shape[-1]} is more than the {MAX_DIM} this backend has tiles for")
-    check_reachable("q", q)
+    check_queries(q)
     filled = [s for s in segments if s.length]
     with torch.cuda.device_of(q):  # Triton launches on the current device
         out, lse = _forward(q, filled)
@@ -228,7 +225,7 @@ def _forward_kernel(
         if not all_held(total):
             top, total, out = _sweep_keys(
                 q, groups, first, stop, row, scale * LOG2_E,
-                DIM, WIDTH, KEYS, BITS, SCALED, BIASED, SIZES, SPLIT, LISTED, True, KEYS_AGAIN, 2,
+                DIM, WIDTH, KEYS, BITS, SCALED, BIASED, SIZES, SPLIT, LISTED, True, KEYS_AGAIN, STAGES_AGAIN,
             )  # fmt: skip
 
     # of parts as `new_parts` has them

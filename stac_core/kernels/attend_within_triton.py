@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from stac_core.kernels.attend_within import check_attend_within
-from stac_core.kernels.launch_triton import MAX_DIM, Tile, check_reachable, product, tile_width
+from stac_core.kernels.launch_triton import Tile, check_queries, product, tile_width
 from stac_core.kernels.segments_triton import LOG2_E, load_numbers
 from stac_core.kernels.softmax_triton import KEYS_AGAIN, all_held, new_sums, shifts, weigh
 
@@ -24,9 +24,7 @@ from stac_core.kernels.softmax_triton import KEYS_AGAIN, all_held, new_sums, shi
 def attend_within(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The contract of `attend_within.py` for head widths up to 128."""
     check_attend_within(q, k, v)
-    if q.shape[-1] > MAX_DIM:
-        raise ValueError(f"q: head width {q.shape[-1]} is more than the {MAX_DIM} this backend has tiles for")
-    check_reachable("q", q)
+    check_queries(q)
     return _attend_within(q, k, v, tile_for(q.shape[-1]))
 
 

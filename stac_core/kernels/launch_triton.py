@@ -46,6 +46,13 @@ def check_reachable(name: str, x: Tensor) -> None:
         raise ValueError(f"{name}: is on {x.device}, the triton backend computes on CUDA devices")
 
 
+def check_queries(q: Tensor) -> None:
+    """ValueError where attention could not read them, or has no tiles for heads as wide."""
+    if q.shape[-1] > MAX_DIM:
+        raise ValueError(f"q: head width {q.shape[-1]} is more than the {MAX_DIM} this backend has tiles for")
+    check_reachable("q", q)
+
+
 @functools.cache
 def is_hopper(device: torch.device) -> bool:
     """Whose matrix instructions read their operands from shared memory."""

@@ -18,7 +18,8 @@ import triton.language as tl
 
 # Sums of weights may grow so far without a shift, which leaves room for those of values, and shrink as far.
 MOST_WEIGHT = tl.constexpr(2.0**100)
-KEYS_AGAIN = tl.constexpr(16)  # of a step of a block that starts again, for which few registers are left
+# Of a step of a block that starts again, for which few registers are left.
+KEYS_AGAIN, STAGES_AGAIN = tl.constexpr(16), tl.constexpr(2)
 
 
 @functools.cache

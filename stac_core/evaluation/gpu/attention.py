@@ -29,11 +29,11 @@ CHECKS = [
     (3, 130, ((97, 4), (33, 8)), 128, torch.float16, 0.5),
     (2, 97, ((1025, 4),), 16, torch.float16, 1.0),
 ]
-FAR = 100.0  # added to logits or taken away, so that their exponentials are not what float32 holds
 SMALL_CHECKS = [
     (2, 33, ((65, 16), (0, 16), (7, 8)), 64, torch.bfloat16, 1.0),
     (1, 300, ((40, 4),), 16, torch.float16, 0.5),
 ]
+FAR = 100.0  # added to logits or taken away, so that their exponentials are not what float32 holds
 # Tokens of a frame at 518×392, and what single frames and chunks of four attend to, in frames and bits:
 # pinned, anchors, window, the chunk itself, retrieved.
 FRAME = 1041

@@ -270,12 +270,12 @@ def _check_merging(network: CausalVGGT) -> list[dict[str, Any]]:
 def _late(work: Callable[..., None]) -> Callable[..., None]:
     """The same, once the device has been busy for a while on the stream on which it is called."""
 
-    def begin(*arguments: Any) -> None:
+    def late(*arguments: Any) -> None:
         if torch.cuda.is_available():
             torch.cuda._sleep(LATE)
         work(*arguments)
 
-    return begin
+    return late
 
 
 def _poses_depth_and_voxels(network: CausalVGGT, **replaced: Callable[..., None]) -> Tensor:
