@@ -1,4 +1,4 @@
-"""The README names only what exists, and everything that the node says and offers."""
+"""README and docs name only what exists, and everything that the node says and offers."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from stac_ros.settings import RosConfig
 from stac_ros.topics import INPUTS, NODE_NAME, OUTPUTS, SERVICES
 
 ROOT = Path(__file__).resolve().parents[2]
-TEXT = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text()
+TEXT = README + (ROOT / "docs" / "node.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SECTIONS = {**vars(RosConfig()), **vars(Config())}
 FILES = [("map", "ply")]  # written like a parameter
 
 
 @pytest.mark.parametrize("item", [*INPUTS, *OUTPUTS, *SERVICES], ids=lambda item: item.name)
 def test_topics_and_services_are_in_the_tables(item):
-    (row,) = [line for line in TEXT.splitlines() if line.startswith("| `") and f"`{item.name}`" in line]
+    (row,) = [line for line in README.splitlines() if line.startswith("| `") and f"`{item.name}`" in line]
     assert item.type.__name__ in row
     if item in OUTPUTS:
         assert ("latched" in row) == (item.profile == "latched")
@@ -43,9 +45,18 @@ def test_arguments_parameters_and_commands_exist():
     assert NODE_NAME in TEXT and all(name in TEXT for name in NETWORKS)
 
 
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for file, anchor in re.findall(r"\]\((?!https:)([^)#]*)#?([^)]*)\)", page.read_text()):
+        target = page.parent / file if file else page
+        assert target.exists(), f"{page.name}: {file}"
+        assert not anchor or anchor in headings(target), f"{page.name}: {file}#{anchor}"
+
+
+def headings(page: Path) -> set[str]:
+    """As links name them: small letters, hyphens between words."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def test_defaults_in_the_table_are_the_defaults():
@@ -60,5 +71,5 @@ def test_defaults_in_the_table_are_the_defaults():
 
 
 def test_the_example_without_ros_is_python():
-    (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     ast.parse(code)
