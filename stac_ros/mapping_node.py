@@ -46,8 +46,9 @@ HELP = """The mapping node: turns a camera topic into a live 3D map. It takes ar
     stac_node --ros-args --params-file mine.yaml
 
 `ros2 param describe /stac_mapping NAME` explains a parameter of the running node, `stac-ros parameters`
-prints all of them (docs/parameters.md). README.md has topics and services, docs/node.md frames. `stac-ros up`, or
-`ros2 launch stac_ros stac.launch.py`, starts the node together with replay, recorder, viewer and RViz."""
+prints all of them (docs/parameters.md). README.md has topics and services, docs/node.md frames.
+`stac-ros up`, or `ros2 launch stac_ros stac.launch.py`, starts the node together with replay, recorder,
+viewer and RViz."""
 
 logger = logging.getLogger("stac_ros.mapping_node")  # also where this file is run as __main__
 
