@@ -92,6 +92,7 @@ class Predictor:
         self.searching = False  # for the camera, among what the stream has seen
         self._unscaled = UnscaledOdometry()
         self._continuity = Continuity(parameters.ros.input)
+        self._spoilt = False  # perhaps: the latest poses were no numbers
         self.paused = False
         self.session_stats: SessionStats = session.stats()
 
@@ -167,8 +168,12 @@ class Predictor:
         if not bool(prediction.world_from_camera.isfinite().all()):
             text = "the predicted pose is not finite: check the images, or use model.dtype float32"
             self._statistics.error("not finite", text, len(views), lost_by="network")
-            self._restart("the stream's memory may be spoilt")
+            if self._spoilt:  # a stream in submaps would have gone on in the next one
+                self._restart("the stream's memory is spoilt")
+            else:
+                self._spoilt = True
             return
+        self._spoilt = False
         self._statistics.predicted(time.monotonic() - started)
         self.session_stats = self._session.stats()
         geometry = self._session.geometry
@@ -201,7 +206,7 @@ class Predictor:
         self._begin_stream(keep)
 
     def _begin_stream(self, keep: bool) -> None:
-        self.searching = False
+        self.searching = self._spoilt = False
         self._session.reset()
         self.session_stats = self._session.stats()
         self._continuity.forget()

@@ -18,6 +18,7 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 from stac_core import StreamSession, load_network
+from stac_core.config import SubmapConfig
 from stac_ros import topics
 from stac_ros.camera_info import CameraCalibration
 from stac_ros.camera_messages import calibration_message
@@ -152,21 +153,27 @@ def test_depth_that_is_no_number_reaches_no_one(network):
         assert np.isnan(published[:10]).all() and not np.isinf(published).any() and (published != 0).all()
 
 
-def test_a_predicted_pose_that_is_no_number_ends_the_stream_not_the_node(caplog):
+@pytest.mark.parametrize("reach", [-1.0, 0.0], ids=["submaps", "one submap"])
+def test_poses_that_are_no_numbers_end_a_stream_only_where_it_cannot_go_on(caplog, reach):
     broken = load_network(CONFIG.model).network
-    with mapper_of(broken, map__keep_on_new_stream=True) as (mapper, notes, statistics):
+    weights = {name: p.clone() for name, p in broken.camera_head.state_dict().items()}
+    config = replace(CONFIG, submap=SubmapConfig(reach=reach))
+    with mapper_of(broken, config=config, map__keep_on_new_stream=True) as (mapper, notes, statistics):
         mapper.process(messages(2))
         before = len(mapper.map)
-        weights = {name: p.clone() for name, p in broken.camera_head.state_dict().items()}
         with torch.no_grad():
             for parameter in broken.camera_head.parameters():
                 parameter.fill_(torch.nan)
         mapper.process(messages(2, 11))
         assert statistics.snapshot().dropped == {"not finite": 2} and statistics.snapshot().failing
-        assert notes.streams == [True] and len(mapper.map) == before
+        assert notes.streams == [] and len(mapper.map) == before
         broken.camera_head.load_state_dict(weights)
         mapper.process(messages(2, 12))
-        assert len(notes.frames) == 4 and len(mapper.map) > 0 and not statistics.snapshot().failing
+        spoilt = reach == 0  # the camera head remembers
+        assert notes.streams == [True] * spoilt and statistics.snapshot().failing == spoilt
+        mapper.process(messages(2, 13))
+        assert len(notes.frames) == (4 if spoilt else 6)
+        assert len(mapper.map) >= before and not statistics.snapshot().failing
 
 
 def test_stamps_that_go_back_begin_a_new_stream(network, caplog):
