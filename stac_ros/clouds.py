@@ -37,10 +37,11 @@ def cloud_message(header: Header, positions: NDArray[np.float32], colours: NDArr
     for channel, offset in enumerate((14, 13, 12)):  # little endian: blue is the lowest byte
         channels[:, offset] = colours[:, channel]
     if point_cloud2:
-        return point_cloud2.create_cloud(header, FIELDS, points)
-    message = PointCloud2(header=header, fields=FIELDS, height=1, width=len(points), point_step=step)
-    message.row_step, message.is_dense = step * len(points), True
-    message.data = data
+        message = point_cloud2.create_cloud(header, FIELDS, points)
+    else:
+        message = PointCloud2(header=header, fields=FIELDS, height=1, width=len(points), point_step=step)
+        message.row_step, message.data = step * len(points), data
+    message.is_dense = True  # all points are finite, which `create_cloud` does not take for granted
     return message
 
 
