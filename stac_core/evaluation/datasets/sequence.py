@@ -49,10 +49,10 @@ class Sequence(Protocol):
 
 def read_image(path: Path) -> NDArray[np.uint8]:
     """Decode an image file to RGB."""
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if image is None:
         raise _unreadable(path, "an image")
-    return np.asarray(image, np.uint8)
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
 
 
 def read_depth_png(path: Path, units_per_metre: float, invalid: int = 0) -> NDArray[np.float32]:
