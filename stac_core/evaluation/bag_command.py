@@ -18,7 +18,7 @@ from stac_core.config import require_stream
 from stac_core.evaluation.bag_pictures import draw_pictures
 from stac_core.evaluation.bag_report import QUALITY, BagReport, judge_bag
 from stac_core.evaluation.bag_result import BagResult
-from stac_core.evaluation.datasets import bag
+from stac_core.evaluation.datasets import absolute_source, bag
 from stac_core.evaluation.datasets.bag import BagOptions, BagSequence
 from stac_core.evaluation.depth_metrics import DEPTH_ALIGNMENTS
 from stac_core.evaluation.flags import (
@@ -105,18 +105,21 @@ def _run_one(
     arguments: argparse.Namespace, sequence: BagSequence, table: ResultTable, overrides: Overrides
 ) -> tuple[int, list[str], Row | None]:
     """The exit status of the replay, what the user must know, and the figures, where there are any."""
+    topics = topic_options(arguments).told()
+    measured = [f"pose={arguments.align} depth={arguments.depth_align}", _player(arguments), *topics]
     key: Row = {
         "task": "bag",
         "dataset": "bag",
         "scene": sequence.name,
+        "source": absolute_source(arguments.bag),
         "model_name": arguments.model_name or configure(overrides).model.name,
         "settings": _settings(arguments, overrides),
-        "measured": f"pose={arguments.align} depth={arguments.depth_align} {_player(arguments)}",
+        "measured": " ".join(measured),
     }
     if known := table.find(key, unknown="weights"):
         logger.info("%s [%s]: already in %s", sequence.name, key["settings"], table.folder)
         return 0, [], known
-    folder = arguments.output_dir / _folder_name(sequence.name, key["settings"], _player(arguments))
+    folder = arguments.output_dir / _folder_name(sequence.name, key["settings"], topics, _player(arguments))
     recording = arguments.result or folder / "result"
     status = 0 if arguments.result else _replay(arguments, sequence.topic, overrides, recording)
     problems = [f"the replay ended with status {status}, see above"] if status else []
@@ -189,11 +192,12 @@ def _problems(report: BagReport, truth: str) -> list[str]:
     return problems
 
 
-def _folder_name(name: str, settings: str, player: str) -> str:
+def _folder_name(name: str, settings: str, topics: list[str], player: str) -> str:
     """What differs from a replay with the defaults; a recording judged later has no replay here."""
     parts = [name]
     if settings != "defaults":
         parts += settings.split(" ")
+    parts += topics
     if player != "rate=0" and not player.startswith("recording="):
         parts.append(player)
     return "_".join(parts).replace("/", "-")

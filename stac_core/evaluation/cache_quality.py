@@ -183,6 +183,7 @@ class Study:
             "task": "cache_quality",
             "dataset": "loop",
             "scene": world.name,
+            "source": world.name,
             "model_name": self._loaded.config.name,
             "settings": f"{name} {hashlib.sha256(settings.encode()).hexdigest()[:8]}",
             "measured": f"frames={len(world)}",

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from stac_core.checkpoint import LoadedNetwork, load_network
 from stac_core.config import Config, KernelConfig, ModelConfig
-from stac_core.evaluation.datasets import Sequence, find_kind, open_sequence
+from stac_core.evaluation.datasets import Sequence, absolute_source, find_kind, open_sequence
 from stac_core.evaluation.datasets.bag import BagOptions
 from stac_core.evaluation.flags import Overrides, configure, describe, mode_name
 from stac_core.evaluation.results import ResultTable, Row, in_one_line
@@ -124,9 +124,10 @@ def _run_one(
         "task": plan.task,
         "dataset": find_kind(source, plan.dataset),
         "scene": sequence.name,
+        "source": absolute_source(source),
         "model_name": plan.model_name,
         "settings": describe(overrides),
-        "measured": plan.measures.describe(),
+        "measured": " ".join([plan.measures.describe(), *plan.bag_options.told()]),
         "weights": loaded.weights,
     }
     if known := table.find(key):

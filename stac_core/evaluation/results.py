@@ -13,7 +13,7 @@ from stac_core.files import write_whole
 Row = dict[str, Any]
 MIB = 2**20  # columns named mib are in these
 # What makes two rows the same experiment.
-KEY = ("task", "dataset", "scene", "model_name", "settings", "measured", "weights")
+KEY = ("task", "dataset", "scene", "source", "model_name", "settings", "measured", "weights")
 
 _MAIN = {  # the figures that are told at the end
     "ate_rmse": "ATE {:.4g} m",

@@ -25,6 +25,7 @@ from scipy.spatial.transform import Rotation
 from stac_core.evaluation.alignment import Similarity
 from stac_core.evaluation.bag_result import BagResult
 from stac_core.evaluation.evaluate import main
+from stac_core.evaluation.results import read_rows
 from stac_core.evaluation.score import unproject
 
 IMAGE = "sensor_msgs/msg/Image"
@@ -189,6 +190,16 @@ def test_an_answer_that_stands_still_is_named_and_the_rest_is_kept(judged, capsy
     assert "pose: cannot align: all points of one side coincide" in capsys.readouterr().err
     report = json.loads((tmp_path / "out" / "recording" / "report.json").read_text())
     assert report["depth"]["abs_rel"] == pytest.approx(0, abs=1e-3)
+
+
+def test_another_truth_is_another_row(judged, tmp_path):
+    """What was judged by one path says nothing about another."""
+    command = ["bag", str(judged / "recording"), "--result", str(judged / "answer")]
+    for truth in ("", "none"):
+        assert main([*command, "--output_dir", str(tmp_path), "--truth", truth]) == 0
+    rows = read_rows(tmp_path / "rows.jsonl")
+    assert ["ate_rmse" in row for row in rows] == [True, False]
+    assert len(list(tmp_path.glob("*/report.html"))) == 2
 
 
 def test_modes_that_see_the_future_are_not_for_a_node(judged, capsys):

@@ -8,17 +8,29 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from evaluation.evaluation_scene import tiny_frames, write_depth, write_image
+from evaluation.evaluation_scene import BagWriter, image_message, tiny_frames, write_depth, write_image
 
 from stac_core.config import MODES, Config
 from stac_core.evaluation.evaluate import main
 from stac_core.evaluation.flags import configure, describe, settings_of, sweep
-from stac_core.evaluation.results import ResultTable, read_rows, to_markdown
-from stac_core.evaluation.trajectory import read_tum
+from stac_core.evaluation.results import KEY, ResultTable, read_rows, to_markdown
+from stac_core.evaluation.trajectory import Trajectory, read_tum, write_tum
 
 DATA = Path(os.environ.get("STAC_TEST_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
 WORLD = "world:3,frames=6,height=56,width=70,kind=room"
 SMALL = ["--size", "70", "--eval_cpu"]
+
+
+def write_case(folder: Path, count: int) -> None:
+    """A scene of `case.json` with depth, poses and intrinsics."""
+    listed = []
+    for index, frame in enumerate(tiny_frames(count, 56, 70)):
+        write_image(folder / f"{index}.png", frame.image)
+        write_depth(folder / f"{index}.depth.png", frame.depth_m, 1000)
+        pose = frame.world_from_camera.tolist()
+        listed.append({"rgb": f"{index}.png", "depth": f"{index}.depth.png", "T_wc": pose})
+    camera = {"fx": 20.0, "fy": 21.0, "cx": 35.0, "cy": 28.0}
+    (folder / "case.json").write_text(json.dumps({"camera": camera, "frames": listed}))
 
 
 def rows_of(output: Path) -> list[dict]:
@@ -102,6 +114,40 @@ def test_a_measure_that_fails_leaves_the_others(tmp_path, capsys):
     assert main(command) == 0
     (row,) = rows_of(tmp_path / "out")
     assert row["ate_rmse"] >= 0 and "failed" not in row
+
+
+def test_scenes_of_one_name_do_not_pass_for_each_other(tmp_path, monkeypatch):
+    for place, count in (("a", 3), ("b", 4)):
+        write_case(tmp_path / place / "desk", count)
+    output = ["--output_dir", str(tmp_path / "out")]
+    scenes = [str(tmp_path / place / "desk") for place in "ab"]
+    assert main(["depth", *scenes, *SMALL, *output]) == 0
+    assert [row["frames"] for row in rows_of(tmp_path / "out")] == [3, 4]
+    monkeypatch.chdir(tmp_path / "a" / "desk")  # the same scene, called otherwise
+    assert main(["depth", ".", *SMALL, *output]) == 0
+    assert [(row["scene"], row["source"]) for row in rows_of(tmp_path / "out")] == [
+        ("desk", scene) for scene in scenes
+    ]
+
+
+def test_another_truth_or_topic_of_a_bag_is_another_row(tmp_path):
+    with BagWriter(tmp_path / "drive.1") as bag:
+        for frame in tiny_frames(4, 56, 70):
+            for side in ("left", "right"):
+                image = image_message(frame.image, frame.stamp_ns, "rgb8")
+                bag.write(f"/{side}/image", "sensor_msgs/msg/Image", image, frame.stamp_ns)
+    for name, scale in (("one", 1.0), ("ten", 10.0)):
+        poses = np.array([frame.world_from_camera for frame in tiny_frames(4)])
+        poses[:, :3, 3] *= scale
+        stamps = np.array([frame.stamp_ns for frame in tiny_frames(4)])
+        write_tum(tmp_path / f"{name}.tum", Trajectory(stamps, poses))
+    command = ["pose", str(tmp_path / "drive.1"), *SMALL, "--output_dir", str(tmp_path / "out")]
+    for side, truth in (("left", "one"), ("left", "ten"), ("right", "one")):
+        assert main([*command, "--topic", f"/{side}/image", "--truth", str(tmp_path / f"{truth}.tum")]) == 0
+    rows = rows_of(tmp_path / "out")
+    assert {row["scene"] for row in rows} == {"drive.1"} and len(rows) == 3
+    assert rows[1]["ate_rmse"] == pytest.approx(10 * rows[0]["ate_rmse"])
+    assert "topic=/right/image" in rows[2]["measured"] and "one.tum" in rows[2]["measured"]
 
 
 @pytest.mark.slow
@@ -193,9 +239,7 @@ def test_every_setting_has_a_flag_and_texts_become_values():
 
 def test_result_files_are_whole_and_keep_no_infinities(tmp_path):
     table = ResultTable(tmp_path)
-    key = {
-        name: name for name in ("task", "dataset", "scene", "model_name", "settings", "measured", "weights")
-    }
+    key = {name: name for name in KEY}
     table.add({**key, "ate_rmse": float("nan"), "frames": 3})
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["rows.csv", "rows.jsonl"]
     assert json.loads((tmp_path / "rows.jsonl").read_text())["ate_rmse"] is None

@@ -28,6 +28,7 @@ __all__ = [
     "Frame",
     "FrameFiles",
     "Sequence",
+    "absolute_source",
     "find_kind",
     "find_scenes",
     "open_sequence",
@@ -70,7 +71,7 @@ def open_sequence(
     found = find_kind(source, kind)
     if found == "world":
         return world.read(str(source))
-    path = Path(source)
+    path = _with_a_name(Path(source))
     return bag.read(path, bag_options) if found == "bag" else READERS[found].read(path)
 
 
@@ -78,7 +79,7 @@ def find_kind(source: Path | str, kind: str = "auto") -> str:
     """The key of READERS that opens a source, or "world". Raises as `open_sequence` does."""
     if world.recognises(str(source)):
         return "world"
-    path = Path(source)
+    path = _with_a_name(Path(source))
     if kind != "auto" and kind not in READERS:
         raise ValueError(f"dataset {kind!r}: choose one of auto, {', '.join(READERS)}")
     if not path.exists():
@@ -93,8 +94,19 @@ def find_kind(source: Path | str, kind: str = "auto") -> str:
     )
 
 
+def absolute_source(source: Path | str) -> str:
+    """The whole name of a source, which tells apart scenes whose folders are called alike."""
+    return str(source) if world.recognises(str(source)) else str(Path(source).resolve())
+
+
+def _with_a_name(path: Path) -> Path:
+    """Scenes are called as their folders are; "." and ".." stand for folders that have names."""
+    return path if path.name not in ("", "..") else path.resolve()
+
+
 def find_scenes(root: Path, kind: str = "auto", depth: int = 3) -> list[Path]:
     """The scenes at or below root, in natural order; a scene is not searched for further scenes."""
+    root = _with_a_name(root)
     kinds = READERS.values() if kind == "auto" else [READERS[kind], READERS["images"]]
     if any(reader.recognises(root) for reader in kinds):
         return [root]

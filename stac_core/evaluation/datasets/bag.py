@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from stac_core.evaluation.datasets.sequence import Array, Frame
 from stac_core.evaluation.trajectory import Trajectory, associate
 
 _MAX_GAP_NS = 20_000_000
+_SUFFIXES = (*FILE_TYPES, ".bag")  # are no part of a recording's name; other dots are
 
 
 def recognises(path: Path) -> bool:
@@ -34,6 +35,10 @@ class BagOptions:
     topic: str = ""
     depth_topic: str = ""
     truth: str = ""  # a topic, a TUM file, or "none"
+
+    def told(self) -> list[str]:
+        """What was named, for people and result rows: "truth=gt.tum"."""
+        return [f"{name}={value}" for name, value in asdict(self).items() if value]
 
 
 DEFAULTS = BagOptions()
@@ -53,7 +58,8 @@ class BagSequence:
     max_depth_m = np.inf
 
     def __init__(self, bag: BagFile, options: BagOptions) -> None:
-        self.name = bag.path.stem
+        name = bag.path.name or bag.path.resolve().name
+        self.name = Path(name).stem if bag.path.suffix in _SUFFIXES else name
         self._bag = bag
         self.topic = choose_image_topic(bag, options.topic)
         self.stamps_ns, recorded = bag.header_stamps(self.topic)
