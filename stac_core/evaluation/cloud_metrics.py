@@ -37,15 +37,12 @@ def _number_cells(points: Array, voxel_size: float) -> tuple[NDArray[np.int64], 
     One integer per cell and one axis at a time: many times quicker than sorting triples.
     """
     flat = np.zeros(len(points), np.int64)
-    cells = 1.0
+    if np.log2(np.ptp(points, 0) / voxel_size + 2).sum() >= 63:  # cells per axis, in one integer
+        raise ValueError("the cloud spans too many cells: raise voxel_size or drop far outliers")
     for axis in range(3):
         column = points[:, axis]
         index = ((column - (column.min() - voxel_size / 2)) / voxel_size).astype(np.int64)
-        extent = int(index.max()) + 1
-        cells *= extent
-        if cells >= 2**63:
-            raise ValueError("the cloud spans too many cells: raise voxel_size or drop far outliers")
-        flat = flat * extent + index
+        flat = flat * (int(index.max()) + 1) + index
     order = np.argsort(flat)
     is_first = np.diff(flat[order], prepend=-1) != 0
     number = np.empty_like(flat)

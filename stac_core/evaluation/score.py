@@ -27,12 +27,20 @@ _COMPACT_ABOVE = 4_000_000  # points; bounds the memory of a growing cloud
 
 @dataclass(frozen=True)
 class ReconOptions:
-    """Lengths in metres."""
+    """Lengths in metres. Raises ValueError for a value that judges nothing."""
 
     voxel_size: float = 0.02  # both clouds are thinned to this
     threshold: float = 0.05  # distance of the F-score
     icp_distance: float = 0.1  # pairs farther apart do not register; 0 = no registration
     drop_percent: float = 0.0  # least confident share of each frame that is left out
+
+    def __post_init__(self) -> None:
+        for name, cure in (("voxel_size", ""), ("threshold", ""), ("icp_distance", ", or 0 for none")):
+            length = getattr(self, name)
+            if not 0 < length < np.inf and not (cure and length == 0):
+                raise ValueError(f"{name} = {length:g}: must be positive{cure}")
+        if not 0 <= self.drop_percent < 100:
+            raise ValueError(f"drop_percent = {self.drop_percent:g}: must lie between 0 and 100")
 
 
 def score_pose(run: SceneRun, sequence: Sequence, align: str) -> dict[str, float]:

@@ -64,6 +64,12 @@ def test_downsampling_equals_open3d():
     assert len(voxel_downsample(np.full((4, 3), np.nan), 0.1)) == 0
 
 
+@pytest.mark.parametrize("far", [1e19, 1e300])
+def test_a_cloud_of_too_many_cells_is_refused_however_far_it_reaches(far):
+    with pytest.raises(ValueError, match="too many cells"):
+        voxel_downsample(np.array([[0.0, 0, 0], [0, 0, 0.001], [far, 0, 0]]), 0.02)
+
+
 def test_registration_equals_open3d_and_recovers_the_move():
     target = room(6000, 7)
     move = Similarity(Rotation.from_euler("xyz", [2, -1, 1.5], degrees=True).as_matrix(), np.full(3, 0.02))

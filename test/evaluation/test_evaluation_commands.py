@@ -197,6 +197,11 @@ def test_scenes_are_found_by_dataset_and_name(tmp_path, capsys):
         (["recon", WORLD, "--no_recon"], "nothing to measure"),
         (["pose", WORLD, "--kf_every", "0"], "stride = 0"),
         (["pose", "world:x"], "world:SEED"),
+        (["recon", WORLD, "--cloud_voxel", "0"], "voxel_size = 0: must be positive"),
+        (["recon", WORLD, "--f_threshold", "-1"], "threshold = -1: must be positive"),
+        (["recon", WORLD, "--icp_distance", "nan"], "icp_distance = nan: must be positive, or 0"),
+        (["recon", WORLD, "--drop_percent", "-5"], "drop_percent = -5: must lie between 0 and 100"),
+        (["recon", WORLD, "--drop_percent", "150"], "drop_percent = 150: must lie between 0 and 100"),
         (["pose", WORLD, "--window_size", "0"], "below the minimum"),
         (["pose", WORLD, "--window_size", "many"], "expected int"),
         (["pose", WORLD, "--sweep", "cache.mode=magic"], "choose one of"),
@@ -211,6 +216,7 @@ def test_mistakes_are_named_and_end_with_a_status(tmp_path, capsys, monkeypatch,
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 1
     assert says in capsys.readouterr().err
+    assert not list(tmp_path.rglob("trajectory.tum"))  # and nothing is computed in vain
 
 
 @pytest.mark.parametrize("talker", ["talker_mcap", "talker_sqlite3"])
