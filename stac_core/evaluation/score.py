@@ -12,7 +12,7 @@ from stac_core.confidence import most_confident
 from stac_core.evaluation.alignment import Similarity, align_points
 from stac_core.evaluation.cloud_metrics import cloud_errors, voxel_downsample
 from stac_core.evaluation.datasets import Frame, Sequence
-from stac_core.evaluation.depth_metrics import depth_errors
+from stac_core.evaluation.depth_metrics import depth_errors, valid_pixels
 from stac_core.evaluation.registration import register
 from stac_core.evaluation.scene_run import SceneRun, true_frames
 from stac_core.evaluation.trajectory import Trajectory
@@ -90,7 +90,7 @@ def reconstruct(run: SceneRun, sequence: Sequence, options: ReconOptions) -> tup
     ours, theirs = GrowingCloud(options.voxel_size), GrowingCloud(options.voxel_size)
     surface = sequence.cloud()
     for number, frame in true_frames(run, sequence):
-        predicted, true = _corresponding(run, number, frame, options)
+        predicted, true = _corresponding(run, number, frame, sequence.max_depth_m, options)
         ours.add(alignment.apply(predicted if surface is None else predicted_points(run, number, options)))
         if surface is None:
             theirs.add(true)
@@ -103,7 +103,7 @@ def _align(run: SceneRun, sequence: Sequence, options: ReconOptions) -> Similari
     """By pixels with true depth and pose; by camera centres where the truth is a cloud alone."""
     sources, targets = [], []
     for number, frame in true_frames(run, sequence):
-        predicted, true = _corresponding(run, number, frame, options)
+        predicted, true = _corresponding(run, number, frame, sequence.max_depth_m, options)
         stride = max(1, len(true) // PAIRS_PER_FRAME)
         sources.append(predicted[::stride])
         targets.append(true[::stride])
@@ -115,14 +115,14 @@ def _align(run: SceneRun, sequence: Sequence, options: ReconOptions) -> Similari
     return align_points(np.concatenate(sources), np.concatenate(targets), with_scale=True)
 
 
-def _corresponding(run: SceneRun, number: int, frame: Frame, options: ReconOptions) -> tuple[Array, Array]:
+def _corresponding(
+    run: SceneRun, number: int, frame: Frame, max_depth_m: float, options: ReconOptions
+) -> tuple[Array, Array]:
     """Predicted and true points [M, 3] of the pixels that have both; [0, 3] without truth."""
     if frame.depth_m is None or frame.world_from_camera is None or frame.intrinsics is None:
         return np.empty((0, 3)), np.empty((0, 3))
     depth = run.camera_depth(number)
-    if depth.shape != frame.depth_m.shape:
-        raise ValueError(f"depth of frame {number}: {frame.depth_m.shape}, its image {depth.shape}")
-    both = (depth > VALID_DEPTH) & (frame.depth_m > VALID_DEPTH) & _confident(run, number, options)
+    both = valid_pixels(depth, frame.depth_m, max_depth_m) & _confident(run, number, options)
     ours = unproject(depth, run.camera_intrinsics[number], run.trajectory.world_from_camera[number])
     theirs = unproject(frame.depth_m, frame.intrinsics, frame.world_from_camera)
     return ours[both], theirs[both]

@@ -11,6 +11,8 @@ import pytest
 from evaluation.evaluation_scene import PERIOD_NS, tiny_frames, write_depth, write_image, write_text
 
 from stac_core.evaluation.datasets import Frame, find_scenes, open_sequence
+from stac_core.evaluation.evaluate import main
+from stac_core.evaluation.results import read_rows
 from stac_core.evaluation.trajectory import Trajectory, write_tum
 from stac_core.ply import write_ply
 
@@ -238,6 +240,22 @@ def test_tum_joins_lists_by_stamp_and_leaves_gaps(tmp_path):
     (folder / "depth.txt").write_text("\n".join(lines[:2] + lines[3:]))
     sequence = open_sequence(folder)
     assert [sequence.frame(i).depth_m is None for i in range(4)] == [False, True, False, False]
+
+
+def test_depth_beyond_what_is_judged_is_not_in_the_true_cloud_either(tmp_path):
+    """A sky far away would have all points aligned by its own."""
+    rows = []
+    for sky in (0.0, 5000.0):
+        frames = tiny_frames(3, 56, 70)
+        for frame in frames:
+            frame.depth_m[:9] = sky
+        scene = write_sintel(tmp_path / f"sky{sky:g}", frames)
+        output = tmp_path / f"out{sky:g}"
+        flags = ["--size", "70", "--eval_cpu", "--output_dir", str(output)]
+        assert main(["recon", str(scene), *flags]) == 0
+        rows += read_rows(output / "embedded" / "rows.jsonl")
+    for column in ("recon_scale", "points", "accuracy_mean", "completeness_mean", "f_score"):
+        assert rows[1][column] == rows[0][column]
 
 
 def test_lost_poses_are_absent(tmp_path):
