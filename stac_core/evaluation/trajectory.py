@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -15,6 +16,7 @@ from stac_core.stamps import stamp_text
 
 Array = NDArray[np.float64]
 Stamps = NDArray[np.int64]
+_MOST_SECONDS = 9_000_000_000  # in nanoseconds they fit into 64 bits; the year 2255
 _LARGEST_GAP_S = 0.01  # between two poses of one moment
 
 
@@ -56,24 +58,50 @@ def poses_from_quaternions(translations: Array, quaternions_xyzw: Array) -> Arra
     return poses
 
 
+def parse_stamp(text: str) -> int:
+    """Seconds as text to nanoseconds, exactly (a float would lose about 200 ns).
+
+    Raises ValueError for what is no number, and for what is no time in seconds.
+    """
+    try:
+        seconds = Decimal(text)
+    except InvalidOperation as error:
+        raise ValueError(f"{text!r} is not a number") from error
+    if seconds.is_nan() or abs(seconds) > _MOST_SECONDS:
+        raise ValueError(f"{text!r} is no stamp in seconds (in nanoseconds? divide by 1e9)")
+    return int(seconds * 1_000_000_000)
+
+
+def text_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Where each line is, for messages, and its text without what follows a `#`; no empty ones.
+
+    Raises ValueError for a file that is no text.
+    """
+    try:
+        lines = path.read_text().splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: no text ({error})") from error
+    for number, line in enumerate(lines, 1):
+        if content := line.partition("#")[0].strip():
+            yield f"{path}:{number}", content
+
+
 def read_tum(path: Path) -> Trajectory:
     """Read `stamp tx ty tz qx qy qz qw` lines; `#` starts a comment; sorted by stamp.
 
-    Stamps are parsed exactly (a float would lose about 200 ns). Raises ValueError with the line.
+    Raises ValueError with the line.
     """
     stamps: list[int] = []
     numbers: list[list[float]] = []
-    for line_number, line in enumerate(path.read_text().splitlines(), 1):
-        fields = line.partition("#")[0].replace(",", " ").split()
-        if not fields:
-            continue
+    for place, line in text_lines(path):
+        fields = line.replace(",", " ").split()
         try:
-            stamps.append(int(Decimal(fields[0]) * 1_000_000_000))
+            stamps.append(parse_stamp(fields[0]))
             numbers.append([float(field) for field in fields[1:]])
-        except (InvalidOperation, ValueError, OverflowError) as error:
-            raise ValueError(f"{path}:{line_number}: not a number in {line!r}") from error
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}, in {line!r}") from error
         if len(fields) != 8 or not np.isfinite(numbers[-1]).all() or not any(numbers[-1][3:]):
-            raise ValueError(f"{path}:{line_number}: expected 'stamp tx ty tz qx qy qz qw', got {line!r}")
+            raise ValueError(f"{place}: expected 'stamp tx ty tz qx qy qz qw', got {line!r}")
     table = np.array(numbers, np.float64).reshape(-1, 7)
     order = np.argsort(np.array(stamps, np.int64), kind="stable")
     poses = poses_from_quaternions(table[:, :3], table[:, 3:]) if len(table) else np.empty((0, 4, 4))

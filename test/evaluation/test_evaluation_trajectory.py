@@ -104,6 +104,20 @@ def test_tum_text_keeps_every_nanosecond(tmp_path):
     np.testing.assert_allclose(again.world_from_camera, estimate.world_from_camera, atol=1e-12)
 
 
+@pytest.mark.parametrize("stamp", ["1403636579763555584", "1e400", "-1e30"])
+def test_stamps_that_are_no_seconds_are_named(tmp_path, stamp):
+    """Other tools write nanoseconds."""
+    (tmp_path / "path.tum").write_text(f"{stamp} 0 0 0 0 0 0 1\n")
+    with pytest.raises(ValueError, match=r"path\.tum:1: .* seconds"):
+        read_tum(tmp_path / "path.tum")
+
+
+def test_a_path_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "path.tum").write_bytes(b"\x89PNG\xff\xfe")
+    with pytest.raises(ValueError, match=r"path\.tum: no text"):
+        read_tum(tmp_path / "path.tum")
+
+
 @pytest.mark.parametrize("line", ["1.0 2 3", "x 0 0 0 0 0 0 1", "1.0 0 0 0 0 0 0 0", "1.0 nan 0 0 0 0 0 1"])
 def test_bad_tum_lines_are_named(tmp_path, line):
     (tmp_path / "bad.tum").write_text(f"# stamp tx\n{line}\n")

@@ -45,7 +45,10 @@ def _poses(path: Path) -> list[Array]:
     rows = [line for line in path.read_text().splitlines() if line.strip()]
     if len(rows) % 4:
         raise ValueError(f"{path}: {len(rows)} lines; expected four per pose")
-    numbers = [[float(word) for word in row.split()] for row in rows]
+    try:
+        numbers = [[float(word) for word in row.split()] for row in rows]
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     if any(len(row) != 4 for row in numbers):
         raise ValueError(f"{path}: every line must hold four numbers")
     return list(np.array(numbers).reshape(-1, 4, 4))

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from stac_core.evaluation.datasets.sequence import (
     pinhole,
     read_depth_png,
 )
-from stac_core.evaluation.trajectory import Stamps, associate, read_tum
+from stac_core.evaluation.trajectory import Stamps, associate, parse_stamp, read_tum, text_lines
 
 _MAX_GAP_NS = 20_000_000  # the benchmark's own tool joins within 20 ms
 _UNITS_PER_METRE = 5000.0
@@ -76,15 +75,15 @@ def _poses(path: Path, stamps: Stamps) -> dict[int, Array]:
 
 def _read_list(path: Path) -> tuple[Stamps, list[str]]:
     stamps, files = [], []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        fields = line.partition("#")[0].split()
-        if not fields:
-            continue
+    for place, line in text_lines(path):
+        fields = line.split(maxsplit=1)  # a file's name may hold spaces
+        if len(fields) < 2:
+            raise ValueError(f"{place}: expected 'stamp file', got {line!r}")
         try:
-            stamps.append(int(Decimal(fields[0]) * 1_000_000_000))
-            files.append(fields[1])
-        except (InvalidOperation, IndexError) as error:
-            raise ValueError(f"{path}:{number}: expected 'stamp file', got {line!r}") from error
+            stamps.append(parse_stamp(fields[0]))
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}, in {line!r}") from error
+        files.append(fields[1])
     if not files:
         raise ValueError(f"{path}: lists no image")
     order = np.argsort(np.array(stamps, np.int64), kind="stable")
