@@ -7,6 +7,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,10 +20,10 @@ from stac_core.evaluation.datasets import Sequence, absolute_source, find_kind, 
 from stac_core.evaluation.datasets.bag import BagOptions
 from stac_core.evaluation.flags import Overrides, configure, describe, mode_name
 from stac_core.evaluation.results import ResultTable, Row, in_one_line
-from stac_core.evaluation.scene_run import SceneRun, frame_indices, run_scene
+from stac_core.evaluation.scene_run import SceneRun, frame_indices, remove_maps, run_scene
 from stac_core.evaluation.score import ReconOptions, score_depth, score_pose, score_recon
 from stac_core.evaluation.trajectory import write_tum
-from stac_core.evaluation.visualise import visualise
+from stac_core.evaluation.visualise import is_drawn, visualise
 
 logger = logging.getLogger(__name__)
 
@@ -130,33 +131,48 @@ def _run_one(
         "measured": " ".join([plan.measures.describe(), *plan.bag_options.told()]),
         "weights": loaded.weights,
     }
-    if known := table.find(key):
+    folder = plan.output / "scenes" / f"{sequence.name}_{digest(key)}"
+    pictures = plan.output / f"vis_{plan.vis_tag}" / folder.name if plan.vis_tag else None
+    known = table.find(key)
+    if known and (pictures is None or is_drawn(pictures)):
         logger.info("%s [%s]: already in %s", sequence.name, key["settings"], table.folder)
         return known
     started = time.perf_counter()
-    folder = plan.output / "scenes" / f"{sequence.name}_{digest(key)}"
     bar.total += len(frame_indices(sequence, plan.measures.stride))
     bar.set_description(f"{sequence.name} {config.cache.mode}")
-    run = run_scene(sequence, loaded.network, config, folder, plan.measures.stride, bar.update)
-    write_tum(folder / "trajectory.tum", run.trajectory)
-    run.write_frames_csv(folder / "frames.csv")
-    row = {**key, "mode": mode_name(config), "frames": len(run.indices), **run.cost()}
-    columns, problems = _score(run, sequence, plan.measures)
-    if not columns:
-        raise ValueError("; ".join(problems))
-    row |= columns
-    row |= {
-        "seconds": round(time.perf_counter() - started, 3),
-        "frames_file": str((folder / "frames.csv").relative_to(plan.output)),
-    }
-    row |= {"failed": "; ".join(problems)} if problems else {}
-    table.add(row)
-    if plan.vis_tag:
-        visualise(run, sequence, plan.output / f"vis_{plan.vis_tag}" / folder.name, plan.measures.options)
-    else:  # the maps served the scores; they are the only large files
-        (folder / "depth.npy").unlink()
-        (folder / "confidence.npy").unlink()
+    with _maps(folder, kept=pictures is not None):
+        run = run_scene(sequence, loaded.network, config, folder, plan.measures.stride, bar.update)
+        write_tum(folder / "trajectory.tum", run.trajectory)
+        run.write_frames_csv(folder / "frames.csv")
+        row = {**key, "mode": mode_name(config), "frames": len(run.indices), **run.cost()}
+        columns, problems = _score(run, sequence, plan.measures)
+        if not columns:
+            raise ValueError("; ".join(problems))
+        row |= columns
+        row |= {
+            "seconds": round(time.perf_counter() - started, 3),
+            "frames_file": str((folder / "frames.csv").relative_to(plan.output)),
+        }
+        row |= {"failed": "; ".join(problems)} if problems else {}
+        table.add(row)
+        if pictures:
+            visualise(run, sequence, pictures, plan.measures.options)
     return row
+
+
+@contextmanager
+def _maps(folder: Path, kept: bool) -> Iterator[None]:
+    """Depth and confidence of a scene serve its scores; they are the only large files.
+
+    kept: they stay, but only where all went well.
+    """
+    stays = False
+    try:
+        yield
+        stays = kept
+    finally:
+        if not stays:
+            remove_maps(folder)
 
 
 def _score(run: SceneRun, sequence: Sequence, measures: Measures) -> tuple[dict[str, float], list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import resource
 import sys
 import time
@@ -25,6 +26,8 @@ from stac_core.files import write_whole
 from stac_core.images import ImageGeometry
 from stac_core.network.causal_vggt import CausalVGGT
 from stac_core.session import StreamSession
+
+_MAPS = ("depth.npy", "confidence.npy")
 
 
 @dataclass(frozen=True)
@@ -144,8 +147,31 @@ def _chunks(indices: list[int], size: int) -> Iterator[list[int]]:
 
 def _create_maps(folder: Path, shape: tuple[int, ...]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     folder.mkdir(parents=True, exist_ok=True)
-    depth, confidence = (
-        np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.float32, shape=shape)
-        for name in ("depth", "confidence")
-    )
+    depth, confidence = (_create_map(folder / name, shape) for name in _MAPS)
     return depth, confidence
+
+
+def _create_map(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """An array on disk. Raises OSError where there is no room for it.
+
+    Without the room a write to it, being one to memory, would end the program.
+    """
+    stored = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        try:
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            size = path.stat().st_size / MIB
+            raise OSError(
+                f"{path}: {error.strerror} for {size:.0f} MiB of depth and as many of confidence"
+            ) from error
+    return stored
+
+
+def remove_maps(folder: Path) -> None:
+    """Delete what `run_scene` keeps in a scene's folder, and the folder if nothing else is in it."""
+    for name in _MAPS:
+        (folder / name).unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()

@@ -17,9 +17,16 @@ from stac_core.evaluation.trajectory_metrics import align_trajectory
 from stac_core.files import replacing
 from stac_core.ply import write_ply
 
+_FILES = ("cloud.ply", "cloud.png", "path.png", "depth.png")
 
-def visualise(run: SceneRun, sequence: Sequence, folder: Path, options: ReconOptions) -> list[Path]:
-    """Write `cloud.ply`, `cloud.png`, `path.png` and `depth.png`; returns the files."""
+
+def is_drawn(folder: Path) -> bool:
+    """Whether `visualise` has written all its files."""
+    return all((folder / name).is_file() for name in _FILES)
+
+
+def visualise(run: SceneRun, sequence: Sequence, folder: Path, options: ReconOptions) -> None:
+    """Write `cloud.ply`, `cloud.png`, `path.png` and `depth.png`."""
     folder.mkdir(parents=True, exist_ok=True)
     points = _cloud(run, options)
     write_ply(folder / "cloud.ply", points)
@@ -30,7 +37,6 @@ def visualise(run: SceneRun, sequence: Sequence, folder: Path, options: ReconOpt
     }
     for name, figure in figures.items():
         save_figure(folder / name, figure)
-    return [folder / "cloud.ply", *(folder / name for name in figures)]
 
 
 def save_figure(path: Path, figure: Figure) -> None:

@@ -1,6 +1,7 @@
 """`stac-eval` as a user runs it: rows, resuming, sweeps, tables, and what it says when it cannot."""
 
 import csv
+import errno
 import json
 import os
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from evaluation.evaluation_scene import BagWriter, image_message, tiny_frames, write_depth, write_image
 
 from stac_core.config import MODES, Config
+from stac_core.evaluation.datasets.world import WorldSequence
 from stac_core.evaluation.evaluate import main
 from stac_core.evaluation.flags import configure, describe, settings_of, sweep
 from stac_core.evaluation.results import KEY, ResultTable, read_rows, to_markdown
@@ -148,6 +150,53 @@ def test_another_truth_or_topic_of_a_bag_is_another_row(tmp_path):
     assert {row["scene"] for row in rows} == {"drive.1"} and len(rows) == 3
     assert rows[1]["ate_rmse"] == pytest.approx(10 * rows[0]["ate_rmse"])
     assert "topic=/right/image" in rows[2]["measured"] and "one.tum" in rows[2]["measured"]
+
+
+def test_a_scene_that_does_not_finish_leaves_no_large_files(tmp_path, monkeypatch):
+    """Neither where no measure succeeds, nor where an image is damaged, nor after Ctrl-C."""
+    for name in ("untrue", "damaged"):
+        write_case(tmp_path / name, 8)
+    (tmp_path / "damaged" / "6.png").write_bytes(b"no image")
+    case = json.loads((tmp_path / "untrue" / "case.json").read_text())
+    for row in case["frames"]:
+        del row["depth"]
+    (tmp_path / "untrue" / "case.json").write_text(json.dumps(case))
+    output = ["--output_dir", str(tmp_path / "out"), "--vis_tag", "look"]
+    assert main(["depth", str(tmp_path / "untrue"), str(tmp_path / "damaged"), *SMALL, *output]) == 1
+
+    def ctrl_c(sequence, index):
+        if index == 4:
+            raise KeyboardInterrupt
+        return world_frame(sequence, index)
+
+    world_frame = WorldSequence.frame
+    monkeypatch.setattr(WorldSequence, "frame", ctrl_c)
+    assert main(["depth", WORLD, *SMALL, *output]) == 130
+    left = {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert left == {"trajectory.tum", "frames.csv"}  # of the one that ran to its end
+    assert len(list((tmp_path / "out").rglob("scenes/*"))) == 1
+
+
+def test_a_full_disk_is_told_before_a_scene_is_computed(tmp_path, capsys, monkeypatch):
+    """Files that are written through memory would end the program without a word."""
+
+    def is_full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", is_full)
+    assert main(["depth", WORLD, *SMALL, "--output_dir", str(tmp_path)]) == 1
+    assert "No space left" in (told := capsys.readouterr().err) and "depth.npy" in told
+
+
+def test_pictures_may_be_asked_for_later(tmp_path):
+    command = ["depth", WORLD, *SMALL, "--output_dir", str(tmp_path)]
+    assert main(command) == 0
+    assert not list(tmp_path.rglob("*.png"))
+    assert main([*command, "--vis_tag", "look"]) == 0
+    assert len(list(tmp_path.rglob("vis_look/*/*.png"))) == 3 and len(rows_of(tmp_path)) == 1
+    drawn = next(tmp_path.rglob("depth.png")).stat().st_mtime_ns
+    assert main([*command, "--vis_tag", "look"]) == 0
+    assert next(tmp_path.rglob("depth.png")).stat().st_mtime_ns == drawn
 
 
 @pytest.mark.slow
