@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +44,31 @@ class ResultTable:
     def add(self, row: Row) -> None:
         """Append one row and write both files. Raises ValueError where a KEY column is missing.
 
-        A row whose column "failed" says what is missing in it gives way to the next one with its KEY.
+        A row whose column "failed" says what is missing in it gives way to the next one with its KEY. Rows
+        that other programs have written meanwhile stay.
         """
         missing = [name for name in KEY if name not in row]
         if missing:
             raise ValueError(f"result row without {', '.join(missing)}")
-        self.rows = [old for old in self.rows if any(old.get(name) != row[name] for name in KEY)] + [row]
-        lines = [json.dumps(_plain(row), allow_nan=False) for row in self.rows]
-        write_whole(self.folder / "rows.jsonl", "\n".join(lines) + "\n")
-        write_whole(self.folder / "rows.csv", to_csv(self.rows))
+        with _alone(self.folder):
+            there = read_rows(self.folder / "rows.jsonl")
+            self.rows = [old for old in there if any(old.get(name) != row[name] for name in KEY)] + [row]
+            lines = [json.dumps(_plain(row), allow_nan=False) for row in self.rows]
+            write_whole(self.folder / "rows.jsonl", "\n".join(lines) + "\n")
+            write_whole(self.folder / "rows.csv", to_csv(self.rows))
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Nobody else is between reading and writing the rows of a folder, which is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems know no locks
+            fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(opened)
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -58,9 +78,12 @@ def read_rows(path: Path) -> list[Row]:
     rows = []
     for number, line in enumerate(path.read_text().splitlines(), 1):
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}:{number}: not a result row ({error}); move the file away") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}:{number}: not a result row ({line}); move the file away")
+        rows.append(row)
     return rows
 
 

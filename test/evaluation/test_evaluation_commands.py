@@ -305,3 +305,21 @@ def test_result_files_are_whole_and_keep_no_infinities(tmp_path):
     (tmp_path / "rows.jsonl").write_text("{half")
     with pytest.raises(ValueError, match=r"rows\.jsonl:1"):
         ResultTable(tmp_path)
+
+
+def test_runs_at_the_same_time_keep_each_others_rows(tmp_path):
+    """Two commands write to the same folder unless told otherwise."""
+    key = dict.fromkeys(KEY, "same")
+    tables = [ResultTable(tmp_path) for _ in range(2)]  # both opened before either has a row
+    for number in range(4):
+        tables[number % 2].add({**key, "scene": f"s{number}"})
+    assert [row["scene"] for row in read_rows(tmp_path / "rows.jsonl")] == ["s0", "s1", "s2", "s3"]
+    assert (tmp_path / "rows.csv").read_text().count("\n") == 5
+    assert all(table.find({**key, "scene": "s0"}) for table in tables)
+
+
+@pytest.mark.parametrize("line", ["5", "{half", "[1]"])
+def test_lines_that_are_no_rows_are_named(tmp_path, line):
+    (tmp_path / "rows.jsonl").write_text('{"task": "pose"}\n' + line)
+    with pytest.raises(ValueError, match=r"rows\.jsonl:2: not a result row"):
+        read_rows(tmp_path / "rows.jsonl")
