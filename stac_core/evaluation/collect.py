@@ -19,15 +19,18 @@ _SHOWN = [
     "f_score", "latency_median_ms", "latency_p95_ms", "frames_used", "frames_dropped", "step_ms_median",
     "step_ms_p95", "cache_mib_max", "failed",
 ]  # fmt: skip
-_WHAT = ["dataset", "scene", "model_name", "mode", "settings", "frames"]
+_WHAT = ["dataset", "scene", "source", "model_name", "mode", "settings", "measured", "weights", "frames"]
 
 
 def find_rows(folders: list[Path]) -> list[tuple[Path, Row]]:
-    """Every row below the folders, with the folder of its run.
+    """Every row below the folders once, with the folder of its run.
 
-    Raises ValueError where there is none.
+    Raises FileNotFoundError for a folder that is not there, ValueError where there is no row.
     """
-    files = sorted({file for folder in folders for file in folder.rglob("rows.jsonl")})
+    for folder in folders:
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: no such folder, no rows.jsonl below it")
+    files = sorted({file for folder in folders for file in folder.resolve().rglob("rows.jsonl")})
     rows = [(file.parent, row) for file in files for row in read_rows(file)]
     if not rows:
         raise ValueError(
@@ -57,30 +60,38 @@ def shown_columns(rows: list[Row]) -> list[str]:
     The CSV holds all there is.
     """
     what = [name for name in _WHAT if name not in _shared(rows)]
+    if len(_different(rows, "dataset", "scene")) == len(_different(rows, "dataset", "scene", "source")):
+        what = [name for name in what if name != "source"]  # long, and tells nothing that the scene does not
     return what + [name for name in _SHOWN if any(row.get(name) is not None for row in rows)]
 
 
 def shared_facts(rows: list[Row]) -> str:
     """A line about what all rows have in common."""
-    shared = _shared(rows)
-    return f"{', '.join(f'{name} {rows[0][name]}' for name in shared)}\n\n" if shared else ""
+    facts = [f"{name} {rows[0][name]}" for name in _shared(rows) if rows[0].get(name) is not None]
+    return f"{', '.join(facts)}\n\n" if facts else ""
 
 
 def _shared(rows: list[Row]) -> list[str]:
     """Columns that would say the same in every row of a table of several."""
     if len(rows) < 2:
         return []
-    return [name for name in _WHAT if name != "mode" and len({str(row.get(name)) for row in rows}) == 1]
+    return [name for name in _WHAT if name != "mode" and len(_different(rows, name)) == 1]
+
+
+def _different(rows: list[Row], *names: str) -> set[tuple[str, ...]]:
+    """The values of these columns that are in any row."""
+    return {tuple(str(row.get(name)) for name in names) for row in rows}
 
 
 def labels(rows: list[Row]) -> list[str]:
-    """A short name per row: only what distinguishes it from the others."""
+    """A short name per row, which no other has: only what distinguishes it from the others."""
     chosen: list[str] = []
-    for name in ("scene", "model_name", "mode", "settings"):
-        found = [" ".join(str(row[key]) for key in chosen) for row in rows]
-        if len(set(found)) < len(rows) and len({row[name] for row in rows}) > 1:
+    for name in ("scene", "model_name", "mode", "settings", "task", "measured", "weights", "source"):
+        if len(_different(rows, *chosen)) < len(rows) and len(_different(rows, name)) > 1:
             chosen.append(name)
-    return [" ".join(str(row[name]) for name in chosen or ["scene"]) for row in rows]
+    names = [" ".join(str(row.get(name)) for name in chosen or ["scene"]) for row in rows]
+    earlier = [names[:number].count(name) for number, name in enumerate(names)]  # copies of one row
+    return [f"{name} ({count + 1})" if count else name for name, count in zip(names, earlier, strict=True)]
 
 
 def quality_against_bytes(task: str, rows: list[Row]) -> Figure | None:
@@ -101,6 +112,7 @@ def quality_against_bytes(task: str, rows: list[Row]) -> Figure | None:
 def time_against_frame(found: list[tuple[Path, Row]]) -> Figure | None:
     """Step time per frame of every scene that kept its `frames.csv`."""
     timed = [(folder / row["frames_file"], row) for folder, row in found if row.get("frames_file")]
+    timed = [(file, row) for file, row in timed if file.is_file()]  # they may have been deleted
     series = {}
     for (file, _), label in zip(timed, labels([row for _, row in timed]), strict=True):
         with file.open() as lines:

@@ -121,7 +121,7 @@ def _cell(value: object) -> str:
         return "–"
     if isinstance(value, float):
         return f"{value:.4g}"
-    return str(value).replace("|", "\\|")
+    return " ".join(str(value).replace("|", "\\|").split())
 
 
 def _plain(row: Row) -> Row:

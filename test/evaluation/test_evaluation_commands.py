@@ -12,6 +12,7 @@ import pytest
 from evaluation.evaluation_scene import BagWriter, image_message, tiny_frames, write_depth, write_image
 
 from stac_core.config import MODES, Config
+from stac_core.evaluation import collect
 from stac_core.evaluation.datasets.world import WorldSequence
 from stac_core.evaluation.evaluate import main
 from stac_core.evaluation.flags import configure, describe, settings_of, sweep
@@ -323,3 +324,78 @@ def test_lines_that_are_no_rows_are_named(tmp_path, line):
     (tmp_path / "rows.jsonl").write_text('{"task": "pose"}\n' + line)
     with pytest.raises(ValueError, match=r"rows\.jsonl:2: not a result row"):
         read_rows(tmp_path / "rows.jsonl")
+
+
+def finished_run(folder: Path, frames: str = "", **columns: object) -> Path:
+    """An output folder with one row of a pose run, and its frames where told."""
+    row = {
+        **dict.fromkeys(KEY, "same"),
+        "task": "pose",
+        "mode": "stac",
+        "frames": 2,
+        "ate_rmse": 0.5,
+        **columns,
+    }
+    if frames:
+        write_text(folder / "frames.csv", f"frame,step_ms,cache_bytes\n{frames}\n")
+        row["frames_file"] = "frames.csv"
+    ResultTable(folder).add(row)
+    return folder
+
+
+def write_text(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def table_of(output: Path, *folders: Path) -> str:
+    assert main(["table", *map(str, folders), "--output_dir", str(output)]) == 0
+    return (output / "table.md").read_text()
+
+
+def test_a_table_of_a_folder_that_is_not_there_is_not_written(tmp_path, capsys):
+    there = finished_run(tmp_path / "a")
+    assert main(["table", str(there), str(tmp_path / "b"), "--output_dir", str(tmp_path / "out")]) == 1
+    assert f"{tmp_path / 'b'}: no such folder" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_table_tells_rows_apart_that_were_measured_otherwise(tmp_path):
+    for name in ("sim3", "se3"):
+        finished_run(tmp_path / name, measured=f"stride=1 pose={name}")
+    text = table_of(tmp_path / "table", tmp_path)
+    assert "| stride=1 pose=se3 |" in text and "| stride=1 pose=sim3 |" in text
+    finished_run(tmp_path / "other", measured="stride=1 pose=se3", weights="mine, step 5")
+    finished_run(tmp_path / "elsewhere", measured="stride=1 pose=se3", source="/data/other/same")
+    text = table_of(tmp_path / "table", tmp_path)
+    assert "mine, step 5" in text and "/data/other/same" in text
+
+
+def test_a_table_holds_each_row_once_and_needs_no_frames(tmp_path, monkeypatch):
+    """However its folder is called; the steps of single frames may have been deleted."""
+    run = finished_run(tmp_path / "run", frames="0,5,1")
+    (run / "frames.csv").unlink()
+    monkeypatch.chdir(tmp_path)
+    assert table_of(tmp_path / "table", run, Path("run"), Path("run/../run")).count("| 0.5 |") == 1
+    assert not (tmp_path / "table" / "time.png").exists()
+
+
+def test_a_table_reads_rows_of_earlier_versions(tmp_path):
+    """These did not name their source."""
+    for name in "ab":
+        file = finished_run(tmp_path / name) / "rows.jsonl"
+        file.write_text(file.read_text().replace('"source": "same", ', ""))
+    assert table_of(tmp_path / "table", tmp_path).count("| 0.5 |") == 2
+
+
+def test_every_run_has_its_curve(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(collect, "line_plot", lambda series, *_: drawn.append(series))
+    for name in ("pose", "depth", "copy"):
+        finished_run(tmp_path / name, frames="0,5,1", task="depth" if name == "depth" else "pose")
+    table_of(tmp_path / "table", tmp_path)
+    assert len(drawn[0]) == 3
+
+
+def test_a_cell_of_a_table_is_one_line():
+    assert to_markdown([{"failed": "one\ntwo | three"}], ["failed"]).count("\n") == 3
