@@ -15,6 +15,7 @@ from stac_core.evaluation.alignment import Similarity, align_points
 from stac_core.evaluation.bag_result import BagResult
 from stac_core.evaluation.cloud_metrics import cloud_errors
 from stac_core.evaluation.datasets.bag import BagSequence
+from stac_core.evaluation.datasets.sequence import same_view
 from stac_core.evaluation.depth_metrics import depth_errors, valid_pixels
 from stac_core.evaluation.registration import register
 from stac_core.evaluation.results import MIB
@@ -143,12 +144,15 @@ def depth_numbers(sequence: BagSequence, result: BagResult) -> list[int]:
 
 
 def depth_pairs(sequence: BagSequence, result: BagResult, numbers: list[int]) -> Iterator[DepthPair]:
-    """Number, predicted and true depth of one size, one image after the other."""
+    """Number, predicted and true depth of one size, one image after the other.
+
+    They keep their sizes where these cannot show the same view.
+    """
     for number in numbers:
         truth = sequence.depth(number)
         assert truth is not None, "numbers are those of images with true depth"
         predicted = result.depth(int(sequence.stamps_ns[number]))
-        if predicted.shape != truth.shape:
+        if predicted.shape != truth.shape and same_view(predicted.shape, truth.shape):
             resized = cv2.resize(predicted, truth.shape[::-1], interpolation=cv2.INTER_NEAREST)
             predicted = np.asarray(resized, np.float32)
         yield number, predicted, truth
@@ -163,7 +167,7 @@ def _judge_cloud(sequence: BagSequence, result: BagResult, options: ReconOptions
     """The node's last map against the surface seen by the true depth from the true poses."""
     if not sequence.depth_topic:
         raise NoTruth("the bag holds no depth topic to see the true surface by")
-    if sequence.intrinsics is None:
+    if sequence.depth_intrinsics is None:
         raise NoTruth("the bag holds no calibration (CameraInfo) to see the true surface by")
     paired_paths(sequence, result)  # says what is missing where the two paths do not meet
     found = result.map_cloud()
@@ -191,12 +195,12 @@ def _align_by_pixels(sequence: BagSequence, result: BagResult) -> Similarity:
     for number, predicted, truth in depth_pairs(sequence, result, depth_numbers(sequence, result)):
         node_pose = node_poses.get(int(sequence.stamps_ns[number]))
         true_pose = sequence.pose(number)
-        if node_pose is None or true_pose is None or sequence.intrinsics is None:
+        if node_pose is None or true_pose is None or sequence.depth_intrinsics is None:
             continue
         both = valid_pixels(predicted, truth)
         stride = max(1, int(both.sum()) // PAIRS_PER_FRAME)
-        sources.append(unproject(predicted, sequence.intrinsics, node_pose)[both][::stride])
-        targets.append(unproject(truth, sequence.intrinsics, true_pose)[both][::stride])
+        sources.append(unproject(predicted, sequence.depth_intrinsics, node_pose)[both][::stride])
+        targets.append(unproject(truth, sequence.depth_intrinsics, true_pose)[both][::stride])
     if not sources:
         raise ValueError("no published depth belongs to an image with true depth and pose")
     return align_points(np.concatenate(sources), np.concatenate(targets), with_scale=True)
@@ -206,6 +210,6 @@ def _true_cloud(sequence: BagSequence, voxel_size: float) -> NDArray[np.float64]
     cloud = GrowingCloud(voxel_size)
     for number in range(len(sequence)):
         depth, pose = sequence.depth(number), sequence.pose(number)
-        if depth is not None and pose is not None and sequence.intrinsics is not None:
-            cloud.add(unproject(depth, sequence.intrinsics, pose)[depth > 0])
+        if depth is not None and pose is not None and sequence.depth_intrinsics is not None:
+            cloud.add(unproject(depth, sequence.depth_intrinsics, pose)[depth > 0])
     return cloud.points()

@@ -20,7 +20,8 @@ def valid_pixels(predicted: DepthMap, truth: DepthMap, max_depth: float = np.inf
     """Where both maps measure something: finite, positive, and truth within max_depth."""
     if predicted.shape != truth.shape:
         raise ValueError(
-            f"predicted depth {predicted.shape} and true depth {truth.shape} differ in shape: resize one"
+            f"predicted depth {predicted.shape} and true depth {truth.shape} differ in shape: do they show "
+            "the same view?"
         )
     finite = np.isfinite(predicted) & np.isfinite(truth)
     return finite & (predicted > VALID_DEPTH) & (truth > VALID_DEPTH) & (truth <= max_depth)

@@ -32,16 +32,18 @@ IMAGE = "sensor_msgs/msg/Image"
 MAP_FROM_WORLD = Similarity(
     Rotation.from_euler("xyz", [20, -35, 70], degrees=True).as_matrix(), np.array([1.0, 2, 3]), 0.4
 )
+EVERYWHERE = (slice(None), slice(None))
 
 
-def write_recording(path: Path, truth: bool = True) -> Path:
+def write_recording(path: Path, truth: bool = True, seen: tuple[slice, slice] = EVERYWHERE) -> Path:
+    """seen: the pixels [rows, columns] of the image that the true depth has."""
     with BagWriter(path) as bag:
         for frame in tiny_frames(12, 24, 32):
             stamp = frame.stamp_ns
             bag.write("/camera/image", IMAGE, image_message(frame.image, stamp, "rgb8"), stamp)
             bag.write("/camera/camera_info", "sensor_msgs/msg/CameraInfo", camera_info(frame), stamp)
             if truth:
-                depth = np.round(frame.depth_m * 1000).astype(np.uint16)
+                depth = np.round(frame.depth_m[seen] * 1000).astype(np.uint16)
                 bag.write("/camera/depth", IMAGE, image_message(depth, stamp, "16UC1"), stamp)
                 pose = pose_stamped(frame.world_from_camera, stamp)
                 bag.write("/truth", "geometry_msgs/msg/PoseStamped", pose, stamp)
@@ -190,6 +192,28 @@ def test_an_answer_that_stands_still_is_named_and_the_rest_is_kept(judged, capsy
     assert "pose: cannot align: all points of one side coincide" in capsys.readouterr().err
     report = json.loads((tmp_path / "out" / "recording" / "report.json").read_text())
     assert report["depth"]["abs_rel"] == pytest.approx(0, abs=1e-3)
+
+
+def test_true_depth_of_another_size_is_seen_by_the_same_camera(judged, tmp_path):
+    """The calibration is that of the images."""
+    recording = write_recording(tmp_path / "half", seen=(slice(0, None, 2), slice(0, None, 2)))
+    arguments = ["--result", str(judged / "answer"), "--output_dir", str(tmp_path / "out")]
+    assert main(["bag", str(recording), *arguments]) == 0
+    report = json.loads((tmp_path / "out" / "half" / "report.json").read_text())
+    assert report["cloud"]["recall"] > 0.8  # a sixth of the images was not answered
+    assert main(["recon", str(recording), "--size", "70", "--eval_cpu", *arguments[2:]]) == 0
+
+
+def test_true_depth_of_another_view_is_not_stretched(judged, tmp_path, capsys):
+    recording = write_recording(tmp_path / "crop", seen=(slice(None), slice(0, 24)))
+    arguments = ["--result", str(judged / "answer"), "--output_dir", str(tmp_path / "out")]
+    assert main(["bag", str(recording), *arguments]) == 1
+    told = capsys.readouterr().err
+    assert "depth: predicted depth (24, 32) and true depth (24, 24) differ in shape" in told
+    assert "cloud: predicted depth" in told
+    assert main(["depth", str(recording), "--eval_cam", "--size", "70", "--eval_cpu", *arguments[2:]]) == 1
+    told = capsys.readouterr()
+    assert "differ in shape" in told.err and "ATE" in told.out
 
 
 def test_another_truth_is_another_row(judged, tmp_path):

@@ -258,6 +258,28 @@ def test_depth_beyond_what_is_judged_is_not_in_the_true_cloud_either(tmp_path):
         assert rows[1][column] == rows[0][column]
 
 
+def test_frames_without_depth_take_the_size_of_the_others(tmp_path):
+    """A stream has one size."""
+    folder = write_tum_rgbd(tmp_path, tiny_frames(3))
+    for depth in (folder / "depth").iterdir():
+        write_depth(depth, np.full((6, 8), 2.0), 5000)
+    (folder / "depth.txt").write_text((folder / "depth.txt").read_text().rpartition("\n")[0])
+    frames = [open_sequence(folder).frame(index) for index in range(3)]
+    assert [frame.image.shape for frame in frames] == [(6, 8, 3)] * 3 and frames[2].depth_m is None
+    np.testing.assert_array_equal(frames[2].intrinsics, frames[0].intrinsics)
+
+
+def test_depth_of_another_view_is_refused_where_it_is_measured(tmp_path, capsys):
+    """Turned on its side, say: an image pressed into its size would show another world."""
+    scene = write_case(tmp_path, tiny_frames(3, 56, 70))
+    for depth in (scene / "depth").iterdir():
+        write_depth(depth, np.full((70, 56), 2.0), 1000)
+    flags = ["--size", "70", "--eval_cpu", "--output_dir", str(tmp_path / "out")]
+    assert main(["depth", str(scene), "--eval_cam", *flags]) == 1
+    told = capsys.readouterr()
+    assert "(56, 70) and true depth (70, 56) differ in shape" in told.err and "ATE" in told.out
+
+
 def test_lost_poses_are_absent(tmp_path):
     folder = write_scannet(tmp_path, tiny_frames(2))
     write_text(folder / "pose" / "1.txt", np.full((4, 4), -np.inf))

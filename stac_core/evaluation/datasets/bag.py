@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from stac_core.evaluation.datasets.bag_file import (
     is_depth,
 )
 from stac_core.evaluation.datasets.bag_truth import read_truth
-from stac_core.evaluation.datasets.sequence import Array, Frame
+from stac_core.evaluation.datasets.sequence import Array, Frame, fit_to_depth
 from stac_core.evaluation.trajectory import Trajectory, associate
 
 _MAX_GAP_NS = 20_000_000
@@ -80,8 +81,10 @@ class BagSequence:
         return len(self.stamps_ns)
 
     def frame(self, index: int) -> Frame:
+        """One frame; an image of another size than the depth maps takes theirs."""
         image = decode_image(self._images[index], self.topic)
-        return Frame(image, int(self.stamps_ns[index]), self.pose(index), self.depth(index), self.intrinsics)
+        image, intrinsics = fit_to_depth(image, self.intrinsics, self._depth_size)
+        return Frame(image, int(self.stamps_ns[index]), self.pose(index), self.depth(index), intrinsics)
 
     def pose(self, index: int) -> Array | None:
         """True world_from_camera [4, 4] of one image, or None."""
@@ -97,6 +100,16 @@ class BagSequence:
         if self._depths is None or index not in self._depth_of:
             return None
         return decode_depth(self._depths[self._depth_of[index]], self.depth_topic)
+
+    @cached_property
+    def _depth_size(self) -> tuple[int, ...] | None:
+        first = self.depth(min(self._depth_of)) if self._depth_of else None
+        return None if first is None else first.shape
+
+    @cached_property
+    def depth_intrinsics(self) -> Array | None:
+        """Intrinsics in the size of the depth maps, None without either."""
+        return self.frame(min(self._depth_of)).intrinsics if self._depth_of else None
 
     def cloud(self) -> Array | None:
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
+_OUT_OF_PROPORTION = 0.02  # ScanNet's colour, 1296×968, is by 0.004 beside its depth, 640×480
 FRAME_PERIOD_NS = 33_333_333  # for sources that record no time
 
 
@@ -142,13 +144,18 @@ class FileSequence:
         return len(self.frames)
 
     def frame(self, index: int) -> Frame:
-        """Read one frame; a colour image larger than its depth map is shrunk to the map's size."""
+        """Read one frame; a colour image of another size than the depth maps takes theirs."""
         files = self.frames[index]
-        image, intrinsics = read_image(files.image), files.intrinsics
         depth = None if files.depth is None else self.read_depth(files.depth)
-        if depth is not None and depth.shape != image.shape[:2]:
-            image, intrinsics = _shrink(image, intrinsics, depth.shape)
+        size = self._depth_size if depth is None else depth.shape
+        image, intrinsics = fit_to_depth(read_image(files.image), files.intrinsics, size)
         return Frame(image, files.stamp_ns, _finite(files.world_from_camera), depth, intrinsics)
+
+    @cached_property
+    def _depth_size(self) -> tuple[int, ...] | None:
+        """What a frame without depth takes: all images of a stream have one size."""
+        first = next((files.depth for files in self.frames if files.depth), None)
+        return None if first is None else self.read_depth(first).shape
 
     def cloud(self) -> Array | None:
         if self.cloud_file is None:
@@ -161,17 +168,25 @@ class FileSequence:
         return points / self.cloud_units_per_metre
 
 
-def _shrink(
-    image: NDArray[np.uint8], intrinsics: Array | None, size: tuple[int, ...]
+def fit_to_depth(
+    image: NDArray[np.uint8], intrinsics: Array | None, size: tuple[int, ...] | None
 ) -> tuple[NDArray[np.uint8], Array | None]:
+    """Image and intrinsics in the size [2] of the depth maps; unchanged where views differ."""
+    if size is None or size == image.shape[:2] or not same_view(image.shape, size):
+        return image, intrinsics
     height, width = size
-    factors = np.array([width / image.shape[1], height / image.shape[0]])
     small = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
     if intrinsics is None:
         return small, None
     scaled = intrinsics.copy()
-    scaled[:2] *= factors[:, None]
+    scaled[0] *= width / image.shape[1]
+    scaled[1] *= height / image.shape[0]
     return small, scaled
+
+
+def same_view(first: tuple[int, ...], second: tuple[int, ...]) -> bool:
+    """Whether images of these shapes (height, width, …) can show the same: their sides are in proportion."""
+    return abs(first[0] * second[1] / (first[1] * second[0]) - 1) < _OUT_OF_PROPORTION
 
 
 def _finite(pose: Array | None) -> Array | None:
