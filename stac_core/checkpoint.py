@@ -70,18 +70,22 @@ def load_network(model: ModelConfig, kernels: KernelConfig | None = None) -> Loa
     device = choose_device(model.device)
     dtype = choose_dtype(model.dtype, device)
     choose_execution(model.execution, device)  # refused before weights are read
-    path = find_weights(model)
+    path, weights = find_weights(model), describe_weights(model)
     if path is None:
         network = initialise(CausalVGGT(config), model.seed).set_precision(dtype)
-        weights = f"random weights, seed {model.seed}: geometry is noise"
         logger.warning("no trained weights found (%s): %s", BOX.name, weights)
     else:
         network = load_weights(config, path, dtype, device)
-        weights = _describe(path)
         logger.info("loaded %s: %s", config.name, weights)
     network = network.to(device).eval().requires_grad_(False)
     execution = prepare(network, model.execution, kernels)
     return LoadedNetwork(network, config, device, dtype, weights, execution)
+
+
+def describe_weights(model: ModelConfig) -> str:
+    """Whose weights the settings name, for people; CheckpointError where there are none."""
+    path = find_weights(model)
+    return _describe(path) if path else f"random weights, seed {model.seed}: geometry is noise"
 
 
 def find_weights(model: ModelConfig) -> Path | None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from stac_core.checkpoint import CheckpointError, describe_weights
 from stac_core.config import require_stream
 from stac_core.evaluation.bag_pictures import draw_pictures
 from stac_core.evaluation.bag_report import QUALITY, BagReport, judge_bag
@@ -116,7 +117,7 @@ def _run_one(
         "settings": _settings(arguments, overrides),
         "measured": " ".join(measured),
     }
-    if known := table.find(key, unknown="weights"):
+    if known := _known(arguments, table, key, overrides):
         logger.info("%s [%s]: already in %s", sequence.name, key["settings"], table.folder)
         return 0, [], known
     folder = arguments.output_dir / _folder_name(sequence.name, key["settings"], topics, _player(arguments))
@@ -136,6 +137,18 @@ def _run_one(
     if not problems:
         table.add(row)
     return status, problems, row
+
+
+def _known(arguments: argparse.Namespace, table: ResultTable, key: Row, overrides: Overrides) -> Row | None:
+    """The row of an earlier replay with the same weights; a recording is judged anew, which takes seconds."""
+    if arguments.result:
+        return None
+    if any(parameter.startswith("model.") for parameter in arguments.node_params):
+        return table.find(key, unknown="weights")  # they are the node's own matter
+    try:
+        return table.find({**key, "weights": describe_weights(configure(overrides).model)})
+    except CheckpointError:  # the node will say so
+        return None
 
 
 def _settings(arguments: argparse.Namespace, overrides: Overrides) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,9 @@ from evaluation.evaluation_scene import (
 )
 from scipy.spatial.transform import Rotation
 
+from stac_core.checkpoint import describe_weights
+from stac_core.config import ModelConfig
+from stac_core.evaluation import bag_command
 from stac_core.evaluation.alignment import Similarity
 from stac_core.evaluation.bag_result import BagResult
 from stac_core.evaluation.evaluate import main
@@ -50,8 +54,10 @@ def write_recording(path: Path, truth: bool = True, seen: tuple[slice, slice] = 
     return path
 
 
-def write_answer(path: Path, others: bool = False) -> Path:
-    """What a node might say: another world and unit, some noise, frames 3 and 7 dropped.
+def write_answer(
+    path: Path, others: bool = False, unanswered: tuple[int, ...] = (3, 7), weights: str = "random"
+) -> Path:
+    """What a node might say: another world and unit, some noise, some frames dropped.
 
     others: recorded as `ros2 bag record -a` would, with the images and what other nodes say.
     """
@@ -67,7 +73,7 @@ def write_answer(path: Path, others: bool = False) -> Path:
                 bag.write("/diagnostics", "diagnostic_msgs/msg/DiagnosticArray", battery, now)
             else:
                 bag.write("/evaluation/image_sent", "std_msgs/msg/Header", header(stamp, ""), now)
-            if index in (3, 7):
+            if index in unanswered:
                 continue
             pose = MAP_FROM_WORLD.apply_poses(frame.world_from_camera[None])[0]
             pose[:3, 3] += random.normal(0, 0.005, 3)
@@ -88,10 +94,11 @@ def write_answer(path: Path, others: bool = False) -> Path:
             said = {
                 "cache.live_bytes": str(index * 2**20),
                 "voxels": str(10 * index),
-                "weights": "random",
                 "idle": "0",
             }
             bag.write("/diagnostics", "diagnostic_msgs/msg/DiagnosticArray", diagnostics(said, stamp), done)
+            network = diagnostics({"weights": weights}, stamp, "stac_mapping: inference")
+            bag.write("/diagnostics", "diagnostic_msgs/msg/DiagnosticArray", network, done)
     return path
 
 
@@ -192,6 +199,43 @@ def test_an_answer_that_stands_still_is_named_and_the_rest_is_kept(judged, capsy
     assert "pose: cannot align: all points of one side coincide" in capsys.readouterr().err
     report = json.loads((tmp_path / "out" / "recording" / "report.json").read_text())
     assert report["depth"]["abs_rel"] == pytest.approx(0, abs=1e-3)
+
+
+def test_a_recording_that_was_made_anew_is_judged_anew(judged, tmp_path):
+    answer = write_answer(tmp_path / "answer")
+    command = [
+        "bag",
+        str(judged / "recording"),
+        "--result",
+        str(answer),
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
+    assert main(command) == 0
+    shutil.rmtree(answer)
+    write_answer(answer, unanswered=(3, 4, 5, 7))
+    assert main(command) == 0
+    (row,) = read_rows(tmp_path / "out" / "rows.jsonl")
+    assert row["frames_used"] == 8
+
+
+@pytest.mark.parametrize(("weights", "replays"), [("", 1), ("the model of last year, step 1", 2)])
+def test_the_answer_of_other_weights_is_not_taken_for_that_of_these(
+    judged, tmp_path, monkeypatch, weights, replays
+):
+    """Weights come with the software; their row must not outlive them."""
+    made = []
+
+    def replay(arguments, topic, overrides, recording):
+        shutil.rmtree(recording, ignore_errors=True)
+        write_answer(recording, weights=weights or describe_weights(ModelConfig()))
+        made.append(recording)
+        return 0
+
+    monkeypatch.setattr(bag_command, "_replay", replay)
+    command = ["bag", str(judged / "recording"), "--output_dir", str(tmp_path)]
+    assert main(command) == main(command) == 0
+    assert len(made) == replays
 
 
 def test_true_depth_of_another_size_is_seen_by_the_same_camera(judged, tmp_path):
