@@ -41,7 +41,10 @@ class BagReport:
     def judge(self, section: str, measure: Callable[[], dict[str, Any]]) -> None:
         """Add a section, or the reason why it cannot be."""
         try:
-            self.figures[section] = measure()
+            figures = measure()
+            if not all(np.isfinite(value) for value in figures.values() if isinstance(value, float)):
+                raise ValueError(f"a figure is not finite: {figures}")
+            self.figures[section] = figures
         except NoTruth as error:
             self.untold[section] = str(error)
         except ValueError as error:

@@ -238,6 +238,27 @@ def test_the_answer_of_other_weights_is_not_taken_for_that_of_these(
     assert len(made) == replays
 
 
+def test_a_pose_that_is_no_number_is_named(judged, tmp_path, capsys):
+    with BagWriter(tmp_path / "answer") as bag:
+        for index, frame in enumerate(tiny_frames(12, 24, 32)):
+            pose = odometry(frame.world_from_camera, frame.stamp_ns, "camera", "map")
+            if index == 5:
+                pose.pose.pose.position.x = float("nan")
+            bag.write("/stac_mapping/odom", "nav_msgs/msg/Odometry", pose, 10**18 + index * 10**9)
+    arguments = [
+        "--result",
+        str(tmp_path / "answer"),
+        "--align",
+        "none",
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
+    assert main(["bag", str(judged / "recording"), *arguments]) == 1
+    assert "pose: a figure is not finite" in capsys.readouterr().err
+    report = (tmp_path / "out" / "recording" / "report.json").read_text()
+    assert "pose" not in json.loads(report) and "NaN" not in report
+
+
 def test_true_depth_of_another_size_is_seen_by_the_same_camera(judged, tmp_path):
     """The calibration is that of the images."""
     recording = write_recording(tmp_path / "half", seen=(slice(0, None, 2), slice(0, None, 2)))

@@ -86,6 +86,40 @@ def test_truth_may_be_a_tum_file_or_nothing(tmp_path):
         bag_reader.read(path, BagOptions(truth="/nothing"))
 
 
+def test_a_topic_that_is_no_path_is_no_truth(tmp_path):
+    """Nor does another topic take its place."""
+    bag = write_bag(tmp_path / "bag", "tf")
+    with pytest.raises(ValueError, match=r"/cam/image .*sensor_msgs/msg/Image.* no camera path"):
+        open_sequence(bag, bag_options=BagOptions(truth="/cam/image"))
+    assert open_sequence(bag, bag_options=BagOptions(truth="/tf")).pose(0) is not None
+
+
+@pytest.mark.parametrize("truth", ["odometry", "tf"])
+def test_lost_poses_of_a_bag_are_absent(tmp_path, truth):
+    """As NaN, or as a quaternion that nobody has set."""
+    path = tmp_path / "bag"
+    with BagWriter(path) as bag:
+        for index, frame in enumerate(tiny_frames(5)):
+            stamp, pose = frame.stamp_ns, frame.world_from_camera
+            bag.write("/image", IMAGE, image_message(frame.image, stamp, "rgb8", "camera"), stamp)
+            said = odometry(pose, stamp, "camera")
+            link = transform(pose, "odom", "camera", stamp)
+            place, turn = said.pose.pose.position, said.pose.pose.orientation
+            if truth == "tf":
+                place, turn = link.transform.translation, link.transform.rotation
+            if index == 1:
+                place.x = float("nan")
+            if index == 4:
+                turn.x = turn.y = turn.z = turn.w = 0.0
+            if truth == "tf":
+                bag.write("/tf", "tf2_msgs/msg/TFMessage", tf(link), stamp)
+            else:
+                bag.write("/odom", "nav_msgs/msg/Odometry", said, stamp)
+    sequence = open_sequence(path)
+    assert sequence.pose(4) is None and np.isfinite(sequence.pose(3)).all()
+    assert len(sequence.truth) == (3 if truth == "odometry" else 4)  # transforms are interpolated
+
+
 def test_moving_transforms_are_interpolated(tmp_path):
     frames = tiny_frames(3)
     with BagWriter(tmp_path / "bag") as bag:

@@ -177,11 +177,14 @@ def is_depth(message: Any) -> bool:
 
 
 def pose_matrix(pose: Any) -> Array:
-    """geometry_msgs Pose or Transform as [4, 4]."""
+    """geometry_msgs Pose or Transform as [4, 4]; NaN where it is none (nobody has set it, say)."""
     place = getattr(pose, "position", None) or pose.translation
     turn = getattr(pose, "orientation", None) or pose.rotation
     translation = np.array([[place.x, place.y, place.z]], np.float64)
-    return poses_from_quaternions(translation, np.array([[turn.x, turn.y, turn.z, turn.w]]))[0]
+    quaternion = np.array([[turn.x, turn.y, turn.z, turn.w]], np.float64)
+    if not (np.isfinite(translation).all() and np.isfinite(quaternion).all() and quaternion.any()):
+        return np.full((4, 4), np.nan)
+    return poses_from_quaternions(translation, quaternion)[0]
 
 
 def _kind(message: Any) -> str:

@@ -31,6 +31,10 @@ def read_truth(bag: BagFile, source: str, camera_frame: str, stamps: Stamps) -> 
     known = bag.all_topics()
     if source and source not in known:
         raise ValueError(f"{bag.path}: no topic {source!r}; it has {', '.join(sorted(known)) or 'none'}")
+    if source and known[source] not in (ODOMETRY, POSE, TF):
+        raise ValueError(
+            f"{bag.path}: {source} ({known[source]}) is no camera path: {ODOMETRY}, {POSE} or {TF}"
+        )
     tree = TransformTree.from_bag(bag)
     for topic in [source] if source else bag.topics(ODOMETRY) + bag.topics(POSE):
         if known[topic] in (ODOMETRY, POSE):
@@ -39,16 +43,18 @@ def read_truth(bag: BagFile, source: str, camera_frame: str, stamps: Stamps) -> 
 
 
 def _stamped_poses(bag: BagFile, topic: str, camera_frame: str, tree: TransformTree) -> Trajectory:
+    """Poses that were lost, as NaN or as nothing, are left out."""
     stamps, poses = [], []
     for item in bag.messages(topic):
         message = item.message
         body_frame = getattr(message, "child_frame_id", camera_frame)
-        pose = message.pose.pose if hasattr(message.pose, "pose") else message.pose
+        pose = pose_matrix(message.pose.pose if hasattr(message.pose, "pose") else message.pose)
         camera = tree.between(body_frame, camera_frame, header_stamp(message))
-        stamps.append(header_stamp(message))
-        poses.append(pose_matrix(pose) @ (np.eye(4) if camera is None else camera))
+        if np.isfinite(pose).all():
+            stamps.append(header_stamp(message))
+            poses.append(pose @ (np.eye(4) if camera is None else camera))
     order = np.argsort(np.array(stamps, np.int64), kind="stable")
-    return Trajectory(np.array(stamps, np.int64)[order], np.array(poses)[order])
+    return Trajectory(np.array(stamps, np.int64)[order], np.array(poses).reshape(-1, 4, 4)[order])
 
 
 class TransformTree:
@@ -70,10 +76,12 @@ class TransformTree:
         return tree
 
     def add(self, link: Any, static: bool) -> None:
-        """Take one geometry_msgs/TransformStamped."""
-        child = link.child_frame_id.lstrip("/")
+        """Take one geometry_msgs/TransformStamped, unless it is not finite."""
+        child, pose = link.child_frame_id.lstrip("/"), pose_matrix(link.transform)
+        if not np.isfinite(pose).all():
+            return
         self._parents[child] = link.header.frame_id.lstrip("/")
-        entry = (header_stamp(link), pose_matrix(link.transform))
+        entry = (header_stamp(link), pose)
         self._links.setdefault(child, []).append(entry)
         if static:
             self._static.add(child)
