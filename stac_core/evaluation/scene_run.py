@@ -9,6 +9,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,7 @@ def run_scene(
     on_frames: called with the number of frames finished by each step. Raises ValueError for a stride
     or a sequence without frames, and whatever a damaged frame or the session raises.
     """
+    forget_peak()
     indices = frame_indices(sequence, stride)
     session, path = StreamSession(network, config), CameraPath()
     maps: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
@@ -135,9 +137,15 @@ def true_frames(run: SceneRun, sequence: Sequence) -> Iterator[tuple[int, Frame]
 
 
 def peak_process_bytes() -> int:
-    """Most memory this process ever held."""
+    """Most memory this process held, ever or since `forget_peak`."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def forget_peak() -> None:
+    """Begin anew to tell the most memory that this process holds, where the system can (Linux)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _chunks(indices: list[int], size: int) -> Iterator[list[int]]:

@@ -15,7 +15,8 @@ POSE_ALIGNMENTS = ("sim3", "se3", "none")
 def align_trajectory(estimate: Trajectory, truth: Trajectory, align: str) -> Similarity:
     """The transform that best moves the estimated camera centres onto the true ones.
 
-    align: "sim3" (with scale, for streams without a metric unit), "se3", or "none".
+    align: "sim3" (with scale, for streams without a metric unit), "se3", or "none". Raises ValueError for
+    paths that do not match pose by pose, and for fewer than three poses, which say nothing once aligned.
     """
     if align not in POSE_ALIGNMENTS:
         raise ValueError(f"align = {align!r}: choose one of {', '.join(POSE_ALIGNMENTS)}")
@@ -23,6 +24,10 @@ def align_trajectory(estimate: Trajectory, truth: Trajectory, align: str) -> Sim
         raise ValueError(f"{len(estimate)} estimated and {len(truth)} true poses: pair them by stamp first")
     if align == "none":
         return IDENTITY
+    if len(estimate) < 3:
+        raise ValueError(
+            f"cannot align paths of {len(estimate)} poses: at least 3 are needed, or align='none'"
+        )
     return align_points(estimate.centres, truth.centres, with_scale=align == "sim3")
 
 

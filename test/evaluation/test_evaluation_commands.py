@@ -17,6 +17,7 @@ from stac_core.evaluation.datasets.world import WorldSequence
 from stac_core.evaluation.evaluate import main
 from stac_core.evaluation.flags import configure, describe, settings_of, sweep
 from stac_core.evaluation.results import KEY, ResultTable, read_rows, to_markdown
+from stac_core.evaluation.scene_run import peak_process_bytes
 from stac_core.evaluation.trajectory import Trajectory, read_tum, write_tum
 
 DATA = Path(os.environ.get("STAC_TEST_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
@@ -100,11 +101,11 @@ def test_a_sweep_fills_a_table_with_plots(tmp_path, capsys):
 def test_a_measure_that_fails_leaves_the_others(tmp_path, capsys):
     """A scene without poses keeps its depth figures, and is tried again by the next run."""
     scene, output = tmp_path / "tum" / "desk", ["--output_dir", str(tmp_path / "out")]
-    for index, frame in enumerate(tiny_frames(2, 56, 70)):
+    for index, frame in enumerate(tiny_frames(3, 56, 70)):
         write_image(scene / f"{index}.png", frame.image)
         write_depth(scene / f"{index}.depth.png", frame.depth_m, 5000)
-    (scene / "rgb.txt").write_text("1.0 0.png\n1.1 1.png\n")
-    (scene / "depth.txt").write_text("1.0 0.depth.png\n1.1 1.depth.png\n")
+    (scene / "rgb.txt").write_text("1.0 0.png\n1.1 1.png\n1.2 2.png\n")
+    (scene / "depth.txt").write_text("1.0 0.depth.png\n1.1 1.depth.png\n1.2 2.depth.png\n")
     command = ["depth", str(scene), "--eval_cam", *SMALL, *output]
     assert main(command) == 1
     said = capsys.readouterr()
@@ -113,7 +114,7 @@ def test_a_measure_that_fails_leaves_the_others(tmp_path, capsys):
     (row,) = rows_of(tmp_path / "out")
     assert row["abs_rel"] > 0 and "0 frames with a true pose" in row["failed"]
     pose = "0 0 0 0 0 0 1"
-    (scene / "groundtruth.txt").write_text(f"1.0 {pose}\n1.1 1{pose[1:]}\n")
+    (scene / "groundtruth.txt").write_text(f"1.0 {pose}\n1.1 1{pose[1:]}\n1.2 3{pose[1:]}\n")
     assert main(command) == 0
     (row,) = rows_of(tmp_path / "out")
     assert row["ate_rmse"] >= 0 and "failed" not in row
@@ -187,6 +188,26 @@ def test_a_full_disk_is_told_before_a_scene_is_computed(tmp_path, capsys, monkey
     monkeypatch.setattr(os, "posix_fallocate", is_full)
     assert main(["depth", WORLD, *SMALL, "--output_dir", str(tmp_path)]) == 1
     assert "No space left" in (told := capsys.readouterr().err) and "depth.npy" in told
+
+
+def test_memory_is_that_of_the_scene(tmp_path):
+    """Not of one before it, nor of anything else that the process has done."""
+    if not os.access("/proc/self/clear_refs", os.W_OK):
+        pytest.skip("the system does not let the most memory be forgotten")
+    assert np.ones(2**27).sum() == 2**27  # 1 GiB, and free again
+    before = peak_process_bytes() / 2**20
+    assert main(["depth", WORLD, *SMALL, "--output_dir", str(tmp_path)]) == 0
+    (row,) = rows_of(tmp_path)
+    assert 100 < row["process_mib_max"] < before - 500
+
+
+def test_two_poses_are_no_path_to_judge(tmp_path, capsys):
+    """Moved and scaled, any two lie upon any two others; the error would be 0."""
+    scene, output = tmp_path / "desk", ["--output_dir", str(tmp_path / "out")]
+    write_case(scene, 2)
+    assert main(["pose", str(scene), *SMALL, *output]) == 1
+    assert "at least 3" in capsys.readouterr().err
+    assert main(["pose", str(scene), *SMALL, *output, "--align", "none"]) == 0
 
 
 def test_pictures_may_be_asked_for_later(tmp_path):
