@@ -78,15 +78,13 @@ def summarise(errors: Array) -> dict[str, float]:
     }
 
 
-def pose_errors(
-    estimate: Trajectory, truth: Trajectory, align: str = "sim3", delta: int = 1
-) -> dict[str, float]:
+def pose_errors(estimate: Trajectory, truth: Trajectory, align: str = "sim3") -> dict[str, float]:
     """The pose columns of a result row; lengths in the unit of truth, angles in degrees.
 
     Raises ValueError for paths that do not match frame by frame or have no extent to align.
     """
     ate, ate_angle = absolute_errors(estimate, truth, align)
-    rpe, rpe_angle = relative_errors(estimate, truth, delta, align)
+    rpe, rpe_angle = relative_errors(estimate, truth, align=align)
     return {
         **{f"ate_{name}": value for name, value in summarise(ate).items()},
         "ate_rotation_rmse_deg": summarise(ate_angle)["rmse"],

@@ -92,7 +92,7 @@ def test_paths_without_extent_or_partner_are_refused_with_the_cure():
     with pytest.raises(ValueError, match="choose one of sim3"):
         pose_errors(estimate, truth, align="affine")
     with pytest.raises(ValueError, match="delta = 60"):
-        pose_errors(estimate, truth, delta=60)
+        relative_errors(estimate, truth, delta=60)
 
 
 def test_tum_text_keeps_every_nanosecond(tmp_path):
