@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import signal
 import subprocess
 import sys
@@ -76,8 +77,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Every combination of settings; 0 where all replays ended well and could be judged."""
     sequence = bag.read(arguments.bag, topic_options(arguments))
     sequence.frame(0)  # an encoding that cannot be decoded is told before a node starts
-    if arguments.rate < 0:
-        raise ValueError(f"--rate {arguments.rate}: must be positive, or 0 for as fast as the node answers")
+    if not 0 <= arguments.rate < math.inf:
+        raise ValueError(f"--rate {arguments.rate:g}: must be positive, or 0 for as fast as the node answers")
+    if not 0 < arguments.limit_s < math.inf:
+        raise ValueError(f"--limit_s {arguments.limit_s:g}: must be positive")
     settings = sweep(arguments.sweep, given_flags(arguments))
     if arguments.result and len(settings) > 1:
         raise ValueError("--result is the answer to one setting; leave --sweep out")

@@ -291,6 +291,25 @@ def test_another_truth_is_another_row(judged, tmp_path):
     assert len(list(tmp_path.glob("*/report.html"))) == 2
 
 
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--rate", "nan"], "--rate nan: must be positive, or 0"),
+        (["--rate", "-1"], "--rate -1: must be positive, or 0"),
+        (["--rate", "inf"], "--rate inf: must be positive, or 0"),
+        (["--limit_s", "nan"], "--limit_s nan: must be positive"),
+        (["--limit_s", "0"], "--limit_s 0: must be positive"),
+        (["--result", "/no/where"], "/no/where: no such bag"),
+        (["--truth", "/no/where.tum"], "/no/where.tum"),
+        (["--depth_topic", "/no/where"], "no depth topic '/no/where'; depth topics: /camera/depth"),
+    ],
+)
+def test_mistakes_are_named_before_a_node_starts(judged, tmp_path, capsys, monkeypatch, flags, says):
+    monkeypatch.setattr(bag_command, "_replay", lambda *_: pytest.fail("a node was started"))
+    assert main(["bag", str(judged / "recording"), "--output_dir", str(tmp_path), *flags]) == 1
+    assert says in capsys.readouterr().err
+
+
 def test_modes_that_see_the_future_are_not_for_a_node(judged, capsys):
     assert main(["bag", str(judged / "recording"), "--sweep", "cache.mode=causal,full"]) == 1
     assert "'full' needs all images at once; a node streams: causal," in capsys.readouterr().err

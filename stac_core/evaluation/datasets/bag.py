@@ -68,7 +68,7 @@ class BagSequence:
         self.camera_frame = bag.first(self.topic).header.frame_id
         self.intrinsics = _intrinsics(bag, self.topic)
         self.truth: Trajectory | None = read_truth(bag, options.truth, self.camera_frame, self.stamps_ns)
-        self.depth_topic = options.depth_topic or _only_depth(bag)
+        self.depth_topic = _choose_depth_topic(bag, options.depth_topic)
         self._depths: MessageList | None = None
         self._depth_of: dict[int, int] = {}
         if self.depth_topic:
@@ -132,13 +132,19 @@ def choose_image_topic(bag: BagFile, topic: str = "") -> str:
     raise ValueError(f"{bag.path}: no image topic (sensor_msgs Image or CompressedImage); it has {listed}")
 
 
-def _only_depth(bag: BagFile) -> str:
-    depths = [t for t in bag.topics("sensor_msgs/msg/Image") if is_depth(bag.first(t))]
+def _choose_depth_topic(bag: BagFile, topic: str) -> str:
+    """The given topic of depth images, or the only one, "" without any. ValueError lists what there is."""
+    images = bag.topics("sensor_msgs/msg/Image")
+    depths = [t for t in images if is_depth(bag.first(t))]
+    if topic and topic not in images:  # some depth is recorded as mono16
+        raise ValueError(f"{bag.path}: no depth topic {topic!r}; depth topics: {', '.join(depths) or 'none'}")
+    if topic or not depths:
+        return topic
     if len(depths) > 1:
         raise ValueError(
             f"{bag.path}: several depth topics, choose one with --depth_topic: {', '.join(depths)}"
         )
-    return depths[0] if depths else ""
+    return depths[0]
 
 
 def _intrinsics(bag: BagFile, image_topic: str) -> Array | None:
