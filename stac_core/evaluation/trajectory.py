@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
@@ -14,6 +15,7 @@ from scipy.spatial.transform import Rotation
 from stac_core.files import write_whole
 from stac_core.stamps import stamp_text
 
+logger = logging.getLogger(__name__)
 Array = NDArray[np.float64]
 Stamps = NDArray[np.int64]
 _MOST_SECONDS = 9_000_000_000  # in nanoseconds they fit into 64 bits; the year 2255
@@ -141,6 +143,21 @@ def associate(
     is_winner[1:] = nearest[best][1:] != nearest[best][:-1]
     kept = np.sort(best[is_winner & (gap[best] <= max_difference_ns)])
     return kept, nearest[kept]
+
+
+def join_images(images: Stamps, others: Stamps, max_difference_ns: int, name: str) -> dict[int, int]:
+    """Number of an image → number of what was measured at its moment; neither need be sorted by stamp.
+
+    name: of what was measured, for a warning where it lies apart from all images.
+    """
+    order, other_order = np.argsort(images, kind="stable"), np.argsort(others, kind="stable")
+    first, second = associate(images[order], others[other_order], max_difference_ns)
+    if len(others) and not len(first):
+        logger.warning(
+            "%s: none of %d stamps lies within %g s of an image: different clocks?",
+            name, len(others), max_difference_ns / 1e9,
+        )  # fmt: skip
+    return {int(order[i]): int(other_order[j]) for i, j in zip(first, second, strict=True)}
 
 
 def pair_by_stamp(estimate: Trajectory, truth: Trajectory) -> tuple[Trajectory, Trajectory]:

@@ -86,6 +86,16 @@ def test_truth_may_be_a_tum_file_or_nothing(tmp_path):
         bag_reader.read(path, BagOptions(truth="/nothing"))
 
 
+def test_truth_of_another_clock_is_told(tmp_path, caplog):
+    """Else it would seem that there is none."""
+    write_tum(tmp_path / "path.tum", Trajectory(np.arange(3) * 10**9, np.tile(np.eye(4), (3, 1, 1))))
+    truth = str(tmp_path / "path.tum")
+    sequence = open_sequence(write_bag(tmp_path / "bag", ""), bag_options=BagOptions(truth=truth))
+    assert sequence.frame(0).world_from_camera is None and sequence.frame(0).depth_m is not None
+    assert "camera path: none of 3 stamps lies within 0.02 s of an image" in caplog.text
+    assert "depth" not in caplog.text
+
+
 def test_a_topic_that_is_no_path_is_no_truth(tmp_path):
     """Nor does another topic take its place."""
     bag = write_bag(tmp_path / "bag", "tf")

@@ -258,6 +258,16 @@ def test_depth_beyond_what_is_judged_is_not_in_the_true_cloud_either(tmp_path):
         assert rows[1][column] == rows[0][column]
 
 
+def test_truth_of_another_clock_is_told(tmp_path, caplog):
+    """Else it would seem that there is none."""
+    folder = write_tum_rgbd(tmp_path, tiny_frames(3))
+    write_tum(folder / "groundtruth.txt", Trajectory(np.arange(3) * 10**9, np.tile(np.eye(4), (3, 1, 1))))
+    sequence = open_sequence(folder)
+    assert sequence.frame(0).world_from_camera is None and sequence.frame(0).depth_m is not None
+    assert "groundtruth.txt: none of 3 stamps lies within 0.02 s of an image" in caplog.text
+    assert "depth.txt" not in caplog.text
+
+
 def test_frames_without_depth_take_the_size_of_the_others(tmp_path):
     """A stream has one size."""
     folder = write_tum_rgbd(tmp_path, tiny_frames(3))

@@ -19,7 +19,7 @@ from stac_core.evaluation.datasets.bag_file import (
 )
 from stac_core.evaluation.datasets.bag_truth import read_truth
 from stac_core.evaluation.datasets.sequence import Array, Frame, fit_to_depth
-from stac_core.evaluation.trajectory import Trajectory, associate
+from stac_core.evaluation.trajectory import Trajectory, join_images
 
 _MAX_GAP_NS = 20_000_000
 _SUFFIXES = (*FILE_TYPES, ".bag")  # are no part of a recording's name; other dots are
@@ -74,8 +74,11 @@ class BagSequence:
         if self.depth_topic:
             depth_stamps, recorded = bag.header_stamps(self.depth_topic)
             self._depths = MessageList(bag, self.depth_topic, recorded)
-            self._depth_of = _join(self.stamps_ns, depth_stamps)
-        self._pose_of = _join(self.stamps_ns, self.truth.stamps_ns) if self.truth else {}
+            self._depth_of = join_images(self.stamps_ns, depth_stamps, _MAX_GAP_NS, self.depth_topic)
+        self._pose_of: dict[int, int] = {}
+        if self.truth:
+            path = f"{bag.path}: camera path"
+            self._pose_of = join_images(self.stamps_ns, self.truth.stamps_ns, _MAX_GAP_NS, path)
 
     def __len__(self) -> int:
         return len(self.stamps_ns)
@@ -157,10 +160,3 @@ def _intrinsics(bag: BagFile, image_topic: str) -> Array | None:
         return None
     matrix = np.array(bag.first(chosen).k, np.float64).reshape(3, 3)
     return matrix if matrix[0, 0] > 0 else None  # an uncalibrated camera publishes zeros
-
-
-def _join(ours: np.ndarray, theirs: np.ndarray) -> dict[int, int]:
-    """Index of the partner of each stamp; a topic need not be sorted by stamp."""
-    our_order, their_order = np.argsort(ours, kind="stable"), np.argsort(theirs, kind="stable")
-    first, second = associate(ours[our_order], theirs[their_order], _MAX_GAP_NS)
-    return {int(our_order[i]): int(their_order[j]) for i, j in zip(first, second, strict=True)}

@@ -16,7 +16,7 @@ from stac_core.evaluation.datasets.sequence import (
     pinhole,
     read_depth_png,
 )
-from stac_core.evaluation.trajectory import Stamps, associate, parse_stamp, read_tum, text_lines
+from stac_core.evaluation.trajectory import Stamps, join_images, parse_stamp, read_tum, text_lines
 
 _MAX_GAP_NS = 20_000_000  # the benchmark's own tool joins within 20 ms
 _UNITS_PER_METRE = 5000.0
@@ -61,16 +61,16 @@ def _depths(path: Path, stamps: Stamps) -> dict[int, Path]:
     if not (path / "depth.txt").is_file():
         return {}
     depth_stamps, files = _read_list(path / "depth.txt")
-    ours, theirs = associate(stamps, depth_stamps, _MAX_GAP_NS)
-    return {int(i): path / files[j] for i, j in zip(ours, theirs, strict=True)}
+    joined = join_images(stamps, depth_stamps, _MAX_GAP_NS, str(path / "depth.txt"))
+    return {image: path / files[depth] for image, depth in joined.items()}
 
 
 def _poses(path: Path, stamps: Stamps) -> dict[int, Array]:
     if not (path / "groundtruth.txt").is_file():
         return {}
     truth = read_tum(path / "groundtruth.txt")
-    ours, theirs = associate(stamps, truth.stamps_ns, _MAX_GAP_NS)
-    return {int(i): truth.world_from_camera[j] for i, j in zip(ours, theirs, strict=True)}
+    joined = join_images(stamps, truth.stamps_ns, _MAX_GAP_NS, str(path / "groundtruth.txt"))
+    return {image: truth.world_from_camera[pose] for image, pose in joined.items()}
 
 
 def _read_list(path: Path) -> tuple[Stamps, list[str]]:
