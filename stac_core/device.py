@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 
-def choose_device(name: str) -> torch.device:
-    """auto = the GPU where there is one. ValueError for a device that this machine does not have."""
+def choose_device(name: str, setting: str = "model.device") -> torch.device:
+    """auto = the GPU where there is one. ValueError for a device that this machine does not have.
+
+    setting: that says so, for the message.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -18,7 +21,7 @@ def choose_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"model.device = {name!r} does not work here ({reason}); use auto or cpu") from error
+        raise ValueError(f"{setting} = {name!r} does not work here ({reason}); use auto or cpu") from error
     return device
 
 

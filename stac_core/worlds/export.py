@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from stac_core.config import PATCH_SIZE
+from stac_core.device import choose_device
 from stac_core.settings import add_flags, check_settings, read_flags, refuse, setting
 from stac_core.worlds.config import WorldConfig, check_frame_size
 from stac_core.worlds.export_bag import BagSettings, BagWriter
@@ -67,13 +69,12 @@ def export_world(
     """Render a world and write it to an image folder, a bag, or both.
 
     Raises:
-        ValueError: nothing to write, a target that exists (without `overwrite`), or a path that
-            ends before the last frame.
+        ValueError: nothing to write, a target that exists (without `overwrite`, or that is neither a
+            world nor a bag), two that get in each other's way, or a path that ends before the last frame.
         OSError: a target cannot be written; nothing is left under its name.
     """
-    if folder is None and bag is None:
-        raise ValueError("nothing to write: give a folder, a bag, or both")
-    scene = World(config.seed, world, config.device)
+    _check_targets([target[0] for target in (folder, bag) if target is not None], overwrite)
+    scene = World(config.seed, world, choose_device(config.device, "ExportConfig.device"))
     if world.path == "explore" and config.frames > scene.lap:
         why = f"the exploring path ends after {scene.lap} frames; add rooms or shorten the steps"
         raise refuse(config, "frames", why, scene.lap)
@@ -83,12 +84,10 @@ def export_world(
     with ExitStack() as stack:
         writers: list[Any] = []
         if folder is not None:
-            partial = stack.enter_context(_complete_or_absent(folder[0], overwrite))
-            writers.append(
-                stack.enter_context(FolderWriter(partial, folder[1], camera, folder[0].name, title))
-            )
+            partial = stack.enter_context(_complete_or_absent(folder[0].resolve()))
+            writers.append(stack.enter_context(FolderWriter(partial, folder[1], camera, partial.name, title)))
         if bag is not None:
-            partial = stack.enter_context(_complete_or_absent(bag[0], overwrite))
+            partial = stack.enter_context(_complete_or_absent(bag[0].resolve()))
             writers.append(stack.enter_context(BagWriter(partial, bag[1], camera)))
         frames = _render(scene, config)
         for frame in tqdm(frames, total=config.frames, unit="frame", disable=not progress):
@@ -110,11 +109,29 @@ def _render(scene: World, config: ExportConfig, chunk: int = 8) -> Iterator[Reco
             yield RecordedFrame(index, stamp, image, depth[offset], poses[offset])
 
 
+def _check_targets(targets: list[Path], overwrite: bool) -> None:
+    """ValueError where there is none, where one may not be replaced, or where both are in one place."""
+    if not targets:
+        raise ValueError("nothing to write: give a folder, a bag, or both")
+    for target in targets:
+        if target.exists() and not overwrite:
+            raise ValueError(f"{target}: exists already; choose another name or add --overwrite")
+        if target.exists() and not _replaceable(target):
+            raise ValueError(f"{target}: is no world or bag, and stays; choose another name, or remove it")
+    places = [target.resolve() for target in targets]
+    if any(one == other or one in other.parents for one, other in permutations(places, 2)):
+        raise ValueError("the folder and the bag would be written over each other: choose two places")
+
+
+def _replaceable(target: Path) -> bool:
+    """Whether it is what this command writes, or an empty folder."""
+    written = any((target / name).is_file() for name in ("case.json", "metadata.yaml"))
+    return target.is_dir() and (written or not any(target.iterdir()))
+
+
 @contextmanager
-def _complete_or_absent(target: Path, overwrite: bool) -> Iterator[Path]:
+def _complete_or_absent(target: Path) -> Iterator[Path]:
     """A temporary path beside `target` that takes its name at the end, or vanishes on any error."""
-    if target.exists() and not overwrite:
-        raise ValueError(f"{target}: exists already; choose another name or add --overwrite")
     workspace = target.with_name(f".{target.name}.{os.getpid()}.part")
     shutil.rmtree(workspace, ignore_errors=True)
     workspace.mkdir(parents=True)

@@ -176,6 +176,30 @@ def test_a_target_that_exists_is_kept_unless_told_otherwise(tmp_path: Path, caps
     assert os.listdir(tmp_path) == ["a"]
 
 
+SMALLEST = ["--frames", "2", "--height", "28", "--width", "28"]
+
+
+@pytest.mark.parametrize("target", ["..", "../photos", "../file"])
+def test_what_is_no_world_is_never_replaced(target: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    for name in ("photos", "here"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "photos" / "mine.jpg").touch()
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path / "here")
+    assert main(["--folder", target, "--overwrite", *SMALLEST]) == 2
+    assert "no world or bag" in capsys.readouterr().err
+    assert sorted(os.listdir(tmp_path)) == ["file", "here", "photos"]
+    assert os.listdir(tmp_path / "photos") == ["mine.jpg"] and not os.listdir(tmp_path / "here")
+
+
+def test_a_world_behind_a_link_is_replaced_where_it_lies(tmp_path: Path) -> None:
+    (tmp_path / "world").mkdir()
+    (tmp_path / "link").symlink_to("world")
+    assert main(["--folder", str(tmp_path / "link"), "--overwrite", *SMALLEST]) == 0
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "world" / "case.json").is_file()
+    assert sorted(os.listdir(tmp_path)) == ["link", "world"]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -185,7 +209,10 @@ def test_a_target_that_exists_is_kept_unless_told_otherwise(tmp_path: Path, caps
         (["--folder", "x", "--rooms_x", "0"], "WorldConfig.rooms_x = 0"),
         (["--folder", "x", "--path", "explore", "--frames", "99999"], "the exploring path ends after"),
         (["--bag", "x", "--bag_quality", "0"], "BagSettings.bag_quality = 0"),
-        (["--folder", "x", "--device", "toaster"], "toaster"),
+        (["--folder", "x", "--device", "toaster"], "ExportConfig.device = 'toaster'"),
+        (["--folder", "x", "--device", "cuda:99"], "ExportConfig.device = 'cuda:99'"),
+        (["--folder", "x", "--bag", "x"], "choose two places"),
+        (["--folder", "x", "--bag", "x/y"], "choose two places"),
     ],
 )
 def test_bad_flags_are_refused_with_name_and_value(
