@@ -106,7 +106,7 @@ def find_weights(model: ModelConfig) -> Path | None:
 def load_weights(config: NetworkConfig, path: Path, dtype: torch.dtype, device: torch.device) -> CausalVGGT:
     """A network with the weights of one file, each tensor converted on its way; CheckpointError if any
     key is missing, unexpected or misshapen, apart from the prefixes that the network ignores."""
-    _check_config(_metadata(path), config, path)
+    _check_config(read_metadata(path), config, path)
     with torch.device("meta"):
         network = CausalVGGT(config).set_precision(dtype)
     expected = network.state_dict()
@@ -159,8 +159,11 @@ def _read(path: Path) -> object:
         raise _damaged(path, own or error) from error
 
 
-def _metadata(path: Path) -> dict[str, str]:
-    """What the header of a .safetensors file says about itself."""
+def read_metadata(path: Path) -> dict[str, str]:
+    """What weights say about themselves: the header of a .safetensors file; others are silent.
+
+    CheckpointError where the file is damaged or missing.
+    """
     if path.suffix != ".safetensors":
         return {}
     try:
@@ -235,11 +238,13 @@ def _check_config(metadata: Mapping[str, str], config: NetworkConfig, path: Path
 
 def _describe(path: Path) -> str:
     """Whose weights these are, for people."""
-    name, step = "bundled model" if path == BOX else str(path), _metadata(path).get("step")
+    name, step = "bundled model" if path == BOX else str(path), read_metadata(path).get("step")
     return f"{name}, step {step}" if step else name
 
 
 def _damaged(path: Path, error: BaseException) -> CheckpointError:
+    if not path.exists():
+        return CheckpointError(f"weights {path} do not exist")
     return CheckpointError(
         f"{path} cannot be read: it is truncated or no {path.suffix} file; download it again "
         f"({in_one_line(error)})"

@@ -37,10 +37,12 @@ from stac_core.network.causal_vggt import CausalVGGT
 from stac_core.settings import add_flags, check_settings, read_flags, refuse, setting
 from stac_core.training.batches import mirror
 from stac_core.training.clips import render_clips
+from stac_core.training.command import status_of
 from stac_core.training.config import changed_flags
 from stac_core.training.losses import camera_loss
 from stac_core.training.schedule import SHORTEST
 from stac_core.training.sequences import Sequences, join, normalise
+from stac_core.worlds.config import check_count
 
 LARGEST_RESCALE = 3.0  # of the way of a long sequence before it is compared
 SMOOTHING = 0.98  # the head that is kept is a moving mean of the heads of the steps
@@ -202,12 +204,19 @@ def main(arguments: list[str] | None = None) -> int:
         help="make the tokens of clips FIRST to STOP - 1, and no more",
     )
     given = parser.parse_args(arguments)
+    return status_of(parser.prog, lambda: _run(given))
+
+
+def _run(given: argparse.Namespace) -> int:
     config = read_flags(CameraHeadConfig, given)
     torch.set_num_threads(config.threads)
     network = load_weights(NETWORKS["embedded"], given.weights, torch.float32, torch.device("cpu"))
     tokens = ClipTokens(network.eval(), config)
     if given.prepare:
-        for clip in range(*given.prepare):
+        first, stop = given.prepare
+        check_count("FIRST", first, 0)
+        check_count("STOP", stop, first + 1)
+        for clip in range(first, stop):
             tokens.make(clip)
         return 0
     whole, windows = tokens.read()

@@ -12,20 +12,24 @@ comes into use as well. Their numbers must be others than those that the run ren
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
 from stac_core.config import PATCH_SIZE
 from stac_core.device import send
 from stac_core.files import write_whole
+from stac_core.settings import in_one_line
+from stac_core.training.command import status_of
 from stac_core.training.config import TrainingConfig
 from stac_core.training.sequences import Sequences, join
 from stac_core.worlds import WorldBatch, WorldConfig, build_worlds, world_seeds
@@ -119,7 +123,7 @@ class ClipsInFolder:
         return path
 
     def _read(self, clip: int, frames: Tensor) -> Sequences:
-        with safe_open(self._rendered(clip), framework="pt") as file:
+        with _opened(self._rendered(clip)) as file:
             chosen = {name: file.get_tensor(name)[frames][None] for name in file.keys()}  # noqa: SIM118
         return _sequences(chosen)
 
@@ -161,7 +165,7 @@ class ClipsInMemory:
         if len(paths) < BLOCK:
             return {}
         try:
-            parts = [load_file(path, device=str(self._device)) for path in paths]
+            parts = [_whole(path, self._device) for path in paths]
         except FileNotFoundError:  # another process of the run took it
             return {}
         for path in paths:
@@ -207,6 +211,12 @@ def _stored(world: WorldBatch) -> dict[str, Tensor]:
     }
 
 
+def _whole(path: Path, device: torch.device) -> dict[str, Tensor]:
+    """All tensors of a clip's file."""
+    with _opened(path, str(device)) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
 def _sequences(stored: dict[str, Tensor]) -> Sequences:
     """Of what `_stored` made, [n, S, ...]."""
     images, depth = stored["images"].float() / 255, stored["depth"].float()
@@ -215,10 +225,21 @@ def _sequences(stored: dict[str, Tensor]) -> Sequences:
 
 @lru_cache(maxsize=1 << 14)
 def _departures_of_file(path: Path) -> np.ndarray:
-    with safe_open(path, framework="pt") as file:
+    with _opened(path) as file:
         depth, poses = file.get_tensor("depth")[None].float(), file.get_tensor("world_from_camera")[None]
     found: np.ndarray = departures(depth, poses)[0].numpy()
     return found
+
+
+@contextmanager
+def _opened(path: Path, device: str = "cpu") -> Iterator[Any]:
+    """The tensors of a clip's file; OSError where it is damaged."""
+    try:
+        with safe_open(path, framework="pt", device=device) as file:
+            yield file
+    except SafetensorError as error:
+        why = in_one_line(error)
+        raise OSError(f"{path} is damaged ({why}): remove it, to have it rendered again") from error
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -234,6 +255,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--count", type=int, required=True)
     given = parser.parse_args(arguments)
+    return status_of(parser.prog, lambda: _run(given))
+
+
+def _run(given: argparse.Namespace) -> int:
+    for name, least in (("seed", 0), ("first", 0), ("count", 1)):
+        check_count(name, getattr(given, name), least)
     torch.set_num_threads(1)
     sizes = given.seed, given.clip_frames, given.clip_width
     clips = ClipsInFolder(*sizes, given.folder, torch.device("cpu"))

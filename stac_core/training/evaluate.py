@@ -25,10 +25,12 @@ from stac_core.cache.one_pass import OnePass
 from stac_core.checkpoint import load_network
 from stac_core.config import NETWORKS, Config, ImageConfig, ModelConfig
 from stac_core.evaluation.datasets import Frame, open_sequence
+from stac_core.files import write_whole
 from stac_core.images import prepare_images
 from stac_core.network.causal_vggt import CausalVGGT
 from stac_core.prediction import moved_on
 from stac_core.session import StreamSession
+from stac_core.training.command import status_of
 from stac_core.training.figures import Figures, figures_of, mean_figures
 from stac_core.training.held_out import held_out_worlds, measure
 from stac_core.training.sequences import Sequences
@@ -222,6 +224,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--json", type=Path, help="also write the figures here")
     given = parser.parse_args(arguments)
+    return status_of(parser.prog, lambda: _run(given))
+
+
+def _run(given: argparse.Namespace) -> int:
     network = (
         network_of_run(read_state(given.out / "state.safetensors"))
         if given.out
@@ -230,7 +236,7 @@ def main(arguments: list[str] | None = None) -> int:
     measured = evaluate(network, given.recordings)
     print(table(measured))
     if given.json:
-        given.json.write_text(json.dumps(as_numbers(measured), indent=1))
+        write_whole(given.json, json.dumps(as_numbers(measured), indent=1))
     return 0
 
 

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import distributed
 
+from stac_core.device import choose_device
+from stac_core.settings import in_one_line
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -45,16 +48,13 @@ class Processes:
 def join_processes(device: str) -> Iterator[Processes]:
     """Join the group that `torchrun` announces in the environment; alone without it.
 
-    device: auto = the GPU where there is one; cuda = of several GPUs, each process its own.
+    device: auto = the GPU where there is one; cuda = of several GPUs, each process its own. ValueError for
+    one that is not there.
     """
     count, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
     if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
         device = f"cuda:{local}"
-    elif device == "auto":
-        device = "cpu"
-    chosen = torch.device(device)
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
+    chosen = _gpu(device) if device.startswith("cuda") else choose_device(device, "TrainingConfig.device")
     if count > 1:
         distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
@@ -62,3 +62,14 @@ def join_processes(device: str) -> Iterator[Processes]:
     finally:
         if count > 1:
             distributed.destroy_process_group()
+
+
+def _gpu(name: str) -> torch.device:
+    """The GPU of that name, chosen for all that this process computes."""
+    try:
+        torch.cuda.set_device(torch.device(name))
+    except (RuntimeError, AttributeError) as error:  # the latter of a PyTorch without CUDA
+        raise ValueError(
+            f"TrainingConfig.device = {name!r} does not work here ({in_one_line(error)}); use auto or cpu"
+        ) from error
+    return torch.device(name)

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from stac_core.checkpoint import BOX, load_weights
+from stac_core.checkpoint import BOX, load_weights, read_metadata
 from stac_core.config import NETWORKS
 from stac_core.files import write_whole
+from stac_core.training.command import status_of
 from stac_core.training.config import TrainingConfig, changed_flags
 from stac_core.training.evaluate import (
     as_numbers,
@@ -51,9 +51,9 @@ def about_run(state: State) -> dict[str, str]:
 
 
 def about_weights(path: Path) -> dict[str, str]:
-    """What a file of weights says itself, as `camera_head` writes it; ValueError where it is silent."""
-    with safe_open(path, framework="pt") as file:
-        about = file.metadata() or {}
+    """What a file of weights says itself, as `camera_head` writes it; ValueError where it is silent,
+    damaged or missing."""
+    about = read_metadata(path)
     lacking = {"config", "command", "seed", "step"} - set(about)
     if lacking:
         raise ValueError(f"{path}: its metadata lack {', '.join(sorted(lacking))}")
@@ -84,6 +84,10 @@ def main(arguments: list[str] | None = None) -> int:
         "--recordings", type=Path, default=default_recordings(), help="folder of real recordings"
     )
     given = parser.parse_args(arguments)
+    return status_of(parser.prog, lambda: _run(given))
+
+
+def _run(given: argparse.Namespace) -> int:
     if given.weights:
         about = about_weights(given.weights)
         network = load_weights(NETWORKS["embedded"], given.weights, torch.float32, torch.device("cpu")).eval()

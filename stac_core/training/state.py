@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from stac_core.config import NetworkConfig
 from stac_core.files import write_whole
+from stac_core.settings import in_one_line
 from stac_core.training.config import TrainingConfig
 
 FORMAT = "stac-training-2"
@@ -137,8 +138,11 @@ def export_state(state: State, folder: Path) -> list[Path]:
 def read_state(path: Path) -> State:
     """A file written by `write_state`, or a folder written by `export_state`.
 
-    ValueError where a file is no state, where pieces are missing, or where two belong to different exports.
+    ValueError where a file is no state or damaged, where pieces are missing, or where two belong to different
+    exports; FileNotFoundError where there is none.
     """
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no training state is there; name the folder or the file of one")
     files = sorted(path.glob("state-*-of-*.safetensors")) if path.is_dir() else [path]
     if not files:
         raise FileNotFoundError(f"{path}: no training state (state-*-of-*.safetensors) in this folder")
@@ -147,19 +151,27 @@ def read_state(path: Path) -> State:
     tensors: dict[str, Tensor] = {}
     first: dict[str, str] = {}  # header of the first file
     for file in files:
-        with safe_open(file, framework="pt") as opened:
-            header = opened.metadata() or {}
-            if header.get("format") != FORMAT:
-                raise ValueError(f"{file}: not a training state ({FORMAT})")
-            first = first or header
-            differ = sorted(key for key in first | header if first.get(key) != header.get(key))
-            if differ:
-                raise ValueError(
-                    f"{path}: {files[0].name} (step {first['step']}) and {file.name} (step {header['step']}) "
-                    f"belong to two exports, which differ in {', '.join(differ)}; export the state again"
-                )
-            tensors.update({key: opened.get_tensor(key) for key in opened.keys()})  # noqa: SIM118
+        header, stored = _read(file)
+        if header.get("format") != FORMAT:
+            raise ValueError(f"{file}: not a training state ({FORMAT})")
+        first = first or header
+        differ = sorted(key for key in first | header if first.get(key) != header.get(key))
+        if differ:
+            raise ValueError(
+                f"{path}: {files[0].name} (step {first['step']}) and {file.name} (step {header['step']}) "
+                f"belong to two exports, which differ in {', '.join(differ)}; export the state again"
+            )
+        tensors |= stored
     return State(tensors, int(header["step"]), json.loads(header["config"]))
+
+
+def _read(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Header and tensors of one file."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return opened.metadata() or {}, {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged or no training state ({in_one_line(error)})") from error
 
 
 def _header(state: State) -> dict[str, str]:

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from stac_core.settings import add_flags, read_flags
+from stac_core.training.command import status_of
 from stac_core.training.config import TrainingConfig
 from stac_core.training.processes import join_processes
 from stac_core.training.state import export_state, read_state
@@ -34,6 +35,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--export-state", type=Path, metavar="DIR", help="write the state in pieces and stop")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    return status_of(parser.prog, lambda: _run(given))
+
+
+def _run(given: argparse.Namespace) -> int:
     config = read_flags(TrainingConfig, given)
     if given.export_state:
         for path in export_state(read_state(Path(config.out) / "state.safetensors"), given.export_state):
