@@ -89,18 +89,41 @@ class Progress:
 
 
 def append_row(path: Path, row: dict[str, float]) -> None:
-    """Add one row to a table, whole or not at all; the first row brings the header."""
+    """Add one row to a table, whole or not at all; the first row brings the header.
+
+    A later one may bring further columns; cells that a row does not know stay empty.
+    """
+    columns = _columns(path) or list(row)
+    if further := [name for name in row if name not in columns]:
+        columns += further
+        _widen(path, columns)
     size = path.stat().st_size if path.exists() else 0
     try:
         with path.open("a", newline="") as file:
-            writer = csv.writer(file)
+            writer = csv.DictWriter(file, columns)
             if not size:
-                writer.writerow(row)
-            writer.writerow(f"{value:.6g}" if isinstance(value, float) else value for value in row.values())
+                writer.writeheader()
+            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
     except OSError:
         with suppress(OSError):
             os.truncate(path, size)
         raise
+
+
+def _columns(path: Path) -> list[str]:
+    """Of a table; none where it is empty, or no file yet."""
+    if not path.exists() or not path.stat().st_size:
+        return []
+    with path.open(newline="") as file:
+        return next(csv.reader(file))
+
+
+def _widen(path: Path, columns: list[str]) -> None:
+    """The same table with further columns, which are empty so far."""
+    with path.open(newline="") as old, replacing(path) as new, new.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(csv.DictReader(old))
 
 
 def plot_curve(table: Path, picture: Path) -> None:
@@ -110,14 +133,13 @@ def plot_curve(table: Path, picture: Path) -> None:
     with table.open() as file:
         rows = list(csv.DictReader(file))
     names = [name for name in rows[0] if name not in ("step", "time")]
-    steps = [float(row["step"]) for row in rows]
     figure = Figure(figsize=(7, 2 * len(names)))
     axes = figure.subplots(len(names), 1, sharex=True, squeeze=False)
     for axis, name in zip(axes[:, 0], names, strict=True):
-        values = [float(row[name]) for row in rows]
-        axis.plot(steps, values, marker=".")
+        known = [(float(row["step"]), float(row[name])) for row in rows if row[name]]
+        axis.plot(*zip(*known, strict=True), marker=".")
         axis.set_title(name, fontsize=9)
-        axis.set_yscale("log" if min(values) > 0 else "linear")
+        axis.set_yscale("log" if min(value for _, value in known) > 0 else "linear")
         axis.grid(alpha=0.3)
     axes[-1, 0].set_xlabel("step")
     figure.tight_layout()

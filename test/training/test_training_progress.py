@@ -1,5 +1,6 @@
 """Tables and plot of a run: whole rows, and no run ends for their sake."""
 
+import csv
 import os
 import resource
 
@@ -37,6 +38,18 @@ def test_a_plot_on_a_full_disk_is_one_warning_and_the_old_one_stays(tmp_path, pr
         progress.add_held_out({**ROW, "step": step})
     assert caplog.text.count("the run goes on") == 1
     assert (tmp_path / "held_out.png").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["held_out.csv", "held_out.png"]
+
+
+def test_a_row_of_other_figures_stands_below_their_names(tmp_path, progress):
+    for row in (ROW, {"step": 20, "time": 1, "rotation_deg": 2.5, "trajectory": 0.1}, {**ROW, "step": 30}):
+        progress.add_held_out(row)
+    with (tmp_path / "held_out.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [row["step"] for row in table] == ["10", "20", "30"]
+    assert [row["depth"] for row in table] == ["0.25", "", "0.25"]
+    assert [row["rotation_deg"] for row in table] == ["3.5", "2.5", "3.5"]
+    assert [row["trajectory"] for row in table] == ["", "0.1", ""]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["held_out.csv", "held_out.png"]
 
 

@@ -142,6 +142,16 @@ def test_auxiliary_losses_of_no_weight_are_left_out(tmp_path, clips):
         assert torch.equal(value, run.model.matching.state_dict()[name])
 
 
+def test_the_table_of_a_run_that_goes_on_without_a_loss_keeps_its_columns(tmp_path, clips):
+    out = folder(tmp_path / "run", clips)
+    trained(out, steps=3)
+    trained(out, steps=5, matching_weight=0.0)
+    with open(f"{out}/training.csv") as file:
+        table = list(csv.DictReader(file))
+    assert [bool(row["match"]) for row in table] == [True] * 3 + [False] * 2
+    assert all(0 <= float(row["rendering_share"]) <= 1 < float(row["frames_per_s"]) for row in table)
+
+
 def test_a_run_may_end_by_the_clock(tmp_path, clips):
     run = trained(folder(tmp_path / "run", clips), steps=100_000, minutes=0.05)
     assert 1 <= run.step < 1000
