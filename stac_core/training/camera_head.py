@@ -22,13 +22,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
 from stac_core.cache.one_pass import OnePass
-from stac_core.checkpoint import BOX, load_weights
+from stac_core.checkpoint import BOX, load_weights, read_metadata
 from stac_core.config import NETWORKS, PATCH_SIZE
 from stac_core.files import write_whole
 from stac_core.geometry import encode_pose
@@ -234,12 +233,12 @@ def rounded(network: CausalVGGT) -> dict[str, Tensor]:
 
 def metadata(begun_with: Path, config: CameraHeadConfig) -> dict[str, str]:
     """Where the weights come from: what their file said, and this run."""
-    with safe_open(begun_with, framework="pt") as file:
-        before = file.metadata() or {}
+    before = read_metadata(begun_with)
+    begun = before.get("command", begun_with.name)
     flags = changed_flags(dataclasses.asdict(config), CameraHeadConfig)
     return {
         "config": json.dumps(dataclasses.asdict(NETWORKS["embedded"])),
-        "command": f"{before.get('command', '')}; then python -m stac_core.training.camera_head{flags}",
+        "command": f"{begun}; then python -m stac_core.training.camera_head{flags}",
         "seed": str(config.seed),
         "step": str(int(before.get("step", 0)) + config.steps),
     }

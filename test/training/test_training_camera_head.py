@@ -50,6 +50,16 @@ def test_commands_lead_from_clips_to_a_file_that_ships(tmp_path, monkeypatch, ca
     assert f"step {about['step']}" in loaded.weights
 
 
+def test_a_pickled_network_may_be_begun_with(tmp_path, network):
+    torch.save(network.state_dict(), tmp_path / "mine.pt")
+    steps = ["--clips=1", "--steps=1", "--clips-per-step=1", "--windows-per-step=1"]
+    assert main([*FLAGS, f"--out={tmp_path}", f"--weights={tmp_path / 'mine.pt'}", *steps]) == 0
+    with safe_open(tmp_path / "weights.safetensors", framework="pt") as file:
+        about = file.metadata()
+    assert about["command"].startswith("mine.pt; then python -m stac_core.training.camera_head --clips 1")
+    assert about["step"] == "1"
+
+
 def test_weights_that_do_not_say_where_they_come_from_do_not_ship(tmp_path, capsys):
     save_file({"a": torch.zeros(1)}, tmp_path / "w.safetensors", {"step": "3"})
     assert ship.main(["--weights", str(tmp_path / "w.safetensors"), "--target", str(tmp_path / "box")]) == 1
