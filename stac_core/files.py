@@ -13,7 +13,7 @@ from uuid import uuid4
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path` to write to; at the end the file there takes the place of `path`.
 
-    Missing folders are made. A failure leaves `path` as it was, and nothing beside it.
+    Missing folders are made. A failure leaves `path` as it was, and nothing beside it; an OSError names it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.part")
@@ -25,6 +25,10 @@ def replacing(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as written:
             os.fsync(written.fileno())  # else a power cut may leave the new name with no content
         os.replace(temporary, path)
+    except OSError as error:  # of a full disk names no file, another one the temporary
+        if error.filename in (None, str(temporary)) and error.filename2 is None:
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

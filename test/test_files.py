@@ -1,5 +1,8 @@
 """Files are whole or not there at all; point clouds are judged by Open3D."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -22,6 +25,21 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
         temporary.write_bytes(b"half")
         raise KeyboardInterrupt
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_told_with_the_file_that_was_to_be_written(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/map.ply'$"):
+        write_whole(tmp_path / "map.ply", b"new")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_to_is_named_with_the_file():
+    with pytest.raises(OSError, match=r"'/proc/map.ply'$"):
+        write_whole(Path("/proc/map.ply"), b"new")
 
 
 def test_two_writers_of_one_file_do_not_mix(tmp_path):
