@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -45,6 +46,8 @@ from stac_core.thinned_cloud import ThinnedCloud
 
 DEPTH_PNG_UNITS = 1000  # per unit of the prediction, as RGB-D data sets store millimetres
 POINTS_PER_FRAME = 20_000
+RESULTS = ("stats.json", "cloud.ply", "trajectory.tum", "trajectory_reposed.tum", "report.png")
+DEPTH_NAME = re.compile(r"\d{6,}\.png")
 CELL = 0.01  # of the thinned cloud, in median depths of the first frame that has any
 
 
@@ -69,7 +72,7 @@ def reconstruct(given: argparse.Namespace, config: Config) -> None:
     if given.resume:
         session.load(given.resume)
     output = Path(given.output_dir)
-    (output / "depth").mkdir(parents=True, exist_ok=True)
+    output.mkdir(parents=True, exist_ok=True)
     print(f"{sequence.name}: {loaded.weights}; cache {config.cache.mode}")
     result = Reconstruction(output, given.conf_percent)
     left = total = len(range(0, len(sequence), given.kf_every))
@@ -112,7 +115,7 @@ def _figures(session: StreamSession) -> SessionStats:
 
 
 class Reconstruction:
-    """What a run leaves behind."""
+    """What a run leaves behind; its first frames take the place of what another run has left."""
 
     def __init__(self, output: Path, conf_percent: float) -> None:
         """conf_percent: share of each frame's points that is left out for low confidence."""
@@ -129,6 +132,8 @@ class Reconstruction:
         """Take one chunk in; depth maps, in the size of the images, go to files at once."""
         depth = geometry.to_camera(prediction.depth)
         confidence = geometry.to_camera(prediction.depth_confidence)
+        if not len(self):
+            self._make_room()
         cameras = geometry.camera_intrinsics(prediction.intrinsics), prediction.world_from_camera
         intrinsics, poses = (part.numpy() for part in cameras)
         for number, image in enumerate(depth, len(self)):
@@ -164,6 +169,15 @@ class Reconstruction:
         numbers = {**about, "depth_png_units": DEPTH_PNG_UNITS, "frames": len(self), "points": len(points)}
         write_whole(self._output / "stats.json", json.dumps({**numbers, "stats": asdict(stats)}, indent=1))
         print(f"{len(self)} frames, {len(points)} points, cache {stats.cache.bytes} bytes → {self._output}")
+
+    def _make_room(self) -> None:
+        """Remove the files of another run, and no others: none may pass for one of this run."""
+        (self._output / "depth").mkdir(exist_ok=True)
+        for name in RESULTS:
+            (self._output / name).unlink(missing_ok=True)
+        for file in (self._output / "depth").iterdir():
+            if DEPTH_NAME.fullmatch(file.name):
+                file.unlink()
 
     def _depth_file(self, number: int) -> Path:
         return self._output / "depth" / f"{number:06d}.png"

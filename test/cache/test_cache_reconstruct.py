@@ -63,6 +63,43 @@ def test_a_folder_becomes_a_cloud_a_path_depth_maps_and_a_picture(folder, tmp_pa
     assert not list(tmp_path.rglob("*.part*"))
 
 
+def test_nothing_of_an_earlier_run_is_left_among_what_a_run_writes(folder, tmp_path, monkeypatch):
+    output, short = tmp_path / "out", tmp_path / "short"
+    assert run(folder, output, "--repose_frames", "5", "--reach", "0", "--landmarks", "0") == 0
+    (output / "notes.txt").touch()
+    (output / "depth" / "mine.png").touch()
+    short.mkdir()
+    (short / "0.png").write_bytes((folder / "0.png").read_bytes())
+    (short / "1.png").touch()  # no image: nothing is mapped, and all stays
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*.*")}
+    assert run(short, output) == 1
+    assert before == {path: path.stat().st_mtime_ns for path in output.rglob("*.*")}
+    (short / "1.png").unlink()
+    assert run(short, output) == 0
+    assert sorted(path.name for path in output.rglob("*.*")) == [
+        "000000.png",
+        "cloud.ply",
+        "mine.png",
+        "notes.txt",
+        "report.png",
+        "stats.json",
+        "trajectory.tum",
+    ]
+
+
+def test_a_run_that_breaks_off_while_writing_leaves_no_figures_of_an_earlier_one(
+    folder, tmp_path, monkeypatch, capsys
+):
+    assert run(folder, tmp_path) == 0
+
+    def full(path, *_):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(reconstruct, "write_ply", full)
+    assert run(folder, tmp_path) == 1
+    assert "cloud.ply" in capsys.readouterr().err and not (tmp_path / "stats.json").exists()
+
+
 def test_a_resumed_stream_continues_the_path(folder, tmp_path):
     first, second, whole = (tmp_path / name for name in ("first", "second", "whole"))
     for start, stop, name in ((0, 4, "a"), (4, 9, "b")):
