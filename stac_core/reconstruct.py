@@ -61,6 +61,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError) as error:
         print(f"stac-reconstruct: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("stac-reconstruct: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

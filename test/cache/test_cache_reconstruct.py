@@ -100,6 +100,22 @@ def test_a_run_that_breaks_off_while_writing_leaves_no_figures_of_an_earlier_one
     assert "cloud.ply" in capsys.readouterr().err and not (tmp_path / "stats.json").exists()
 
 
+def test_an_interrupted_run_writes_what_it_has_and_says_so(folder, tmp_path, monkeypatch, capsys):
+    step, steps = StreamSession.step, []
+
+    def interrupted(session, images, *rest, **more):
+        steps.append(images)
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+        return step(session, images, *rest, **more)
+
+    monkeypatch.setattr(StreamSession, "step", interrupted)
+    assert run(folder, tmp_path) == 130
+    error = capsys.readouterr().err
+    assert "interrupted" in error and "Traceback" not in error
+    assert len(read_tum(tmp_path / "trajectory.tum")) == 4
+
+
 def test_a_resumed_stream_continues_the_path(folder, tmp_path):
     first, second, whole = (tmp_path / name for name in ("first", "second", "whole"))
     for start, stop, name in ((0, 4, "a"), (4, 9, "b")):
