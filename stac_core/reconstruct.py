@@ -291,6 +291,8 @@ def _check(given: argparse.Namespace, config: Config) -> None:
         raise ValueError(f"--kf_every {given.kf_every}: below the minimum; nearest value that works: 1")
     if not 0 <= given.conf_percent < 100:
         raise ValueError(f"--conf_percent {given.conf_percent}: must lie in [0, 100); 50 is the default")
+    if Path(given.output_dir).resolve() == Path(given.scene_dir).resolve():
+        raise ValueError(f"--output_dir {given.output_dir}: is the source itself; choose a folder beside it")
     offline = config.cache.rules.offline
     if given.streaming and offline:
         raise ValueError(

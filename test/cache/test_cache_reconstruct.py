@@ -116,6 +116,16 @@ def test_an_interrupted_run_writes_what_it_has_and_says_so(folder, tmp_path, mon
     assert len(read_tum(tmp_path / "trajectory.tum")) == 4
 
 
+def test_nothing_is_written_among_the_source(folder, tmp_path, monkeypatch, capsys):
+    """A data set's own depth maps may have the names of those that are written."""
+    scene = tmp_path / "scene"
+    shutil.copytree(folder, scene)
+    monkeypatch.chdir(scene)
+    assert run(scene, ".") == 1
+    assert "--output_dir .: is the source itself" in capsys.readouterr().err
+    assert len(list(scene.iterdir())) == 9
+
+
 def test_a_resumed_stream_continues_the_path(folder, tmp_path):
     first, second, whole = (tmp_path / name for name in ("first", "second", "whole"))
     for start, stop, name in ((0, 4, "a"), (4, 9, "b")):
