@@ -306,6 +306,26 @@ def test_image_folders_read_in_natural_order(tmp_path):
     assert [p.name for p in find_scenes(tmp_path / "7scenes", "7scenes")] == ["chess"]
 
 
+def test_hidden_files_and_folders_are_no_images(tmp_path):
+    frames = tiny_frames(2, 24, 32)
+    for name, frame in zip(("m²3.png", "m²12.png"), frames, strict=True):  # of digits only ², no decimal
+        write_image(tmp_path / name, frame.image)
+    (tmp_path / "._m²3.png").write_bytes(b"beside it")
+    (tmp_path / "x.png").mkdir()
+    scene = open_sequence(tmp_path)
+    assert [f.image.name for f in scene.frames] == ["m²3.png", "m²12.png"]
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / ".png.png").touch()
+    with pytest.raises(ValueError, match="no images in it"):
+        open_sequence(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("name", ["1²3", "٣", "①2"])
+def test_any_name_may_be_sorted(tmp_path, name):
+    write_image(tmp_path / f"{name}.png", tiny_frames(1, 24, 32)[0].image)
+    assert len(open_sequence(tmp_path)) == 1
+
+
 def test_video_frames_come_in_any_order(tmp_path):
     path = tmp_path / "walk.avi"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))

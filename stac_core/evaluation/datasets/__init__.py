@@ -89,9 +89,7 @@ def find_kind(source: Path | str, kind: str = "auto") -> str:
     for name, reader in READERS.items():
         if reader.recognises(path):
             return name
-    raise ValueError(
-        f"{path}: none of the known layouts ({', '.join(READERS)}); name one with --dataset_type"
-    )
+    raise ValueError(f"{path}: no images in it, and none of the known layouts ({', '.join(READERS)})")
 
 
 def absolute_source(source: Path | str) -> str:

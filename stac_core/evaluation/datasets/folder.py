@@ -6,16 +6,16 @@ from pathlib import Path
 
 from stac_core.evaluation.datasets.sequence import (
     FRAME_PERIOD_NS,
-    IMAGE_SUFFIXES,
     FileSequence,
     FrameFiles,
+    is_image,
     list_images,
 )
 
 
 def recognises(path: Path) -> bool:
     folder = _image_folder(path)
-    return folder.is_dir() and any(p.suffix.lower() in IMAGE_SUFFIXES for p in folder.iterdir())
+    return folder.is_dir() and any(map(is_image, folder.iterdir()))
 
 
 def read(path: Path) -> FileSequence:

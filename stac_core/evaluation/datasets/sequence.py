@@ -96,15 +96,20 @@ def list_images(folder: Path) -> list[Path]:
     """Image files of a folder, 2 before 10. Raises ValueError for an empty folder."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of images")
-    images = sorted((p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES), key=natural_key)
+    images = sorted(filter(is_image, folder.iterdir()), key=natural_key)
     if not images:
         raise ValueError(f"{folder}: no image in it (looked for {' '.join(IMAGE_SUFFIXES)})")
     return images
 
 
+def is_image(path: Path) -> bool:
+    """Whether it looks like one by its name; hidden files are what systems keep beside them."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and not path.is_dir()
+
+
 def natural_key(path: Path) -> list[tuple[int, str]]:
     """Sort key that orders img2 before img10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]
 
 
 def require_equal(name: str, counts: dict[str, int]) -> None:
