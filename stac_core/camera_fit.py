@@ -103,7 +103,7 @@ class _View:
 def _look(camera: Array, landmarks: Landmarks, seen: Array, pixel: float) -> _View:
     rotation = camera[:3, :3]
     x, y, depth = (landmarks.position @ rotation.T + camera[:3, 3]).T
-    in_front = depth > 1e-3 * np.median(depth)
+    in_front = depth > 1e-3 * np.abs(np.median(depth))  # also where most are behind
     z = np.where(in_front, depth, np.inf)
     one, none = 1 / z, np.zeros_like(z)
     projection = np.array([[one, none, -x / z**2], [none, one, -y / z**2]]).transpose(2, 0, 1)

@@ -255,6 +255,16 @@ def test_landmarks_behind_the_camera_do_no_harm(share):
     assert np.array_equal(found.landmarks.position[behind], -here.landmarks.position[behind])
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("depth", [0.0, -1e-9, 1e-9])
+def test_a_landmark_beside_the_camera_is_not_in_front_of_it_where_most_are_behind(depth):
+    exact = scene(0, distances=EXACT)
+    points = exact.points * [1, 1, -1]
+    points[0, 2] = depth
+    fit = exact.fit(landmarks=replace(exact.landmarks, position=points))
+    assert np.allclose(fit.camera_from_world, np.eye(4)) and not fit.fits.any()
+
+
 def test_nothing_becomes_infinite():
     """Landmarks in the camera's own place, beside it, very far, very near, and seen at the edge of sight."""
     here = scene(1, count=100)
