@@ -24,6 +24,9 @@ from stac_core.worlds.recording import Camera, RecordedFrame, millimetres
 BASE_FROM_CAMERA = np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]])
 
 
+OPTIONAL = ("depth_topic", "odom_topic")
+
+
 @dataclass(frozen=True)
 class BagSettings:
     """What a bag holds, and under which names."""
@@ -42,6 +45,18 @@ class BagSettings:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        self._check_names("/tf", "/tf_static", names=[k for k in vars(self) if k.endswith("_topic")])
+        self._check_names(names=[k for k in vars(self) if k.endswith("_frame")])
+
+    def _check_names(self, *taken: str, names: list[str]) -> None:
+        """ValueError where one is missing, or means two things."""
+        known = dict.fromkeys(taken, "the transforms")
+        for name in names:
+            value = getattr(self, name)
+            if value in known or not (value or name in OPTIONAL):
+                why = f"is the name of {known[value]} already" if value else "is missing"
+                raise ValueError(f"BagSettings.{name} = {value!r}: {why}; choose a name of its own")
+            known |= {value: name} if value else {}
 
 
 class BagWriter:
