@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -22,7 +21,7 @@ from stac_core.checkpoint import BOX, load_weights, read_metadata
 from stac_core.config import NETWORKS
 from stac_core.files import write_whole
 from stac_core.training.command import status_of
-from stac_core.training.config import TrainingConfig, changed_flags
+from stac_core.training.config import TrainingConfig
 from stac_core.training.evaluate import (
     as_numbers,
     default_recordings,
@@ -30,21 +29,16 @@ from stac_core.training.evaluate import (
     network_of_run,
     table,
 )
-from stac_core.training.state import State, check_weights, network_weights, read_state
+from stac_core.training.state import State, check_weights, commands, network_weights, read_state
 
 LIMIT_BYTES = 16 * 2**20
-
-
-def training_command(config: dict[str, Any]) -> str:
-    """The command line that repeats a run."""
-    return "python -m stac_core.training.train" + changed_flags(config, TrainingConfig)
 
 
 def about_run(state: State) -> dict[str, str]:
     """Where the weights of a run come from."""
     return {
         "config": json.dumps(state.config["network"]),
-        "command": training_command(state.config["run"]),
+        "command": commands(state),
         "seed": str(state.config["run"]["seed"]),
         "step": str(state.step),
     }

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from stac_core.config import NetworkConfig
 from stac_core.files import write_whole
 from stac_core.settings import in_one_line
-from stac_core.training.config import TrainingConfig
+from stac_core.training.config import TrainingConfig, changed_flags
 
 FORMAT = "stac-training-2"
 PIECE_BYTES = 15 * 2**20
@@ -36,7 +36,7 @@ class State:
 
     tensors: dict[str, Tensor]  # "model.<parameter>", "<moment>.<parameter>"
     step: int
-    config: dict[str, Any]  # of the run, and of the network
+    config: dict[str, Any]  # of the run, of the network, and the commands `before` this one
 
 
 def capture(
@@ -45,15 +45,27 @@ def capture(
     step: int,
     config: TrainingConfig,
     network: NetworkConfig,
+    before: str = "",
 ) -> State:
-    """The state between two steps. network: whose the weights are."""
+    """The state between two steps. network: whose the weights are; before: the commands that led to them."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for optimizer in optimizers:
         for parameter, moments in optimizer.state.items():
             tensors |= {f"{key}.{names[parameter]}": value for key, value in moments.items()}
     stored = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    return State(stored, step, {"run": dataclasses.asdict(config), "network": dataclasses.asdict(network)})
+    about = {"run": dataclasses.asdict(config), "network": dataclasses.asdict(network), "before": before}
+    return State(stored, step, about)
+
+
+def training_command(run: dict[str, Any]) -> str:
+    """The command line of a run of these settings."""
+    return "python -m stac_core.training.train" + changed_flags(run, TrainingConfig)
+
+
+def commands(state: State) -> str:
+    """All that led to a state, in their order."""
+    return "; then ".join(filter(None, [state.config.get("before"), training_command(state.config["run"])]))
 
 
 def restore(state: State, model: nn.Module, optimizers: Sequence[Optimizer], network: NetworkConfig) -> None:

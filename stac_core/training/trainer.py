@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from stac_core.checkpoint import load_weights
+from stac_core.checkpoint import load_weights, read_metadata
 from stac_core.config import NETWORKS
 from stac_core.device import Stopwatch, send
 from stac_core.network.causal_vggt import CausalVGGT
@@ -38,7 +38,7 @@ from stac_core.training.processes import Processes
 from stac_core.training.progress import Progress
 from stac_core.training.schedule import learning_rate
 from stac_core.training.sequences import Sequences, normalise
-from stac_core.training.state import capture, read_state, restore, write_state
+from stac_core.training.state import capture, commands, read_state, restore, training_command, write_state
 from stac_core.training.supervised import Supervised
 
 log = logging.getLogger(__name__)
@@ -73,6 +73,7 @@ class Trainer:
             compile_blocks(self.model.network)
         self.optimizers = make_optimizers(self.model, config)
         self.step = 0
+        self._before = "" if weights is None else read_metadata(weights).get("command", weights.name)
         self._resume(resume)
         self.parallel: nn.Module = self.model
         if processes.count > 1:
@@ -200,13 +201,16 @@ class Trainer:
             return
         state = read_state(source)
         restore(state, self.model, self.optimizers, NETWORKS[self.config.network])
-        self.step = state.step
+        self.step, self._before = state.step, state.config.get("before", "")
+        if training_command(state.config["run"]) != training_command(asdict(self.config)):
+            self._before = f"{commands(state)}, to step {state.step}"
         log.info("resumed %s at step %d", source, self.step)
 
     def _save(self) -> None:
         if self.processes.leads:
             network = NETWORKS[self.config.network]
-            write_state(capture(self.model, self.optimizers, self.step, self.config, network), self.path)
+            state = capture(self.model, self.optimizers, self.step, self.config, network, self._before)
+            write_state(state, self.path)
 
     def _save_or_warn(self) -> None:
         try:

@@ -1,6 +1,7 @@
 """Whole runs: they learn, resume exactly, and end well when they are interrupted or killed."""
 
 import csv
+import dataclasses
 import json
 import os
 import signal
@@ -12,14 +13,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from stac_core.checkpoint import BOX, load_network
+from stac_core.checkpoint import BOX, load_network, read_metadata
 from stac_core.config import ModelConfig
 from stac_core.network.execution import compile_blocks
 from stac_core.training import clips as clips_module
 from stac_core.training import trainer as trainer_module
 from stac_core.training.config import TrainingConfig
 from stac_core.training.processes import Processes, join_processes
-from stac_core.training.state import read_state
+from stac_core.training.ship import about_run
+from stac_core.training.state import read_state, training_command
 from stac_core.training.trainer import Trainer
 
 ALONE = Processes(rank=0, count=1, device=torch.device("cpu"))
@@ -168,6 +170,16 @@ def test_a_run_may_begin_with_the_weights_of_the_box(tmp_path, clips):
         assert torch.equal(value, box[name]), name
 
 
+def test_a_state_knows_every_command_that_led_to_it(tmp_path, clips):
+    out = folder(tmp_path / "run", clips)
+    runs = [TrainingConfig(out=out, steps=steps, seed=seed, **SMALL) for steps, seed in ((3, 0), (4, 5))]
+    for config in (*runs, runs[1]):
+        assert Trainer(config, ALONE, weights=BOX).run()
+    first, second = (training_command(dataclasses.asdict(config)) for config in runs)
+    known = about_run(read_state(Path(out, "state.safetensors")))["command"]
+    assert known == f"{read_metadata(BOX)['command']}; then {first}, to step 3; then {second}"
+
+
 def test_a_full_disk_neither_ends_the_run_nor_harms_the_last_state(tmp_path, clips, monkeypatch, caplog):
     out = folder(tmp_path / "run", clips)
     trained(out, steps=3)
@@ -314,8 +326,6 @@ def run_twice(*program: str) -> None:
 
 
 def test_state_of_another_network_is_refused(tmp_path, clips, monkeypatch):
-    import dataclasses
-
     from stac_core.training import trainer as module
 
     out = folder(tmp_path / "run", clips)
