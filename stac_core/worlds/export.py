@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -164,6 +165,7 @@ def main(arguments: list[str] | None = None) -> int:
         group = parser.add_argument_group((section.__doc__ or "").splitlines()[0].rstrip("."))
         add_flags(group, section, separator="_")
     given = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is half written goes
     try:
         export_world(
             read_flags(ExportConfig, given),

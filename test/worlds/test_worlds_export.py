@@ -249,12 +249,13 @@ def test_a_full_disk_is_named_and_leaves_nothing(target: str, tmp_path: Path) ->
     assert os.listdir(tmp_path) == []
 
 
-def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_nothing(number: int, tmp_path: Path) -> None:
     process = _run(["--folder", str(tmp_path / "out"), "--frames", "5000", "--height", "56", "--width", "56"])
     assert process.stderr is not None
     while "frame/s" not in (text := process.stderr.read(64)) and text:
         pass  # the progress bar appears once writing has begun
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130 and "interrupted" in error
     assert os.listdir(tmp_path) == []
