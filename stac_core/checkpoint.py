@@ -221,9 +221,14 @@ def _check_keys(
 
 def _check_config(metadata: Mapping[str, str], config: NetworkConfig, path: Path) -> None:
     """Refuse a file whose metadata name other sizes: not all of them show in the shapes."""
-    if "config" not in metadata:
+    if metadata.get("format", "").startswith("stac-training"):
+        raise CheckpointError(
+            f"{path} is the state of a training, not weights: go on from it with stac-train --resume, or "
+            "have python -m stac_core.training.ship make weights of it"
+        )
+    stored, wanted = _sizes(metadata), json.loads(json.dumps(dataclasses.asdict(config)))
+    if not stored:
         return
-    stored, wanted = json.loads(metadata["config"]), json.loads(json.dumps(dataclasses.asdict(config)))
     differing = [
         f"{name} {stored.get(name)} instead of {value}"
         for name, value in wanted.items()
@@ -234,6 +239,15 @@ def _check_config(metadata: Mapping[str, str], config: NetworkConfig, path: Path
             f"{path} was written for another {config.name} ({_listed(differing)}): use weights of this "
             "version, or train them again"
         )
+
+
+def _sizes(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Of the network, as this project writes them; none where a file is of others."""
+    try:
+        stored = json.loads(metadata.get("config", "{}"))
+    except ValueError:
+        return {}
+    return stored if isinstance(stored, dict) and "name" in stored else {}
 
 
 def _describe(path: Path) -> str:

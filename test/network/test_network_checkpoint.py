@@ -213,6 +213,24 @@ def test_without_weights_the_box_network_warns_and_runs(tmp_path, monkeypatch, c
     assert prediction.pose_encoding[..., 7:].min() > 0.3, "its field of view is alive"
 
 
+@pytest.mark.parametrize("config", ["resnet", "[3]", "{}", '"{', '{"depth": 3}'])
+def test_metadata_of_others_say_nothing(tmp_path, weights, config):
+    save_file(weights, tmp_path / "model.safetensors", {"config": config})
+    network = load(tmp_path / "model.safetensors")
+    assert torch.equal(network.aggregator.camera_token, weights["aggregator.camera_token"])
+    del weights["aggregator.camera_token"]
+    save_file(weights, tmp_path / "model.safetensors", {"config": config})
+    with pytest.raises(CheckpointError, match=r"1 missing: aggregator\.camera_token"):
+        load(tmp_path / "model.safetensors")
+
+
+def test_the_state_of_a_training_is_told_from_weights(tmp_path, weights):
+    about = {"format": "stac-training-2", "config": json.dumps({"run": {}, "network": {}})}
+    save_file({f"model.network.{k}": v for k, v in weights.items()}, tmp_path / "state.safetensors", about)
+    with pytest.raises(CheckpointError, match=r"is the state of a training, not weights.*--resume.*ship"):
+        load(tmp_path / "state.safetensors")
+
+
 def test_the_box_names_its_training_and_must_be_of_this_network(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "BOX", tmp_path / "embedded.safetensors")
     monkeypatch.chdir(tmp_path)
