@@ -37,7 +37,7 @@ from stac_core.settings import add_flags, check_settings, read_flags, refuse, se
 from stac_core.training.batches import mirror
 from stac_core.training.clips import render_clips
 from stac_core.training.command import status_of
-from stac_core.training.config import changed_flags
+from stac_core.training.config import LARGEST_SEED, changed_flags
 from stac_core.training.losses import camera_loss
 from stac_core.training.schedule import SHORTEST
 from stac_core.training.sequences import Sequences, join, normalise
@@ -52,7 +52,7 @@ Tokens = tuple[Tensor, Tensor]  # camera tokens [n, S, 2C], pose encodings [n, S
 class CameraHeadConfig:
     """One run: its clips, what is drawn from them, and how long it lasts."""
 
-    seed: int = setting(0, "seed of all worlds and draws", minimum=0)
+    seed: int = setting(0, "seed of all worlds and draws", minimum=0, maximum=LARGEST_SEED)
     clips: int = setting(300, "clips to learn from, each whole and mirrored", minimum=1)
     clip_frames: int = setting(64, "frames of a clip", minimum=SHORTEST)
     clip_width: int = setting(168, "width of its 4:3 images", minimum=56, unit="px")

@@ -259,7 +259,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(given: argparse.Namespace) -> int:
-    for name, least in (("seed", 0), ("first", 0), ("count", 1)):
+    TrainingConfig(seed=given.seed)  # refuses what no run may have
+    for name, least in (("first", 0), ("count", 1)):
         check_count(name, getattr(given, name), least)
     torch.set_num_threads(1)
     sizes = given.seed, given.clip_frames, given.clip_width

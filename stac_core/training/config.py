@@ -10,13 +10,15 @@ from typing import Any
 from stac_core.config import NETWORKS, PATCH_SIZE
 from stac_core.settings import check_settings, refuse, setting
 
+LARGEST_SEED = 2**31 - 1  # beyond, worlds would be those of a smaller one
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
     """One training run; sizes, frame counts and reach grow from `first_*` to `last_*`."""
 
     network: str = setting("embedded", "which network to train", choices=tuple(NETWORKS))
-    seed: int = setting(0, "seed of the weights and of all worlds", minimum=0)
+    seed: int = setting(0, "seed of the weights and of all worlds", minimum=0, maximum=LARGEST_SEED)
     steps: int = setting(12000, "optimiser steps of the whole run", minimum=1)
     minutes: float = setting(
         0.0,

@@ -20,10 +20,10 @@ from stac_core.training.batches import (
 )
 from stac_core.training.clips import held_out_seed, open_clips, training_seed
 from stac_core.training.clips import main as render_ahead
-from stac_core.training.config import TrainingConfig
+from stac_core.training.config import LARGEST_SEED, TrainingConfig
 from stac_core.training.schedule import Shape
 from stac_core.training.sequences import Sequences, join
-from stac_core.worlds import World, WorldConfig
+from stac_core.worlds import World, WorldConfig, world_seeds
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +192,13 @@ def test_every_view_of_the_past_holds_the_frame_itself_and_frame_0():
     for visible in views:
         assert visible.dtype == torch.bool and visible.diagonal().all() and visible[:, 0].all()
     assert len({tuple(v.flatten().tolist()) for v in views}) > 10
+
+
+def test_no_two_runs_share_a_world():
+    seeds = (0, 1, 2, 41, 2**30, LARGEST_SEED)
+    worlds = [int(world_seeds(training_seed(seed, i), 1)) for seed in seeds for i in (0, 1, 2**32 - 1)]
+    assert len(set(worlds)) == len(worlds)
+    assert training_seed(LARGEST_SEED + 1, 0) % 2**64 == training_seed(0, 0)  # hence the limit
 
 
 def test_no_world_is_both_trained_on_and_held_out():
