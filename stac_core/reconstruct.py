@@ -48,6 +48,7 @@ DEPTH_PNG_UNITS = 1000  # per unit of the prediction, as RGB-D data sets store m
 POINTS_PER_FRAME = 20_000
 RESULTS = ("stats.json", "cloud.ply", "trajectory.tum", "trajectory_reposed.tum", "report.png")
 DEPTH_NAME = re.compile(r"\d{6,}\.png")
+UNFINISHED = "unfinished"  # a file beside what a run has written so far
 CELL = 0.01  # of the thinned cloud, in median depths of the first frame that has any
 
 
@@ -171,16 +172,15 @@ class Reconstruction:
                 _scale_depth(self._depth_file(number), float(scale))
         numbers = {**about, "depth_png_units": DEPTH_PNG_UNITS, "frames": len(self), "points": len(points)}
         write_whole(self._output / "stats.json", json.dumps({**numbers, "stats": asdict(stats)}, indent=1))
+        (self._output / UNFINISHED).unlink(missing_ok=True)
         print(f"{len(self)} frames, {len(points)} points, cache {stats.cache.bytes} bytes → {self._output}")
 
     def _make_room(self) -> None:
         """Remove the files of another run, and no others: none may pass for one of this run."""
+        (self._output / UNFINISHED).touch()
         (self._output / "depth").mkdir(exist_ok=True)
-        for name in RESULTS:
-            (self._output / name).unlink(missing_ok=True)
-        for file in (self._output / "depth").iterdir():
-            if DEPTH_NAME.fullmatch(file.name):
-                file.unlink()
+        for file in (*(self._output / name for name in RESULTS), *_depth_maps(self._output)):
+            file.unlink(missing_ok=True)
 
     def _depth_file(self, number: int) -> Path:
         return self._output / "depth" / f"{number:06d}.png"
@@ -291,8 +291,14 @@ def _check(given: argparse.Namespace, config: Config) -> None:
         raise ValueError(f"--kf_every {given.kf_every}: below the minimum; nearest value that works: 1")
     if not 0 <= given.conf_percent < 100:
         raise ValueError(f"--conf_percent {given.conf_percent}: must lie in [0, 100); 50 is the default")
-    if Path(given.output_dir).resolve() == Path(given.scene_dir).resolve():
-        raise ValueError(f"--output_dir {given.output_dir}: is the source itself; choose a folder beside it")
+    output = Path(given.output_dir)
+    if output.resolve() == Path(given.scene_dir).resolve():
+        raise ValueError(f"--output_dir {output}: is the source itself; choose a folder beside it")
+    if _depth_maps(output) and not any((output / name).is_file() for name in ("stats.json", UNFINISHED)):
+        raise ValueError(
+            f"--output_dir {output}: the numbered images in its folder depth/ are of no run of this command; "
+            "choose another folder"
+        )
     offline = config.cache.rules.offline
     if given.streaming and offline:
         raise ValueError(
@@ -302,6 +308,11 @@ def _check(given: argparse.Namespace, config: Config) -> None:
         raise ValueError(
             f"--save_stream, --resume: mode {config.cache.mode!r} remembers nothing; choose another"
         )
+
+
+def _depth_maps(output: Path) -> list[Path]:
+    """Files in a folder of results that are named like depth maps."""
+    return [file for file in (output / "depth").glob("*.png") if DEPTH_NAME.fullmatch(file.name)]
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -95,9 +95,22 @@ def test_a_run_that_breaks_off_while_writing_leaves_no_figures_of_an_earlier_one
     def full(path, *_):
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(reconstruct, "write_ply", full)
-    assert run(folder, tmp_path) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(reconstruct, "write_ply", full)
+        assert run(folder, tmp_path) == 1
     assert "cloud.ply" in capsys.readouterr().err and not (tmp_path / "stats.json").exists()
+    assert run(folder, tmp_path) == 0  # its depth maps give way
+    assert (tmp_path / "stats.json").exists() and not (tmp_path / "unfinished").exists()
+
+
+def test_depth_maps_of_others_are_never_removed(folder, tmp_path, capsys):
+    """Data sets keep colour and depth in folders side by side."""
+    shutil.copytree(folder, tmp_path / "color")
+    (tmp_path / "depth").mkdir()
+    (tmp_path / "depth" / "000000.png").touch()
+    assert run(tmp_path / "color", tmp_path) == 1
+    assert "are of no run of this command" in capsys.readouterr().err
+    assert (tmp_path / "depth" / "000000.png").exists()
 
 
 def test_an_interrupted_run_writes_what_it_has_and_says_so(folder, tmp_path, monkeypatch, capsys):
