@@ -1,5 +1,6 @@
 // Choose the instance of a kernel and launch it; plain CUDA, no torch.
-#include "attend.cuh"
+#include "attend_forward.cuh"
+#include "attend_mass.cuh"
 
 namespace stac {
 namespace {

@@ -1,8 +1,8 @@
 // Merging evicted tokens into voxel rows: one warp per row, in the steps of `voxel_merge_torch.py`.
 //
-// Lane l owns channels l, l + 32, … of every key and value; a pivot's weight, score and members live in
-// the lane of its number. Waiting tokens are never sorted: each step looks for the best score behind the
-// one taken last, ties by age, as the stable sort of the reference would order them.
+// A pivot's weight, score and members live in the lane of its number. Waiting tokens are never sorted: each
+// step looks for the best score behind the one taken last, ties by age, as the stable sort of the reference
+// would order them.
 #ifndef STAC_VOXEL_MERGE_CUH
 #define STAC_VOXEL_MERGE_CUH
 
@@ -10,54 +10,14 @@
 
 #include "intrinsics.cuh"
 #include "voxel_merge.h"
+#include "warp_vectors.cuh"
 
 namespace stac {
 
 constexpr float LEAST_SCORE = 1e-6f;
-constexpr float SMALLEST_NORM = 1e-12f;
 
-template <int CHANNELS>
-struct Vector {  // one key or value, spread over the warp
-  float part[CHANNELS];
-};
-
-__device__ __forceinline__ float warp_sum(float x) {
-#pragma unroll
-  for (int mask = 16; mask > 0; mask /= 2) x += shuffle_xor(x, mask);
-  return x;
-}
-
-// The best score of the warp and its place; the lowest place among equals.
-__device__ __forceinline__ void warp_best(float& score, int& place) {
-#pragma unroll
-  for (int mask = 16; mask > 0; mask /= 2) {
-    const float other = shuffle_xor(score, mask);
-    const int other_place = shuffle_xor(place, mask);
-    if (other > score || (other == score && other_place < place)) {
-      score = other;
-      place = other_place;
-    }
-  }
-}
-
-template <int CHANNELS>
-__device__ __forceinline__ float dot(const Vector<CHANNELS>& a, const Vector<CHANNELS>& b) {
-  float sum = 0;
-#pragma unroll
-  for (int c = 0; c < CHANNELS; ++c) sum = fmaf(a.part[c], b.part[c], sum);
-  return warp_sum(sum);
-}
-
-template <int CHANNELS>
-__device__ __forceinline__ float norm(const Vector<CHANNELS>& a) {
-  return fmaxf(sqrtf(dot(a, a)), SMALLEST_NORM);
-}
-
-template <int CHANNELS>
-__device__ __forceinline__ void add(Vector<CHANNELS>& sum, float factor, const Vector<CHANNELS>& x) {
-#pragma unroll
-  for (int c = 0; c < CHANNELS; ++c) sum.part[c] = fmaf(factor, x.part[c], sum.part[c]);
-}
+// Sets of vectors [pivots, dim] in shared memory; what pulls at keys or values comes two sets behind them.
+enum Set { KEYS, VALUES, KEY_PULLS, VALUE_PULLS };
 
 // One row, served by one warp.
 template <int CHANNELS>
@@ -67,7 +27,7 @@ struct Row {
   const int64_t row;
   const int lane;
   const int64_t first, last;  // its tokens in `order`
-  float* const memory;        // four sets of pivots [pivots, dim]: keys, values, pulls of both
+  float* const memory;        // of the sets
   float weight, score, members;  // of the pivot whose number is `lane`
   int merged = 0, passed = 0, remerged = 0;
   float last_score = INFINITY;  // of the waiting token taken last
@@ -81,10 +41,10 @@ struct Row {
     score = real ? args.before.score_sum[at] : 0.0f;
     members = real ? args.before.members[at] : 0.0f;
     for (int g = 0; g < args.pivots; ++g) {
-      put(0, g, load(args.before.pivot_keys + (row * args.pivots + g) * args.dim));
-      put(1, g, load(args.before.pivot_values + (row * args.pivots + g) * args.dim));
-      put(2, g, V{});
-      put(3, g, V{});
+      put(KEYS, g, load(args.before.pivot_keys + (row * args.pivots + g) * args.dim));
+      put(VALUES, g, load(args.before.pivot_values + (row * args.pivots + g) * args.dim));
+      put(KEY_PULLS, g, V{});
+      put(VALUE_PULLS, g, V{});
     }
   }
 
@@ -116,57 +76,74 @@ struct Row {
 
   // 1. Join the most similar pivot, all against the pivots as they were.
   __device__ void join() {
-    const float old_members = members, old_weight = weight;
-    float pivot_length = 1;  // of the pivot whose number is `lane`
-    for (int g = 0; g < args.pivots; ++g) {
-      const float length = norm(get(0, g));
-      if (lane == g) pivot_length = length;
-    }
+    const float old_members = members, old_weight = weight, lengths = pivot_lengths();
     Token next = first < last ? load_token(first) : Token{};
     for (int64_t i = first; i < last; ++i) {
       const Token token = next;
       if (i + 1 < last) next = load_token(i + 1);  // on its way while this one is merged
-      const float own_score = fmaxf(token.score, LEAST_SCORE), length = norm(token.key);
-      float best = -INFINITY;
-      int nearest = 0;
-      for (int g = 0; g < args.pivots; ++g) {
-        const float cosine = dot(get(0, g), token.key) / (shuffle_from(pivot_length, g) * length);
-        if (shuffle_from(old_members, g) > 0 && cosine > best) {
-          best = cosine;
-          nearest = g;
-        }
-      }
-      const bool joins = best >= args.threshold;
+      const float own_score = fmaxf(token.score, LEAST_SCORE);
+      const Nearest nearest = most_similar(token.key, lengths, old_members);
+      const bool joins = nearest.cosine >= args.threshold;
       if (lane == 0) args.score_left[i] = joins ? -INFINITY : own_score;
       if (!joins) continue;
-      const float omega = expf(best);
-      pull(2, nearest, omega, token.key);
-      pull(3, nearest, omega, token.value);
-      if (lane == nearest) {
+      const float omega = expf(nearest.cosine);
+      pull(KEYS, nearest.pivot, omega, token.key);
+      pull(VALUES, nearest.pivot, omega, token.value);
+      if (lane == nearest.pivot) {
         weight += omega;
         score += own_score;
         members += 1;
       }
       ++merged;
     }
-    for (int g = 0; g < args.pivots; ++g) {
-      const float total = fmaxf(shuffle_from(weight, g), LEAST_SCORE);
-      if (shuffle_from(weight, g) == shuffle_from(old_weight, g)) continue;
-      for (int set = 0; set < 2; ++set) {
-        V mean = get(set, g);
-        add(mean, 1 / total, get(set + 2, g));
-        put(set, g, mean);
-      }
-    }
+    move_means(old_weight);
     synchronize_warp();  // lane 0 has written the scores left
+  }
+
+  // Of the key of the pivot whose number is `lane`.
+  __device__ float pivot_lengths() const {
+    float own = 1;
+    for (int g = 0; g < args.pivots; ++g) {
+      const float length = norm(get(KEYS, g));
+      if (lane == g) own = length;
+    }
+    return own;
+  }
+
+  struct Nearest {
+    int pivot;
+    float cosine;
+  };
+  // lengths, present: of the pivot whose number is `lane`, the latter 0 where there is none.
+  __device__ Nearest most_similar(const V& key, float lengths, float present) const {
+    const float length = norm(key);
+    Nearest nearest{0, -INFINITY};
+    for (int g = 0; g < args.pivots; ++g) {
+      const float cosine = dot(get(KEYS, g), key) / (shuffle_from(lengths, g) * length);
+      if (shuffle_from(present, g) > 0 && cosine > nearest.cosine) nearest = {g, cosine};
+    }
+    return nearest;
   }
 
   // Towards `x`, away from the mean as it was.
   __device__ void pull(int set, int g, float omega, const V& x) const {
-    V sum = get(set, g);
+    V sum = get(set + KEY_PULLS, g);
     add(sum, omega, x);
-    add(sum, -omega, get(set - 2, g));
-    put(set, g, sum);
+    add(sum, -omega, get(set, g));
+    put(set + KEY_PULLS, g, sum);
+  }
+
+  // All that was pulled at, by their weights now.
+  __device__ void move_means(float old_weight) const {
+    for (int g = 0; g < args.pivots; ++g) {
+      const float total = fmaxf(shuffle_from(weight, g), LEAST_SCORE);
+      if (shuffle_from(weight, g) == shuffle_from(old_weight, g)) continue;
+      for (int set = KEYS; set <= VALUES; ++set) {
+        V mean = get(set, g);
+        add(mean, 1 / total, get(set + KEY_PULLS, g));
+        put(set, g, mean);
+      }
+    }
   }
 
   // 2. What scores too little beside what was merged here does not wait; → how many do.
@@ -175,7 +152,8 @@ struct Row {
     lowest = total > 0 ? fmaxf(args.gate * (sum / total), 0.0f) : 0.0f;
     float fresh = 0, old = 0;
     for (int64_t i = first + lane; i < last; i += 32) fresh += args.score_left[i] > lowest;
-    for (int b = lane; b < args.buffer; b += 32) old += args.before.buffer_score[row * args.buffer + b] > -INFINITY;
+    for (int b = lane; b < args.buffer; b += 32)
+      old += args.before.buffer_score[row * args.buffer + b] > -INFINITY;
     passed = static_cast<int>(warp_sum(fresh));
     return passed + static_cast<int>(warp_sum(old));
   }
@@ -227,8 +205,8 @@ struct Row {
     V mean{}, mean_value{};
     add(mean, 1 / sum_weight, keys);
     add(mean_value, 1 / sum_weight, values);
-    put(0, slot, mean);
-    put(1, slot, mean_value);
+    put(KEYS, slot, mean);
+    put(VALUES, slot, mean_value);
     if (lane == slot) {
       weight = sum_weight;
       score = sum_score;
@@ -245,42 +223,43 @@ struct Row {
     float lightness = lane < args.pivots ? -weight : -INFINITY;
     int victim = lane;
     warp_best(lightness, victim);
-    const V victim_key = get(0, victim);
+    fold(victim);
+    return victim;
+  }
+
+  // A pivot joins its most similar neighbour.
+  __device__ void fold(int victim) {
+    const V victim_key = get(KEYS, victim);
     const float length = norm(victim_key);
-    float best = -INFINITY;
-    int nearest = 0;
+    Nearest nearest{0, -INFINITY};
     for (int g = 0; g < args.pivots; ++g) {
-      const V pivot = get(0, g);
+      const V pivot = get(KEYS, g);
       const float cosine = dot(pivot, victim_key) / (norm(pivot) * length);
-      if (g != victim && cosine > best) {
-        best = cosine;
-        nearest = g;
-      }
+      if (g != victim && cosine > nearest.cosine) nearest = {g, cosine};
     }
-    const float joining = shuffle_from(weight, victim) * expf(best - 1);
-    const float share = joining / (shuffle_from(weight, nearest) + joining);
-    for (int set = 0; set < 2; ++set) {
-      V mean = get(set, nearest);
+    const float joining = shuffle_from(weight, victim) * expf(nearest.cosine - 1);
+    const float share = joining / (shuffle_from(weight, nearest.pivot) + joining);
+    for (int set = KEYS; set <= VALUES; ++set) {
+      V mean = get(set, nearest.pivot);
       const V old = mean;
       add(mean, share, get(set, victim));
       add(mean, -share, old);
-      put(set, nearest, mean);
+      put(set, nearest.pivot, mean);
     }
     const float victim_score = shuffle_from(score, victim), victim_members = shuffle_from(members, victim);
-    if (lane == nearest) {
+    if (lane == nearest.pivot) {
       weight += joining;
       score += victim_score;
       members += victim_members;
     }
     ++remerged;
-    return victim;
   }
 
   // Write the row: pivots, and what waits on; unused slots of the buffer are cleared.
   __device__ void finish(int waiting, float lowest) {
     for (int g = 0; g < args.pivots; ++g) {
-      save(args.after.pivot_keys + (row * args.pivots + g) * args.dim, get(0, g));
-      save(args.after.pivot_values + (row * args.pivots + g) * args.dim, get(1, g));
+      save(args.after.pivot_keys + (row * args.pivots + g) * args.dim, get(KEYS, g));
+      save(args.after.pivot_values + (row * args.pivots + g) * args.dim, get(VALUES, g));
     }
     if (lane < args.pivots) {
       const int64_t at = row * args.pivots + lane;
@@ -292,8 +271,10 @@ struct Row {
       const bool used = b < waiting % args.buffer;
       if (used) take_next(lowest);
       const int64_t at = row * args.buffer + b;
-      save(args.after.buffer_keys + at * args.dim, used ? taken(args.before.buffer_keys, args.keys) : V{});
-      save(args.after.buffer_values + at * args.dim, used ? taken(args.before.buffer_values, args.values) : V{});
+      const V key = used ? taken(args.before.buffer_keys, args.keys) : V{};
+      save(args.after.buffer_keys + at * args.dim, key);
+      const V value = used ? taken(args.before.buffer_values, args.values) : V{};
+      save(args.after.buffer_values + at * args.dim, value);
       if (lane == 0) args.after.buffer_score[at] = used ? last_score : -INFINITY;
     }
     if (lane == 0) {

@@ -1,7 +1,8 @@
 // The attention kernels of cuda_ext as a host library for ctypes; returns null or an error text.
 #include "emulator.h"
 
-#include "attend.cuh"
+#include "attend_forward.cuh"
+#include "attend_mass.cuh"
 
 namespace {
 
