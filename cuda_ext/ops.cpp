@@ -177,7 +177,8 @@ std::vector<at::Tensor> voxel_merge(
   const auto buffer = state[5].size(1), count = keys.size(0);
   TORCH_CHECK_VALUE(pivots >= 2 && pivots <= MOST_PIVOTS, "state: ", pivots, " pivots; expected 2 to ", MOST_PIVOTS);
   TORCH_CHECK_VALUE(buffer >= 2, "state: ", buffer, " buffered tokens; expected at least 2");
-  TORCH_CHECK_VALUE(dim <= 32 * MOST_CHANNELS, "state: head width ", dim, "; at most ", 32 * MOST_CHANNELS);
+  TORCH_CHECK_VALUE(
+      dim >= 1 && dim <= 32 * MOST_CHANNELS, "state: head width ", dim, "; expected 1 to ", 32 * MOST_CHANNELS);
   const std::array<std::vector<int64_t>, 8> shapes = {
       {{rows, pivots, dim}, {rows, pivots, dim}, {rows, pivots}, {rows, pivots}, {rows, pivots},
        {rows, buffer, dim}, {rows, buffer, dim}, {rows, buffer}}};

@@ -6,12 +6,12 @@ namespace {
 
 template <int CHANNELS>
 cudaError_t merge(const MergeArguments& args, cudaStream_t stream) {
-  const int bytes = merge_shared_bytes(args.pivots, args.dim);
+  const int warps = merge_warps(args.pivots, args.dim), bytes = warps * merge_row_bytes(args.pivots, args.dim);
   cudaError_t status = cudaFuncSetAttribute(
       voxel_merge_kernel<CHANNELS>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (status != cudaSuccess) return status;
-  const int blocks = (args.rows + MERGE_WARPS - 1) / MERGE_WARPS;
-  voxel_merge_kernel<CHANNELS><<<blocks, MERGE_WARPS * 32, bytes, stream>>>(args);
+  const int blocks = (args.rows + warps - 1) / warps;
+  voxel_merge_kernel<CHANNELS><<<blocks, warps * 32, bytes, stream>>>(args);
   return cudaGetLastError();
 }
 

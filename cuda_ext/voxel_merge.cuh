@@ -291,7 +291,7 @@ struct Row {
 template <int CHANNELS>
 __global__ void __launch_bounds__(MERGE_WARPS * 32, 4) voxel_merge_kernel(const MergeArguments args) {
   const int warp = threadIdx.x / 32;
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * MERGE_WARPS + warp;
+  const int64_t index = static_cast<int64_t>(blockIdx.x) * (blockDim.x / 32) + warp;
   if (index >= args.rows) return;
   float* const shared = reinterpret_cast<float*>(shared_memory()) + warp * args.pivots * args.dim * 4;
   Row<CHANNELS> row(args, index, shared);

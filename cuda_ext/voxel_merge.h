@@ -34,11 +34,20 @@ struct MergeArguments {
 };
 
 constexpr int MOST_PIVOTS = 32;   // one lane each
-constexpr int MERGE_WARPS = 4;    // rows per block
+constexpr int MERGE_WARPS = 4;    // rows per block, at most
 constexpr int MOST_CHANNELS = 4;  // per lane: head widths up to 128
 
-// Bytes of shared memory of one block: keys and values of the pivots, and what pulls at them.
-inline int merge_shared_bytes(int pivots, int dim) { return MERGE_WARPS * pivots * dim * 4 * 4; }
+constexpr int MOST_SHARED_BYTES = 99 * 1024;  // that a block can have on every GPU since 8.0
+static_assert(MOST_PIVOTS * 32 * MOST_CHANNELS * 4 * 4 <= MOST_SHARED_BYTES, "any row fits a block");
+
+// Bytes of shared memory of one row: keys and values of the pivots, and what pulls at them.
+inline int merge_row_bytes(int pivots, int dim) { return pivots * dim * 4 * 4; }
+
+// Rows of a block: of large ones fewer fit.
+inline int merge_warps(int pivots, int dim) {
+  const int fit = MOST_SHARED_BYTES / merge_row_bytes(pivots, dim);
+  return fit < MERGE_WARPS ? fit : MERGE_WARPS;
+}
 
 // The launch's status; cudaErrorInvalidValue where a size has no kernel.
 cudaError_t launch_voxel_merge(const MergeArguments&, cudaStream_t);

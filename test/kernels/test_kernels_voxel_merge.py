@@ -81,6 +81,21 @@ def test_rows_of_many_pivots_and_tokens_agree_with_the_reference():
     assert ((state.members > 0).sum(1) == 35).any()
 
 
+@pytest.mark.parametrize("pivots, dim", [(32, 128), (32, 64), (12, 128)])
+def test_rows_as_large_as_the_cuda_kernel_takes_agree_with_the_reference(emulated, monkeypatch, pivots, dim):
+    """Their pivots fill the shared memory of a small GPU."""
+    stand_in(emulated, monkeypatch)
+    state, rules = empty_state(5, pivots, 2, dim), MergeRules(0.9, 0.0)
+    for call in range(2):
+        tokens = decisive(state, random_tokens(5, 60, dim, seed=call), rules)
+        got, got_counts = voxel_merge_cuda.voxel_merge(state, tokens, rules)
+        expected, counts = reference(state, tokens, rules)
+        assert torch.equal(got_counts, counts)
+        assert_same(got, expected)
+        state = expected
+    assert counts[0] > 0 and counts[3] > 0  # some joined, some pivots were made
+
+
 def test_equal_scores_keep_the_older_token_first(backend):
     state = empty_state(1, 4, 8, 16)
     g = torch.Generator().manual_seed(3)

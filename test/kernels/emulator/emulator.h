@@ -36,6 +36,8 @@ static Index threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulator {
 
+constexpr int MOST_SHARED = 101376;  // bytes of shared memory that a block can have on every GPU since 8.0
+
 struct Copy {
   void* target;
   const void* source;
@@ -165,6 +167,8 @@ inline void run_block(Index at, int threads, int shared_bytes, std::mt19937& ran
 
 // A grid of blocks, one after another in random order.
 inline void run_grid(Index grid, int threads, int shared_bytes, int seed, std::function<void()> kernel) {
+  if (shared_bytes > MOST_SHARED)
+    throw std::runtime_error(std::to_string(shared_bytes) + " bytes of shared memory: more than a block can have");
   std::mt19937 random(seed);
   std::vector<Index> blocks;
   for (unsigned y = 0; y < grid.y; ++y)

@@ -5,10 +5,11 @@
 
 extern "C" const char* voxel_merge(const stac::MergeArguments* args, int seed) {
   static std::string message;
-  const Index grid{unsigned((args->rows + stac::MERGE_WARPS - 1) / stac::MERGE_WARPS), 1, 1};
-  const int threads = stac::MERGE_WARPS * 32, bytes = stac::merge_shared_bytes(args->pivots, args->dim);
+  const int warps = stac::merge_warps(args->pivots, args->dim);
+  const int bytes = warps * stac::merge_row_bytes(args->pivots, args->dim);
+  const Index grid{unsigned((args->rows + warps - 1) / warps), 1, 1};
   try {
-    emulator::run_grid(grid, threads, bytes, seed, [&] {
+    emulator::run_grid(grid, warps * 32, bytes, seed, [&] {
       if (args->dim <= 32) return stac::voxel_merge_kernel<1>(*args);
       if (args->dim <= 64) return stac::voxel_merge_kernel<2>(*args);
       stac::voxel_merge_kernel<stac::MOST_CHANNELS>(*args);
