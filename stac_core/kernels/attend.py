@@ -158,6 +158,7 @@ def check_attend(q: Tensor, segments: Sequence[AnySegment], subsample: float) ->
     if len(segments) > MOST_SEGMENTS:
         raise ValueError(f"segments: {len(segments)} of them, at most {MOST_SEGMENTS}; join some")
     for i, segment in enumerate(segments):
+        _check_dimensions(f"segments[{i}].keys", segment.keys)
         for name, tokens in (("keys", segment.keys), ("values", segment.values)):
             if isinstance(tokens, Codes):
                 _check_codes(f"segments[{i}].{name}", tokens, segment.length, q)
@@ -170,6 +171,13 @@ def check_attend(q: Tensor, segments: Sequence[AnySegment], subsample: float) ->
             _check_bias(f"segments[{i}].bias", segment.bias, segment.length, q)
     if not any(segment.length for segment in segments):
         raise ValueError(f"segments: no key to attend to in {len(segments)} segment(s)")
+
+
+def _check_dimensions(name: str, tokens: Tensor | Codes) -> None:
+    """There is a length to compare with."""
+    what, stored = (".codes", tokens.codes) if isinstance(tokens, Codes) else ("", tokens)
+    if stored.ndim != 3:
+        raise ValueError(f"{name}{what}: expected [rows, keys, dim], got shape {list(stored.shape)}")
 
 
 def _check_tokens(name: str, tokens: Tensor, length: int, q: Tensor) -> None:

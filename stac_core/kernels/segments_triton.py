@@ -81,7 +81,7 @@ def _stored(tokens: Tensor | Codes) -> tuple[Tensor | int, ...]:
         return tokens, *tokens.stride()[:2], 0, 0, 0, 0, 0
     grid = tokens.grid
     if grid.storage_offset() % 2 or any(stride % 2 for stride in grid.stride()[:2]):
-        grid = grid.contiguous()
+        grid = grid.clone(memory_format=torch.contiguous_format)  # which may be contiguous as it is
     words = grid.view(torch.int32)
     factor = (0, 0) if tokens.factor is None else (tokens.factor, tokens.factor.stride(0))
     return (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from kernels.coded import coded, random_segments
@@ -53,6 +55,7 @@ def test_twice_rule(backend, bits, dim, dtype, sharp):
         ({"grid": torch.zeros(1, 7, 2)}, r"keys.grid: expected .*float16.*got .*float32"),
         ({"dim": 32}, r"keys.dim = 32: q has a head width of 16"),
         ({"codes": torch.zeros(1, 16, 7).byte().mT}, "keys.codes: the last dimension must be contiguous"),
+        ({"codes": torch.zeros(7).byte()}, r"segments\[0\].keys.codes: expected \[rows, keys, .*shape \[7\]"),
         ({"factor": torch.ones(16)}, r"keys.factor: expected \[1, 16\]"),
     ],
 )
@@ -62,6 +65,16 @@ def test_bad_codes_are_named(backend, change, words):
     broken = Codes(**{**vars(keys), **change})
     with pytest.raises(ValueError, match=words):
         CHECKING[backend](x, [CodedSegment(broken, coded(x, 8))])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_grids_may_begin_anywhere_in_memory(backend):
+    q, (segment, _) = random_segments(64, 8, 3, torch.float16)
+    grid = segment.keys.grid
+    moved = torch.cat([grid.new_zeros(1), grid.flatten()])[1:].view_as(grid)
+    assert moved.is_contiguous() and moved.storage_offset() == 1
+    shifted = CodedSegment(replace(segment.keys, grid=moved), segment.values, segment.bias)
+    assert torch.equal(BACKENDS[backend](q, [shifted]).out, BACKENDS[backend](q, [segment]).out)
 
 
 def test_mixed_bits_are_refused():
