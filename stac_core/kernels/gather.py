@@ -122,3 +122,13 @@ def check_page(name: str, page: Page, bits: int, dim: int, dtype: torch.dtype, d
         check_tensor(f"{name}.{part}", x, [len(page.keys), width], kind, device, LIKE)
         if not x.is_contiguous():
             raise ValueError(f"{name}.{part}: must be contiguous, got strides {x.stride()}")
+        if part.endswith("grid"):  # scale and offset are read as one word
+            check_begin(f"{name}.{part}", x)
+
+
+def check_begin(name: str, x: Tensor) -> None:
+    """ValueError where it begins between pairs of numbers."""
+    if x.storage_offset() % 2:
+        size = 2 * x.element_size()
+        offset = x.storage_offset()
+        raise ValueError(f"{name}: must begin at a multiple of {size} bytes, got offset {offset}; copy it")

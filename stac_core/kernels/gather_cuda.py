@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stac_core.kernels.cuda_library import check_on_cuda
-from stac_core.kernels.gather import Gathered, Wanted, check_gather, shares
+from stac_core.kernels.gather import Gathered, Wanted, check_begin, check_gather, shares
 
 PAGES_AT_ONCE = 32  # MOST_PAGES of cuda_ext/gather.h
 MOST_LANES = 65535  # of a grid of blocks
@@ -26,6 +26,10 @@ def gather(
     if lanes > MOST_LANES:
         raise ValueError(f"kinds[0].slots: {lanes} lanes, at most {MOST_LANES}; gather in several calls")
     check_on_cuda("kinds[0].slots", kinds[0].slots)
+    for i, kind in enumerate(kinds):
+        for j, page in enumerate(kind.pages if kind.bits == 16 else ()):  # read two numbers at a time
+            check_begin(f"kinds[{i}].pages[{j}].keys", page.keys)
+            check_begin(f"kinds[{i}].pages[{j}].values", page.values)
     keys, values = (torch.empty(lanes, budget, dim, dtype=dtype, device=device) for _ in range(2))
     bias = torch.empty(lanes, budget, device=device)
     found, total = shares(kinds)

@@ -20,7 +20,7 @@ from torch import Tensor
 from stac_core.device import send
 from stac_core.kernels.attend import CODE_GROUP
 from stac_core.kernels.gather import Gathered, Page, Wanted, check_gather, shares
-from stac_core.kernels.launch_triton import check_reachable
+from stac_core.kernels.launch_triton import check_lanes, check_reachable
 from stac_core.kernels.segments_triton import decode, unpack
 
 GROUP = tl.constexpr(CODE_GROUP)
@@ -38,6 +38,7 @@ def gather(
     check_gather(kinds, budget, dim, dtype, factor)
     check_reachable("kinds[0].slots", kinds[0].slots)
     lanes, device = kinds[0].slots.shape[0], kinds[0].slots.device
+    check_lanes("kinds[0].slots", lanes)
     keys, values = (torch.empty(lanes, budget, dim, dtype=dtype, device=device) for _ in range(2))
     bias = torch.empty(lanes, budget, device=device)
     found, total = shares(kinds)

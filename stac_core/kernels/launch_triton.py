@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 MAX_DIM = 128  # widest head that attention has tiles for
+MOST_ROWS = 65535  # of programs, along the second and the third axis of a grid
 REGISTERS, MOST_REGISTERS = 65536, 255  # of a multiprocessor; of a thread
 # Triton's interpreter multiplies the bit patterns of bfloat16; widening is exact, so nothing else changes
 WIDEN = tl.constexpr(bool(triton.knobs.runtime.interpret))
@@ -47,10 +48,18 @@ def check_reachable(name: str, x: Tensor) -> None:
 
 
 def check_queries(q: Tensor) -> None:
-    """ValueError where attention could not read them, or has no tiles for heads as wide."""
+    """ValueError where attention could not read them, or has no tiles for heads as wide or so many rows."""
     if q.shape[-1] > MAX_DIM:
         raise ValueError(f"q: head width {q.shape[-1]} is more than the {MAX_DIM} this backend has tiles for")
+    if (rows := max(q.shape[:-2])) > MOST_ROWS:
+        raise ValueError(f"q: {rows} rows, at most {MOST_ROWS}; attend in several calls")
     check_reachable("q", q)
+
+
+def check_lanes(name: str, lanes: int) -> None:
+    """ValueError naming the argument that has more of them than a grid."""
+    if lanes > MOST_ROWS:
+        raise ValueError(f"{name}: {lanes} lanes, at most {MOST_ROWS}; take some at a time")
 
 
 @functools.cache

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stac_core.kernels.launch_triton import check_reachable
+from stac_core.kernels.launch_triton import check_lanes, check_reachable
 from stac_core.kernels.segments_triton import even, odd
 from stac_core.kernels.take import MOST_PARTS, check_take
 
@@ -33,6 +33,7 @@ def take(parts: Sequence[Tensor], places: Tensor) -> Tensor:
     check_take(parts, places)
     check_reachable("parts[0]", parts[0])
     (lanes, _, width), (_, m) = parts[0].shape, places.shape
+    check_lanes("parts[0]", lanes)
     out = parts[0].new_empty(lanes, m, width)
     if not out.numel():
         return out

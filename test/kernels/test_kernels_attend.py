@@ -195,6 +195,12 @@ def broken(**change):
             1.0,
             r"segments\[0\].keys: .*\[2, 8, 32\]",
         ),
+        (
+            torch.ones(2, 3, 16),
+            [broken(keys=torch.ones(8))],
+            1.0,
+            r"segments\[0\].keys: expected \[rows, keys, dim\], got shape \[8\]",
+        ),
         (torch.ones(2, 3, 16), [broken(keys=torch.ones(2, 8, 16).half())], 1.0, r"keys: .*float16"),
         (torch.ones(2, 3, 16), [broken(keys=torch.ones(2, 8, 16, device="meta"))], 1.0, r"keys: is on meta"),
         (torch.ones(2, 3, 16), [broken(bias=torch.ones(2, 7))], 1.0, r"bias: .*\[2, 7\]"),
@@ -228,6 +234,13 @@ def half_segment(dim: int, gap: int = 0) -> Segment:
 def test_cuda_names_what_it_cannot_take(dim, gap, words):
     with pytest.raises(ValueError, match=words):
         attend_cuda.attend(torch.zeros(2, 3, dim, dtype=torch.float16), [half_segment(dim, gap)])
+
+
+@pytest.mark.parametrize("name", ["triton", "cuda"])
+def test_more_rows_than_a_grid_has_are_refused(name):
+    q = torch.zeros(1, 3, 16, dtype=torch.float16).expand(65536, -1, -1)
+    with pytest.raises(ValueError, match="q: 65536 rows, at most 65535; attend in several calls"):
+        CHECKING[name](q, [Segment(q, q)])
 
 
 def test_triton_names_tensors_out_of_its_reach(monkeypatch):

@@ -133,6 +133,10 @@ def with_kind(**change):
             {"kinds": with_page(keys=torch.zeros(16, 5).byte().T)},
             r"keys: must be contiguous, got strides \(1, 5\)",
         ),
+        (
+            {"kinds": with_page(value_grid=torch.zeros(11).half()[1:].view(5, 2))},
+            r"pages\[0\].value_grid: must begin at a multiple of 4 bytes",
+        ),
         ({"kinds": with_page(key_grid=None)}, "key_grid: missing; codes of 8 bits"),
         ({"factor": torch.zeros(2, 15)}, r"factor: expected shape \[2, 16\], got \[2, 15\]"),
     ],
@@ -140,3 +144,22 @@ def with_kind(**change):
 def test_bad_input_is_named(backend, change, words):
     with pytest.raises(ValueError, match=words):
         backend(**{**small(), **change})
+
+
+@pytest.mark.parametrize("name", ["triton", "emulated"])
+def test_more_lanes_than_a_grid_has_are_refused(name, request, monkeypatch):
+    if name == "emulated":
+        stand_in(request.getfixturevalue("emulated"), monkeypatch)
+    gather = {"triton": gather_triton.gather, "emulated": gather_cuda.gather}[name]
+    kinds = [Wanted([], 16, torch.zeros(65536, 1, dtype=torch.int64), torch.zeros(65536, 1))]
+    with pytest.raises(ValueError, match=r"kinds\[0\].slots: 65536 lanes, at most 65535"):
+        gather(kinds, 1, 16, torch.float32)
+
+
+def test_cuda_names_numbers_that_it_could_not_read_in_pairs(emulated, monkeypatch):
+    stand_in(emulated, monkeypatch)
+    keys = torch.zeros(2, 5 * 16 + 1, dtype=torch.float16)
+    page = Page(keys[0, :-1].view(5, 16), keys[0, 1:].view(5, 16))
+    kinds = [Wanted([page], 16, torch.zeros(2, 4, dtype=torch.int64), torch.ones(2, 4))]
+    with pytest.raises(ValueError, match=r"pages\[0\].values: must begin at a multiple of 4 bytes"):
+        gather_cuda.gather(kinds, 3, 16, torch.float16)

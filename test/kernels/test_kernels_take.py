@@ -131,3 +131,9 @@ ROWS, PLACES = torch.zeros(2, 5, 4), torch.zeros(2, 3, dtype=torch.int64)
 def test_bad_input_is_named(backend, parts, places, words):
     with pytest.raises(ValueError, match=words):
         backend(parts, places)
+
+
+def test_more_lanes_than_a_grid_has_are_refused():
+    rows, places = torch.zeros(1, 1, 4).expand(65536, -1, -1), torch.zeros(65536, 1, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"parts\[0\]: 65536 lanes, at most 65535"):
+        take_triton.take([rows], places)
