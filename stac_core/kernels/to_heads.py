@@ -16,7 +16,7 @@ LIKE = "qkv"  # whose device all arguments share
 
 
 class Norm(NamedTuple):
-    """A layer norm over channels: D of a head, or all of a token."""
+    """A layer norm over channels: D of a head, or all of a token; both without gaps."""
 
     weight: Tensor  # [D] float32
     bias: Tensor  # [D] float32
@@ -40,6 +40,8 @@ class ToHeads(Protocol):
 
 def check_to_heads(qkv: Tensor, heads: int, q_norm: Norm, k_norm: Norm, rotary: Tensor) -> None:
     """Raise ValueError for the first argument outside the contract, before anything is launched."""
+    if heads < 1:
+        raise ValueError(f"heads = {heads}: expected at least 1")
     if qkv.ndim != 3 or qkv.shape[2] % (12 * heads):
         raise ValueError(
             f"qkv: expected [B, T, 3 · {heads} · D], D a multiple of 4, got shape {list(qkv.shape)}"
@@ -50,8 +52,12 @@ def check_to_heads(qkv: Tensor, heads: int, q_norm: Norm, k_norm: Norm, rotary: 
     dim = width // (3 * heads)
     for name, norm in (("q_norm", q_norm), ("k_norm", k_norm)):
         for part in ("weight", "bias"):
-            check_tensor(f"{name}.{part}", getattr(norm, part), [dim], torch.float32, device, LIKE)
-    check_tensor("rotary", rotary, [2, tokens, dim], torch.float32, device, LIKE)
-    for name, tensor in (("qkv", qkv), ("rotary", rotary)):
-        if not tensor.is_contiguous():
-            raise ValueError(f"{name}: must be contiguous, got strides {tensor.stride()}")
+            _check_packed(f"{name}.{part}", getattr(norm, part), [dim], torch.float32, device)
+    _check_packed("rotary", rotary, [2, tokens, dim], torch.float32, device)
+    _check_packed("qkv", qkv, list(qkv.shape), qkv.dtype, device)
+
+
+def _check_packed(name: str, x: Tensor, shape: list[int], dtype: torch.dtype, device: torch.device) -> None:
+    check_tensor(name, x, shape, dtype, device, LIKE)
+    if not x.is_contiguous():
+        raise ValueError(f"{name}: must be contiguous, got strides {x.stride()}")

@@ -101,6 +101,11 @@ GOOD = random_product((2, 3, 2, 8), torch.float16, CPU)
         ({"qkv": GOOD.qkv.float()}, "qkv: expected 16 bits per number, got torch.float32"),
         ({"qkv": GOOD.qkv.mT.contiguous().mT}, r"qkv: must be contiguous, got strides \(144, 1, 3\)"),
         ({"q_norm": GOOD.q_norm._replace(weight=torch.ones(4))}, r"q_norm.weight: expected shape \[8\]"),
+        ({"heads": 0}, "heads = 0: expected at least 1"),
+        (
+            {"k_norm": GOOD.k_norm._replace(weight=torch.ones(16)[::2])},
+            r"k_norm.weight: must be contiguous, got strides \(2,\)",
+        ),
         ({"k_norm": GOOD.k_norm._replace(bias=torch.ones(8).half())}, "k_norm.bias: expected torch.float32"),
         ({"rotary": GOOD.rotary[:, :2]}, r"rotary: expected shape \[2, 3, 8\], got \[2, 2, 8\]"),
         ({"rotary": GOOD.rotary.mT.contiguous().mT}, "rotary: must be contiguous"),
