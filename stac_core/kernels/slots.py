@@ -97,9 +97,12 @@ def check_slots(
     content: RowSlots | None = None,
     written: Tensor | None = None,
     coded: Tensor | None = None,
+    in_rows: bool = True,
 ) -> None:
     """Raise ValueError for the first argument outside the contract, before anything is launched."""
     codec, device, shape = store.codec, slots.device, list(slots.shape)
+    if slots.ndim != (2 if in_rows else 1):
+        raise ValueError(f"slots: expected {'[n, S]' if in_rows else '[m]'}, got shape {shape}")
     check_tensor("slots", slots, shape, torch.int64, device, LIKE)
     for i, (tokens, figures) in enumerate(store.pages):
         check_page(f"store.pages[{i}].tokens", tokens, codec.bits, codec.dim, codec.dtype, device)

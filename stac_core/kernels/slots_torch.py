@@ -34,7 +34,7 @@ def read_figures(store: Store, slots: Tensor) -> Tensor:
 
 def save_slots(store: Store, slots: Tensor) -> SlotPage:
     """The contract of `slots.py`."""
-    check_slots(store, slots)
+    check_slots(store, slots, in_rows=False)
     return _read(store, slots)
 
 

@@ -29,8 +29,9 @@ from stac_core.kernels.gather_triton import (
     page_table,
     read,
 )
+from stac_core.kernels.launch_triton import check_reachable
 from stac_core.kernels.quantization import SMALLEST_SCALE
-from stac_core.kernels.slots import Factor, RowSlots, SlotPage, Store, check_slots
+from stac_core.kernels.slots import LIKE, Factor, RowSlots, SlotPage, Store, check_slots
 
 GROUP = tl.constexpr(CODE_GROUP)
 SMALLEST = tl.constexpr(SMALLEST_SCALE)
@@ -41,6 +42,7 @@ TOKENS, WARPS = 16, 2  # of one program
 def read_slots(store: Store, slots: Tensor, factor: Factor | None) -> RowSlots:
     """The contract of `slots.py`."""
     check_slots(store, slots, factor)
+    check_reachable(LIKE, slots)
     keys, values = (torch.empty(*slots.shape, store.codec.dim, device=slots.device) for _ in range(2))
     content = RowSlots(keys, values, _new_figures(store, slots))
     _launch_read(store, slots, factor, content)
@@ -50,6 +52,7 @@ def read_slots(store: Store, slots: Tensor, factor: Factor | None) -> RowSlots:
 def read_figures(store: Store, slots: Tensor) -> Tensor:
     """The contract of `slots.py`."""
     check_slots(store, slots)
+    check_reachable(LIKE, slots)
     figures = _new_figures(store, slots)
     _launch_read(store, slots, None, RowSlots(figures, figures, figures), FIGURES_ONLY=True)
     return figures
@@ -57,7 +60,8 @@ def read_figures(store: Store, slots: Tensor) -> Tensor:
 
 def save_slots(store: Store, slots: Tensor) -> SlotPage:
     """The contract of `slots.py`."""
-    check_slots(store, slots)
+    check_slots(store, slots, in_rows=False)
+    check_reachable(LIKE, slots)
     if not store.pages:
         return slots_torch.save_slots(store, slots)
     fields = tuple(x.new_empty(len(slots), x.shape[1]) for x in store.pages[0].fields)
@@ -84,6 +88,7 @@ def write_slots(
     if chance is not None:
         return slots_torch.write_slots(store, slots, content, written, coded, factor, chance)
     check_slots(store, slots, factor, content, written, coded)
+    check_reachable(LIKE, slots)
     if not len(written) or not store.pages:
         return
     slots, written, coded = (x.contiguous() for x in (slots, written, coded))

@@ -72,6 +72,7 @@ def noted() -> Iterator[list[str]]:
         mock.patch.object(launch_triton, "check_reachable"),
         mock.patch.object(gather_triton, "check_reachable"),
         mock.patch.object(highest_triton, "check_reachable"),
+        mock.patch.object(slots_triton, "check_reachable"),
         mock.patch.object(take_triton, "check_reachable"),
         mock.patch.object(to_heads_triton, "check_reachable"),
         mock.patch.object(gelu_triton, "check_reachable"),

@@ -176,3 +176,26 @@ def small() -> dict:
 def test_bad_input_is_named(backend, change, words):
     with pytest.raises(ValueError, match=words):
         backend.write_slots(**{**small(), **change})
+
+
+def test_slots_of_another_shape_are_named(backend):
+    store, slots = small()["store"], small()["slots"]
+    for read in (lambda x: backend.read_slots(store, x, None), lambda x: backend.read_figures(store, x)):
+        with pytest.raises(ValueError, match=r"slots: expected \[n, S\], got shape \[4\]"):
+            read(slots[0])
+    with pytest.raises(ValueError, match=r"slots: expected \[m\], got shape \[2, 4\]"):
+        backend.save_slots(store, slots)
+
+
+def test_triton_names_tensors_out_of_its_reach(monkeypatch):
+    monkeypatch.setattr(slots_triton.triton.knobs.runtime, "interpret", False)
+    given = small()
+    store, slots = given["store"], given["slots"]
+    for call in (
+        lambda: slots_triton.read_slots(store, slots, None),
+        lambda: slots_triton.read_figures(store, slots),
+        lambda: slots_triton.save_slots(store, slots[0]),
+        lambda: slots_triton.write_slots(**given),
+    ):
+        with pytest.raises(ValueError, match="slots: is on cpu, the triton backend computes on CUDA devices"):
+            call()
