@@ -113,11 +113,21 @@ def write_list(segments: Sequence[ListedSegment | None], layers: int) -> NDArray
             listed[:, at, field] = buffer.data_ptr() + layer * (buffer.nbytes // layers)
         listed[:, at, ROOM_FIELD], listed[:, at, LENGTH_FIELD] = capacity, segment.length
         if segment.bias is not None:
+            _check_bias(segment.bias, lanes, segment.length)
             row_bytes = segment.bias.stride(0) * segment.bias.itemsize
             listed[:, at, BIAS_FIELD] = segment.bias.data_ptr() + layer * (lanes // layers * row_bytes)
             listed[:, at, BIAS_ROW_FIELD] = segment.bias.stride(0)
         column += segment.length
     return listed
+
+
+def _check_bias(bias: Tensor, lanes: int, length: int) -> None:
+    fits = bias.ndim == 2 and bias.shape[0] == lanes and bias.shape[1] >= length
+    if not fits or bias.dtype != torch.float32 or (length > 1 and bias.stride(1) != 1):
+        raise ValueError(
+            f"a bias of shape {list(bias.shape)}, strides {bias.stride()} and {bias.dtype} is not "
+            f"[{lanes}, at least {length}] torch.float32 with contiguous rows"
+        )
 
 
 def _check_dense(buffer: Tensor) -> None:

@@ -91,3 +91,17 @@ def test_buffers_that_no_kernel_could_read_are_refused(spoil):
     buffer = spoil(torch.zeros(2, 4, 65))
     with pytest.raises(ValueError, match="dense"):
         write_list([ListedSegment(buffer, buffer, 1)], 1)
+
+
+@pytest.mark.parametrize(
+    "bias, words",
+    [
+        (torch.zeros(2, 4, 2)[..., 0], r"bias .*strides \(8, 2\)"),
+        (torch.zeros(2, 4).double(), "bias .*torch.float64"),
+        (torch.zeros(2, 2), r"bias .*\[2, 2\]"),
+    ],
+)
+def test_bias_that_no_kernel_could_read_is_refused(bias, words):
+    buffer = torch.zeros(2, 4, 64)
+    with pytest.raises(ValueError, match=words):
+        write_list([ListedSegment(buffer, buffer, 3, bias)], 1)
