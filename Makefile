@@ -9,7 +9,7 @@ unexport _ROS_WHEELS_BOOTSTRAP_COMPLETE
 unexport LD_LIBRARY_PATH
 endif
 
-.PHONY: help setup demo test test-all lint bench bench-quality bench-gpu cuda clean clean-venv
+.PHONY: help setup demo test test-all test-noble lint bench bench-quality bench-gpu cuda clean clean-venv
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -27,6 +27,13 @@ test: setup  ## the everyday tests
 
 test-all: setup  ## also the slow ones
 	$(BIN)/pytest -n 2 -q -m "not gpu"
+
+test-noble: .venv/noble  ## what meets ROS and images, with the libraries of Ubuntu 24.04
+	PYTHONPATH=$(CURDIR)/$< $(BIN)/pytest -n 2 -q test/ros test/evaluation test/worlds
+
+.venv/noble: pip/noble.txt | setup
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $@ -r $<
+	touch $@
 
 lint: setup  ## style and types
 	$(BIN)/ruff check .

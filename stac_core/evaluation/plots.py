@@ -144,11 +144,11 @@ def _from_zero(axes: Axes) -> None:
 
 def _legend(axes: Axes, entries: int) -> None:
     if entries > 3:  # under the curves, where it hides none of them
-        figure = axes.get_figure(root=True)
-        assert figure is not None
+        figure = axes.figure
+        assert isinstance(figure, Figure)
         longest = max(len(label) for label in axes.get_legend_handles_labels()[1])
         columns = 2 if longest < 40 else 1
         figure.set_figheight(figure.get_figheight() + 0.19 * -(-entries // columns))
-        figure.legend(fontsize=7, loc="outside lower center", ncols=columns)
+        axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=columns)
     elif entries:
         axes.legend(fontsize=8)

@@ -206,7 +206,7 @@ def test_moves_one_after_the_other_and_in_another_frame():
     rng = np.random.default_rng(4)
 
     def some(n: int) -> Moves:
-        return Moves(Rotation.random(n, rng=rng).as_matrix(), rng.normal(size=(n, 3)), rng.uniform(0.5, 2, n))
+        return Moves(Rotation.random(n, rng).as_matrix(), rng.normal(size=(n, 3)), rng.uniform(0.5, 2, n))
 
     first, then, points, submap = some(3), some(5), rng.normal(size=(9, 3)), rng.integers(0, 3, 9)
     both = then.after(first)
@@ -216,7 +216,7 @@ def test_moves_one_after_the_other_and_in_another_frame():
     assert np.allclose(all_in_all.points(submap, points), both.points(submap, points))
     assert np.allclose(all_in_all.points(new, points[:2]), then.points(new, points[:2]))
     assert np.array_equal(first.up_to(5).points(new, points[:2]), points[:2]) and len(then.up_to(2)) == 5
-    turn, shift, scale = Rotation.random(rng=rng).as_matrix(), rng.normal(size=3), 1.7
+    turn, shift, scale = Rotation.random(None, rng).as_matrix(), rng.normal(size=3), 1.7
     in_map = scale * points @ turn.T + shift
     expected = scale * first.points(submap, points) @ turn.T + shift
     assert np.allclose(first.seen_from(turn, shift, scale).points(submap, in_map), expected)

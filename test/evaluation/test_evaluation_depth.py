@@ -33,7 +33,7 @@ def test_scale_is_the_median_ratio_and_scale_shift_is_least_squares():
     keep = np.isfinite(ours) & (theirs > 0)
     ours, theirs = ours[keep], theirs[keep]
     assert fit_depth([(ours, theirs)], "scale")[0] == pytest.approx(
-        stats.quantile(theirs / ours, 0.5), rel=1e-12
+        stats.scoreatpercentile(theirs / ours, 50), rel=1e-12
     )
     judged = optimize.least_squares(lambda x: x[0] * ours + x[1] - theirs, [1.0, 0.0], method="lm").x
     assert fit_depth([(ours, theirs)], "scale_shift") == pytest.approx(tuple(judged), abs=1e-6)

@@ -19,7 +19,7 @@ def noisy_pair(seed: int, frames: int = 60) -> tuple[Trajectory, Trajectory]:
     truth = np.tile(np.eye(4), (frames, 1, 1))
     truth[:, :3, :3] = Rotation.from_euler("y", -turn[:, None]).as_matrix()
     truth[:, :3, 3] = np.stack([3 * np.cos(turn), 0.3 * np.sin(3 * turn), 3 * np.sin(turn)], 1)
-    world = Similarity(Rotation.random(rng=random).as_matrix(), random.normal(size=3), 0.37)
+    world = Similarity(Rotation.random(None, random).as_matrix(), random.normal(size=3), 0.37)
     estimate = world.apply_poses(truth)
     estimate[:, :3, 3] += random.normal(size=(frames, 3)) * 0.01
     wobble = Rotation.from_rotvec(random.normal(size=(frames, 3)) * 0.02).as_matrix()
@@ -58,7 +58,7 @@ def test_rpe_equals_evo(tmp_path, part, column, delta):
 def test_alignment_recovers_any_similarity(seed, scale):
     random = np.random.default_rng(seed)
     source = random.normal(size=(20, 3))
-    truth = Similarity(Rotation.random(rng=random).as_matrix(), random.normal(size=3) * 5, scale)
+    truth = Similarity(Rotation.random(None, random).as_matrix(), random.normal(size=3) * 5, scale)
     found = align_points(source, truth.apply(source), with_scale=True)
     assert found.scale == pytest.approx(scale, rel=1e-9)
     np.testing.assert_allclose(found.rotation, truth.rotation, atol=1e-9)

@@ -287,7 +287,7 @@ def test_a_written_trajectory_is_read_by_evo(tmp_path):
     poses = []
     for index in range(5):
         pose = np.eye(4)
-        pose[:3, :3], pose[:3, 3] = Rotation.random(rng=rng).as_matrix(), rng.normal(size=3)
+        pose[:3, :3], pose[:3, 3] = Rotation.random(None, rng).as_matrix(), rng.normal(size=3)
         trajectory.add(1_700_000_000_000_000_001 + index, pose, 0)
         poses.append(pose)
     assert trajectory.tum().startswith("1700000000.000000001 ")
@@ -313,7 +313,7 @@ def test_poses_move_with_their_submap_and_those_of_an_ended_stream_stay():
     moves = some_moves(2, rng)
     for index, submap in enumerate((0, 1, 0, 1, 1, 2)):
         pose = np.eye(4)
-        pose[:3, :3], pose[:3, 3] = Rotation.random(rng=rng).as_matrix(), rng.normal(size=3)
+        pose[:3, :3], pose[:3, 3] = Rotation.random(None, rng).as_matrix(), rng.normal(size=3)
         trajectory.add(index, pose, submap)
         if index == 1:
             trajectory.end_stream()

@@ -44,7 +44,7 @@ def poses(positions: np.ndarray) -> np.ndarray:
 def seen_by_network(metric: np.ndarray, noise_m: float = 0.0, seed: int = 0) -> np.ndarray:
     """The same positions in another frame and unit, with the network's error."""
     rng = np.random.default_rng(seed)
-    turned = Rotation.random(rng=rng).apply(metric + rng.normal(scale=noise_m, size=metric.shape))
+    turned = Rotation.random(None, rng).apply(metric + rng.normal(scale=noise_m, size=metric.shape))
     return turned / METRES_PER_UNIT + rng.normal(size=3)
 
 

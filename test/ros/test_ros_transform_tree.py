@@ -20,7 +20,7 @@ SECOND = 1_000_000_000
 
 def random_pose(rng: np.random.Generator) -> np.ndarray:
     pose = np.eye(4)
-    pose[:3, :3] = Rotation.random(rng=rng).as_matrix()
+    pose[:3, :3] = Rotation.random(None, rng).as_matrix()
     pose[:3, 3] = rng.normal(size=3)
     return pose
 
@@ -33,7 +33,7 @@ def add(tree: TransformTree, parent: str, child: str, pose: np.ndarray, stamp: i
 def test_quaternions_agree_with_scipy():
     rng = np.random.default_rng(0)
     for _ in range(50):
-        first, second = Rotation.random(2, rng=rng)
+        first, second = Rotation.random(2, rng)
         assert np.allclose(rotation_from_quaternion(3.0 * first.as_quat()), first.as_matrix())
         assert np.allclose(quaternion_from_rotation(first.as_matrix()), first.as_quat(canonical=True))
         fraction = rng.uniform()

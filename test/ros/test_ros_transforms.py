@@ -29,7 +29,7 @@ from stac_ros.transforms import (
 def pose(seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     matrix = np.eye(4)
-    matrix[:3, :3] = Rotation.random(rng=rng).as_matrix()
+    matrix[:3, :3] = Rotation.random(None, rng).as_matrix()
     matrix[:3, 3] = rng.normal(size=3)
     return matrix
 
