@@ -133,8 +133,10 @@ def _run_one(
         return status, [*problems, str(error)], None
     report = judge_bag(sequence, result, arguments.align, arguments.depth_align, ReconOptions())
     problems += _problems(report, arguments.truth)
-    key["weights"] = result.diagnostics().texts.get("inference: weights", "")
-    row = {**key, "mode": mode_name(configure(overrides)), **report.row()}
+    said = result.diagnostics().texts
+    key["weights"] = said.get("inference: weights", "")
+    machine = ", ".join(said.get(f"inference: {name}", "?") for name in ("device", "precision"))
+    row = {**key, "mode": mode_name(configure(overrides)), "ran_on": machine, **report.row()}
     pictures = draw_pictures(report, sequence, result, arguments.align)
     write_report(folder, arguments.bag, row, report, pictures)
     if not problems:

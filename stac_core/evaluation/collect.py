@@ -19,7 +19,9 @@ _SHOWN = [
     "f_score", "latency_median_ms", "latency_p95_ms", "frames_used", "frames_dropped", "step_ms_median",
     "step_ms_p95", "cache_mib_max", "failed",
 ]  # fmt: skip
-_WHAT = ["dataset", "scene", "source", "model_name", "mode", "settings", "measured", "weights", "frames"]
+_WHAT = [
+    "dataset", "scene", "source", "model_name", "mode", "settings", "measured", "weights", "ran_on", "frames",
+]  # fmt: skip
 
 
 def find_rows(folders: list[Path]) -> list[tuple[Path, Row]]:
@@ -86,7 +88,17 @@ def _different(rows: list[Row], *names: str) -> set[tuple[str, ...]]:
 def labels(rows: list[Row]) -> list[str]:
     """A short name per row, which no other has: only what distinguishes it from the others."""
     chosen: list[str] = []
-    for name in ("scene", "model_name", "mode", "settings", "task", "measured", "weights", "source"):
+    for name in (
+        "scene",
+        "model_name",
+        "mode",
+        "settings",
+        "task",
+        "measured",
+        "weights",
+        "ran_on",
+        "source",
+    ):
         if len(_different(rows, *chosen)) < len(rows) and len(_different(rows, name)) > 1:
             chosen.append(name)
     names = [" ".join(str(row.get(name)) for name in chosen or ["scene"]) for row in rows]

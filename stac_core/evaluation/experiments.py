@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from stac_core.checkpoint import LoadedNetwork, load_network
@@ -144,7 +145,8 @@ def _run_one(
         run = run_scene(sequence, loaded.network, config, folder, plan.measures.stride, bar.update)
         write_tum(folder / "trajectory.tum", run.trajectory)
         run.write_frames_csv(folder / "frames.csv")
-        row = {**key, "mode": mode_name(config), "frames": len(run.indices), **run.cost()}
+        row = {**key, "mode": mode_name(config), "ran_on": _machine(loaded)}
+        row |= {"frames": len(run.indices), **run.cost()}
         columns, problems = _score(run, sequence, plan.measures)
         if not columns:
             raise ValueError("; ".join(problems))
@@ -158,6 +160,12 @@ def _run_one(
         if pictures:
             visualise(run, sequence, pictures, plan.measures.options)
     return row
+
+
+def _machine(loaded: LoadedNetwork) -> str:
+    """What figures also depend on, in their last digits."""
+    dtype, threads = str(loaded.dtype).removeprefix("torch."), torch.get_num_threads()
+    return f"{loaded.device}, {dtype}, {loaded.execution}, {threads} threads, PyTorch {torch.__version__}"
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from evaluation.evaluation_scene import BagWriter, image_message, tiny_frames, write_depth, write_image
 
 from stac_core.config import MODES, Config
@@ -48,6 +49,8 @@ def test_recon_measures_all_that_is_asked_in_one_pass(tmp_path, capsys):
     for column in ("accuracy_mean", "f_score", "abs_rel", "ate_rmse", "step_ms_p95", "cache_mib_max"):
         assert np.isfinite(row[column])
     assert row["frames"] == 6 and row["mode"] == Config().cache.mode
+    threads = torch.get_num_threads()
+    assert row["ran_on"] == f"cpu, float32, eager, {threads} threads, PyTorch {torch.__version__}"
     told = capsys.readouterr().out.splitlines()[-2]
     for text in ("ATE", "RPE", "AbsRel", "F-score", "6 frames", row["scene"], f"{row['f_score']:.4g}"):
         assert text in told
