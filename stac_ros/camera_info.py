@@ -52,7 +52,8 @@ class CameraCalibration:
             raise ImageError(
                 "no camera_info",
                 "an image came before its camera_info and cannot be rectified: have the driver publish it, "
-                "remap camera_info to its topic, or set input.rectify to false",
+                "set input.camera_info_qos if it is latched, remap camera_info to its topic, or set "
+                "input.rectify to false",
             )
         try:
             usable_intrinsics(received, *image.shape[:2])
@@ -67,8 +68,8 @@ class CameraCalibration:
         self._unknown += received is None
         if received is None and self._unknown > PATIENCE:
             self._say_once(
-                "images come without their camera_info: poses are as predicted, not refined; "
-                "have the driver publish it, or remap camera_info to its topic"
+                "images come without their camera_info: poses are as predicted, not refined; have the driver "
+                "publish it, remap camera_info to its topic, or set input.camera_info_qos if it is latched"
             )
         return self._usable(received, height, width)
 

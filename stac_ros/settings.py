@@ -12,7 +12,7 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 from stac_core.settings import check_settings, refuse, setting
-from stac_ros.topics import CAMERA_INFO, IMAGE, INPUT_PROFILES
+from stac_ros.topics import CAMERA_INFO, IMAGE, INFO_PROFILES, INPUT_PROFILES
 
 NAMELESS_CAMERA = "camera_optical_frame"  # where neither an image nor its user names the frame
 LARGEST_CLOUD = 2_000_000  # points; 32 MB, the largest message of config/fastdds.xml
@@ -69,7 +69,9 @@ class InputSettings:
         choices=INPUT_PROFILES,
     )
     camera_info_qos: str = setting(
-        CAMERA_INFO.profile, "QoS of the camera's calibration", choices=INPUT_PROFILES
+        CAMERA_INFO.profile,
+        "QoS of the camera's calibration; latched = one that is sent once, and kept for whoever comes later",
+        choices=INFO_PROFILES,
     )
     rectify: bool = setting(
         False,
