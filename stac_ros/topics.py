@@ -21,7 +21,7 @@ from tf2_msgs.msg import TFMessage
 NODE_NAME = "stac_mapping"
 RECORDER_NAME = "stac_record"
 
-# What a user can choose for a subscription; "latched" is for what is sent once, which late listeners need too.
+# What a user can choose for a subscription; "latched" is for what is sent once, also to late listeners.
 INPUT_PROFILES = ("sensor_data", "reliable", "system_default")
 INFO_PROFILES = (*INPUT_PROFILES, "latched")
 _RELIABILITY = {
