@@ -316,7 +316,8 @@ def _depth_maps(output: Path) -> list[Path]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("stac-reconstruct", description=__doc__)
+    usage = "%(prog)s --scene_dir SCENE_DIR --output_dir OUTPUT_DIR [--help] [settings]"  # there are 70
+    parser = argparse.ArgumentParser("stac-reconstruct", usage, description=__doc__)
     parser.add_argument("--scene_dir", required=True, help="image folder, video, or any supported data set")
     parser.add_argument("--output_dir", required=True, help="folder for the results, made where missing")
     parser.add_argument("--kf_every", type=int, default=1, help="use every n-th frame")

@@ -20,7 +20,8 @@ _NAMES = {  # flags whose name is not the setting's own
     "image.rule": "--image_rule",
     "kernels.backend": "--attn_backend",
 }
-_SHORT = {
+_ALSO = {  # other names of flags: as launch files call it, and short ones
+    "model.name": "--model",
     "cache.window_size": "-win",
     "cache.chunk_size": "-ck",
     "cache.hh_size": "-hh",
@@ -45,11 +46,11 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("settings of the core")
     for dotted, setting in settings_of(Config()).items():
         flag = _NAMES.get(dotted, f"--{setting.name}")
-        short = [_SHORT[dotted]] if dotted in _SHORT else []
+        also = [_ALSO[dotted]] if dotted in _ALSO else []
         choices = setting.metadata["choices"]
         group.add_argument(
             flag,
-            *short,
+            *also,
             dest=dotted,
             # not as argparse does it, with commas: some choices hold commas themselves
             metavar="|".join(map(str, choices)) if choices else setting.name.upper(),

@@ -282,6 +282,7 @@ def test_scenes_are_found_by_dataset_and_name(tmp_path, capsys):
         (["pose", WORLD, "--sweep", "cache.colour=red"], "no setting 'cache.colour'"),
         (["pose", WORLD, "--sweep", "cache.mode"], "setting=value"),
         (["pose", WORLD, "--base_model", "stream3r", "--checkpoint", "/no/weights"], "does not exist"),
+        (["pose", WORLD, "--model", "streamvggt", "--checkpoint", "/no/weights"], "does not exist"),
         (["table", "/no/where"], "no rows.jsonl"),
         (["bag", "/no/where.mcap"], "no such bag"),
     ],
