@@ -8,6 +8,7 @@ import signal
 import tempfile
 
 import pytest
+import torch
 
 from stac_ros.domain import private_ros_environment
 from stac_ros.fastdds import profile_environment
@@ -18,6 +19,12 @@ os.environ.update(private_ros_environment() | profile_environment())
 os.environ["ROS_LOG_DIR"] = tempfile.mkdtemp(prefix="stac_ros_test_log_")
 # A shell starts background jobs with SIGINT ignored, which processes of tests would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """Numbers that a test draws without a seed depend on no test before it; before its fixtures are made."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture
