@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import argparse
 import logging
-import signal
 import sys
 import threading
 from collections.abc import Callable
 
 import rclpy
 from rclpy.exceptions import NameValidationException
-from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
+from rclpy.executors import Executor, ExternalShutdownException, MultiThreadedExecutor
 from rclpy.logging import get_logger
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import remove_ros_args
 
-from stac_ros.signals import when_asked_to_end
+from stac_ros.signals import asked_to_end
 
 THREADS = 4  # images; services, which may wait for the worker; timers; transforms and parameters
 # A RuntimeError is what PyTorch and ROS itself raise for a device, a file or an argument that does not work.
@@ -44,6 +43,12 @@ def begin_ros(command: str, signals: SignalHandlerOptions | None = None) -> None
         rclpy.init(args=sys.argv, signal_handler_options=signals)
     except RuntimeError as error:
         sys.exit(f"{command}: {error}")
+
+
+def spin_until(executor: Executor, done: Callable[[], bool]) -> None:
+    """Serve callbacks on this thread. Handlers of signals run in between, ten times a second."""
+    while not done():
+        executor.spin_once(timeout_sec=0.1)
 
 
 class ClosingNode(Node):
@@ -76,16 +81,9 @@ def run_node(make: Callable[[], ClosingNode], name: str, args: list[str] | None)
 
 
 def _serve(node: ClosingNode) -> int:
-    """Until a signal asks to end; the same one again ends the process at once, but for SIGHUP, which both
-    the shell and the system send when a terminal is closed."""
-    stopped = threading.Event()
+    """Until a signal asks to end."""
+    stopped = asked_to_end()
     failures: list[str] = []
-
-    def stop(number: int) -> None:
-        signal.signal(number, signal.SIG_IGN if number == signal.SIGHUP else signal.SIG_DFL)
-        stopped.set()
-
-    when_asked_to_end(stop)
     executor = MultiThreadedExecutor(THREADS)
     executor.add_node(node)
     spinning = threading.Thread(target=_spin, args=(executor, stopped, failures), name="callbacks")

@@ -15,7 +15,6 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -31,7 +30,7 @@ from stac_core.ply import write_ply
 from stac_core.stamps import stamp_text
 from stac_ros.images import decode_depth
 from stac_ros.moving import STAYS
-from stac_ros.node_process import begin_ros, own_arguments
+from stac_ros.node_process import begin_ros, own_arguments, spin_until
 from stac_ros.output_listener import LEVELS, OutputListener, Seen
 from stac_ros.report import write_report
 from stac_ros.signals import when_asked_to_end
@@ -117,7 +116,7 @@ def main() -> None:
         recorder = Recorder(folder)
         executor = SingleThreadedExecutor()
         executor.add_node(recorder)
-        _spin(executor, until=asked_to_end.is_set)
+        spin_until(executor, asked_to_end.is_set)
         _hear_the_rest(recorder, executor)
         executor.shutdown()
         written = recorder.write()
@@ -133,19 +132,14 @@ def _hear_the_rest(recorder: Recorder, executor: SingleThreadedExecutor) -> None
     asked_at = time.monotonic()
     if not (recorder.quiet and recorder.complete):
         logger.info("asked to end: waiting for map and path of the last frame, up to %g s", LIMIT_S)
-    _spin(executor, until=lambda: recorder.quiet or time.monotonic() > asked_at + REST_S)
+    spin_until(executor, lambda: recorder.quiet or time.monotonic() > asked_at + REST_S)
     recorder.listener.listen_only_to_the_whole()
-    _spin(executor, until=lambda: recorder.complete or time.monotonic() > asked_at + LIMIT_S)
+    spin_until(executor, lambda: recorder.complete or time.monotonic() > asked_at + LIMIT_S)
     if not recorder.complete:
         logger.warning(
             "map or path of the last frame did not come: map.ply, or what a closed loop has moved of the "
             "trajectory, is older than the trajectory's end"
         )
-
-
-def _spin(executor: SingleThreadedExecutor, until: Callable[[], bool]) -> None:
-    while not until():
-        executor.spin_once(timeout_sec=0.1)
 
 
 def summary(seen: Seen, folder: Path, written: bool) -> str:

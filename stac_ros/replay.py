@@ -13,14 +13,16 @@ import sys
 import threading
 
 import rclpy
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.signals import SignalHandlerOptions
 from rclpy.task import Future
 
 from stac_core.settings import add_flags, read_flags
-from stac_ros.node_process import begin_ros, own_arguments
+from stac_ros.node_process import begin_ros, own_arguments, spin_until
 from stac_ros.open_source import open_source
 from stac_ros.replay_node import ReplayNode
 from stac_ros.replay_settings import ReplaySettings
+from stac_ros.signals import asked_to_end
 
 
 def main() -> None:
@@ -44,20 +46,19 @@ def main() -> None:
         )
     except (ValueError, OSError) as error:
         sys.exit(f"stac-replay: {error}")
-    begin_ros("stac-replay")
+    asked = asked_to_end()  # handlers of rclpy would end ROS while it waits, which fails
+    begin_ros("stac-replay", SignalHandlerOptions.NO)
     node = ReplayNode(source, settings)
     try:
-        _play_while_spinning(node)
+        _play_while_spinning(node, asked)
     except (ValueError, OSError) as error:
         sys.exit(f"stac-replay: {error}")
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass  # asked to end
     finally:
         node.destroy_node()
         rclpy.try_shutdown()
 
 
-def _play_while_spinning(node: ReplayNode) -> None:
+def _play_while_spinning(node: ReplayNode, asked: threading.Event) -> None:
     """Play in a thread while this one answers services; raises what playing raised."""
     finished: Future[None] = Future()
 
@@ -66,17 +67,14 @@ def _play_while_spinning(node: ReplayNode) -> None:
             node.play()
             finished.set_result(None)
         except Exception as error:
-            if node.context.ok():
-                finished.set_exception(error)
-            else:  # publishing fails once ROS was told to end; that is no error of the recording
-                finished.set_result(None)
+            finished.set_exception(error)
 
     player = threading.Thread(target=play)
     player.start()
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     try:
-        executor.spin_until_future_complete(finished)
+        spin_until(executor, lambda: finished.done() or asked.is_set())
     finally:
         node.stop()
         player.join()

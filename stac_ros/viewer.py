@@ -10,12 +10,14 @@ import logging
 
 import rclpy
 from rclpy.clock import Clock, ClockType
-from rclpy.executors import ExternalShutdownException
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
+from rclpy.signals import SignalHandlerOptions
 
 from stac_ros.arguments import VIEWER_PORT
-from stac_ros.node_process import begin_ros, own_arguments
+from stac_ros.node_process import begin_ros, own_arguments, spin_until
 from stac_ros.output_listener import OutputListener
+from stac_ros.signals import asked_to_end
 from stac_ros.viewer_scene import Scene
 
 PERIOD_S = 0.2
@@ -40,7 +42,8 @@ def main() -> None:
     told = f"the next free one if taken (default: {VIEWER_PORT})"
     parser.add_argument("--port", type=port_number, default=VIEWER_PORT, help=told)
     port = own_arguments(parser).port
-    begin_ros("stac-view")
+    asked = asked_to_end()
+    begin_ros("stac-view", SignalHandlerOptions.NO)
     node = Node("stac_view")
     listener, scene = OutputListener(node, most=MOST_POSES), Scene(port)
 
@@ -51,11 +54,12 @@ def main() -> None:
     steady = Clock(clock_type=ClockType.STEADY_TIME)  # also while simulated time stands still
     node.create_timer(PERIOD_S, show, clock=steady)
     logger.info("open %s", scene.address)
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
     try:
-        rclpy.spin(node)
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass  # asked to end
+        spin_until(executor, asked.is_set)
     finally:
+        executor.shutdown()
         scene.close()
         node.destroy_node()
         rclpy.try_shutdown()
