@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from stac_core.camera_path import CameraPath
 from stac_core.checkpoint import load_network
+from stac_core.command import status_of
 from stac_core.confidence import most_confident
 from stac_core.config import Config
 from stac_core.device import free_bytes
@@ -55,16 +56,13 @@ CELL = 0.01  # of the thinned cloud, in median depths of the first frame that ha
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     given = _parser().parse_args(arguments)
-    try:
-        config = configure(given_flags(given))
-        _check(given, config)
-        reconstruct(given, config)
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"stac-reconstruct: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stac-reconstruct: interrupted", file=sys.stderr)
-        return 130
+    return status_of("stac-reconstruct", lambda: _run(given), (ValueError, OSError, RuntimeError))
+
+
+def _run(given: argparse.Namespace) -> int:
+    config = configure(given_flags(given))
+    _check(given, config)
+    reconstruct(given, config)
     return 0
 
 

@@ -19,6 +19,7 @@ FILES = {"files", "ply", "stamps"}
 METHOD = BASICS | {"images", "intrinsics", "checkpoint", "session", "camera_path", "confidence"}
 MAY_IMPORT = {  # part of stac_core → the parts it may import
     "settings": set(),
+    "command": set(),
     "config": {"settings"},
     "device": set(),
     "files": set(),
@@ -59,11 +60,11 @@ MAY_IMPORT = {  # part of stac_core → the parts it may import
     "first_use": {"session", "cache", "config", "images", "network"},
     "worlds": {"geometry", "config", "settings", "stamps", "device"},
     # the network as a type; sequences of synthetic worlds; kernels to be checked and timed
-    "evaluation": METHOD | FILES | {"network", "worlds", "kernels"},
+    "evaluation": METHOD | FILES | {"network", "worlds", "kernels", "command"},
     "pipeline": set(),
     "thinned_cloud": {"moves"},
-    "reconstruct": METHOD | FILES | {"evaluation", "pipeline", "thinned_cloud"},
-    "training": METHOD | FILES | {"network", "cache", "worlds", "evaluation"},
+    "reconstruct": METHOD | FILES | {"evaluation", "pipeline", "thinned_cloud", "command"},
+    "training": METHOD | FILES | {"network", "cache", "worlds", "evaluation", "command"},
     "__init__": METHOD | {"moves", "first_use"},
 }
 # Benchmarks take the method apart to time its pieces.

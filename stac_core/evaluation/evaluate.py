@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from stac_core.command import status_of
 from stac_core.config import ModelConfig
 from stac_core.evaluation import bag_command
 from stac_core.evaluation.cluster import submit
@@ -23,14 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; 0 = all went well, 1 = a failure was named, 2 = wrong usage, 130 = a signal."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     parsed = make_parser().parse_args(arguments)
-    try:
-        return int(parsed.command(parsed))
-    except (ValueError, OSError) as error:
-        print(f"stac-eval {parsed.task}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"stac-eval {parsed.task}: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+    name, resumed = f"stac-eval {parsed.task}", "interrupted; the same command goes on from here"
+    return status_of(name, lambda: int(parsed.command(parsed)), interrupted=resumed)
 
 
 def make_parser() -> argparse.ArgumentParser:

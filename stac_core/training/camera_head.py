@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from stac_core.cache.one_pass import OnePass
 from stac_core.checkpoint import BOX, load_weights, read_metadata
+from stac_core.command import status_of
 from stac_core.config import NETWORKS, PATCH_SIZE
 from stac_core.files import write_whole
 from stac_core.geometry import encode_pose
@@ -36,7 +37,6 @@ from stac_core.network.causal_vggt import CausalVGGT
 from stac_core.settings import add_flags, check_settings, read_flags, refuse, setting
 from stac_core.training.batches import mirror
 from stac_core.training.clips import render_clips
-from stac_core.training.command import status_of
 from stac_core.training.config import LARGEST_SEED, changed_flags
 from stac_core.training.losses import camera_loss
 from stac_core.training.schedule import SHORTEST

@@ -25,11 +25,11 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
+from stac_core.command import status_of
 from stac_core.config import PATCH_SIZE
 from stac_core.device import send
 from stac_core.files import write_whole
 from stac_core.settings import in_one_line
-from stac_core.training.command import status_of
 from stac_core.training.config import TrainingConfig
 from stac_core.training.sequences import Sequences, join
 from stac_core.worlds import WorldBatch, WorldConfig, build_worlds, world_seeds

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from stac_core.cache.one_pass import OnePass
 from stac_core.checkpoint import load_network
+from stac_core.command import status_of
 from stac_core.config import NETWORKS, Config, ImageConfig, ModelConfig
 from stac_core.evaluation.datasets import Frame, open_sequence
 from stac_core.files import write_whole
@@ -30,7 +31,6 @@ from stac_core.images import prepare_images
 from stac_core.network.causal_vggt import CausalVGGT
 from stac_core.prediction import moved_on
 from stac_core.session import StreamSession
-from stac_core.training.command import status_of
 from stac_core.training.figures import Figures, figures_of, mean_figures
 from stac_core.training.held_out import held_out_worlds, measure
 from stac_core.training.sequences import Sequences

@@ -18,9 +18,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from stac_core.checkpoint import BOX, load_weights, read_metadata
+from stac_core.command import status_of
 from stac_core.config import NETWORKS
 from stac_core.files import write_whole
-from stac_core.training.command import status_of
 from stac_core.training.config import TrainingConfig
 from stac_core.training.evaluate import (
     as_numbers,

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
+from stac_core.command import status_of
 from stac_core.settings import add_flags, read_flags
-from stac_core.training.command import status_of
 from stac_core.training.config import TrainingConfig
 from stac_core.training.processes import join_processes
 from stac_core.training.state import export_state, read_state

@@ -1,0 +1,26 @@
+"""How a command ends where it cannot go on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+
+def status_of(
+    name: str,
+    work: Callable[[], int],
+    refusals: tuple[type[Exception], ...] = (ValueError, OSError),
+    interrupted: str = "interrupted",
+) -> int:
+    """The exit status of a command's work; what stopped it is told in one line.
+
+    refusals: errors that tell what is wrong; any other is a fault of the program, and is raised.
+    """
+    try:
+        return work()
+    except refusals as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{name}: {interrupted}", file=sys.stderr)
+        return 130
