@@ -360,7 +360,11 @@ class CacheConfig:
 
     # Bytes
     memory_budget: int = setting(
-        0, "hard limit of live and merged tokens together; 0 = none", minimum=0, unit="B"
+        -1,
+        "hard limit of live and merged tokens together; -1 = half of what the live cache leaves free of the "
+        "device's memory, 0 = none",
+        minimum=-1,
+        unit="B",
     )
     host_budget: int = setting(
         0, "host memory for voxels that do not fit the limit; 0 = none", minimum=0, unit="B"
@@ -413,13 +417,18 @@ class CacheConfig:
         if self.stale_after and self.stale_threshold < self.merge_threshold:
             why = f"stale merged tokens must be stricter than merge_threshold = {self.merge_threshold}"
             raise refuse(self, "stale_threshold", why, self.merge_threshold)
-        if self.memory_budget and not self.rules.bounded:
+        if self.memory_budget > 0 and not self.rules.bounded:
             why = f"mode {self.mode!r} keeps every frame, so no limit can hold; choose another mode"
             raise refuse(self, "memory_budget", why, 0)
-        if self.memory_budget and self.retrieval_size < 0:
+        if self.memory_budget > 0 and self.retrieval_size < 0:
             raise refuse(
                 self, "retrieval_size", "a retrieved set without a limit has no place in a budget", 2
             )
+
+    @property
+    def can_be_limited(self) -> bool:
+        """Whether a limit in bytes could hold."""
+        return self.rules.bounded and self.retrieval_size >= 0
 
     @property
     def rules(self) -> CacheMode:

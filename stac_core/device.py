@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import time
 
 import torch
@@ -42,10 +43,12 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float16
 
 
-def free_bytes(device: torch.device) -> int:
-    """Memory that may still be allocated there."""
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that nobody has taken there, nor PyTorch for later use; None where the system does not say."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
+    if not os.path.exists("/proc/meminfo"):
+        return None
     with open("/proc/meminfo") as file:
         kibibytes = dict(line.split(":") for line in file)["MemAvailable"].split()[0]
     return 1024 * int(kibibytes)

@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from stac_core.cache.memory_model import within_budget
+from stac_core.cache.byte_limit import ByteLimit
 from stac_core.config import Config, SubmapConfig, TrackingConfig
+from stac_core.device import free_bytes
 from stac_core.images import plan_resize
 from stac_core.network.causal_vggt import CausalVGGT
 from stac_core.session import StreamSession
@@ -35,6 +36,8 @@ def warm_up(network: CausalVGGT, config: Config) -> None:
         session.step(list(noise[:count]))
     session.reset()
     session.step(list(noise[:1]))  # as a submap begins
+    del session
+    torch.cuda.empty_cache()  # a stream takes its limit from what is free; recordings keep theirs
 
 
 def check_budget(network: CausalVGGT, config: Config, dtype: torch.dtype) -> None:
@@ -45,4 +48,5 @@ def check_budget(network: CausalVGGT, config: Config, dtype: torch.dtype) -> Non
     row = network.config
     plan = plan_resize(*USUAL_SIZE, config.image, row.image_size)
     tokens = plan.height // row.patch_size * (plan.width // row.patch_size) + row.special_tokens
-    within_budget(config.cache, row, tokens, dtype)
+    limit = ByteLimit(config.cache, row, free_bytes(next(network.parameters()).device))
+    limit.begin(tokens, dtype, config.cache.pinned_frames)

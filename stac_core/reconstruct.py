@@ -265,7 +265,7 @@ def _scale_depth(path: Path, scale: float) -> None:
 def _check_that_all_fit(stats: SessionStats, frames: int, kf_every: int, device: torch.device) -> None:
     """ValueError after the stream's first chunk where a cache without limit will not hold `frames` more."""
     need, free = frames * stats.cache.live_bytes // stats.cache.frames_seen, free_bytes(device)
-    if need > free:
+    if free is not None and need > free:
         raise ValueError(
             f"cache.mode keeps every frame: {frames} more need {need} bytes, {free} are free; nearest value "
             f"that works: --kf_every {kf_every * -(-need // max(1, free))}, or choose a mode with a limit"

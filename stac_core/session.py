@@ -20,7 +20,7 @@ from stac_core.cache.stats import CacheStats
 from stac_core.camera_tracker import CameraTracker
 from stac_core.chunk_positions import cameras_of, positions_of
 from stac_core.config import Config
-from stac_core.device import Stopwatch, send
+from stac_core.device import Stopwatch, free_bytes, send
 from stac_core.geometry import decode_pose, encode_pose
 from stac_core.images import ImageGeometry, ResizedImages, plan_resize, prepare_images, resize_images
 from stac_core.intrinsics import check_intrinsics
@@ -63,6 +63,7 @@ class StreamSession:
         self._network = network
         self._device = next(network.parameters()).device
         self._kernels = select_kernels(config.kernels.backend, self._device)
+        self._free = free_bytes(self._device)  # before the stream takes any of it
         self._cache = self._empty_cache()
         self._submaps = self._no_submaps()
         self._watches: list[Stopwatch] = []  # of the last two steps
@@ -256,6 +257,7 @@ class StreamSession:
             "tracking": self.config.tracking,
         }
         settings = {f"{n}.{k}": v for n, section in sections.items() for k, v in asdict(section).items()}
+        del settings["cache.memory_budget"]  # another computer may have more memory, or less
         settings["network.weights"] = self._network.fingerprint()
         return json.loads(json.dumps(settings))  # tuples become lists, as in the file
 
@@ -309,7 +311,7 @@ class StreamSession:
         return send(geometry.network_intrinsics(torch.from_numpy(known)).float(), self._device)
 
     def _empty_cache(self) -> StreamCache | OfflineCache:
-        return open_cache(self.config.cache, self._network.config, self._kernels)
+        return open_cache(self.config.cache, self._network.config, self._kernels, self._free)
 
     def _no_submaps(self) -> Submaps:
         """The state before the first frame; a sequence taken in one pass has but one submap."""

@@ -84,7 +84,7 @@ def diagnostic_array(
         status=[
             _status(facts, "input", *_input(source, counts, previous)),
             _status(facts, "inference", *_inference(facts, counts, previous)),
-            _status(facts, "memory", OK, "stream memory", _numbers(dataclasses.asdict(session))),
+            _status(facts, "memory", *_memory(session)),
             _status(facts, "map", *_map(map_state)),
         ],
     )
@@ -170,6 +170,18 @@ def _chunks(chunks: Mapping[int, int]) -> str:
     return (
         ", ".join(f"{count} of {images}" for images, count in sorted(chunks.items(), reverse=True)) or "none"
     )
+
+
+def _memory(session: SessionStats) -> Part:
+    cache, level, text = session.cache, OK, "stream memory"
+    if cache.coarsened_voxels or cache.forgotten:
+        level = WARN
+        text = (
+            f"the limit of {cache.byte_limit} bytes is reached: {cache.coarsened_voxels} voxels have become "
+            f"part of wider ones, {cache.forgotten} tokens are forgotten; raise cache.memory_budget or "
+            "cache.host_budget"
+        )
+    return level, text, _numbers(dataclasses.asdict(session))
 
 
 def _map(state: MapState) -> Part:

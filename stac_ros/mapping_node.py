@@ -72,9 +72,9 @@ class MappingNode(ClosingNode):
         _warn_of_map_directory(ros.map.directory)
         started = time.monotonic()
         loaded = load_network(core.model, core.kernels)
-        session = StreamSession(loaded.network, core)
         if _has_room(loaded, core) and loaded.device.type == "cuda":
             warm_up(loaded.network, core)  # now, not with the first image
+        session = StreamSession(loaded.network, core)
         logger.info("network ready in %.1f s: %s", time.monotonic() - started, loaded.weights)
         self.facts = _facts(self.get_fully_qualified_name().lstrip("/"), loaded)
         logger.info("libraries: %s", self.facts.libraries)

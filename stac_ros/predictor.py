@@ -281,5 +281,5 @@ def _traits(image: NDArray[np.uint8], header: Header) -> tuple[tuple[int, int], 
 def _with_cure(error: Exception) -> str:
     text = f"{type(error).__name__}: {error}"
     if "out of memory" in text.lower():
-        text += "; give a long stream a limit (cache.memory_budget), or lower image.size or cache.chunk_size"
+        text += "; lower image.size, cache.chunk_size or cache.memory_budget"
     return text

@@ -57,7 +57,7 @@ MAY_IMPORT = {  # part of stac_core → the parts it may import
     "session": BASICS
     | {"network", "cache", "chunk_positions", "images", "intrinsics", "kernels"}
     | {"moves", "submaps", "camera_tracker", "relocalization", "uncertainty"},
-    "first_use": {"session", "cache", "config", "images", "network"},
+    "first_use": {"session", "cache", "config", "device", "images", "network"},
     "worlds": {"geometry", "config", "settings", "stamps", "device"},
     # the network as a type; sequences of synthetic worlds; kernels to be checked and timed
     "evaluation": METHOD | FILES | {"network", "worlds", "kernels", "command"},

@@ -8,8 +8,10 @@ from stac_core.config import CacheConfig, NetworkConfig
 from stac_core.kernels.select import Kernels
 
 
-def open_cache(config: CacheConfig, network: NetworkConfig, kernels: Kernels) -> StreamCache | OfflineCache:
-    """The memory of one new stream, as the mode asks for."""
+def open_cache(
+    config: CacheConfig, network: NetworkConfig, kernels: Kernels, free: int | None = None
+) -> StreamCache | OfflineCache:
+    """The memory of one new stream, as the mode asks for. free: see `ByteLimit`."""
     if config.rules.offline:
         return OfflineCache(config)
-    return StreamCache(config, network, kernels)
+    return StreamCache(config, network, kernels, free)

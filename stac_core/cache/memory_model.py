@@ -45,29 +45,6 @@ def camera_frames(config: CacheConfig) -> int:
     return config.camera_window if config.rules.anchors else config.window_size
 
 
-def within_budget(
-    config: CacheConfig,
-    network: NetworkConfig,
-    tokens_per_frame: int,
-    dtype: torch.dtype,
-    pins: int | None = None,
-    merged: int = 0,
-) -> int:
-    """`live_bytes`; ValueError where the byte limit, if there is one, does not hold that.
-
-    merged: bytes that the voxel memory has taken, and never gives back.
-    """
-    pins = config.pinned_frames if pins is None else pins
-    most = live_bytes(config, network, tokens_per_frame, dtype, pins)
-    if config.memory_budget and config.memory_budget < most + merged:
-        beside = f" beside {merged} that the voxel memory has taken" if merged else " alone"
-        raise ValueError(
-            f"cache.memory_budget = {config.memory_budget}: less than the {most} bytes of the live "
-            f"cache{beside}, with {pins} pinned frames; nearest value that works: {most + merged}"
-        )
-    return most
-
-
 def live_bytes(
     config: CacheConfig,
     network: NetworkConfig,

@@ -15,7 +15,7 @@ from torch import Tensor
 from stac_core.files import replacing
 
 State = dict[str, Any]  # name → Tensor or State
-FORMAT = "stac_stream 8"
+FORMAT = "stac_stream 9"
 ON_HOST = "host"  # what a state holds under this name belongs on the host, whatever the stream runs on
 
 

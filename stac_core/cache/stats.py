@@ -13,6 +13,7 @@ class CacheStats:
     live_tokens: int = 0  # per layer and head: pinned, anchors, window
     anchors: int = 0  # of these, single tokens beyond the window
     retrieved_tokens: int = 0  # over all layers and heads
+    byte_limit: int = 0  # of live and merged tokens together; 0 = none
     live_bytes: int = 0  # everything but the voxel memory
     camera_bytes: int = 0  # of these, memory of the pose head
     retrieved_bytes: int = 0  # of these, the retrieved set

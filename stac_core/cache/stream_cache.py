@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from stac_core.cache.all_or_nothing import all_or_nothing
+from stac_core.cache.byte_limit import ByteLimit
 from stac_core.cache.camera_memory import CameraMemory
 from stac_core.cache.camera_tokens import Cameras, CameraTokens
 from stac_core.cache.key_values import KeyScale
 from stac_core.cache.live_cache import LiveCache, LiveTokens
-from stac_core.cache.memory_model import anchor_tokens, camera_frames, window_frames, within_budget
+from stac_core.cache.memory_model import anchor_tokens, camera_frames, window_frames
 from stac_core.cache.recordable import Plan, RecordableAttention, make_plan
 from stac_core.cache.retrieved_set import RetrievedSet
 from stac_core.cache.saved_state import State
@@ -47,9 +48,12 @@ class StreamCache:
     `catch_up` in between, while the device is at the pass, is left with as much as can wait for the next one.
     """
 
-    def __init__(self, config: CacheConfig, network: NetworkConfig, kernels: Kernels) -> None:
+    def __init__(
+        self, config: CacheConfig, network: NetworkConfig, kernels: Kernels, free: int | None = None
+    ) -> None:
+        """free: bytes of the device that nobody has taken, see `ByteLimit`."""
         self._config, self._network, self._kernels = config, network, kernels
-        self._rules = config.rules
+        self._rules, self._limit = config.rules, ByteLimit(config, network, free)
         self.reset()
 
     def reset(self) -> None:
@@ -141,7 +145,7 @@ class StreamCache:
 
         Whatever is raised, the stream is as it was, and this is still to be done.
         """
-        self._merges_beside = not self._config.memory_budget  # tokens that wait take memory
+        self._merges_beside = True
         self._merge()
 
     @torch.no_grad()
@@ -171,16 +175,19 @@ class StreamCache:
             positions = TokenPositions.nowhere(self._frames, self._tokens_per_frame, spatial.device)
         keys = self._place(spatial, positions)
         evicted = self._forget()  # before the host first waits, while the device is still at the pass
-        enter = partial(spatial.enter, positions, keys, first_frame, self._voxel_limit)
+        enter = partial(spatial.enter, positions, keys, first_frame, self._limit.for_voxels)
         work, needed = [enter, partial(spatial.insert, evicted)], 0  # before the next pass
         if spatial.next_is_in_turn:
             needed = 3 if self._config.retrieve_after_merge else 2
             work.insert(needed - 1, partial(self._retrieve, spatial, first_frame))
-        at_once = needed if self._merges_beside else len(work)
-        for do in work[:at_once]:
+        for do in work[:needed]:
             do()
-        if work[at_once:]:
-            self._unmerged = Unmerged(work[at_once:], evicted.bytes if evicted else 0)
+        left, waiting = work[needed:], evicted.bytes if evicted else 0
+        if left and self._merges_beside and self._limit.has_room(self._merged_bytes, waiting):
+            self._unmerged = Unmerged(left, waiting)
+            return
+        for do in left:
+            do()
 
     @torch.no_grad()
     def _merge(self) -> None:
@@ -199,7 +206,7 @@ class StreamCache:
         with all_or_nothing(self):
             if self._spatial is not None:
                 self._live.voxels = self._spatial.move(
-                    frames, world_from_camera @ invert_pose(old), self._live.voxels, self._voxel_limit
+                    frames, world_from_camera @ invert_pose(old), self._live.voxels, self._limit.for_voxels
                 )
             self.camera_tokens.poses = world_from_camera
 
@@ -216,9 +223,9 @@ class StreamCache:
         if frame < self.frames_seen and not bool((self._live.window.frame == frame).any()):
             raise ValueError(f"frame {frame} has left the window; pin a frame from {self._oldest_whole} on")
         pins = self._pins | {frame}
-        if self._config.memory_budget and self.frames_seen:
-            merged = self.voxels.rows.most_bytes + self.voxels.grid.most_bytes if self.voxels else 0
-            self._most_live_bytes = self._budgeted(len(pins), self._live.window.memory.dtype, merged)
+        if self.frames_seen:
+            self._merge()
+            self._limit.pin(len(pins), self._merged_bytes)
         self._pins = pins
 
     @property
@@ -241,6 +248,7 @@ class StreamCache:
             anchors=self._live.anchors,
             live_bytes=sum(part.bytes for part in self._parts().values()) + waiting,
             camera_bytes=self._camera.store.bytes,
+            byte_limit=self._limit.bytes or 0,
             **numbers,
         )
 
@@ -261,8 +269,9 @@ class StreamCache:
         for name, part in self._parts().items():
             part.restore(state.get(name, {}))
         self._pins = set(state["pins"].tolist())
-        if self._config.memory_budget and self.frames_seen:
-            self._most_live_bytes = self._budgeted(len(self._pins), self._live.window.memory.dtype)
+        if self.frames_seen:
+            dtype = self._live.window.memory.dtype
+            self._limit.begin(self._tokens_per_frame, dtype, len(self._pins), self._merged_bytes)
 
     @property
     def voxels(self) -> VoxelMemory | None:
@@ -282,8 +291,8 @@ class StreamCache:
     def _open(self, layer: int, keys: Tensor) -> None:
         """With the first chunk's keys [heads, tokens, D] the types are known: prepare what needs them."""
         config = self._config
-        if layer == 0 and config.memory_budget:
-            self._begin_budget(keys.dtype)
+        if layer == 0:
+            self._begin_limit(keys.dtype)
         if config.coded:
             self._scale.fix(layer, keys[:, : self._tokens_per_frame])
         if layer == 0:
@@ -329,9 +338,10 @@ class StreamCache:
         return keys
 
     @property
-    def _voxel_limit(self) -> int | None:
-        """Bytes left to voxels."""
-        return self._config.memory_budget - self._most_live_bytes if self._config.memory_budget else None
+    def _merged_bytes(self) -> int:
+        """What the voxel memory has taken."""
+        voxels = self._spatial.voxels if self._spatial else None
+        return voxels.rows.most_bytes + voxels.grid.most_bytes if voxels else 0
 
     def _retrieve(self, spatial: SpatialMemory, first_frame: int) -> None:
         sought = spatial.seek(first_frame)
@@ -357,24 +367,20 @@ class StreamCache:
             )
         anchor_tokens(config, tokens_per_frame)
 
-    def _begin_budget(self, dtype: torch.dtype) -> None:
+    def _begin_limit(self, dtype: torch.dtype) -> None:
         """Set bytes aside for the live cache; ValueError where they are too many.
 
         Frames pinned before the stream began are then pinned no more, so that it can begin without them.
         """
         pins = self._pins
         try:
-            self._most_live_bytes = self._budgeted(len(pins), dtype)
+            self._limit.begin(self._tokens_per_frame, dtype, len(pins))
         except ValueError as cause:
             self._pins = set(range(self._config.pinned_frames))
             refused = ", ".join(map(str, sorted(pins - self._pins)))
             if not refused:
                 raise
             raise ValueError(f"pinned no more, so step again: frames {refused}. {cause}") from None
-
-    def _budgeted(self, pins: int, dtype: torch.dtype, merged: int = 0) -> int:
-        """Bytes of the live cache at its fullest; ValueError where the byte limit does not hold that."""
-        return within_budget(self._config, self._network, self._tokens_per_frame, dtype, pins, merged)
 
     @property
     def _oldest_whole(self) -> int:

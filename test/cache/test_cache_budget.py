@@ -74,6 +74,64 @@ def test_the_limit_holds_when_all_blocks_come_back():
     assert limit - pool.block_bytes < memory.bytes <= limit
 
 
+@pytest.mark.parametrize(
+    "settings", [{}, {"mode": "xstream"}, {"pinned_frames": 2, "pivot_bits": 4}], ids=str
+)
+def test_where_no_limit_is_given_a_stream_takes_half_of_what_is_free_beyond_its_live_cache(settings):
+    config = parity(voxel_buf_cap=3, **settings)
+    live = live_bytes(config, ENDLESS.network, ENDLESS.tokens, torch.float32)
+    cache = StreamCache(config, ENDLESS.network, KERNELS, free=live + 60_000)
+    for first in range(0, 80, config.chunk_size):
+        assert feed(cache, ENDLESS, first, config.chunk_size).isfinite().all()
+        stats = cache.stats()
+        assert stats.byte_limit == live + 30_000 and stats.bytes <= stats.byte_limit, first
+    assert stats.coarsened_voxels or stats.forgotten or not config.rules.voxels
+
+
+@pytest.mark.parametrize(
+    "settings", [{"mode": "causal"}, {"retrieval_size": -1}, {"memory_budget": 0}], ids=str
+)
+def test_what_cannot_have_a_limit_or_is_to_have_none_has_none(settings):
+    cache = StreamCache(parity(**settings), ENDLESS.network, KERNELS, free=1)
+    for first in range(0, 40, 2):
+        feed(cache, ENDLESS, first, 2)
+    assert cache.stats().byte_limit == 0 and cache.stats().bytes > 60_000
+
+
+def test_a_limit_far_away_changes_nothing():
+    (near, expected), cache = (
+        run(parity(), LOOP, 40),
+        StreamCache(parity(), LOOP.network, KERNELS, free=10**9),
+    )
+    out = torch.cat([feed(cache, LOOP, first, 2) for first in range(0, 40, 2)], 2)
+    assert torch.equal(out, expected)
+    assert replace(cache.stats(), byte_limit=0) == near.stats() and cache.stats().byte_limit > 0
+
+
+def test_less_free_memory_than_the_live_cache_takes_is_told_with_what_helps():
+    cache = StreamCache(parity(), ENDLESS.network, KERNELS, free=1000)
+    with pytest.raises(ValueError, match=r"memory_budget = -1, which gives 1000 here: .*lower image.size"):
+        feed(cache, ENDLESS, 0, 2)
+
+
+def test_a_stream_saved_where_there_was_more_memory_goes_on_where_it_just_fits():
+    """Nothing of it is lost; a limit that was given and does not hold it is refused instead."""
+    plain = parity(voxel_buf_cap=3)
+    saved, _ = run(plain, ENDLESS, 60)
+    live = live_bytes(plain, ENDLESS.network, ENDLESS.tokens, torch.float32)
+    needed = live + saved.stats().voxel_bytes
+    here = StreamCache(plain, ENDLESS.network, KERNELS, free=needed + 10_000)
+    here.restore(saved.state())
+    assert numbers(here.state()["spatial"]).keys() == numbers(saved.state()["spatial"]).keys()
+    assert here.stats().voxels == saved.stats().voxels
+    for first in range(60, 80, 2):
+        feed(here, ENDLESS, first, 2)
+        assert here.stats().bytes <= here.stats().byte_limit <= needed + 10_000
+    given = StreamCache(replace(plain, memory_budget=live + 1000), ENDLESS.network, KERNELS)
+    with pytest.raises(ValueError, match=r"beside \d+ that the voxel memory has taken.*nearest value"):
+        given.restore(saved.state())
+
+
 def test_forgetting_alone_when_asked_for():
     stats = explore(limited(20_000, when_full="forget"), 80).stats()
     assert stats.forgotten and not stats.coarsened_voxels

@@ -125,14 +125,18 @@ def test_tokens_that_wait_are_told_and_not_yet_counted():
     assert ours.stats() == merged
 
 
-def test_under_a_limit_no_token_waits():
-    """It would take memory that voxels could have."""
-    config = limited(9_000, WALK, **FEW)
+@pytest.mark.parametrize("extra", [2_000, 9_000, 30_000])
+def test_under_a_limit_tokens_wait_only_where_it_has_room_for_them(extra):
+    config = limited(extra, WALK, **FEW)
     ours, theirs = stream(config), stream(config)
-    for first in range(0, FRAMES, 2):
-        for cache in (ours, theirs):
-            feed(cache, WALK, first, 2, beside="late" * (cache is ours))
-        assert ours.stats() == theirs.stats() and ours.stats().bytes <= config.memory_budget
+    waited = []
+    for first in range(0, 2 * FRAMES, 2):
+        found, expected = (feed(s, WALK, first, 2, beside="late" * (s is ours)) for s in (ours, theirs))
+        assert torch.equal(found, expected), first
+        assert ours.stats().bytes <= config.memory_budget
+        waited.append(ours.stats() != theirs.stats())
+    assert any(waited) == (extra > 2_000) and all(waited[2:]) == (extra == 30_000), waited
+    assert_same_memory(ours, theirs)
 
 
 def test_a_stream_that_is_dropped_gives_its_memory_back_at_once():

@@ -225,6 +225,26 @@ def test_a_stream_saved_before_its_first_frame_begins_when_loaded(network, tmp_p
     assert resumed.stats().cache == session.stats().cache
 
 
+def test_a_stream_goes_on_under_another_limit(network, tmp_path):
+    """Memory is the computer's, not the stream's."""
+    frames = synthetic_frames(8, 48, 64)
+    session, resumed = session_for(network), session_for(network, memory_budget=1 << 30)
+    steps(session, frames[:4])
+    session.save(tmp_path / "stream")
+    resumed.load(tmp_path / "stream")
+    for a, b in zip(steps(session, frames[4:]), steps(resumed, frames[4:]), strict=True):
+        assert torch.equal(a.depth, b.depth)
+
+
+@pytest.mark.parametrize("free", [2_400_000, None])
+def test_a_session_takes_no_more_memory_than_is_free(network, monkeypatch, free):
+    monkeypatch.setattr("stac_core.session.free_bytes", lambda device: free)
+    session = session_for(network)
+    steps(session, synthetic_frames(24, 48, 64))
+    stats = session.stats().cache
+    assert stats.bytes <= stats.byte_limit < free if free else stats.byte_limit == 0
+
+
 def test_a_stream_that_cannot_be_resumed_leaves_the_present_one(network, tmp_path):
     frames = synthetic_frames(6, 48, 64)
     session = session_for(network)

@@ -111,6 +111,10 @@ def test_a_healthy_node_is_ok_and_tells_its_figures():
          {"counts": replace(COUNTS, failing=True, last_error="inference: boom")}),
         ("map", WARN, "voxels are 0.02 now; raise map.voxel_size",
          {"map_state": replace(MAP, coarsened=True, voxel_size=0.02)}),
+        ("memory", WARN,
+         "the limit of 70000 bytes is reached: 4 voxels have become part of wider ones, 9 tokens are "
+         "forgotten; raise cache.memory_budget or cache.host_budget",
+         {"session": replace(SESSION, cache=CacheStats(byte_limit=70_000, coarsened_voxels=4, forgotten=9))}),
     ],
 )  # fmt: skip
 def test_trouble_shows_in_the_level_and_the_message(part, level, text, changes):
