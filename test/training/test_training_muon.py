@@ -42,7 +42,7 @@ def test_steps_are_those_of_pytorch():
         muon.step()
         reference.step()
     for a, b, start in zip(ours, judge, before, strict=True):
-        assert (a - b).norm() < 0.02 * (b - start).norm()  # both iterate in bfloat16
+        assert (a - b).norm() < 0.02 * (b - start).norm()  # the other one iterates in bfloat16
 
 
 def test_a_parameter_without_a_gradient_stays():
