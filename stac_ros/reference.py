@@ -11,7 +11,7 @@ from stac_ros.settings import RosConfig, is_live
 
 _HEAD = """# Parameters of the mapping node
 
-Written by `stac-ros parameters`; the declarations are in `stac_core/config.py` and `stac_ros/settings.py`.
+Written by `stac-ros parameters`; the declarations are in `stac_core/config/` and `stac_ros/settings.py`.
 Names are those of `ros2 param`, of YAML files and of `-p name:=value` alike.
 """
 

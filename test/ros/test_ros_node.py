@@ -193,7 +193,9 @@ def test_diagnostics_tell_what_runs_and_how(observer):
     assert "rosbags.image" in inference["libraries"] or "cv_bridge" in inference["libraries"]
     mean, p95, most = (float(inference[f"step {what} [ms]"]) for what in ("mean", "p95", "max"))
     assert 0 < mean <= most and p95 <= most
-    assert int(after["memory"]["cache.frames_seen"]) == LAST and int(after["memory"]["cache.live_bytes"]) > 0
+    memory = after["memory"]
+    assert int(memory["cache.frames_seen"]) == LAST
+    assert 0 < int(memory["cache.live_bytes"]) < int(memory["cache.byte_limit"])
     assert int(after["map"]["points"]) > 0 and after["map"]["poses"] == str(LAST)
     assert after["map"]["scale"].startswith("none") and after["map"]["intrinsics"] in (
         "predicted",
