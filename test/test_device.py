@@ -2,9 +2,10 @@
 
 from types import SimpleNamespace
 
+import pytest
 import torch
 
-from stac_core.device import Stopwatch, host_buffer
+from stac_core.device import Stopwatch, computes_in_bfloat16, host_buffer
 
 
 def test_times_on_the_host_are_those_of_the_clock(monkeypatch):
@@ -42,3 +43,17 @@ def test_what_a_gpu_is_sent_is_pinned_from_the_start(monkeypatch):
     (_, on_cpu), (_, on_gpu) = asked
     assert not on_cpu["pin_memory"] and on_gpu["pin_memory"]
     assert on_cpu["device"] == on_gpu["device"] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"), [("AVX512", True), ("AVX2", False), ("DEFAULT", False), ("SVE256", False)]
+)
+def test_a_cpu_computes_in_bfloat16_where_it_has_instructions_for_it(monkeypatch, capability, expected):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert computes_in_bfloat16(torch.device("cpu")) == expected
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_so_does_a_gpu_since_ampere(monkeypatch, capability, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert computes_in_bfloat16(torch.device("cuda")) == expected

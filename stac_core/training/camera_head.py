@@ -30,6 +30,7 @@ from stac_core.cache.one_pass import OnePass
 from stac_core.checkpoint import BOX, load_weights, read_metadata
 from stac_core.command import status_of
 from stac_core.config import NETWORKS, PATCH_SIZE
+from stac_core.device import computes_in_bfloat16
 from stac_core.files import write_whole
 from stac_core.geometry import encode_pose
 from stac_core.network.camera_head import CameraHead
@@ -115,7 +116,7 @@ class ClipTokens:
 
     @torch.no_grad()
     def _tokens(self, sequences: Sequences) -> Tokens:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=computes_in_bfloat16(torch.device("cpu"))):
             tokens = self._network.aggregator(sequences.images, OnePass("causal")).camera
         truth = normalise(sequences)
         poses = encode_pose(truth.world_from_camera, truth.intrinsics, *sequences.depth.shape[-2:])

@@ -77,7 +77,11 @@ class TrainingConfig:
         "and pays after some hundred steps; eager = operation by operation",
         choices=("compiled", "eager"),
     )
-    precision: str = setting("bfloat16", "autocast of the network", choices=("bfloat16", "float32"))
+    precision: str = setting(
+        "auto",
+        "autocast of the network; auto = bfloat16 where the device has instructions for it, else float32",
+        choices=("auto", "bfloat16", "float32"),
+    )
     threads: int = setting(0, "CPU threads; 0 = what PyTorch chooses", minimum=0)
     log_every: int = setting(20, "steps between rows of the training table", minimum=1)
     evaluate_every: int = setting(400, "steps between held-out evaluations; 0 = never", minimum=0)

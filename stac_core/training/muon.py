@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from stac_core.device import computes_in_bfloat16
+
 MOMENTUM = 0.95
 ITERATIONS = 5
 POLYNOMIAL = (3.4445, -4.7750, 2.0315)  # of odd powers: brings singular values of 0 to 1 near 1 in 5 rounds
@@ -65,11 +67,12 @@ class Muon(Optimizer):
 def orthogonal_factor(matrices: Tensor) -> Tensor:
     """About U Vᵀ of matrices U S Vᵀ [k, m, n], float32: singular values come out between 0.7 and 1.2.
 
-    Newton-Schulz iterations, on a GPU in bfloat16, which the matrices' directions bear: a CPU without
-    instructions for it takes fifty times as long.
+    Newton-Schulz iterations, where the device can in bfloat16, which the matrices' directions bear.
     """
     tall = matrices.shape[1] > matrices.shape[2]
-    x = (matrices.mT if tall else matrices).to(torch.bfloat16 if matrices.is_cuda else torch.float32)
+    x = (matrices.mT if tall else matrices).to(
+        torch.bfloat16 if computes_in_bfloat16(matrices.device) else torch.float32
+    )
     x = x / x.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None]
     first, third, fifth = POLYNOMIAL
     for _ in range(ITERATIONS):

@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 
 from stac_core.checkpoint import load_weights, read_metadata
 from stac_core.config import NETWORKS
-from stac_core.device import Stopwatch, send
+from stac_core.device import Stopwatch, computes_in_bfloat16, send
 from stac_core.network.causal_vggt import CausalVGGT
 from stac_core.network.execution import compile_blocks, undo
 from stac_core.network.initial_weights import initialise
@@ -221,7 +221,8 @@ class Trainer:
     @contextmanager
     def _precision(self) -> Iterator[None]:
         """Autocast; on a CPU also plain attention, whose backward is faster there for short sequences."""
-        enabled = self.config.precision == "bfloat16"
+        wanted = self.config.precision
+        enabled = wanted == "bfloat16" or (wanted == "auto" and computes_in_bfloat16(self.device))
         plain = sdpa_kernel(SDPBackend.MATH) if self.device.type == "cpu" else nullcontext()
         with plain, torch.autocast(self.device.type, torch.bfloat16, enabled=enabled):
             yield

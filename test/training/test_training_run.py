@@ -162,6 +162,15 @@ def test_a_run_may_end_by_the_clock(tmp_path, clips):
     assert all(o.param_groups[0]["lr"] < 0.5 * run.config.learning_rate for o in run.optimizers)
 
 
+def test_a_cpu_without_instructions_for_bfloat16_trains_in_float32(tmp_path, clips, monkeypatch):
+    """A step would take it fifty times as long."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    for precision in ("auto", "float32"):
+        trained(folder(tmp_path / precision, clips), steps=3, precision=precision)
+    ours, theirs = (rows(str(tmp_path / precision)) for precision in ("auto", "float32"))
+    assert [row["loss"] for row in ours] == [row["loss"] for row in theirs]
+
+
 def test_a_run_may_begin_with_the_weights_of_the_box(tmp_path, clips):
     config = TrainingConfig(out=folder(tmp_path / "run", clips), steps=3, **SMALL)
     trainer = Trainer(config, ALONE, weights=BOX)
