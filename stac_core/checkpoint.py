@@ -58,6 +58,12 @@ class LoadedNetwork:
     weights: str  # for people: "bundled model, step 12000"
     execution: str  # what `model.execution` came to: eager, compiled or recorded
 
+    @property
+    def machine(self) -> str:
+        """What predictions also depend on, in their last digits."""
+        dtype, threads = str(self.dtype).removeprefix("torch."), torch.get_num_threads()
+        return f"{self.device}, {dtype}, {self.execution}, {threads} threads, PyTorch {torch.__version__}"
+
 
 def load_network(model: ModelConfig, kernels: KernelConfig | None = None) -> LoadedNetwork:
     """The network that the settings name, with its weights, on its device.

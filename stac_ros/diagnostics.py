@@ -62,6 +62,8 @@ class Facts:
     weights: str
     device: str
     dtype: str
+    machine: str  # with what else figures depend on, in their last digits
+    version: str
     libraries: str
 
     @property
@@ -159,6 +161,8 @@ def _inference(facts: Facts, counts: Snapshot, previous: Snapshot) -> Part:
         "weights": facts.weights,
         "device": facts.device,
         "precision": facts.dtype,
+        "machine": facts.machine,
+        "version": facts.version,
         "libraries": facts.libraries,
         LAST_ERROR: counts.last_error or "none",
         "age of the last error [s]": f"{counts.last_error_age_s:.1f}" if counts.last_error else "never",

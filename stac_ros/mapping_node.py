@@ -19,6 +19,7 @@ from std_srvs.srv import SetBool, Trigger
 
 from stac_core import LoadedNetwork, StreamSession, check_budget, load_network, warm_up
 from stac_core.config import Config, require_stream
+from stac_core.version import version
 from stac_ros import clouds, parameter_files, topics, transforms
 from stac_ros.autosave import Autosave
 from stac_ros.camera_info import CameraCalibration
@@ -307,6 +308,8 @@ def _facts(node: str, loaded: LoadedNetwork) -> Facts:
         weights=loaded.weights,
         device=str(loaded.device),
         dtype=str(loaded.dtype).removeprefix("torch."),
+        machine=loaded.machine,
+        version=version(),
         libraries=libraries,
     )
 

@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 BASICS = {"settings", "config", "geometry", "prediction", "device", "words"}
-FILES = {"files", "ply", "stamps"}
+FILES = {"files", "ply", "stamps", "version"}
 METHOD = BASICS | {"images", "intrinsics", "checkpoint", "session", "camera_path", "confidence"}
 MAY_IMPORT = {  # part of stac_core → the parts it may import
     "settings": set(),
@@ -27,6 +27,7 @@ MAY_IMPORT = {  # part of stac_core → the parts it may import
     "confidence": set(),
     "ply": {"files"},
     "stamps": set(),
+    "version": set(),
     "intrinsics": set(),
     "geometry": {"intrinsics"},
     "moves": set(),
@@ -72,7 +73,7 @@ BENCHMARKS = {"evaluation/gpu", "evaluation/benchmark_gpu.py", "evaluation/cache
 # The ROS side: public names, configuration, files; the replay also reads recordings, which are data.
 FOR_ROS = {
     "stac_core",
-    *(f"stac_core.{name}" for name in ("config", "settings", "files", "ply", "stamps")),
+    *(f"stac_core.{name}" for name in ("config", "settings", "files", "ply", "stamps", "version")),
 }
 FOR_SOURCES = FOR_ROS | {
     "stac_core.evaluation.datasets",

@@ -38,6 +38,7 @@ from stac_core.evaluation.scene_flags import TOPIC_FLAGS, add_flags
 from stac_core.evaluation.score import ReconOptions
 from stac_core.evaluation.trajectory_metrics import POSE_ALIGNMENTS
 from stac_core.files import write_whole
+from stac_core.version import version
 
 logger = logging.getLogger(__name__)
 RECORDER = "stac_ros.bag_evaluation"  # started by name: the core runs without ROS
@@ -135,13 +136,22 @@ def _run_one(
     problems += _problems(report, arguments.truth)
     said = result.diagnostics().texts
     key["weights"] = said.get("inference: weights", "")
-    machine = ", ".join(said.get(f"inference: {name}", "?") for name in ("device", "precision"))
-    row = {**key, "mode": mode_name(configure(overrides)), "ran_on": machine, **report.row()}
+    row = {**key, "mode": mode_name(configure(overrides)), **_made_by(said), **report.row()}
     pictures = draw_pictures(report, sequence, result, arguments.align)
     write_report(folder, arguments.bag, row, report, pictures)
     if not problems:
         table.add(row)
     return status, problems, row
+
+
+def _made_by(said: dict[str, str]) -> Row:
+    """Machine and version, as far as the node's diagnostics tell: earlier ones said less."""
+    device = ", ".join(said.get(f"inference: {name}", "?") for name in ("device", "precision"))
+    node, judge = said.get("inference: version", "unknown"), version()
+    return {
+        "ran_on": said.get("inference: machine", device),
+        "version": node if node == judge else f"{node}, judged by {judge}",
+    }
 
 
 def _known(arguments: argparse.Namespace, table: ResultTable, key: Row, overrides: Overrides) -> Row | None:
@@ -195,7 +205,8 @@ def write_report(
     folder: Path, source: Path, row: Row, report: BagReport, pictures: Iterable[tuple[str, Figure]]
 ) -> None:
     """`report.html` for people and `report.json` for programs."""
-    facts = {"bag": source.name, **{name: row[name] for name in ("settings", "mode", "measured", "weights")}}
+    told = "settings", "mode", "measured", "weights", "ran_on", "version"
+    facts = {"bag": source.name, **{name: row[name] for name in told}}
     plain = {**facts, **report.figures, "not judged": report.untold | report.failed}
     write_whole(folder / "report.json", json.dumps(plain, indent=2))
     write_whole(folder / "report.html", to_html(f"{source.name}: {row['settings']}", facts, report, pictures))

@@ -20,7 +20,8 @@ _SHOWN = [
     "step_ms_p95", "cache_mib_max", "failed",
 ]  # fmt: skip
 _WHAT = [
-    "dataset", "scene", "source", "model_name", "mode", "settings", "measured", "weights", "ran_on", "frames",
+    "dataset", "scene", "source", "model_name", "mode", "settings", "measured", "weights", "ran_on",
+    "version", "frames",
 ]  # fmt: skip
 
 
@@ -97,6 +98,7 @@ def labels(rows: list[Row]) -> list[str]:
         "measured",
         "weights",
         "ran_on",
+        "version",
         "source",
     ):
         if len(_different(rows, *chosen)) < len(rows) and len(_different(rows, name)) > 1:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from stac_core.checkpoint import LoadedNetwork, load_network
@@ -25,6 +24,7 @@ from stac_core.evaluation.scene_run import SceneRun, frame_indices, remove_maps,
 from stac_core.evaluation.score import ReconOptions, score_depth, score_pose, score_recon
 from stac_core.evaluation.trajectory import write_tum
 from stac_core.evaluation.visualise import is_drawn, visualise
+from stac_core.version import version
 
 logger = logging.getLogger(__name__)
 
@@ -138,6 +138,7 @@ def _run_one(
     if known and (pictures is None or is_drawn(pictures)):
         logger.info("%s [%s]: already in %s", sequence.name, key["settings"], table.folder)
         return known
+    made_by = {"ran_on": loaded.machine, "version": version()}
     started = time.perf_counter()
     bar.total += len(frame_indices(sequence, plan.measures.stride))
     bar.set_description(f"{sequence.name} {config.cache.mode}")
@@ -145,7 +146,7 @@ def _run_one(
         run = run_scene(sequence, loaded.network, config, folder, plan.measures.stride, bar.update)
         write_tum(folder / "trajectory.tum", run.trajectory)
         run.write_frames_csv(folder / "frames.csv")
-        row = {**key, "mode": mode_name(config), "ran_on": _machine(loaded)}
+        row = {**key, "mode": mode_name(config), **made_by}
         row |= {"frames": len(run.indices), **run.cost()}
         columns, problems = _score(run, sequence, plan.measures)
         if not columns:
@@ -160,12 +161,6 @@ def _run_one(
         if pictures:
             visualise(run, sequence, pictures, plan.measures.options)
     return row
-
-
-def _machine(loaded: LoadedNetwork) -> str:
-    """What figures also depend on, in their last digits."""
-    dtype, threads = str(loaded.dtype).removeprefix("torch."), torch.get_num_threads()
-    return f"{loaded.device}, {dtype}, {loaded.execution}, {threads} threads, PyTorch {torch.__version__}"
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from stac_core.evaluation.bag_result import BagResult
 from stac_core.evaluation.evaluate import main
 from stac_core.evaluation.results import read_rows
 from stac_core.evaluation.score import unproject
+from stac_core.version import version
 
 IMAGE = "sensor_msgs/msg/Image"
 MAP_FROM_WORLD = Similarity(
@@ -55,11 +56,16 @@ def write_recording(path: Path, truth: bool = True, seen: tuple[slice, slice] = 
 
 
 def write_answer(
-    path: Path, others: bool = False, unanswered: tuple[int, ...] = (3, 7), weights: str = "random"
+    path: Path,
+    others: bool = False,
+    unanswered: tuple[int, ...] = (3, 7),
+    weights: str = "random",
+    about: dict[str, str] | None = None,
 ) -> Path:
     """What a node might say: another world and unit, some noise, some frames dropped.
 
     others: recorded as `ros2 bag record -a` would, with the images and what other nodes say.
+    about: what else the node says of its inference.
     """
     random, now, points, colours = np.random.default_rng(0), 10**18, [], []
     with BagWriter(path) as bag:
@@ -97,7 +103,7 @@ def write_answer(
                 "idle": "0",
             }
             bag.write("/diagnostics", "diagnostic_msgs/msg/DiagnosticArray", diagnostics(said, stamp), done)
-            network = diagnostics({"weights": weights}, stamp, "stac_mapping: inference")
+            network = diagnostics({"weights": weights, **(about or {})}, stamp, "stac_mapping: inference")
             bag.write("/diagnostics", "diagnostic_msgs/msg/DiagnosticArray", network, done)
     return path
 
@@ -236,6 +242,26 @@ def test_the_answer_of_other_weights_is_not_taken_for_that_of_these(
     command = ["bag", str(judged / "recording"), "--output_dir", str(tmp_path)]
     assert main(command) == main(command) == 0
     assert len(made) == replays
+
+
+@pytest.mark.parametrize(
+    ("about", "ran_on", "made_by"),
+    [
+        ({}, "?, ?", "unknown, judged by {}"),
+        ({"device": "cpu", "precision": "float32"}, "cpu, float32", "unknown, judged by {}"),
+        ({"machine": "cpu, 2 threads", "version": "{}"}, "cpu, 2 threads", "{}"),
+        ({"machine": "cuda:0", "version": "0.0.9"}, "cuda:0", "0.0.9, judged by {}"),
+    ],
+)
+def test_a_row_names_the_versions_of_node_and_judge(judged, tmp_path, about, ran_on, made_by):
+    """A recording may come from anywhere; earlier nodes said less."""
+    about = {key: value.format(version()) for key, value in about.items()}
+    answer = write_answer(tmp_path / "answer", about=about)
+    command = ["bag", str(judged / "recording"), "--result", str(answer), "--output_dir", str(tmp_path)]
+    assert main(command) == 0
+    (row,) = read_rows(tmp_path / "rows.jsonl")
+    assert (row["ran_on"], row["version"]) == (ran_on, made_by.format(version()))
+    assert row["version"] in next(tmp_path.glob("*/report.html")).read_text()
 
 
 def test_a_pose_that_is_no_number_is_named(judged, tmp_path, capsys):

@@ -20,6 +20,7 @@ from stac_core.evaluation.flags import configure, describe, settings_of, sweep
 from stac_core.evaluation.results import KEY, ResultTable, read_rows, to_markdown
 from stac_core.evaluation.scene_run import peak_process_bytes
 from stac_core.evaluation.trajectory import Trajectory, read_tum, write_tum
+from stac_core.version import version
 
 DATA = Path(os.environ.get("STAC_TEST_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
 WORLD = "world:3,frames=6,height=56,width=70,kind=room"
@@ -51,6 +52,7 @@ def test_recon_measures_all_that_is_asked_in_one_pass(tmp_path, capsys):
     assert row["frames"] == 6 and row["mode"] == Config().cache.mode
     threads = torch.get_num_threads()
     assert row["ran_on"] == f"cpu, float32, eager, {threads} threads, PyTorch {torch.__version__}"
+    assert row["version"] == version()
     told = capsys.readouterr().out.splitlines()[-2]
     for text in ("ATE", "RPE", "AbsRel", "F-score", "6 frames", row["scene"], f"{row['f_score']:.4g}"):
         assert text in told
@@ -406,11 +408,14 @@ def test_a_table_holds_each_row_once_and_needs_no_frames(tmp_path, monkeypatch):
 
 
 def test_a_table_reads_rows_of_earlier_versions(tmp_path):
-    """These did not name their source."""
+    """These named neither their source nor the version."""
     for name in "ab":
         file = finished_run(tmp_path / name) / "rows.jsonl"
         file.write_text(file.read_text().replace('"source": "same", ', ""))
     assert table_of(tmp_path / "table", tmp_path).count("| 0.5 |") == 2
+    finished_run(tmp_path / "c", version="0.1.0 (00fdd74206e4)")
+    text = table_of(tmp_path / "table", tmp_path)
+    assert text.count("| – | 0.5 |") == 2 and text.count("| 0.1.0 (00fdd74206e4) | 0.5 |") == 1
 
 
 def test_every_run_has_its_curve(tmp_path, monkeypatch):

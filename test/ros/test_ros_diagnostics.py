@@ -29,7 +29,10 @@ from stac_ros.run_statistics import Snapshot, Statistics
 from stac_ros.topics import COMPRESSED_IMAGE, qos_profile
 from stac_ros.watchdog import Watchdog
 
-FACTS = Facts("robot/stac_mapping", "embedded", "bundled model, step 12", "cuda:0", "bfloat16", "images by X")
+FACTS = Facts(
+    "robot/stac_mapping", "embedded", "bundled model, step 12", "cuda:0", "bfloat16", "cuda:0, 2 threads",
+    "0.1.0", "images by X",
+)  # fmt: skip
 SOURCE = InputState(topic="/image", publishers=1, complaint="", waiting=2, paused=False, searching=False)
 COUNTS = Snapshot(
     received=50, rate_hz=10.25, age_s=0.0312, mapped=40, dropped={"mailbox full": 8},
@@ -77,6 +80,7 @@ def test_a_healthy_node_is_ok_and_tells_its_figures():
     assert values["mapping mean [ms]"] == "25.0"
     assert values["chunks"] == "9 of 4, 1 of 3, 1 of 1" and values["chunks failed"] == "0"
     assert values["weights"] == "bundled model, step 12" and values["libraries"] == "images by X"
+    assert values["machine"] == "cuda:0, 2 threads" and values["version"] == "0.1.0"
     memory = found["memory"][2]
     assert memory["cache.live_bytes"] == "12345" and memory["cache.members.2"] == "3"
     assert memory["settle_ms"] == "2.5" and memory["submaps"] == "7" and memory["loops"] == "2"
