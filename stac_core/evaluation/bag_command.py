@@ -33,7 +33,7 @@ from stac_core.evaluation.flags import (
     sweep,
 )
 from stac_core.evaluation.report_html import to_html
-from stac_core.evaluation.results import ResultTable, Row, in_one_line
+from stac_core.evaluation.results import ResultTable, Row, digest, in_one_line
 from stac_core.evaluation.scene_flags import TOPIC_FLAGS, add_flags
 from stac_core.evaluation.score import ReconOptions
 from stac_core.evaluation.trajectory_metrics import POSE_ALIGNMENTS
@@ -43,6 +43,7 @@ from stac_core.version import version
 logger = logging.getLogger(__name__)
 RECORDER = "stac_ros.bag_evaluation"  # started by name: the core runs without ROS
 _INTERRUPTED = 130  # its exit status after a signal
+_LONGEST_NAME = 200  # bytes of a folder's name; file systems allow 255
 
 
 def add_parser(tasks: Any) -> None:
@@ -124,7 +125,7 @@ def _run_one(
     if known := _known(arguments, table, key, overrides):
         logger.info("%s [%s]: already in %s", sequence.name, key["settings"], table.folder)
         return 0, [], known
-    folder = arguments.output_dir / _folder_name(sequence.name, key["settings"], topics, _player(arguments))
+    folder = arguments.output_dir / _folder_name(key, topics, _player(arguments))
     recording = arguments.result or folder / "result"
     status = 0 if arguments.result else _replay(arguments, sequence.topic, overrides, recording)
     problems = [f"the replay ended with status {status}, see above"] if status else []
@@ -221,12 +222,13 @@ def _problems(report: BagReport, truth: str) -> list[str]:
     return problems
 
 
-def _folder_name(name: str, settings: str, topics: list[str], player: str) -> str:
-    """What differs from a replay with the defaults; a recording judged later has no replay here."""
-    parts = [name]
-    if settings != "defaults":
-        parts += settings.split(" ")
+def _folder_name(key: Row, topics: list[str], player: str) -> str:
+    """Of one row; people read what differs from a replay with the defaults, as far as it fits."""
+    parts = [key["scene"]]
+    if key["settings"] != "defaults":
+        parts += key["settings"].split(" ")
     parts += topics
     if player != "rate=0" and not player.startswith("recording="):
         parts.append(player)
-    return "_".join(parts).replace("/", "-")
+    name = "_".join(parts).replace("/", "-").encode()[:_LONGEST_NAME].decode(errors="ignore")
+    return f"{name}_{digest(key)}"

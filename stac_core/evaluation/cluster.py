@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from stac_core.evaluation.experiments import Plan, digest, run_plan
+from stac_core.evaluation.experiments import Plan, run_plan
+from stac_core.evaluation.results import digest
 
 
 def split_plan(plan: Plan) -> list[Plan]:

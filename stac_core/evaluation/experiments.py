@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import sys
 import time
@@ -19,7 +18,7 @@ from stac_core.config import Config, KernelConfig, ModelConfig
 from stac_core.evaluation.datasets import Sequence, absolute_source, find_kind, open_sequence
 from stac_core.evaluation.datasets.bag import BagOptions
 from stac_core.evaluation.flags import Overrides, configure, describe, mode_name
-from stac_core.evaluation.results import ResultTable, Row, in_one_line
+from stac_core.evaluation.results import ResultTable, Row, digest, in_one_line
 from stac_core.evaluation.scene_run import SceneRun, frame_indices, remove_maps, run_scene
 from stac_core.evaluation.score import ReconOptions, score_depth, score_pose, score_recon
 from stac_core.evaluation.trajectory import write_tum
@@ -201,8 +200,3 @@ def _score(run: SceneRun, sequence: Sequence, measures: Measures) -> tuple[dict[
         else:
             problems.append(f"{name}: {sequence.name}: a figure is not finite: {found}")
     return columns, problems
-
-
-def digest(key: Row) -> str:
-    """A short name for one experiment, so that runs of one scene do not share a folder."""
-    return hashlib.sha256(repr(sorted(key.items())).encode()).hexdigest()[:8]

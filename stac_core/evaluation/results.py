@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import fcntl
+import hashlib
 import io
 import json
 import os
@@ -56,6 +57,11 @@ class ResultTable:
             lines = [json.dumps(_plain(row), allow_nan=False) for row in self.rows]
             write_whole(self.folder / "rows.jsonl", "\n".join(lines) + "\n")
             write_whole(self.folder / "rows.csv", to_csv(self.rows))
+
+
+def digest(key: Row) -> str:
+    """A short name for one experiment, so that runs of one scene do not share a folder."""
+    return hashlib.sha256(repr(sorted(key.items())).encode()).hexdigest()[:8]
 
 
 @contextmanager

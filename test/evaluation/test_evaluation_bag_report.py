@@ -108,6 +108,12 @@ def write_answer(
     return path
 
 
+def report_of(output: Path) -> dict:
+    """The only one there."""
+    (file,) = output.glob("*/report.json")
+    return json.loads(file.read_text(), parse_constant=pytest.fail)
+
+
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory):
     """Folder with recording, answer and report."""
@@ -118,7 +124,7 @@ def judged(tmp_path_factory):
 
 
 def test_pose_and_depth_figures_equal_the_outside_judges(judged):
-    report = json.loads((judged / "out" / "recording" / "report.json").read_text())
+    report = report_of(judged / "out")
     write_poses(judged / "truth.tum", judged / "recording", "/truth")
     write_poses(judged / "estimate.tum", judged / "answer", "/stac_mapping/odom")
     assert report["pose"]["ate_rmse"] == pytest.approx(evo("evo_ape", judged, "-as")["rmse"], abs=1e-6)
@@ -131,7 +137,7 @@ def test_pose_and_depth_figures_equal_the_outside_judges(judged):
 
 
 def test_frames_latency_and_memory_are_counted(judged):
-    report = json.loads((judged / "out" / "recording" / "report.json").read_text())
+    report = report_of(judged / "out")
     assert report["frames"] | {"seconds": 0, "frames_per_second": 0} == {
         "frames": 12, "frames_sent": 12, "frames_used": 10, "frames_dropped": 2,
         "seconds": 0, "frames_per_second": 0,
@@ -153,8 +159,8 @@ def test_a_recording_of_everything_gives_the_same_figures(judged, tmp_path):
     answer = write_answer(tmp_path / "everything", others=True)
     recording = str(judged / "recording")
     assert main(["bag", recording, "--result", str(answer), "--output_dir", str(tmp_path / "out")]) == 0
-    report = json.loads((tmp_path / "out" / "recording" / "report.json").read_text())
-    expected = json.loads((judged / "out" / "recording" / "report.json").read_text())
+    report = report_of(tmp_path / "out")
+    expected = report_of(judged / "out")
     assert {**report, "measured": ""} == {**expected, "measured": ""}
 
 
@@ -165,7 +171,7 @@ def test_without_departures_the_latency_alone_is_not_judged(judged, tmp_path):
             bag.write("/stac_mapping/odom", "nav_msgs/msg/Odometry", pose, 10**18 + index * 10**9)
     arguments = ["--result", str(tmp_path / "poses"), "--output_dir", str(tmp_path / "out")]
     main(["bag", str(judged / "recording"), *arguments])
-    report = json.loads((tmp_path / "out" / "recording" / "report.json").read_text())
+    report = report_of(tmp_path / "out")
     assert "neither the images nor when they were sent" in report["not judged"]["latency"]
     assert report["frames"] == {
         "frames": 12, "frames_sent": 12, "frames_used": 5, "frames_dropped": 7,
@@ -174,7 +180,7 @@ def test_without_departures_the_latency_alone_is_not_judged(judged, tmp_path):
 
 
 def test_the_page_needs_nothing_else(judged):
-    page = (judged / "out" / "recording" / "report.html").read_text()
+    (page,) = (file.read_text() for file in (judged / "out").glob("recording_*/report.html"))
     assert "http" not in page and "<script" not in page
     titles = re.findall(r'<img alt="([^"]+)" src="data:image/png;base64,', page)
     curves = ["Camera path", "Position error", "Rotation error", "Latency", "Memory", "Tokens and voxels"]
@@ -186,7 +192,7 @@ def test_a_bag_without_truth_keeps_its_costs_and_says_so(judged, capsys, tmp_pat
     arguments = ["bag", str(bare), "--result", str(judged / "answer"), "--output_dir", str(tmp_path / "out")]
     assert main(arguments) == 1
     assert "no camera path" in capsys.readouterr().err
-    report = json.loads((tmp_path / "out" / "bare" / "report.json").read_text())
+    report = report_of(tmp_path / "out")
     assert report["latency"]["latency_median_ms"] == 50
     assert set(report["not judged"]) == {"pose", "depth", "cloud"}
     assert main([*arguments, "--truth", "none"]) == 0
@@ -203,7 +209,7 @@ def test_an_answer_that_stands_still_is_named_and_the_rest_is_kept(judged, capsy
     arguments = ["--result", str(tmp_path / "still"), "--output_dir", str(tmp_path / "out")]
     assert main(["bag", str(judged / "recording"), *arguments]) == 1
     assert "pose: cannot align: all points of one side coincide" in capsys.readouterr().err
-    report = json.loads((tmp_path / "out" / "recording" / "report.json").read_text())
+    report = report_of(tmp_path / "out")
     assert report["depth"]["abs_rel"] == pytest.approx(0, abs=1e-3)
 
 
@@ -281,8 +287,7 @@ def test_a_pose_that_is_no_number_is_named(judged, tmp_path, capsys):
     ]
     assert main(["bag", str(judged / "recording"), *arguments]) == 1
     assert "pose: a figure is not finite" in capsys.readouterr().err
-    report = (tmp_path / "out" / "recording" / "report.json").read_text()
-    assert "pose" not in json.loads(report) and "NaN" not in report
+    assert "pose" not in report_of(tmp_path / "out")  # which reads no NaN
 
 
 def test_true_depth_of_another_size_is_seen_by_the_same_camera(judged, tmp_path):
@@ -290,7 +295,7 @@ def test_true_depth_of_another_size_is_seen_by_the_same_camera(judged, tmp_path)
     recording = write_recording(tmp_path / "half", seen=(slice(0, None, 2), slice(0, None, 2)))
     arguments = ["--result", str(judged / "answer"), "--output_dir", str(tmp_path / "out")]
     assert main(["bag", str(recording), *arguments]) == 0
-    report = json.loads((tmp_path / "out" / "half" / "report.json").read_text())
+    report = report_of(tmp_path / "out")
     assert report["cloud"]["recall"] > 0.8  # a sixth of the images was not answered
     assert main(["recon", str(recording), "--size", "70", "--eval_cpu", *arguments[2:]]) == 0
 
@@ -315,6 +320,29 @@ def test_another_truth_is_another_row(judged, tmp_path):
     rows = read_rows(tmp_path / "rows.jsonl")
     assert ["ate_rmse" in row for row in rows] == [True, False]
     assert len(list(tmp_path.glob("*/report.html"))) == 2
+
+
+def test_bags_of_one_name_and_recordings_of_one_bag_have_their_own_reports(judged, tmp_path):
+    command, output = ["bag", str(judged / "recording")], ["--output_dir", str(tmp_path / "out")]
+    for number, unanswered in enumerate([(3,), (4, 5)]):
+        answer = write_answer(tmp_path / f"answer{number}", unanswered=unanswered)
+        assert main([*command, "--result", str(answer), *output]) == 0
+    other = write_recording(tmp_path / "elsewhere" / "recording")
+    for align in ("sim3", "se3"):
+        assert main(["bag", str(other), "--result", str(answer), "--align", align, *output]) == 0
+    reports = [json.loads(file.read_text()) for file in (tmp_path / "out").glob("*/report.json")]
+    assert len(reports) == len(read_rows(tmp_path / "out" / "rows.jsonl")) == 4
+    assert sorted(report["frames"]["frames_used"] for report in reports) == [10, 10, 10, 11]
+
+
+def test_a_folder_is_named_however_much_was_set(judged, tmp_path):
+    """File systems know names of 255 bytes at most."""
+    truth = tmp_path / ("é" * 100) / "path.tum"
+    truth.parent.mkdir()
+    write_poses(truth, judged / "recording", "/truth")
+    command = ["bag", str(judged / "recording"), "--result", str(judged / "answer"), "--truth", str(truth)]
+    assert main([*command, "--output_dir", str(tmp_path / "out")]) == 0
+    assert report_of(tmp_path / "out")["pose"]
 
 
 @pytest.mark.parametrize(
