@@ -71,7 +71,7 @@ def parse_stamp(text: str) -> int:
         raise ValueError(f"{text!r} is not a number") from error
     if seconds.is_nan() or abs(seconds) > _MOST_SECONDS:
         raise ValueError(f"{text!r} is no stamp in seconds (in nanoseconds? divide by 1e9)")
-    return int(seconds * 1_000_000_000)
+    return round(seconds * 1_000_000_000)
 
 
 def text_lines(path: Path) -> Iterator[tuple[str, str]]:

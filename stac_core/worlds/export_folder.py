@@ -51,10 +51,10 @@ class FolderWriter:
         rgb, depth = f"rgb/{frame.index:06d}.{suffix}", f"depth/{frame.index:06d}.png"
         (self._root / rgb).write_bytes(frame.encode(suffix, self._settings.image_quality).tobytes())
         (self._root / depth).write_bytes(encode_image(millimetres(frame.depth), "png", []).tobytes())
-        seconds = frame.stamp_ns / 1e9
         pose = frame.world_from_camera
+        moment = {"t": frame.stamp_ns / 1e9, "stamp_ns": frame.stamp_ns}
         self._rows.append(
-            {"i": frame.index, "t": seconds, "rgb": rgb, "depth": depth, "T_wc": pose.round(9).tolist()}
+            {"i": frame.index, **moment, "rgb": rgb, "depth": depth, "T_wc": pose.round(9).tolist()}
         )
         turn = quaternion_from_rotation(torch.from_numpy(pose[:3, :3])).tolist()
         numbers = " ".join(f"{value:.9f}" for value in (*pose[:3, 3], *turn))
@@ -74,7 +74,10 @@ class FolderWriter:
             "case": self._name,
             "pose_field": "T_wc: 4x4 row-major, camera-to-world, metres, OpenCV camera axes",
             "depth": "16-bit PNG, z-depth; metres = value / depth_scale; 0 = no measurement",
-            "frame_field": "i: index; t: seconds; rgb, depth: paths relative to this file",
+            "frame_field": (
+                "i: index; t: seconds, rounded; stamp_ns: the same in nanoseconds, exact; "
+                "rgb, depth: paths relative to this file"
+            ),
             "title": self._title,
             "camera": {"model": "pinhole", **lens, "distortion": []},
             "gt": {"pose": "exact", "depth": "exact", "scale": "metric", "units": "m", "depth_scale": 1000.0},

@@ -133,6 +133,10 @@ def write_kitti_depth(root: Path, frames: list[Frame]) -> Path:
     return drive
 
 
+def spoil(file: Path, old: str, new: str) -> None:
+    file.write_text(file.read_text().replace(old, new))
+
+
 def write_case(root: Path, frames: list[Frame]) -> Path:
     folder, rows = root / "office", []
     for index, frame in enumerate(frames):
@@ -377,6 +381,8 @@ def test_scenes_in_single_files_are_found_however_they_are_called(tmp_path):
         ("tum", lambda p: (p / "rgb.txt").write_text("1403636579763555584 1\n"), r"rgb.txt:1: .* seconds"),
         ("nrgbd", lambda p: (p / "poses.txt").write_text("a 0 0 0\n" * 16), "poses.txt"),
         ("case", lambda p: (p / "case.json").write_text("{}"), "not a case"),
+        ("case", lambda p: spoil(p / "case.json", '"rgb"', '"t": NaN, "rgb"'), "not a case.* no stamp"),
+        ("case", lambda p: spoil(p / "case.json", '"rgb"', '"stamp_ns": 1.5, "rgb"'), "not a case.*1.5"),
         ("case", lambda p: (p / "rgb" / "000001.png").write_bytes(b"no"), "damaged"),
     ],
 )
@@ -385,6 +391,25 @@ def test_damage_is_named(tmp_path, kind, harm, says):
     harm(folder)
     with pytest.raises((ValueError, OSError), match=says):
         open_sequence(folder, kind).frame(1)
+
+
+@pytest.mark.parametrize(
+    ("told", "stamp_ns"),
+    [
+        ({"t": "1341841279.582200123"}, 1341841279582200123),
+        ({"t": 1341841279.5822}, 1341841279582200000),  # as files written so far: the digits that are there
+        ({"t": 12}, 12_000_000_000),
+        ({"t": 1.0666666666666667}, 1_066_666_667),
+        ({"t": 12.25, "stamp_ns": 12_250_000_001}, 12_250_000_001),
+        ({"t": None}, 33_333_333),
+    ],
+)
+def test_stamps_of_a_case_are_exact(tmp_path, told, stamp_ns):
+    folder = write_case(tmp_path, tiny_frames(2))
+    case = json.loads((folder / "case.json").read_text())
+    case["frames"][1] |= told
+    (folder / "case.json").write_text(json.dumps(case))
+    assert open_sequence(folder).frame(1).stamp_ns == stamp_ns
 
 
 def test_unknown_places_and_kinds_are_refused(tmp_path):

@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -17,6 +18,8 @@ import torch
 from rosbags.highlevel import AnyReader
 from scipy.spatial.transform import Rotation
 
+from stac_core.evaluation.datasets import open_sequence
+from stac_core.evaluation.trajectory import read_tum
 from stac_core.worlds import World, WorldConfig
 from stac_core.worlds.export import ExportConfig, export_world, main
 from stac_core.worlds.export_bag import BagSettings
@@ -63,6 +66,16 @@ def test_folder_holds_images_depth_and_their_description(written: Path, truth) -
         assert np.abs(depth / case["gt"]["depth_scale"] - truth.depth[0, index].numpy()).max() < 6e-4
         assert np.allclose(row["T_wc"], truth.world_from_camera[0, index].double().numpy(), atol=1e-8)
         assert abs(row["t"] - CONFIG.start - index / RATE) < 1e-6
+
+
+def test_a_folder_keeps_stamps_to_the_nanosecond(tmp_path: Path) -> None:
+    """As a floating-point number, a second of this century is about 200 ns wide."""
+    moment = replace(CONFIG, start=1_700_000_000, rate=30.0)
+    export_world(moment, WORLD, (tmp_path / "room", FolderSettings()))
+    expected = [moment.start * 10**9 + round(index * 1e9 / 30) for index in range(FRAMES)]
+    read = open_sequence(tmp_path / "room", "case")
+    assert [read.frame(index).stamp_ns for index in range(FRAMES)] == expected
+    assert read_tum(tmp_path / "room" / "groundtruth.txt").stamps_ns.tolist() == expected
 
 
 def test_ground_truth_is_a_tum_trajectory(written: Path, truth) -> None:
