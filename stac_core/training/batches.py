@@ -11,7 +11,6 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from stac_core.cache.one_pass import visible_frames
 from stac_core.device import send
@@ -85,14 +84,14 @@ def fit(sequences: Sequences, shape: Shape, random: np.random.Generator) -> Sequ
     """Cut a centred window of the shape's aspect, zoomed at random, and resize it; half of the sequences
     mirrored, all lying on their side now and then, since recorded cameras also pitch and roll.
 
-    The optical axis stays in the middle of the image, where the pose encoding supposes it.
+    The optical axis comes to lie in the middle of the image, where the pose encoding supposes it.
     """
     sideways = random.random() < SIDEWAYS
     height, width = (shape.width, shape.height) if sideways else (shape.height, shape.width)
-    fitted = _resize(_crop(sequences, height / width, random.uniform(0.75, 1.0)), height, width)
-    mirrored = send(torch.from_numpy(random.random(len(fitted.depth)) < 0.5), fitted.depth.device)
-    chosen = choose(mirrored, mirror(fitted), fitted)
-    return transpose(chosen) if sideways else chosen
+    zoom = random.uniform(0.75, 1.0)
+    mirrored = send(torch.from_numpy(random.random(len(sequences.depth)) < 0.5), sequences.depth.device)
+    fitted = _resize(choose(mirrored, mirror(sequences), sequences), height, width, zoom)
+    return transpose(fitted) if sideways else fitted
 
 
 def vary_colours(sequences: Sequences, random: np.random.Generator) -> Sequences:
@@ -117,7 +116,9 @@ def mirror(sequences: Sequences) -> Sequences:
     """The same world seen in a mirror: x of every camera and of the world points the other way."""
     flip = send(torch.diag(torch.tensor([-1.0, 1.0, 1.0, 1.0])), sequences.depth.device)
     poses = flip @ sequences.world_from_camera @ flip
-    return Sequences(sequences.images.flip(-1), sequences.depth.flip(-1), poses, sequences.intrinsics)
+    intrinsics = sequences.intrinsics.clone()  # centres of pixels lie at integers, from 0 on
+    intrinsics[..., 0, 2] = sequences.depth.shape[-1] - 1 - intrinsics[..., 0, 2]
+    return Sequences(sequences.images.flip(-1), sequences.depth.flip(-1), poses, intrinsics)
 
 
 def transpose(sequences: Sequences) -> Sequences:
@@ -132,33 +133,48 @@ def transpose(sequences: Sequences) -> Sequences:
     )
 
 
-def _crop(sequences: Sequences, aspect: float, zoom: float) -> Sequences:
-    """The middle of the images: `zoom` of the largest window of that aspect (height over width)."""
-    height, width = sequences.depth.shape[-2:]
-    across = zoom * min(width, height / aspect)
-    rows, columns = round(across * aspect), round(across)
-    top, left = (height - rows) // 2, (width - columns) // 2
-    window = (..., slice(top, top + rows), slice(left, left + columns))
+def _resize(sequences: Sequences, height: int, width: int, zoom: float) -> Sequences:
+    """`zoom` of the largest window of that shape with the optical axis in its middle, at (width, height) / 2.
+
+    A whole number of pixels seldom does that: new ones begin anywhere between old ones.
+    """
+    sizes, old_sizes = (width, height), sequences.depth.shape[:-3:-1]
+    axes = sequences.intrinsics[:, 0, :2, 2].unbind(-1)  # [B] each, the same in all frames
+    sides = [_largest_pixel(*side) for side in zip(axes, old_sizes, sizes, strict=True)]
+    pixel = zoom * torch.stack(sides).amin()
+    across, down = (
+        axis[:, None] + pixel * (torch.arange(size, device=axis.device) - size / 2)
+        for axis, size in zip(axes, sizes, strict=True)
+    )
+    blend_across, blend_down = map(_blend, (across, down), old_sizes, (pixel, pixel))
+    images = blend_down[:, None, None] @ sequences.images @ blend_across.mT[:, None, None]
+    columns, rows = (
+        places.round().long().clamp(0, old_size - 1)
+        for places, old_size in zip((across, down), old_sizes, strict=True)
+    )
+    batch = torch.arange(len(rows), device=rows.device)[:, None, None]
+    depth = sequences.depth.movedim(1, -1)[batch, rows[:, :, None], columns[:, None]].movedim(-1, 1)
     intrinsics = sequences.intrinsics.clone()
-    intrinsics[..., 0, 2], intrinsics[..., 1, 2] = columns / 2, rows / 2
-    return Sequences(
-        sequences.images[window], sequences.depth[window], sequences.world_from_camera, intrinsics
-    )
+    intrinsics[..., :2, :] /= pixel
+    intrinsics[..., 0, 2], intrinsics[..., 1, 2] = width / 2, height / 2
+    return Sequences(images, depth, sequences.world_from_camera, intrinsics)
 
 
-def _resize(sequences: Sequences, height: int, width: int) -> Sequences:
-    rows, columns = sequences.depth.shape[-2:]
-    images = functional.interpolate(
-        sequences.images.flatten(0, 1), (height, width), mode="bilinear", antialias=True, align_corners=False
-    )
-    depth = functional.interpolate(sequences.depth, (height, width), mode="nearest-exact")
-    scale = send(torch.tensor([width / columns, height / rows, 1.0]), depth.device)
-    return Sequences(
-        images.unflatten(0, sequences.depth.shape[:2]).clamp(0, 1),
-        depth,
-        sequences.world_from_camera,
-        sequences.intrinsics * scale[:, None],
-    )
+def _largest_pixel(axis: Tensor, old_size: int, size: int) -> Tensor:
+    """Of `size` new ones in a row, in old ones, none of which reaches beyond the `old_size` there are.
+
+    axis: [B] where it meets the old row, in which pixels have their centres at integers.
+    """
+    before, behind = (axis + 0.5) / (size / 2 + 0.5), (old_size - 0.5 - axis) / (size / 2 - 0.5)
+    return torch.minimum(before, behind).amin()
+
+
+def _blend(places: Tensor, old_size: int, pixel: Tensor) -> Tensor:
+    """Shares of the old pixels in new ones at `places` [B, n] of a row, [B, n, old_size]: linear, and over as
+    many as a new one covers, so that what is too fine for these does not flicker."""
+    apart = (torch.arange(old_size, device=places.device) - places[..., None]).abs()
+    shares = (1 - apart / pixel.clamp(min=1)).clamp(min=0)
+    return shares / shares.sum(-1, keepdim=True)
 
 
 def draw_dense_frames(config: TrainingConfig, frames: int, random: np.random.Generator) -> Tensor:
