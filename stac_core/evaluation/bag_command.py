@@ -6,7 +6,6 @@ import argparse
 import json
 import logging
 import math
-import signal
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -89,7 +88,6 @@ def run(arguments: argparse.Namespace) -> int:
     for overrides in settings:
         require_stream(configure(overrides))
     table = ResultTable(arguments.output_dir)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # both signals end the replay, not the report
     failures, rows = 0, []
     for overrides in settings:
         replayed, problems, row = _run_one(arguments, sequence, table, overrides)

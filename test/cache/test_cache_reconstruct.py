@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import threading
 from dataclasses import replace
 
@@ -113,13 +114,15 @@ def test_depth_maps_of_others_are_never_removed(folder, tmp_path, capsys):
     assert (tmp_path / "depth" / "000000.png").exists()
 
 
-def test_an_interrupted_run_writes_what_it_has_and_says_so(folder, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_writes_what_it_has_and_says_so(folder, tmp_path, monkeypatch, capsys, number):
+    before = signal.getsignal(number)
     step, steps = StreamSession.step, []
 
     def interrupted(session, images, *rest, **more):
         steps.append(images)
         if len(steps) == 3:
-            raise KeyboardInterrupt
+            signal.raise_signal(number)
         return step(session, images, *rest, **more)
 
     monkeypatch.setattr(StreamSession, "step", interrupted)
@@ -127,6 +130,7 @@ def test_an_interrupted_run_writes_what_it_has_and_says_so(folder, tmp_path, mon
     error = capsys.readouterr().err
     assert "interrupted" in error and "Traceback" not in error
     assert len(read_tum(tmp_path / "trajectory.tum")) == 4
+    assert (tmp_path / "stats.json").exists() and signal.getsignal(number) == before
 
 
 def test_nothing_is_written_among_the_source(folder, tmp_path, monkeypatch, capsys):
