@@ -188,6 +188,7 @@ class Predictor:
         except Exception as error:  # of any kind; the session is as it was before
             self._statistics.error("inference", _with_cure(error), len(views), lost_by="network")
         else:
+            self._statistics.works("network")
             if self.searching:
                 self._statistics.drop("not found in the map", len(views), _NOT_FOUND)
             else:
@@ -247,11 +248,23 @@ class Predictor:
         return self._calibration.intrinsics(*image.shape[:2])
 
     def _check_size(self, image: NDArray[np.uint8]) -> None:
-        """ImageError if the network could see nothing of it; better now than after it has ended a stream."""
+        """ImageError if the network could see nothing of it; better now than after it has ended a stream.
+
+        StrayImage if the camera cannot be found by it, as a map is of images of one size.
+        """
+        height, width = image.shape[:2]
         try:
-            self._session.check_image_size(*image.shape[:2])
+            self._session.check_image_size(height, width)
         except ValueError as error:
             raise ImageError("size", str(error)) from error
+        geometry = self._session.geometry
+        if self.searching and geometry is not None and geometry.camera_size != (height, width):
+            own_height, own_width = geometry.camera_size
+            raise StrayImage(
+                "size",
+                f"an image of {width}×{height} cannot be found in a map made of {own_width}×{own_height}: "
+                "set the camera to that size, or call ~/reset to begin a new map",
+            )
 
     def _header(self, header: Header) -> Header:
         """The image's own, but in the frame that the settings name. ImageError if it cannot be placed."""

@@ -61,7 +61,12 @@ class Statistics:
         """A chunk went through the network."""
         with self._lock:
             self._steps_ms.append(1e3 * seconds)
-            self._failing.discard("network")
+        self.works("network")
+
+    def works(self, stage: Stage) -> None:
+        """Nothing is wrong with it any more, though a chunk may not have come out of it."""
+        with self._lock:
+            self._failing.discard(stage)
 
     def mapped(self, images: int, seconds: float) -> None:
         """A chunk was mapped."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 from mapping_helpers import mapper_of
-from node_helpers import NOBODYS, NodeProcess, Observer, header, matrix_of
+from node_helpers import NOBODYS, NodeProcess, Observer, header, images, matrix_of
 from ros_helpers import ros_nodes
 from safetensors.numpy import load_file, save_file
 from walks import LAP, bundled, frames_of
@@ -126,8 +126,23 @@ def test_a_search_that_fails_goes_on(saved, monkeypatch, caplog):
             patch.setattr(bundled(), "forward", lambda *_, **__: (_ for _ in ()).throw(MemoryError("full")))
             process(mapper, chunks(WALK, range(4)))
         assert statistics.snapshot().failing and "MemoryError: full" in caplog.text
+        process(mapper, chunks(ELSEWHERE, range(4)))
+        assert not notes.frames and not statistics.snapshot().failing, "not to be found is no failure"
         process(mapper, chunks(WALK, range(4), first_stamp_s=1.0))
         assert len(notes.frames) == 4 and not statistics.snapshot().failing
+
+
+def test_an_image_of_another_size_shows_nothing_of_a_map(saved, caplog):
+    """A stray one costs no more than itself, and is no failure of the network."""
+    with mapper_of(bundled(), config=CONFIG) as (mapper, notes, statistics):
+        mapper.load(saved[0])
+        other = images(5, 10.0, height=96, width=128)
+        for image in other:
+            mapper.process([image])
+        mapper.process([images(1, 20.0, height=96, width=128)[0], *messages(WALK, range(9, 12), 21.0)])
+        assert statistics.snapshot().dropped == {"size": 6} and not statistics.snapshot().failed
+        assert "made of 168×126" in caplog.text and "~/reset" in caplog.text
+        assert len(notes.frames) == 3 and not notes.streams
 
 
 def test_a_reset_ends_the_search(saved):
