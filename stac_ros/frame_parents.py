@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from geometry_msgs.msg import TransformStamped
 from rclpy.callback_groups import CallbackGroup
 from rclpy.node import Node
 from rclpy.serialization import deserialize_message
@@ -15,7 +16,7 @@ from tf2_msgs.msg import TFMessage
 
 from stac_ros.settings import FrameSettings
 from stac_ros.topics import TF, qos_profile
-from stac_ros.transforms import LATEST, STATIC_QOS, TransformBroadcaster
+from stac_ros.transforms import LATEST, STATIC_QOS, TransformBroadcaster, frame_name
 
 LOOK_EVERY_S = 1.0
 
@@ -127,9 +128,9 @@ class OtherParents:
 
     def _learn(self, message: TFMessage, names: list[str], info: Mapping[str, Any]) -> None:
         for transform in message.transforms:
-            child = transform.child_frame_id
+            child = frame_name(transform.child_frame_id)
             if child in names and child not in self._moving and not self._broadcaster.has_sent(transform):
-                self._moving[child] = _Link(transform.header.frame_id, TF.name, self._sender(info))
+                self._moving[child] = _Link(_parent(transform), TF.name, self._sender(info))
 
     def _take_latest(self) -> list[tuple[bytes, Mapping[str, Any]]]:
         taken, handle = [], self._latest.handle
@@ -148,6 +149,10 @@ class OtherParents:
 
     def _receive_static(self, message: TFMessage) -> None:
         self._static |= {
-            t.child_frame_id: _Link(t.header.frame_id, "/tf_static", "another node")
+            frame_name(t.child_frame_id): _Link(_parent(t), "/tf_static", "another node")
             for t in message.transforms
         }
+
+
+def _parent(transform: TransformStamped) -> str:
+    return frame_name(transform.header.frame_id)

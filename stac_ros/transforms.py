@@ -60,6 +60,11 @@ def stamped_transform(  # type: ignore[no-untyped-def]
     return message
 
 
+def frame_name(told: str) -> str:
+    """A frame as tf2 knows it: without the slash that ROS 1 put in front."""
+    return told.removeprefix("/")
+
+
 class TransformBroadcaster:
     """Sends moving transforms on /tf; any thread may do so."""
 
@@ -96,18 +101,19 @@ class _OwnBuffer(TransformTree):
 
     def _hear(self, message: TFMessage, static: bool) -> None:
         for transform in message.transforms:
+            parent, child = frame_name(transform.header.frame_id), frame_name(transform.child_frame_id)
             translation, quaternion = _numbers(transform.transform)
             length = float(np.linalg.norm(quaternion))
-            if not np.isfinite(translation).all() or not 0.9 < length < 1.1:
+            named = parent and child and parent != child
+            if not named or not np.isfinite(translation).all() or not 0.9 < length < 1.1:
                 self._logger.warning(
-                    f"ignored a transform {transform.header.frame_id!r} → {transform.child_frame_id!r}: "
-                    "not finite, or its quaternion is not of unit length",
+                    f"ignored a transform {parent!r} → {child!r}: not between two frames, not finite, or its "
+                    "quaternion is not of unit length",
                     throttle_duration_sec=10.0,
                 )
                 continue
-            sample = Sample(transform.header.frame_id, translation, quaternion / length)
-            stamp_ns = stamp_nanoseconds(transform.header.stamp)
-            self.add(transform.child_frame_id, stamp_ns, sample, static)
+            sample = Sample(parent, translation, quaternion / length)
+            self.add(child, stamp_nanoseconds(transform.header.stamp), sample, static)
 
 
 class _Tf2Buffer:

@@ -71,9 +71,10 @@ def test_a_camera_on_a_moving_head_has_a_parent_already(caplog, monkeypatch):
         assert caplog.text == text, "told once"
 
 
-def test_two_robots_that_share_tf_are_told_apart(caplog, monkeypatch):
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_two_robots_that_share_tf_are_told_apart(caplog, monkeypatch, slash):
     with meeting(caplog, monkeypatch) as met:
-        text = met.told("cam", lambda: met.say(("map", "cam")))
+        text = met.told("cam", lambda: met.say((f"{slash}map", f"{slash}cam")))
         assert "/amcl sends map → cam on /tf as well" in text and "own frames.map and frames.camera" in text
 
 
@@ -85,9 +86,10 @@ def test_somebody_else_who_corrects_odometry_is_named(parent, caplog, monkeypatc
         assert "AMCL: tf_broadcast false" in text and "frames.publish_tf to false" in text
 
 
-def test_a_static_link_to_odometry_counts_too(caplog, monkeypatch):
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_a_static_link_to_odometry_counts_too(caplog, monkeypatch, slash):
     with meeting(caplog, monkeypatch, odom="odom") as met:
-        StaticTransformBroadcaster(met.other).send(met.link("map", "odom"))
+        StaticTransformBroadcaster(met.other).send(met.link(f"{slash}map", f"{slash}odom"))
         assert "sends map → odom on /tf_static, this node map → odom" in met.told("odom")
 
 

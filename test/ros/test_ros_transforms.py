@@ -80,6 +80,17 @@ def test_what_one_node_sends_another_looks_up(library):
             buffer.lookup("odom", "nowhere")
 
 
+def test_a_leading_slash_is_no_part_of_a_frame_and_a_frame_is_not_in_itself(library):
+    """As recordings of ROS 1 have it, and as tf2 takes it."""
+    with ros_nodes("sender", "receiver") as (sender, receiver):
+        static, buffer = StaticTransformBroadcaster(sender), transform_buffer(receiver)
+        static.send(stamped_transform(pose(1), "/world", "/base", Time()))
+        static.send(stamped_transform(pose(2), "base", "camera", Time()))
+        static.send(stamped_transform(pose(3), "/world", "world", Time()))
+        spin_until([sender, receiver], lambda: known(buffer, "world", "camera"), "static transforms")
+        assert np.allclose(buffer.lookup("world", "camera"), pose(1) @ pose(2))
+
+
 def test_the_correction_is_published_once_for_every_moment_of_the_clock(caplog):
     """Of simulated time, which may stand still, run back, or never have been that of the images."""
     sim_time = {"parameter_overrides": [Parameter("use_sim_time", value=True)]}
