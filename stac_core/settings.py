@@ -28,41 +28,56 @@ def setting(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+class RefusedSetting(ValueError):
+    """A value that does not work. The setting goes by the name of its class, or is `told_as` another's."""
+
+    def __init__(self, section: type[Any], name: str, value: Any, why: str) -> None:
+        super().__init__(section, name, value, why)
+        self.section, self._told = section, f".{name} = {value!r}: {why}"
+
+    def __str__(self) -> str:
+        return self.told_as(self.section.__name__)
+
+    def told_as(self, section: str) -> str:
+        """The same where users know the section by this name."""
+        return section + self._told
+
+
 def check_settings(section: Any) -> None:
-    """Raise ValueError naming the first setting of a dataclass instance outside its limits.
+    """Raise RefusedSetting for the first setting of a dataclass instance outside its limits.
 
     The message holds the setting's name, the value and the nearest value that works.
     """
     for field in dataclasses.fields(section):
         if field.metadata:
-            _check_one(type(section).__name__, field, getattr(section, field.name))
+            value = getattr(section, field.name)
+            if why := _fault(field, value):
+                raise RefusedSetting(type(section), field.name, value, why)
 
 
-def refuse(section: Any, name: str, why: str, nearest: Any) -> ValueError:
+def refuse(section: Any, name: str, why: str, nearest: Any) -> RefusedSetting:
     """The error of a rule that spans several settings, worded like `check_settings`."""
-    value = getattr(section, name)
-    return ValueError(
-        f"{type(section).__name__}.{name} = {value!r}: {why}; nearest value that works: {nearest!r}"
-    )
+    why = f"{why}; nearest value that works: {nearest!r}"
+    return RefusedSetting(type(section), name, getattr(section, name), why)
 
 
-def _check_one(section: str, field: dataclasses.Field[Any], value: Any) -> None:
-    where = f"{section}.{field.name} = {value!r}"
-    expected = type(field.default)
+def _fault(field: dataclasses.Field[Any], value: Any) -> str:
+    """What is wrong with the value of a setting; empty = nothing."""
+    expected, choices = type(field.default), field.metadata["choices"]
     if expected is float and type(value) is int:
         value = float(value)
     if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
-        raise ValueError(f"{where}: expected {expected.__name__}, got {type(value).__name__}")
+        return f"expected {expected.__name__}, got {type(value).__name__}"
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{where}: must be finite; the default is {field.default!r}")
-    choices = field.metadata["choices"]
+        return f"must be finite; the default is {field.default!r}"
     if choices is not None and value not in choices:
-        raise ValueError(f"{where}: choose one of {', '.join(map(repr, choices))}")
+        return f"choose one of {', '.join(map(repr, choices))}"
     minimum, maximum = field.metadata["minimum"], field.metadata["maximum"]
     if minimum is not None and value < minimum:
-        raise ValueError(f"{where}: below the minimum; nearest value that works: {minimum!r}")
+        return f"below the minimum; nearest value that works: {minimum!r}"
     if maximum is not None and value > maximum:
-        raise ValueError(f"{where}: above the maximum; nearest value that works: {maximum!r}")
+        return f"above the maximum; nearest value that works: {maximum!r}"
+    return ""
 
 
 def add_flags(parser: argparse._ActionsContainer, section: type[Any], separator: str = "-") -> None:

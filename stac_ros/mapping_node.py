@@ -33,7 +33,7 @@ from stac_ros.mapping_worker import MappingWorker
 from stac_ros.node_process import ClosingNode, own_arguments, run_node
 from stac_ros.odometry import OdometryLink
 from stac_ros.outputs import Outputs
-from stac_ros.parameters import Parameters
+from stac_ros.parameters import Parameters, told_as_parameters
 from stac_ros.predictor import Predictor
 from stac_ros.run_statistics import Statistics
 from stac_ros.topics import Service, qos_profile
@@ -73,9 +73,11 @@ class MappingNode(ClosingNode):
         _warn_of_map_directory(ros.map.directory)
         started = time.monotonic()
         loaded = load_network(core.model, core.kernels)
+        with told_as_parameters():
+            StreamSession(loaded.network, core)  # what does not go together is refused before all else
         if _has_room(loaded, core) and loaded.device.type == "cuda":
             warm_up(loaded.network, core)  # now, not with the first image
-        session = StreamSession(loaded.network, core)
+        session = StreamSession(loaded.network, core)  # only now is all else there that takes memory
         logger.info("network ready in %.1f s: %s", time.monotonic() - started, loaded.weights)
         self.facts = _facts(self.get_fully_qualified_name().lstrip("/"), loaded)
         logger.info("libraries: %s", self.facts.libraries)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any, TypeVar
 
 from rcl_interfaces.msg import (
@@ -17,11 +19,25 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from stac_core.config import Config
+from stac_core.settings import RefusedSetting
 from stac_ros.settings import RosConfig, class_of, is_live, settings_of, unknown
 
 Sections = TypeVar("Sections", Config, RosConfig)
 _LARGEST_INTEGER = 2**63 - 1
+_SECTIONS = {
+    class_of(section): section.name for sections in (Config, RosConfig) for section in fields(sections)
+}
 _OF_ROS = ("use_sim_time", "start_type_description_service")  # and qos_overrides.*
+
+
+@contextmanager
+def told_as_parameters() -> Iterator[None]:
+    """A setting that is refused has the name of its parameter."""
+    try:
+        yield
+    except RefusedSetting as refused:
+        section = _SECTIONS.get(refused.section, refused.section.__name__)
+        raise ValueError(refused.told_as(section)) from refused
 
 
 class Parameters:
@@ -68,22 +84,13 @@ class Parameters:
 
 def _build(sections: type[Sections], given: dict[str, Any]) -> Sections:
     """The dataclasses of the given values, defaults elsewhere; ValueError if they refuse."""
-    try:
-        return sections(**{one.name: _section(one, given) for one in dataclasses.fields(sections)})
-    except ValueError as error:
-        raise ValueError(_by_parameters(str(error), sections)) from error
+    with told_as_parameters():
+        return sections(**{one.name: _section(one, given) for one in fields(sections)})
 
 
 def _section(section: dataclasses.Field[Any], given: dict[str, Any]) -> Any:
-    names = [f"{section.name}.{setting.name}" for setting in dataclasses.fields(class_of(section))]
+    names = [f"{section.name}.{setting.name}" for setting in fields(class_of(section))]
     return class_of(section)(**{name.split(".")[1]: given[name] for name in names if name in given})
-
-
-def _by_parameters(text: str, sections: type[Any]) -> str:
-    """What the settings refuse, in names of parameters instead of those of their classes."""
-    for section in dataclasses.fields(sections):
-        text = re.sub(rf"\b{class_of(section).__name__}\.", f"{section.name}.", text)
-    return text
 
 
 def _values(config: Config | RosConfig) -> dict[str, Any]:

@@ -579,6 +579,7 @@ def test_bad_parameters_are_refused_before_anything_is_loaded(capfd, loggers):
         "cache.window_size:=0": "nearest value that works: 1",
         "model.device:=quantum": "quantum",
         "cache.mode:=full": "'full' needs all images at once; a node streams: causal",
+        "cache.repose_frames:=10": "start: cache.repose_frames = 10: a submap ends with all its frames",
     }.items():
         assert start(parameter) == 1
         log = "".join(capfd.readouterr())
