@@ -18,7 +18,9 @@ def complaints(words: Sequence[str], node: str) -> list[str]:
     files = [file for flag, file in pairwise(words) if flag == "--params-file"]
     found = []
     for file in files:
-        names = list(_node_names(yaml.safe_load(Path(file).read_text())))
+        # As ROS reads them: several documents are no fault, nor tags, which it passes over.
+        documents = yaml.load_all(Path(file).read_text(), yaml.BaseLoader)
+        names = [name for content in documents for name in _node_names(content)]
         if not any(_matches(name, node) for name in names):
             found.append(
                 f"nothing in {file} applies: it is for {', '.join(names) or 'no node'}, and this node is "

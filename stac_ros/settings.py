@@ -15,6 +15,7 @@ from stac_core.settings import check_settings, refuse, setting
 from stac_ros.topics import CAMERA_INFO, IMAGE, INFO_PROFILES, INPUT_PROFILES
 
 NAMELESS_CAMERA = "camera_optical_frame"  # where neither an image nor its user names the frame
+LONGEST_S = 1e6  # of a timer or a wait: clocks count nanoseconds in 64 bits
 LARGEST_CLOUD = 2_000_000  # points; 32 MB, the largest message of config/fastdds.xml
 
 
@@ -42,6 +43,7 @@ class FrameSettings:
         0.05,
         "map → odom is sent again this often, so that it does not expire; 0 = off",
         minimum=0.0,
+        maximum=LONGEST_S,
         unit="s",
     )
 
@@ -112,7 +114,7 @@ class WorkerSettings:
         "a chunk that is not full waits this long for its next image; 0 = not at all, the least delay. "
         "With a long wait the chunks of a recording depend on it alone",
         minimum=0.0,
-        maximum=1e6,
+        maximum=LONGEST_S,
         unit="s",
     )
 
@@ -145,7 +147,7 @@ class PublishSettings:
     """How often and how much."""
 
     map_period: float = setting(
-        1.0, "the whole map is sent this often, if it has changed", minimum=0.05, unit="s"
+        1.0, "the whole map is sent this often, if it has changed", minimum=0.05, maximum=LONGEST_S, unit="s"
     )
     path_length: int = setting(2000, "poses of ~/path at most; the oldest leave", minimum=1)
 
@@ -207,7 +209,7 @@ class MapSettings:
         "what is new is saved this often and when the node stops, in place of the stream's autosave before; "
         "0 = never, else 1 or more",
         minimum=0.0,
-        maximum=1e6,
+        maximum=LONGEST_S,
         unit="s",
     )
     load: str = setting(

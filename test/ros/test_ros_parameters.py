@@ -76,6 +76,17 @@ def test_files_are_complained_of_exactly_where_ros_ignores_them(tmp_path, namesp
     assert applied or f"use /**: or {namespace}/stac_mapping: as its key" in found[0]
 
 
+@pytest.mark.parametrize("text", ["--- # a second document\n/other: {}", "", "/other: !tag {}"])
+def test_files_are_read_as_ros_reads_them(tmp_path, text):
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"/**: {{ros__parameters: {{cache: {{window_size: 7}}}}}}\n{text}\n")
+    words = ["--ros-args", "--params-file", str(file)]
+    options = {"automatically_declare_parameters_from_overrides": True, "cli_args": words}
+    with ros_nodes("stac_mapping", **options) as (node,):
+        assert Parameters(node).core.cache.window_size == 7
+    assert not complaints(words, "/stac_mapping")
+
+
 def test_names_of_ros_itself_pass():
     with parameters_of(use_sim_time=True) as (_, parameters):
         assert parameters.ros == RosConfig()
@@ -100,6 +111,8 @@ def test_names_of_ros_itself_pass():
         ("scale__factor", 2.0, "scale.mode = 'none': factor 2.0 would do nothing; nearest .* 'fixed'"),
         ("scale__mode", "odometry", "frames.odom must name the odometry frame of the robot"),
         ("map__voxel_size", float("nan"), "voxel_size = nan: must be finite"),
+        ("publish__map_period", 1e10, "publish.map_period = 10000000000.0: above the maximum"),
+        ("frames__republish_period", 1e10, "frames.republish_period = 10000000000.0: above the maximum"),
     ],
 )
 def test_bad_values_are_refused_at_start(name, value, text):
