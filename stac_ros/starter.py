@@ -108,8 +108,8 @@ def _program(executable: str) -> str:
 
 
 def _yaml(value: Any) -> str:
-    """JSON is YAML that keeps "1" and 1 apart."""
-    return json.dumps(value)
+    """JSON is YAML that keeps "1" and 1 apart; but what JSON escapes as two halves, YAML refuses."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _split(text: str) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ros_helpers import ros_nodes
 from ros_recordings import write_bag
 
 from stac_core.config import Config
@@ -139,6 +140,16 @@ def test_parameters_may_stand_among_the_arguments():
     for text in ("many", "2.5", "inf", ""):
         with pytest.raises(ValueError, match=f"cache.memory_budget:={text}: expected int"):
             child("stac_node", **{"cache.memory_budget": text})
+
+
+@pytest.mark.parametrize(
+    "name", ["two words", "März 🗺", '\'a "b" \\c', "true", "1e9", "{a: b}", "$(x)", "a\tb"]
+)
+def test_any_name_reaches_a_node_as_it_is(name):
+    words = command(child("stac_node", map_directory=name), complete({}))
+    options = {"automatically_declare_parameters_from_overrides": True}
+    with ros_nodes("stac_mapping", cli_args=words[words.index("--ros-args") :], **options) as (node,):
+        assert node.get_parameter("map.directory").value == name
 
 
 def test_files_may_be_named_from_the_home_directory(monkeypatch, tmp_path):
