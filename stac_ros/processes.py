@@ -33,17 +33,17 @@ class Processes:
         process = self._running.get(name)
         return process is not None and process.poll() is None
 
-    def wait(self, name: str) -> int:
-        """Wait until this one has ended, any has failed, or a signal came; the status of the first."""
+    def wait(self, *names: str) -> int:
+        """Wait until one of these has ended, any has failed, or a signal came; the status of the first."""
         while not self.asked_to_end:
-            for other, process in list(self._running.items()):
+            for name, process in list(self._running.items()):
                 status = process.poll()
                 if status is None:
                     continue
-                del self._running[other]
+                del self._running[name]
                 if status:
-                    logger.error("%s ended with status %d", other, status)
-                if status or other == name:
+                    logger.error("%s ended with status %d", name, status)
+                if status or name in names:
                     return status
             time.sleep(POLL_S)
         return 0

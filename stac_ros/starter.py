@@ -67,17 +67,17 @@ def main() -> None:
 def run(values: dict[str, str], environment: dict[str, str]) -> int:
     """Start what the values ask for and stay until it ends: by a signal, a failure, or a recording's end.
 
-    With a viewer open the rest stays, for there is something to look at.
+    With a viewer open the rest stays, for there is something to look at; but all ends with the node.
     """
     commands = {child.executable: command(child, values) for child in children(values)}
     processes = Processes(environment)
     try:
         for name, words in commands.items():
             processes.start(name, words)
-        status = processes.wait("stac-replay" if "stac-replay" in commands else "stac_node")
+        status = processes.wait("stac-replay", "stac_node")
         watched = is_true(values["viewer"]) or is_true(values["rviz"])
         status = status or processes.end("stac-record")
-        if watched and not status and not processes.asked_to_end:
+        if watched and not status and not processes.asked_to_end and processes.is_running("stac_node"):
             logger.info("the recording has ended; Ctrl-C ends the viewer")
             status = processes.wait("stac_node")
     finally:

@@ -11,6 +11,8 @@ import time
 import pytest
 from ros_helpers import PATIENCE_S, Child
 
+from stac_ros import starter
+from stac_ros.arguments import complete
 from stac_ros.processes import Processes
 
 FOR_EVER = [sys.executable, "-c", "import time\nwhile True: time.sleep(1)"]
@@ -63,6 +65,20 @@ def test_another_that_ends_well_is_no_reason_to_stop(processes):
     processes.start("job", [sys.executable, "-c", "import time; time.sleep(0.5)"])
     assert processes.wait("job") == 0
     assert processes.end("helper") == 0
+
+
+@pytest.mark.parametrize("viewer", ["true", "false"])
+def test_what_is_started_ends_with_the_mapping_node(handlers, monkeypatch, viewer):
+    """As in the launch file; else a replay would go on for nobody, and a viewer never end."""
+    programs = {"stac_node": ends_with(0), "stac-replay": FOR_EVER, "stac-view": FOR_EVER}
+    monkeypatch.setattr(starter, "command", lambda child, values: programs[child.executable])
+    values = complete({"source": "world:5", "viewer": viewer})
+    rescue = threading.Timer(PATIENCE_S, os.kill, (os.getpid(), signal.SIGINT))
+    rescue.start()
+    begun = time.monotonic()
+    assert starter.run(values, {}) == 0
+    rescue.cancel()
+    assert time.monotonic() < begun + PATIENCE_S
 
 
 @pytest.mark.parametrize("number", ENDING)
