@@ -268,7 +268,7 @@ class Predictor:
 
     def _header(self, header: Header) -> Header:
         """The image's own, but in the frame that the settings name. ImageError if it cannot be placed."""
-        if not stamp_nanoseconds(header.stamp):
+        if stamp_nanoseconds(header.stamp) <= 0:  # nothing in ROS knows a time before
             raise ImageError(
                 "stamp",
                 "the image carries no stamp: have its driver set header.stamp; recordings without stamps "
