@@ -91,6 +91,11 @@ class CudaTape:
         if graph is not None:
             with suppress(RuntimeError):  # says that the recording is broken
                 graph.capture_end()
+        # To the allocator of some versions (2.11) a broken recording goes on for ever: it would neither empty
+        # its cache nor draw on it where memory is short. Others say that there is none.
+        for pool in self._pools:
+            with suppress(RuntimeError):
+                torch._C._cuda_endAllocateToPool(self._aside.device_index, pool)
         self._pools = [torch.cuda.graph_pool_handle() for _ in self._pools]
 
     def begin(self, beside: bool = False) -> None:

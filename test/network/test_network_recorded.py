@@ -4,6 +4,7 @@ import logging
 import math
 from contextlib import contextmanager, nullcontext
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -203,6 +204,44 @@ def test_what_goes_aside_begins_after_what_was_before_and_is_waited_for(monkeypa
         -1,
         0,
     ] and other.priority == 0  # lower comes first
+
+
+@pytest.mark.parametrize("notices", ["at once", "at the end"])
+def test_a_recording_that_breaks_leaves_the_allocator_as_it_was(monkeypatch, notices):
+    """As PyTorch 2.11 has it: where a recording cannot be ended, its pool stays under way."""
+    under_way = set()
+
+    class Graph:
+        def capture_begin(self, pool, capture_error_mode):
+            under_way.add(pool)
+
+        def capture_end(self):
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    def end(device, pool):
+        if pool not in under_way:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        under_way.remove(pool)
+
+    fakes = {
+        "Stream": lambda device, priority=0: SimpleNamespace(device=device, device_index=0),
+        "graph_pool_handle": object,
+        "synchronize": lambda device: None,
+        "current_stream": lambda device: None,
+        "set_stream": lambda stream: None,
+        "CUDAGraph": Graph,
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end)
+    tape = CudaTape(torch.device("cuda"))
+    pools = tape._pools
+    with pytest.raises(RuntimeError), tape.recording():
+        tape.begin(beside=True)
+        if notices == "at once":
+            raise RuntimeError("operation not permitted when stream is capturing")
+        tape.end()
+    assert not under_way and not set(pools) & set(tape._pools)
 
 
 def test_points_are_another_recording():
