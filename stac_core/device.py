@@ -50,8 +50,13 @@ def computes_in_bfloat16(device: torch.device) -> bool:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Memory that nobody has taken there, nor PyTorch for later use; None where the system does not say."""
+    """Memory that nobody has taken there; None where the system does not say.
+
+    Of a GPU, PyTorch first gives back what it only keeps for later use, as of streams that are gone.
+    """
     if device.type == "cuda":
+        torch.cuda.synchronize(device)  # other streams may still read what has been freed
+        torch.cuda.empty_cache()
         return int(torch.cuda.mem_get_info(device)[0])
     if not os.path.exists("/proc/meminfo"):
         return None

@@ -36,8 +36,6 @@ def warm_up(network: CausalVGGT, config: Config) -> None:
         session.step(list(noise[:count]))
     session.reset()
     session.step(list(noise[:1]))  # as a submap begins
-    del session
-    torch.cuda.empty_cache()  # a stream takes its limit from what is free; recordings keep theirs
 
 
 def check_budget(network: CausalVGGT, config: Config, dtype: torch.dtype) -> None:

@@ -158,6 +158,7 @@ def pretended_gpu(patch: pytest.MonkeyPatch) -> Iterator[None]:
     patch.setattr(torch.cuda, "_lazy_init", lambda: None)
     patch.setattr(torch.cuda, "Event", _Event)
     patch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=8 << 30))
+    patch.setattr(torch.cuda, "synchronize", lambda device=None: None)
     patch.setattr(torch.cuda, "mem_get_info", lambda device: (8 << 30, 8 << 30))
     patch.setattr(torch.cuda, "current_stream", lambda device=None: _Stream())
     patch.setattr(torch, "Generator", _Generator)

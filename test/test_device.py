@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from stac_core.device import Stopwatch, computes_in_bfloat16, host_buffer
+from stac_core.device import Stopwatch, computes_in_bfloat16, free_bytes, host_buffer
 
 
 def test_times_on_the_host_are_those_of_the_clock(monkeypatch):
@@ -57,3 +57,17 @@ def test_a_cpu_computes_in_bfloat16_where_it_has_instructions_for_it(monkeypatch
 def test_so_does_a_gpu_since_ampere(monkeypatch, capability, expected):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert computes_in_bfloat16(torch.device("cuda")) == expected
+
+
+def test_what_pytorch_only_keeps_for_later_is_free(monkeypatch):
+    """Else a stream that follows another one in a process would be given less, or refused."""
+    gpu = {"free": 2_000, "kept": 5_000, "busy": True}
+
+    def empty_cache():
+        assert not gpu["busy"]
+        gpu["free"], gpu["kept"] = gpu["free"] + gpu["kept"], 0
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: gpu.update(busy=False))
+    monkeypatch.setattr(torch.cuda, "empty_cache", empty_cache)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (gpu["free"], 8_000))
+    assert free_bytes(torch.device("cuda")) == 7_000
