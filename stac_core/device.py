@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import os
 import time
 
 import torch
 from torch import Tensor
+
+from stac_core.host_memory import available_bytes
 
 
 def choose_device(name: str, setting: str = "model.device") -> torch.device:
@@ -58,11 +59,7 @@ def free_bytes(device: torch.device) -> int | None:
         torch.cuda.synchronize(device)  # other streams may still read what has been freed
         torch.cuda.empty_cache()
         return int(torch.cuda.mem_get_info(device)[0])
-    if not os.path.exists("/proc/meminfo"):
-        return None
-    with open("/proc/meminfo") as file:
-        kibibytes = dict(line.split(":") for line in file)["MemAvailable"].split()[0]
-    return 1024 * int(kibibytes)
+    return available_bytes()
 
 
 def total_bytes(device: torch.device) -> int | None:

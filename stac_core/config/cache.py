@@ -199,7 +199,7 @@ class CacheConfig:
     memory_budget: int = setting(
         -1,
         "hard limit of live and merged tokens together; -1 = half of what the live cache leaves free of the "
-        "device's memory, 0 = none",
+        "device's memory (on the CPU within a container's limit), 0 = none",
         minimum=-1,
         unit="B",
     )
