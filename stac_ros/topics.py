@@ -73,7 +73,7 @@ INPUTS = (IMAGE, COMPRESSED_IMAGE, CAMERA_INFO, END_OF_INPUT)
 POINTS = Topic("~/points", PointCloud2, "reliable", 5)  # what one image adds to the map: x, y, z, rgb
 MAP_POINTS = Topic("~/map_points", PointCloud2, "latched", 1)  # the whole map, one point per voxel
 DEPTH = Topic("~/depth", Image, "reliable", 5)  # 32FC1, pixel by pixel of the image; NaN = invalid (REP-118)
-DEPTH_INFO = Topic("~/depth/camera_info", CameraInfo, "reliable", 5)
+DEPTH_INFO = Topic("~/camera_info", CameraInfo, "reliable", 5)  # beside the depth: where RViz looks for it
 CONFIDENCE = Topic("~/confidence", Image, "reliable", 5)  # 32FC1, of that depth, from 1 up; NaN = invalid
 POSE = Topic("~/pose", PoseWithCovarianceStamped, "reliable", 10)  # camera in map
 ODOMETRY = Topic("~/odom", Odometry, "reliable", 10)  # the same pose, with the velocity between two images

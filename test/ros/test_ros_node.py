@@ -121,6 +121,12 @@ def test_every_topic_has_the_quality_of_service_of_the_table(observer):
         assert qos_of_node(observer, infos).reliability == reliability, topic.name
 
 
+@pytest.mark.parametrize("image", [topics.DEPTH, topics.CONFIDENCE], ids=lambda topic: topic.name)
+def test_the_calibration_of_an_image_lies_beside_it(image):
+    """Where image_transport, and with it RViz and depth_image_proc, look for it."""
+    assert topics.DEPTH_INFO.name == f"{image.name.rpartition('/')[0]}/camera_info"
+
+
 def test_every_topic_speaks_of_every_image_with_its_stamp_and_frame(observer):
     sent = images(LAST)
     observer.map_images(*sent)
