@@ -90,7 +90,7 @@ def fit(sequences: Sequences, shape: Shape, random: np.random.Generator) -> Sequ
     height, width = (shape.width, shape.height) if sideways else (shape.height, shape.width)
     zoom = random.uniform(0.75, 1.0)
     mirrored = send(torch.from_numpy(random.random(len(sequences.depth)) < 0.5), sequences.depth.device)
-    fitted = _resize(choose(mirrored, mirror(sequences), sequences), height, width, zoom)
+    fitted = resize(choose(mirrored, mirror(sequences), sequences), height, width, zoom)
     return transpose(fitted) if sideways else fitted
 
 
@@ -133,7 +133,7 @@ def transpose(sequences: Sequences) -> Sequences:
     )
 
 
-def _resize(sequences: Sequences, height: int, width: int, zoom: float) -> Sequences:
+def resize(sequences: Sequences, height: int, width: int, zoom: float = 1.0) -> Sequences:
     """`zoom` of the largest window of that shape with the optical axis in its middle, at (width, height) / 2.
 
     A whole number of pixels seldom does that: new ones begin anywhere between old ones.

@@ -36,7 +36,7 @@ from stac_core.geometry import encode_pose
 from stac_core.network.camera_head import CameraHead
 from stac_core.network.causal_vggt import CausalVGGT
 from stac_core.settings import add_flags, check_settings, read_flags, refuse, setting
-from stac_core.training.batches import mirror
+from stac_core.training.batches import mirror, resize
 from stac_core.training.clips import render_clips
 from stac_core.training.config import LARGEST_SEED, changed_flags
 from stac_core.training.losses import camera_loss
@@ -109,7 +109,7 @@ class ClipTokens:
         clips = range(clip, clip + 1)
         world = render_clips(c.seed, c.clip_frames, c.clip_width, clips, torch.device("cpu"))
         seen = Sequences(**vars(world))
-        both, random = [seen, mirror(seen)], np.random.default_rng([c.seed, clip])
+        both, random = as_it_is_and_mirrored(seen), np.random.default_rng([c.seed, clip])
         windows = [draw_window(both[i % 2], c.window_frames, random) for i in range(c.windows)]
         whole = [self._tokens(sequence) for sequence in both]  # one by one, as long ones need much memory
         return tuple(map(torch.cat, zip(*whole, strict=True))), self._tokens(join(windows))  # type: ignore[return-value]
@@ -129,6 +129,11 @@ def digest(module: torch.nn.Module) -> str:
     for value in module.state_dict().values():
         found.update(value.numpy().tobytes())
     return found.hexdigest()[:8]
+
+
+def as_it_is_and_mirrored(clip: Sequences) -> list[Sequences]:
+    """Two clips of one size, both with the optical axis in the middle, where the pose encoding supposes it."""
+    return [clip, resize(mirror(clip), *clip.depth.shape[-2:])]
 
 
 def draw_window(sequence: Sequences, frames: int, random: np.random.Generator) -> Sequences:

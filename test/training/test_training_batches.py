@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from stac_core.geometry import unproject_depth
+from stac_core.geometry import decode_pose, encode_pose, unproject_depth
 from stac_core.training.batches import (
     draw_frames,
     draw_stretches,
@@ -18,6 +18,7 @@ from stac_core.training.batches import (
     transpose,
     vary_colours,
 )
+from stac_core.training.camera_head import as_it_is_and_mirrored
 from stac_core.training.clips import held_out_seed, open_clips, training_seed
 from stac_core.training.clips import main as render_ahead
 from stac_core.training.config import LARGEST_SEED, TrainingConfig
@@ -94,6 +95,16 @@ def test_a_mirrored_camera_sees_in_each_pixel_what_its_lens_says():
     mirrored = mirror(painted_by_rays(56, 71))
     expected = rays(mirrored.intrinsics, 56, 71) * torch.tensor([-1.0, 1.0])[:, None, None]
     assert torch.allclose(shown_rays(mirrored), expected, atol=1e-5)
+
+
+def test_clips_of_the_camera_head_see_what_the_pose_encoding_says():
+    """It tells the width of the view alone, and supposes the optical axis in the middle."""
+    clip = painted_by_rays(56, 84)
+    for seen, side in zip(as_it_is_and_mirrored(clip), (1.0, -1.0), strict=True):
+        encoded = encode_pose(seen.world_from_camera, seen.intrinsics, 56, 84)
+        told = rays(decode_pose(encoded, 56, 84)[1], 56, 84) * torch.tensor([side, 1.0])[:, None, None]
+        off = (shown_rays(seen) - told)[..., 2:-2, 2:-2] * 90
+        assert off.abs().max() < 0.1 and off.mean((-2, -1)).abs().max() < 0.01
 
 
 @pytest.mark.parametrize(
