@@ -62,7 +62,8 @@ class Outputs:
     def publish(self, frame: MappedFrame, points: Points) -> None:
         """One frame: transform, poses, points, depth and confidence, all with the image's own stamp."""
         self._stamp = frame.header.stamp
-        self._unsent = dict.fromkeys(self._unsent, True)
+        self._unsent[topics.PATH] = True
+        self._unsent[topics.MAP_POINTS] |= self._parameters.ros.map.grow
         odom_from_camera = self._visual_odometry.next(frame) if self._frames.visual_odom else None
         self._publish_transform(frame, odom_from_camera)
         self._publish_poses(frame, odom_from_camera)

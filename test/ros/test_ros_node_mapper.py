@@ -718,3 +718,20 @@ def test_the_path_is_bounded(network):
         spin_until([node], lambda: heard, "the path")
         assert not outputs.whole_is_due(), "it has been said"
     assert [pose.header.stamp.nanosec for pose in heard[0].poses] == [100_000_000, 200_000_000, 300_000_000]
+
+
+@pytest.mark.parametrize("grow", [True, False])
+def test_a_map_is_said_again_only_after_it_has_changed(network, grow):
+    with mapper_of(network) as (mapper, notes, _):
+        mapper.process(messages(2))
+    heard: list = []
+    with parameters_of(map__grow=grow) as (node, parameters):
+        topic = topics.MAP_POINTS
+        node.create_subscription(topic.type, topic.name, heard.append, topic.qos())
+        outputs = Outputs(node, parameters, CameraCalibration())
+        outputs.loaded()
+        spin_until([node], outputs.whole_is_due, "the own subscription")
+        outputs.publish_whole(mapper.map)
+        spin_until([node], lambda: heard, "the map")
+        outputs.publish(notes.frames[0], notes.points[0])
+        assert outputs.whole_is_due() == grow
