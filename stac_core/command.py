@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
 
 
 def status_of(
@@ -13,11 +14,11 @@ def status_of(
     refusals: tuple[type[Exception], ...] = (ValueError, OSError),
     interrupted: str = "interrupted",
 ) -> int:
-    """The exit status of a command's work; what stopped it is told in one line. SIGTERM counts as Ctrl-C.
+    """The exit status of a command's work; what stops it is told in one line. Closing signals interrupt it.
 
     refusals: errors that tell what is wrong; any other is a fault of the program, and is raised.
     """
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = {number: signal.signal(number, _interrupt) for number in closing_signals()}
     try:
         return work()
     except refusals as error:
@@ -27,4 +28,19 @@ def status_of(
         print(f"{name}: {interrupted}", file=sys.stderr)
         return 130
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def closing_signals() -> list[signal.Signals]:
+    """What asks a process to end beside Ctrl-C: SIGTERM, and SIGHUP where its terminal is closed."""
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # as under nohup: to outlive its terminal
+        return [signal.SIGTERM]
+    return [signal.SIGTERM, signal.SIGHUP]
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """As Ctrl-C does."""
+    if number == signal.SIGHUP:  # which both the shell and the system send
+        signal.signal(number, signal.SIG_IGN)
+    signal.default_int_handler(number, frame)

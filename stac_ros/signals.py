@@ -6,13 +6,12 @@ import signal
 import threading
 from collections.abc import Callable
 
+from stac_core.command import closing_signals
+
 
 def when_asked_to_end(act: Callable[[int], object]) -> None:
     """Have the main thread call `act` with the number of each such signal."""
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup: to outlive its terminal
-        numbers.append(signal.SIGHUP)
-    for number in numbers:
+    for number in (signal.SIGINT, *closing_signals()):
         signal.signal(number, lambda number, frame: act(number))
 
 

@@ -60,7 +60,7 @@ MAY_IMPORT = {  # part of stac_core → the parts it may import
     | {"network", "cache", "chunk_positions", "images", "intrinsics", "kernels"}
     | {"moves", "submaps", "camera_tracker", "relocalization", "uncertainty"},
     "first_use": {"session", "cache", "config", "device", "images", "network"},
-    "worlds": {"geometry", "config", "settings", "stamps", "device"},
+    "worlds": {"geometry", "config", "settings", "stamps", "device", "command"},
     # the network as a type; sequences of synthetic worlds; kernels to be checked and timed
     "evaluation": METHOD | FILES | {"network", "worlds", "kernels", "command"},
     "pipeline": set(),
@@ -74,7 +74,7 @@ BENCHMARKS = {"evaluation/gpu", "evaluation/benchmark_gpu.py", "evaluation/cache
 # The ROS side: public names, configuration, files; the replay also reads recordings, which are data.
 FOR_ROS = {
     "stac_core",
-    *(f"stac_core.{name}" for name in ("config", "settings", "files", "ply", "stamps", "version")),
+    *(f"stac_core.{name}" for name in ("command", "config", "settings", "files", "ply", "stamps", "version")),
 }
 FOR_SOURCES = FOR_ROS | {
     "stac_core.evaluation.datasets",

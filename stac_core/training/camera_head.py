@@ -132,7 +132,7 @@ def digest(module: torch.nn.Module) -> str:
 
 
 def as_it_is_and_mirrored(clip: Sequences) -> list[Sequences]:
-    """Two clips of one size, both with the optical axis in the middle, where the pose encoding supposes it."""
+    """Two clips of one size, the optical axis in the middle of both, where the pose encoding supposes it."""
     return [clip, resize(mirror(clip), *clip.depth.shape[-2:])]
 
 

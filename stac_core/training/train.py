@@ -4,7 +4,7 @@
     stac-train --weights stac_core/weights/embedded.safetensors
     torchrun --nproc-per-node 8 -m stac_core.training.train
 
-Interrupt it (SIGINT, SIGTERM) whenever you like: it writes its state first.
+Interrupt it (SIGINT, SIGTERM, SIGHUP) whenever you like: it writes its state first.
 """
 
 from __future__ import annotations

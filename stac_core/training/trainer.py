@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from stac_core.checkpoint import load_weights, read_metadata
+from stac_core.command import closing_signals
 from stac_core.config import NETWORKS
 from stac_core.device import Stopwatch, computes_in_bfloat16, send
 from stac_core.network.causal_vggt import CausalVGGT
@@ -233,7 +234,7 @@ class Trainer:
             log.info("%s: stopping after this step", signal.Signals(number).name)
             self.stopped = True
 
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, *closing_signals())}
         try:
             yield
         finally:

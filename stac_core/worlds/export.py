@@ -13,7 +13,6 @@ import argparse
 import dataclasses
 import os
 import shutil
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -25,6 +24,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from stac_core.command import status_of
 from stac_core.config import PATCH_SIZE
 from stac_core.device import choose_device
 from stac_core.settings import add_flags, check_settings, read_flags, refuse, setting
@@ -165,22 +165,23 @@ def main(arguments: list[str] | None = None) -> int:
         group = parser.add_argument_group((section.__doc__ or "").splitlines()[0].rstrip("."))
         add_flags(group, section, separator="_")
     given = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is half written goes
+    refusals, interrupted = (OSError, RuntimeError), "interrupted; nothing was kept"
     try:
-        export_world(
-            read_flags(ExportConfig, given),
-            read_flags(WorldConfig, given),
-            (given.folder, read_flags(FolderSettings, given)) if given.folder else None,
-            (given.bag, read_flags(BagSettings, given)) if given.bag else None,
-            overwrite=given.overwrite,
-            progress=True,
-        )
-    except (ValueError, OSError, RuntimeError) as error:
+        return status_of(parser.prog, lambda: _run(given), refusals, interrupted)
+    except ValueError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ValueError) else 1
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted; nothing was kept", file=sys.stderr)
-        return 130
+        return 2
+
+
+def _run(given: argparse.Namespace) -> int:
+    export_world(
+        read_flags(ExportConfig, given),
+        read_flags(WorldConfig, given),
+        (given.folder, read_flags(FolderSettings, given)) if given.folder else None,
+        (given.bag, read_flags(BagSettings, given)) if given.bag else None,
+        overwrite=given.overwrite,
+        progress=True,
+    )
     for path in (given.folder, given.bag):
         if path:
             print(f"wrote {path}")

@@ -114,7 +114,7 @@ def test_depth_maps_of_others_are_never_removed(folder, tmp_path, capsys):
     assert (tmp_path / "depth" / "000000.png").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_run_writes_what_it_has_and_says_so(folder, tmp_path, monkeypatch, capsys, number):
     before = signal.getsignal(number)
     step, steps = StreamSession.step, []

@@ -262,7 +262,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(target: str, tmp_path: Path) ->
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupt_leaves_nothing(number: int, tmp_path: Path) -> None:
     process = _run(["--folder", str(tmp_path / "out"), "--frames", "5000", "--height", "56", "--width", "56"])
     assert process.stderr is not None
