@@ -57,10 +57,12 @@ def write_bag(
     image_topics: tuple[str, ...] = ("/camera/image_raw",),
     extra_types: tuple[str, ...] = (),
     stamped: bool = True,
+    damaged: tuple[str, int] | None = None,
 ) -> Path:
     """A bag of images with camera_info, /tf and /tf_static, 20 frames per second.
 
     Images of a topic that ends in /compressed are JPEG. They have no stamp unless `stamped`.
+    damaged: topic, and how much is left of its third message, in bytes.
     """
     types = STORE.types
     with Writer(path, version=9, storage_plugin=plugin) as writer:
@@ -78,7 +80,10 @@ def write_bag(
         others = [connect(f"/other{number}", kind) for number, kind in enumerate(extra_types)]
 
         def write(connection, stamp: int, message) -> None:
-            writer.write(connection, stamp, STORE.serialize_cdr(message, connection.msgtype))
+            whole, left = STORE.serialize_cdr(message, connection.msgtype), None
+            if damaged and connection.topic == damaged[0] and stamp == BAG_START_NS + 2 * PERIOD_NS:
+                left = damaged[1]
+            writer.write(connection, stamp, whole[:left])
 
         def header(stamp: int, frame: str):
             time = types["builtin_interfaces/msg/Time"](stamp // 10**9, stamp % 10**9)

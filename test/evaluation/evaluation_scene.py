@@ -63,9 +63,12 @@ class BagWriter:
         self._writer.close()
 
     def write(self, topic: str, kind: str, message: object, stamp_ns: int) -> None:
+        self.write_raw(topic, kind, STORE.serialize_cdr(message, kind), stamp_ns)
+
+    def write_raw(self, topic: str, kind: str, raw: bytes, stamp_ns: int) -> None:
         if topic not in self._connections:
             self._connections[topic] = self._writer.add_connection(topic, kind, typestore=STORE)
-        self._writer.write(self._connections[topic], stamp_ns, STORE.serialize_cdr(message, kind))
+        self._writer.write(self._connections[topic], stamp_ns, raw)
 
 
 def make(kind: str, *arguments: object) -> object:

@@ -16,7 +16,7 @@ from evaluation.evaluation_scene import (
     tiny_frames,
     transform,
 )
-from rosbags.rosbag2 import StoragePlugin
+from rosbags.rosbag2 import Reader, StoragePlugin
 from scipy.spatial.transform import Rotation
 
 from stac_core.evaluation.datasets import bag as bag_reader
@@ -189,6 +189,39 @@ def test_truncated_recordings_are_refused_with_the_cure(tmp_path, keep, plugin):
     file.write_bytes(file.read_bytes()[: int(file.stat().st_size * keep)])
     with pytest.raises(ValueError, match="mcap recover"):
         open_sequence(path)
+
+
+def damaged(whole: Path, target: Path, topic: str, numbers: range) -> Path:
+    """The same recording with messages of a topic cut short."""
+    seen = -1
+    with Reader(whole) as reader, BagWriter(target) as bag:
+        for connection, stamp, raw in reader.messages():
+            seen += connection.topic == topic
+            cut = connection.topic == topic and seen in numbers
+            bag.write_raw(connection.topic, connection.msgtype, raw[: 50 if cut else None], stamp)
+    return target
+
+
+@pytest.mark.parametrize("topic", ["/cam/image", "/cam/depth", "/cam/camera_info", "/pose", "/tf_static"])
+def test_a_damaged_message_is_left_out_and_told(tmp_path, caplog, topic):
+    whole = open_sequence(write_bag(tmp_path / "whole", "pose"))
+    numbers = range(1) if topic == "/cam/camera_info" else range(2, 3)  # the first is all that is read
+    sequence = open_sequence(damaged(tmp_path / "whole", tmp_path / "bag", topic, numbers))
+    kept = [0, 1, 3, 4, 5] if topic == "/cam/image" else range(6)
+    assert len(sequence) == len(kept)
+    for index, number in enumerate(kept):
+        frame, expected = sequence.frame(index), whole.frame(number)
+        assert np.array_equal(frame.image, expected.image) and frame.stamp_ns == expected.stamp_ns
+        assert (frame.depth_m is None) == (number == 2 and topic == "/cam/depth")
+        assert (frame.world_from_camera is None) == (number == 2 and topic == "/pose")
+        assert np.array_equal(frame.intrinsics, expected.intrinsics)
+    assert f"{tmp_path}/bag: a message of {topic}, recorded at" in caplog.text
+
+
+def test_a_bag_of_damaged_images_has_none(tmp_path):
+    write_bag(tmp_path / "whole", "pose")
+    with pytest.raises(ValueError, match=r"no image topic .*; it has .*/cam/image \(sensor_msgs/msg/Image\)"):
+        open_sequence(damaged(tmp_path / "whole", tmp_path / "bag", "/cam/image", range(6)))
 
 
 @pytest.mark.parametrize("plugin", [StoragePlugin.MCAP, StoragePlugin.SQLITE3])

@@ -88,6 +88,16 @@ def test_more_topics_and_types_that_are_not_installed(tmp_path, caplog):
         open_plain(bag, more_topics=["/nothing"])
 
 
+@pytest.mark.parametrize("plugin", [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
+@pytest.mark.parametrize("left", [0, 6, 60])
+@pytest.mark.parametrize("topic", ["/camera/image_raw", "/camera/camera_info", "/tf"])
+def test_a_damaged_message_is_left_out_and_told(tmp_path, plugin, left, topic, caplog):
+    source = open_plain(write_bag(tmp_path / "bag", 5, plugin, damaged=(topic, left)))
+    due = [item.due_ns for item in source.items() if source.recorded_name(item.topic) == topic]
+    assert due == [BAG_START_NS + i * PERIOD_NS for i in (0, 1, 3, 4)]
+    assert f"a message of {topic}, recorded at {BAG_START_NS + 2 * PERIOD_NS} ns, is damaged" in caplog.text
+
+
 def write_film(path):
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 30, (84, 56))
     for index in range(3):

@@ -120,7 +120,8 @@ class BagSequence:
 
 def choose_image_topic(bag: BagFile, topic: str = "") -> str:
     """The given image topic, or the only one. ValueError lists what there is."""
-    images = [t for t in bag.topics(*IMAGE_TYPES) if not is_depth(bag.first(t)) and "depth" not in t.lower()]
+    firsts = {topic: bag.first(topic) for topic in bag.topics(*IMAGE_TYPES) if "depth" not in topic.lower()}
+    images = [name for name, first in firsts.items() if first is not None and not is_depth(first)]
     if topic:
         if topic not in images:
             raise ValueError(
@@ -156,7 +157,8 @@ def _intrinsics(bag: BagFile, image_topic: str) -> Array | None:
     parts = image_topic.split("/")
     beside = ["/".join(parts[:end]) + "/camera_info" for end in range(len(parts) - 1, 0, -1)]
     chosen = next((topic for topic in beside if topic in infos), infos[0] if len(infos) == 1 else None)
-    if chosen is None:
+    first = bag.first(chosen) if chosen else None
+    if first is None:
         return None
-    matrix = np.array(bag.first(chosen).k, np.float64).reshape(3, 3)
+    matrix = np.array(first.k, np.float64).reshape(3, 3)
     return matrix if matrix[0, 0] > 0 else None  # an uncalibrated camera publishes zeros

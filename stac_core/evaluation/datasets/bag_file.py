@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from rosbags.highlevel import AnyReader
+from rosbags.highlevel import AnyReader, AnyReaderError
 from rosbags.image import ImageError, message_to_cvimage
 from rosbags.interfaces import Connection
 from rosbags.rosbag2 import Reader
@@ -21,6 +22,8 @@ from stac_core.evaluation.trajectory import poses_from_quaternions
 
 FILE_TYPES = (".mcap", ".db3")
 IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,12 +43,13 @@ def header_stamp(message: Any) -> int:
 class BagFile:
     """One opened recording; a folder with metadata.yaml or a bare .mcap or .db3 file, whatever its name.
 
-    ValueError for what is none, or is damaged.
+    ValueError for what is none, or is damaged. Single damaged messages are left out, as if never recorded.
     """
 
     def __init__(self, path: Path) -> None:
         _check_kind(path)
         self.path = path
+        self._told: set[str] = set()  # topics with damaged messages
         try:
             self._reader = AnyReader([path], default_typestore=get_typestore(Stores.ROS2_KILTED))
             # By its name alone a folder called *.bag would be taken for a file of ROS 1.
@@ -70,30 +74,48 @@ class BagFile:
 
     def messages(self, *topics: str, start_ns: int | None = None) -> Iterator[Stamped]:
         """Decode messages in order of recording. Raises ValueError where the file breaks off."""
-        for connection, recorded, raw in self.raw_messages(*topics, start_ns=start_ns):
-            message = self._reader.deserialize(raw, connection.msgtype)
+        for connection, recorded, _, message in self._whole(*topics, start_ns=start_ns):
             yield Stamped(recorded, connection.topic, message)
 
-    def raw_messages(
+    def raw_messages(self, *topics: str) -> Iterator[tuple[Connection, int, bytes]]:
+        """The same as recorded, undecoded, with their topic's connection and time of recording."""
+        for connection, recorded, raw, _ in self._whole(*topics):
+            yield connection, recorded, raw
+
+    def _whole(
         self, *topics: str, start_ns: int | None = None
-    ) -> Iterator[tuple[Connection, int, bytes]]:
-        """Messages as recorded, undecoded, with their topic's connection and time of recording."""
+    ) -> Iterator[tuple[Connection, int, bytes, Any]]:
+        """Both, of messages that can be decoded; None instead where the type is unknown."""
+        types = self._reader.typestore.fielddefs
+        for connection, recorded, raw in self._recorded(*topics, start_ns=start_ns):
+            topic, kind = connection.topic, connection.msgtype
+            try:
+                message = self._reader.deserialize(raw, kind) if kind in types else None
+            except AnyReaderError as error:
+                if topic not in self._told:
+                    self._told.add(topic)
+                    what = (
+                        f"{self.path}: a message of {topic}, recorded at {recorded} ns, is damaged ({error})"
+                    )
+                    logger.warning("%s: it is left out, and any other like it", what)
+                continue
+            yield connection, recorded, raw, message
+
+    def _recorded(self, *topics: str, start_ns: int | None = None) -> Iterator[tuple[Connection, int, bytes]]:
         connections = self.connections(*topics)
         if not connections:
             return
         try:
             yield from self._reader.messages(connections, start=start_ns)
-        except (ValueError, OSError, AssertionError, IndexError) as error:
+        except Exception as error:  # as above, and those of whatever decompresses
             raise ValueError(f"{self.path}: breaks off while reading {topics} ({error})") from error
 
     def header_stamps(self, topic: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Header stamps and times of recording of a topic, without decoding what follows the header."""
+        """Header stamps and times of recording of a topic."""
         stamps, times = [], []
-        for _, recorded, raw in self.raw_messages(topic):
-            order = "<" if raw[1] & 1 else ">"
-            seconds, nanoseconds = np.frombuffer(raw, order + "u4", 2, offset=4)
-            stamps.append(int(seconds) * 1_000_000_000 + int(nanoseconds))
-            times.append(recorded)
+        for item in self.messages(topic):
+            stamps.append(header_stamp(item.message))
+            times.append(item.recorded_ns)
         return np.array(stamps, np.int64), np.array(times, np.int64)
 
     def first(self, topic: str) -> Any:
@@ -101,11 +123,10 @@ class BagFile:
         return next((m.message for m in self.messages(topic)), None)
 
     def last(self, topic: str) -> Any:
-        """The last message of a topic, or None; those before it are not decoded."""
-        found = None
-        for found in self.raw_messages(topic):  # noqa: B007
-            pass
-        return found and self._reader.deserialize(found[2], found[0].msgtype)
+        """The last message of a topic, None without any or where it is damaged; others are not decoded."""
+        last_ns = max((recorded for _, recorded, _ in self._recorded(topic)), default=None)
+        found = [item.message for item in self.messages(topic, start_ns=last_ns)]
+        return found[-1] if found else None
 
 
 class MessageList:
