@@ -5,15 +5,19 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 
 
 class Progress:
-    """Stamps in flight. An answer to one stamp also answers all sent before it."""
+    """Stamps in flight. An answer to one stamp also answers all sent before it.
 
-    def __init__(self) -> None:
+    interrupted: whether nobody is to wait for answers, asked when one comes and at `wake`.
+    """
+
+    def __init__(self, interrupted: Callable[[], bool]) -> None:
+        self._interrupted = interrupted
         self._in_flight: deque[int] = deque()
         self._changed = threading.Condition()
-        self._stopped = False
 
     def sent(self, stamp_ns: int) -> None:
         with self._changed:
@@ -25,10 +29,9 @@ class Progress:
                 self._in_flight.popleft()
             self._changed.notify_all()
 
-    def stop(self) -> None:
-        """Let all waiting end."""
+    def wake(self) -> None:
+        """Let all waiting end, where it is interrupted by now."""
         with self._changed:
-            self._stopped = True
             self._changed.notify_all()
 
     def wait_for_room(self, most_in_flight: int, limit_s: float) -> bool:
@@ -48,7 +51,7 @@ class Progress:
     def _wait(self, most: int, limit_s: float) -> bool:
         with self._changed:
             seen, limit = len(self._in_flight), time.monotonic() + limit_s
-            while len(self._in_flight) > most and not self._stopped:
+            while len(self._in_flight) > most and not self._interrupted():
                 if len(self._in_flight) != seen:  # an answer came: the patience starts anew
                     seen, limit = len(self._in_flight), time.monotonic() + limit_s
                 if time.monotonic() >= limit:

@@ -38,7 +38,7 @@ class ReplayNode(Node):
         super().__init__("stac_replay", **options)
         self._source, self._settings = source, settings
         self._schedule = Schedule(settings.rate)
-        self._progress = Progress()
+        self._progress = Progress(interrupted=lambda: self._schedule.interrupted)
         self._most_in_flight = settings.in_flight
         self._newest_ns = 0  # stamp of the newest image
         self._stopped = False
@@ -63,16 +63,16 @@ class ReplayNode(Node):
         if not self._settings.rate and not self._settings.in_flight:
             self._most_in_flight = self._room_at_the_node()
         while not self._stopped:
-            played = self._play_once()
-            if played and not self._settings.loop:
-                break
-        self._wait_until_received()
+            if self._play_once() and not self._settings.loop:
+                self._wait_until_received()
+                if not self._schedule.interrupted:
+                    return
 
     def stop(self) -> None:
         """End `play` from another thread."""
         self._stopped = True
         self._schedule.stop()
-        self._progress.stop()
+        self._progress.wake()
 
     def _play_once(self) -> bool:
         """True at the end of the recording; False when stopped or asked to begin again."""
@@ -114,7 +114,7 @@ class ReplayNode(Node):
                 "sending the next image all the same"
             )
             self._progress.forget_oldest()
-        return not self._stopped
+        return not self._schedule.interrupted
 
     def _publish(self, item: Item) -> None:
         payload, kind = item.payload, self._source.types[item.topic]
@@ -214,5 +214,6 @@ class ReplayNode(Node):
 
     def _on_restart(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         self._schedule.interrupt()
+        self._progress.wake()
         response.success, response.message = True, "playing from the beginning"
         return response

@@ -46,7 +46,7 @@ class Schedule:
     def wait_until(self, recording_ns: int) -> bool:
         """Sleep until a moment of the recording is due; False if interrupted or stopped meanwhile."""
         with self._changed:
-            while not (self._interrupted or self._stopped):
+            while not self.interrupted:
                 left_s = self._seconds_until(recording_ns)
                 if left_s is not None and left_s <= 0:
                     if not self._rate and recording_ns != self._recording_ns:
@@ -67,6 +67,11 @@ class Schedule:
         with self._changed:
             self._interrupted = True
             self._changed.notify_all()
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether `wait_until` would return False."""
+        return self._interrupted or self._stopped
 
     def stop(self) -> None:
         """Make `wait_until` return False for ever."""

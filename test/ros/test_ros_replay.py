@@ -141,6 +141,23 @@ def test_rate_zero_sends_only_what_the_node_can_take(tmp_path, listener):
     assert len(images) == 9 and most_unanswered <= 3
 
 
+def test_a_replay_that_waits_at_its_end_begins_again_on_request(tmp_path, listener):
+    images = collect(listener, Image, "image", qos_profile("reliable", 50))
+    ends = collect(listener, END_OF_INPUT.type, outside_name(END_OF_INPUT), END_OF_INPUT.qos())
+    answers = listener.create_publisher(PROGRESS.type, outside_name(PROGRESS), PROGRESS.qos())
+    restart = listener.create_client(Trigger, "stac_replay/restart")
+    arguments = (write_images(tmp_path, 3), *PATIENT, "--rate", 0, "--in-flight", 4)
+    with Child("stac_ros.replay", *arguments) as replay:
+        spin_until([listener], lambda: ends and restart.service_is_ready(), "the end, without an answer")
+        begun = restart.call_async(Trigger.Request())
+        spin_until([listener], lambda: begun.done() and len(images) == 4, "the first image again")
+        answers.publish(images[2].header)  # of all three, sent before it
+        spin_until([listener], lambda: len(images) == 6 and len(ends) == 2, "the end again")
+        answers.publish(images[2].header)
+        assert replay.wait() == 0, replay.output
+    assert stamps(images) == 2 * stamps(images[:3])
+
+
 def test_part_of_a_recording_compressed_with_wall_stamps(tmp_path, listener):
     images = collect(listener, CompressedImage, "image/compressed", qos_profile("reliable", 50))
     begin = listener.get_clock().now().nanoseconds

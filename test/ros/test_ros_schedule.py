@@ -81,7 +81,7 @@ def test_one_recorded_moment_has_one_wall_time(rate):
 
 
 def test_an_answer_also_answers_what_was_dropped_before_it():
-    progress = Progress()
+    progress = Progress(interrupted=lambda: False)
     for stamp in (10, 20, 20, 30):
         progress.sent(stamp)
     assert progress.wait_for_room(5, limit_s=0.0) and not progress.wait_for_room(4, limit_s=0.01)
@@ -95,13 +95,15 @@ def test_an_answer_also_answers_what_was_dropped_before_it():
 
 
 def test_a_lost_image_can_be_given_up_and_waiting_can_be_stopped():
-    progress = Progress()
+    stopped = threading.Event()
+    progress = Progress(interrupted=stopped.is_set)
     progress.sent(1)
     assert not progress.wait_for_room(1, limit_s=0.01)
     progress.forget_oldest()
     assert progress.wait_for_room(1, limit_s=0.01)
     progress.sent(2)
     thread, results = in_thread(progress.wait_for_all, 3600.0)
-    progress.stop()
+    stopped.set()
+    progress.wake()
     thread.join(10)
     assert results == [True]
