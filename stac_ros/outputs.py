@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 from builtin_interfaces.msg import Time
 from geometry_msgs.msg import PoseStamped, PoseWithCovarianceStamped
@@ -31,7 +33,7 @@ from stac_ros.topics import Topic
 from stac_ros.transforms import TransformBroadcaster
 from stac_ros.visual_odometry import VisualOdometry
 
-FLUSH_S = 0.5  # per topic, at shutdown
+FLUSH_S = 3.5  # at shutdown: Fast DDS asks listeners what they have every 3 s, and sends again what they lack
 NO_POINTS = np.empty((0, 3), np.float32), np.empty((0, 3), np.uint8)  # positions and colours
 
 
@@ -125,8 +127,9 @@ class Outputs:
 
     def flush(self) -> None:
         """Wait, not for long, until the listeners have all that was sent."""
+        end = time.monotonic() + FLUSH_S
         for publisher in self._publishers.values():
-            publisher.wait_for_all_acked(Duration(seconds=FLUSH_S))
+            publisher.wait_for_all_acked(Duration(seconds=max(0.0, end - time.monotonic())))
 
     def _publish_transform(self, frame: MappedFrame, odom_from_camera: NDArray[np.float64] | None) -> None:
         """odom_from_camera: in the frame of visual odometry, if there is one."""

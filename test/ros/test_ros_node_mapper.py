@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from builtin_interfaces.msg import Time
 from mapping_helpers import CONFIG, InSeries, Notes, mapper_of
 from node_helpers import HEIGHT, WIDTH, images
 from rclpy.parameter import Parameter
+from rclpy.publisher import Publisher
 from ros_helpers import parameters_of, spin_until
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
@@ -735,3 +737,14 @@ def test_a_map_is_said_again_only_after_it_has_changed(network, grow):
         spin_until([node], lambda: heard, "the map")
         outputs.publish(notes.frames[0], notes.points[0])
         assert outputs.whole_is_due() == grow
+
+
+def test_listeners_that_are_gone_hold_up_the_end_once(monkeypatch):
+    """Not once for each topic."""
+    monkeypatch.setattr("stac_ros.outputs.FLUSH_S", 0.2)
+    monkeypatch.setattr(Publisher, "wait_for_all_acked", lambda _, limit: time.sleep(limit.nanoseconds / 1e9))
+    with parameters_of() as (node, parameters):
+        outputs = Outputs(node, parameters, CameraCalibration())
+        began = time.monotonic()
+        outputs.flush()
+        assert 0.2 <= time.monotonic() - began < 0.4
