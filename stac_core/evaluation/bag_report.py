@@ -124,8 +124,8 @@ _CACHE_PARTS = ("memory: cache.live_bytes", "memory: cache.voxel_bytes")
 def paired_paths(sequence: BagSequence, result: BagResult) -> tuple[Trajectory, Trajectory]:
     if sequence.truth is None:
         raise NoTruth(
-            "no true camera path: the bag holds none (TF, Odometry or PoseStamped), or none is asked for; "
-            "name a TUM file with --truth"
+            "no camera path to judge by: the bag holds none (TF, Odometry or PoseStamped), or none is asked "
+            "for; name a TUM file with --truth"
         )
     return pair_by_stamp(result.trajectory, sequence.truth)
 
