@@ -17,6 +17,8 @@ from stac_core.files import write_whole
 from stac_core.ply import write_ply
 from stac_ros import saved_map
 from stac_ros.covariances import Variance
+from stac_ros.grid import Grid
+from stac_ros.grid_messages import write_grid
 from stac_ros.map import VoxelMap
 from stac_ros.map_directory import explained, whole_or_gone
 from stac_ros.mapped_frame import MappedFrame, Points
@@ -61,11 +63,13 @@ class Mapper:
         self._parameters, self._statistics, self._output = parameters, statistics, output
         settings = parameters.ros.map
         self.map = VoxelMap(settings.voxel_size, settings.max_points)
+        self.grid = Grid(parameters.ros.grid)
         self.trajectory = Trajectory(settings.max_poses)
         self.scale = StreamScale(parameters)
         self._map_from_world: NDArray[np.float64] | None = None  # known from the first image on
         self._before: NDArray[np.float64] | None = None  # world_from_camera of the last frame, as it lies now
         self._factor = 1.0  # lengths of the map per length of the network
+        self._level = False  # the map, as odometry is
         self.streams_ended = 0
 
     def add(self, predicted: Predicted) -> None:
@@ -88,9 +92,11 @@ class Mapper:
         self._factor = 1.0
         if keep:
             self.map.end_stream()
+            self.grid.end_stream()
             self.trajectory.end_stream()
         else:
             self.map.clear()
+            self.grid.clear()
             self.trajectory.clear()
         self._output.begin_stream(keep)
 
@@ -120,6 +126,8 @@ class Mapper:
         with explained(folder.parent):
             write_ply(folder / saved_map.POINTS, *self.map.points())
             write_whole(folder / saved_map.POSES, self.trajectory.tum())
+            if not self.grid.empty:
+                write_grid(folder, self.grid)
             if self._map_from_world is not None:
                 self._saved(self._map_from_world).write(folder / saved_map.MAP)
 
@@ -128,7 +136,8 @@ class Mapper:
         saved = SavedMap.read(folder / saved_map.MAP)
         self.map.add(saved.positions, saved.colours, saved.confidences, saved.submaps)
         self._map_from_world, self._fixed_point = saved.map_from_world, saved.fixed_point
-        self._factor = float(saved.factor)
+        self._factor, self._level = float(saved.factor), bool(saved.level)
+        self._load_grid(saved)
         if saved.measured:
             self.scale.resume(self._factor)
         self._output.loaded()
@@ -136,13 +145,28 @@ class Mapper:
 
     def _saved(self, map_from_world: NDArray[np.float64]) -> SavedMap:
         factor, measured = np.array(self._factor), np.array(self.scale.measured)
-        return SavedMap(*self.map.voxels(), map_from_world, self._fixed_point, factor, measured)
+        in_world = map_from_world, self._fixed_point, factor, measured, np.array(self._level)
+        return SavedMap(*self.map.voxels(), *in_world, np.array(self.grid.cell_size), *self.grid.known())
+
+    def _load_grid(self, saved: SavedMap) -> None:
+        """Only into cells of the same size: others would be torn open, or fill what was between walls."""
+        if self._parameters.ros.has_grid and not self._level:
+            logger.warning("there will be no grid: the saved map began without frames.odom, and is not level")
+        if saved.cell_size == self.grid.cell_size:
+            self.grid.put(saved.cell_places, saved.cell_evidence, saved.cell_submaps)
+        elif len(saved.cell_places):
+            logger.warning(
+                "the grid begins anew: grid.cell_size is %g, but %g in the saved map",
+                *(self.grid.cell_size, saved.cell_size),
+            )
 
     def _add_frame(self, frame: MappedFrame) -> None:
         settings = self._parameters.ros
         points = frame.points(settings.points)
         if settings.map.grow:
             self.map.add(points.positions, points.colours, points.confidences, frame.submap)
+            if settings.has_grid and self._level and self.scale.metric:
+                self.grid.add(points.positions, frame.map_from_camera[:3, 3], frame.submap)
         self.trajectory.add(stamp_nanoseconds(frame.header.stamp), frame.map_from_camera, frame.submap)
         self._output.publish(frame, points)
 
@@ -153,6 +177,7 @@ class Mapper:
         if self._map_from_world is None:
             scaled = _scaled(world_from_camera, self._factor)
             self._map_from_world, self._fixed_point = _place(scaled, view.odom_from_camera)
+            self._level = view.odom_from_camera is not None
         before, self._before = self._before, world_from_camera
         return MappedFrame(
             header=view.header,
@@ -194,6 +219,10 @@ class Mapper:
     def _move(self, moves: Moves, other_lengths: bool = False) -> None:
         """Moves are in the map."""
         self.map.move(moves, other_lengths)
+        if other_lengths:
+            self.grid.clear()  # what was floor is at another height now
+        else:
+            self.grid.move(moves)
         self.trajectory.move(moves)
         self._output.move(moves)
 

@@ -124,7 +124,9 @@ class MappingNode(ClosingNode):
         self.mapping.stop()
         if self.parameters.ros.map.autosave:
             self.autosave.finish()  # first of all that is left: who waits too long for the end kills
-        self.outputs.publish_whole(self.mapper.map)  # its thread has ended: they may be used here
+        self.outputs.publish_whole(
+            self.mapper.map, self.mapper.grid
+        )  # its thread has ended: they may be used here
         self.outputs.flush()
         logger.info("stopped: %d images mapped", self.statistics.snapshot().mapped)
 
@@ -161,8 +163,9 @@ class MappingNode(ClosingNode):
         self.autosave.order(self.inference, self.mapping)
 
     def on_map_timer(self) -> None:
+        self.outputs.warn_of_no_grid()
         if self.outputs.whole_is_due():
-            self.mapping.order(lambda: self.outputs.publish_whole(self.mapper.map))
+            self.mapping.order(lambda: self.outputs.publish_whole(self.mapper.map, self.mapper.grid))
 
     def on_diagnostics_timer(self) -> None:
         counts = self.statistics.snapshot()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 
 import numpy as np
@@ -18,6 +19,8 @@ from stac_ros import topics
 from stac_ros.camera_info import CameraCalibration
 from stac_ros.clouds import cloud_message
 from stac_ros.frame_parents import OtherParents
+from stac_ros.grid import Grid
+from stac_ros.grid_messages import grid_message
 from stac_ros.images import encode_image
 from stac_ros.map import VoxelMap
 from stac_ros.mapped_frame import MappedFrame, Points
@@ -35,6 +38,8 @@ from stac_ros.visual_odometry import VisualOdometry
 
 FLUSH_S = 3.5  # at shutdown: Fast DDS asks listeners what they have every 3 s, and sends again what they lack
 NO_POINTS = np.empty((0, 3), np.float32), np.empty((0, 3), np.uint8)  # positions and colours
+
+logger = logging.getLogger(__name__)
 
 
 class Outputs:
@@ -55,7 +60,10 @@ class Outputs:
         self._visual_odometry = VisualOdometry()
         self._path = PathMessages(parameters.ros.publish.path_length)
         self._stamp = Time()  # of the latest image
+        self._no_grid_told = False
         self._unsent = {topics.MAP_POINTS: False, topics.PATH: False}
+        if parameters.ros.has_grid:
+            self._unsent[topics.GRID] = False
 
     def has_subscribers(self, topic: Topic) -> bool:
         """Whether somebody listens."""
@@ -64,8 +72,8 @@ class Outputs:
     def publish(self, frame: MappedFrame, points: Points) -> None:
         """One frame: transform, poses, points, depth and confidence, all with the image's own stamp."""
         self._stamp = frame.header.stamp
-        self._unsent[topics.PATH] = True
-        self._unsent[topics.MAP_POINTS] |= self._parameters.ros.map.grow
+        grows = self._parameters.ros.map.grow
+        self._unsent = {topic: unsent or grows for topic, unsent in self._unsent.items()} | {topics.PATH: True}
         odom_from_camera = self._visual_odometry.next(frame) if self._frames.visual_odom else None
         self._publish_transform(frame, odom_from_camera)
         self._publish_poses(frame, odom_from_camera)
@@ -99,10 +107,13 @@ class Outputs:
             self._unsent = dict.fromkeys(self._unsent, False)
             self._publishers[topics.MAP_POINTS].publish(cloud_message(self._in_map(), *NO_POINTS))
             self._publishers[topics.PATH].publish(Path(header=self._in_map()))
+            if topics.GRID in self._unsent:
+                nothing = grid_message(self._in_map(), Grid(self._parameters.ros.grid))
+                self._publishers[topics.GRID].publish(nothing)
 
     def loaded(self) -> None:
         """The map holds points before the first frame, which are to be said."""
-        self._unsent[topics.MAP_POINTS] = True
+        self._unsent |= dict.fromkeys(self._unsent.keys() - {topics.PATH}, True)
 
     def move(self, moves: Moves) -> None:
         """Map and path lie elsewhere and are to be said anew."""
@@ -113,10 +124,11 @@ class Outputs:
         """Whether `publish_whole` would say anything."""
         return any(unsent and self.has_subscribers(topic) for topic, unsent in self._unsent.items())
 
-    def publish_whole(self, voxel_map: VoxelMap) -> None:
-        """The whole map and the whole path, where they have changed and somebody listens.
+    def publish_whole(self, voxel_map: VoxelMap, grid: Grid) -> None:
+        """The whole map, grid and path, where they have changed and somebody listens.
 
-        A map without a point is none: an empty one tells that a stream has ended, see `begin_stream`.
+        A map without a point is none, nor is a grid without a cell: an empty one tells that a stream has
+        ended, see `begin_stream`.
         """
         if len(voxel_map) and self._unsent[topics.MAP_POINTS] and self.has_subscribers(topics.MAP_POINTS):
             self._publishers[topics.MAP_POINTS].publish(cloud_message(self._in_map(), *voxel_map.points()))
@@ -124,6 +136,20 @@ class Outputs:
         if self._unsent[topics.PATH] and self.has_subscribers(topics.PATH):
             self._publishers[topics.PATH].publish(Path(header=self._in_map(), poses=self._path.messages()))
             self._unsent[topics.PATH] = False
+        if self._unsent.get(topics.GRID) and not grid.empty and self.has_subscribers(topics.GRID):
+            self._publishers[topics.GRID].publish(grid_message(self._in_map(), grid))
+            self._unsent[topics.GRID] = False
+
+    def warn_of_no_grid(self) -> None:
+        """Once, where somebody waits for a grid that this node cannot have."""
+        if self._parameters.ros.has_grid or self._no_grid_told or not self.has_subscribers(topics.GRID):
+            return
+        self._no_grid_told = True
+        logger.warning(
+            "nothing is sent on %s, to which somebody listens: a grid needs a level map in metres; name the "
+            "robot's odometry in frames.odom, and set scale.mode to odometry, or to fixed with scale.factor",
+            self._publishers[topics.GRID].topic_name,
+        )
 
     def flush(self) -> None:
         """Wait, not for long, until the listeners have all that was sent."""

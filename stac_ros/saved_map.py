@@ -14,12 +14,12 @@ from stac_core.files import replacing
 
 POINTS, POSES = "map.ply", "trajectory.tum"  # to look at
 STREAM, MAP = "stream.safetensors", "map.safetensors"  # to go on with
-_FORMAT = "stac_map 2"
+_FORMAT = "stac_map 3"
 
 
 @dataclass(frozen=True)
 class SavedMap:
-    """The voxels of a map, and how the stream that made it lies in it."""
+    """The voxels and the grid of a map, and how the stream that made it lies in it."""
 
     positions: NDArray[np.float32]  # [N, 3] in the map
     colours: NDArray[np.float32]  # [N, 3] RGB, 0 to 255
@@ -29,6 +29,13 @@ class SavedMap:
     fixed_point: NDArray[np.float64]  # [3] of the map, which stays where it is under any scale of the stream
     factor: NDArray[np.float64]  # [] lengths of the map per length of the stream
     measured: NDArray[np.bool_]  # [] whether that was measured along odometry
+    level: NDArray[
+        np.bool_
+    ]  # [] whether the map is level as odometry is, or only as the first camera was held
+    cell_size: NDArray[np.float64]  # [] metres, of the grid
+    cell_places: NDArray[np.float64]  # [K, 2] of its known cells, in the map
+    cell_evidence: NDArray[np.float32]  # [K] log-odds
+    cell_submaps: NDArray[np.int32]  # [K] as of points
 
     def write(self, path: Path) -> None:
         """The file, whole or not at all. OSError where it cannot be written."""
@@ -53,10 +60,12 @@ class SavedMap:
         return found
 
     def _check(self, path: Path) -> None:
-        count = len(self.positions)
+        count, cells = len(self.positions), len(self.cell_places)
         shapes = {"positions": (count, 3), "colours": (count, 3), "confidences": (count,)}
         shapes |= {"submaps": (count,)}
-        shapes |= {"map_from_world": (4, 4), "fixed_point": (3,), "factor": (), "measured": ()}
+        shapes |= {"map_from_world": (4, 4), "fixed_point": (3,), "factor": (), "measured": (), "level": ()}
+        shapes |= {"cell_places": (cells, 2), "cell_evidence": (cells,), "cell_submaps": (cells,)}
+        shapes |= {"cell_size": ()}
         for name, shape in shapes.items():
             if getattr(self, name).shape != shape:
                 has = list(getattr(self, name).shape)

@@ -46,6 +46,11 @@ class StreamScale:
         """Whether the factor has been, along odometry."""
         return self._odometry.factor is not None
 
+    @property
+    def metric(self) -> bool:
+        """Whether lengths are metres by now."""
+        return self.measured or self._parameters.ros.scale.mode == "fixed"
+
     def resume(self, factor: float) -> None:
         """What was measured of this stream before; in mode odometry it still holds."""
         self._odometry.factor = factor

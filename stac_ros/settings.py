@@ -17,6 +17,7 @@ from stac_ros.topics import CAMERA_INFO, IMAGE, INFO_PROFILES, INPUT_PROFILES
 NAMELESS_CAMERA = "camera_optical_frame"  # where neither an image nor its user names the frame
 LONGEST_S = 1e6  # of a timer or a wait: clocks count nanoseconds in 64 bits
 LARGEST_CLOUD = 2_000_000  # points; 32 MB, the largest message of config/fastdds.xml
+FARTHEST_CELL = 500  # from the camera: beyond, an image would take the grid too long
 
 
 @dataclass(frozen=True)
@@ -227,6 +228,36 @@ class MapSettings:
 
 
 @dataclass(frozen=True)
+class GridSettings:
+    """The occupancy grid for navigation, which only a level map in metres has: frames.odom and scale.mode."""
+
+    cell_size: float = setting(0.05, "edge of a cell", minimum=1e-3, maximum=10.0, unit="m")
+    floor: float = setting(0.0, "height of the floor in the map, 0 = that of frames.odom", unit="m")
+    step: float = setting(
+        0.1,
+        "what is no further than this from the floor is floor: the robot drives over it",
+        minimum=0.0,
+        unit="m",
+    )
+    height: float = setting(
+        1.5, "what is higher above the floor is no obstacle: the robot drives under it", minimum=0.0, unit="m"
+    )
+    range: float = setting(
+        5.0, "what is further from the camera is not believed", minimum=0.1, maximum=100.0, unit="m"
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.height <= self.step:
+            raise refuse(
+                self, "height", f"nothing is an obstacle unless above step = {self.step}", self.step + 0.1
+            )
+        if self.range > FARTHEST_CELL * self.cell_size:
+            why = f"{FARTHEST_CELL} cells are the farthest that fit range = {self.range}"
+            raise refuse(self, "cell_size", why, self.range / FARTHEST_CELL)
+
+
+@dataclass(frozen=True)
 class RosConfig:
     """All sections of the ROS side."""
 
@@ -237,6 +268,7 @@ class RosConfig:
     publish: PublishSettings = field(default_factory=PublishSettings)
     scale: ScaleSettings = field(default_factory=ScaleSettings)
     map: MapSettings = field(default_factory=MapSettings)
+    grid: GridSettings = field(default_factory=GridSettings)
 
     def __post_init__(self) -> None:
         if self.scale.mode == "odometry" and not self.frames.odom:
@@ -244,6 +276,11 @@ class RosConfig:
         if self.scale.mode == "odometry" and self.map.keep_on_new_stream:
             why = "scale.mode odometry rescales a map, which must not hold earlier streams"
             raise refuse(self.map, "keep_on_new_stream", why, False)
+
+    @property
+    def has_grid(self) -> bool:
+        """Whether the map is level and, once its scale is known, in metres, as a grid must be."""
+        return bool(self.frames.odom) and self.scale.mode != "none"
 
 
 # Sections and settings that take effect while the node runs; all others are read once, at start.

@@ -11,7 +11,7 @@ from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseWithCovarianceStamped
-from nav_msgs.msg import Odometry, Path
+from nav_msgs.msg import OccupancyGrid, Odometry, Path
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from std_msgs.msg import Header
@@ -72,6 +72,7 @@ INPUTS = (IMAGE, COMPRESSED_IMAGE, CAMERA_INFO, END_OF_INPUT)
 
 POINTS = Topic("~/points", PointCloud2, "reliable", 5)  # what one image adds to the map: x, y, z, rgb
 MAP_POINTS = Topic("~/map_points", PointCloud2, "latched", 1)  # the whole map, one point per voxel
+GRID = Topic("~/map", OccupancyGrid, "latched", 1)  # for navigation, of a level map in metres
 DEPTH = Topic("~/depth", Image, "reliable", 5)  # 32FC1, pixel by pixel of the image; NaN = invalid (REP-118)
 DEPTH_INFO = Topic("~/camera_info", CameraInfo, "reliable", 5)  # beside the depth: where RViz looks for it
 CONFIDENCE = Topic("~/confidence", Image, "reliable", 5)  # 32FC1, of that depth, from 1 up; NaN = invalid
@@ -84,6 +85,7 @@ DIAGNOSTICS = Topic("/diagnostics", DiagnosticArray, "reliable", 10)  # once a s
 OUTPUTS = (
     POINTS,
     MAP_POINTS,
+    GRID,
     DEPTH,
     DEPTH_INFO,
     CONFIDENCE,

@@ -105,7 +105,7 @@ def test_path_and_velocity_know_of_a_loop():
         mapper = Mapper(given, Statistics(), outputs)
         for number in range(lap().closing + 1):
             mapper.add(chunk(number))
-        outputs.publish_whole(mapper.map)
+        outputs.publish_whole(mapper.map, mapper.grid)
         count = len(mapper.trajectory)
         spin_until([node], lambda: heard[topics.PATH] and len(heard[topics.ODOMETRY]) == count, "all of it")
     path = [matrix_of(stamped.pose) for stamped in heard[topics.PATH][-1].poses]

@@ -229,12 +229,12 @@ def refusal(folder, capfd, *parameters) -> str:
 
 def _without_a_row(path, name):
     arrays = load_file(path)
-    save_file(arrays | {name: arrays[name][1:]}, path, {"format": "stac_map 2"})
+    save_file(arrays | {name: arrays[name][1:]}, path, {"format": "stac_map 3"})
 
 
 def _without(path, name):
     arrays = load_file(path)
-    save_file({k: v for k, v in arrays.items() if k != name}, path, {"format": "stac_map 2"})
+    save_file({k: v for k, v in arrays.items() if k != name}, path, {"format": "stac_map 3"})
 
 
 def test_a_node_goes_on_where_another_one_ended(tmp_path):

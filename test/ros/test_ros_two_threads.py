@@ -202,7 +202,7 @@ def test_commands_act_between_the_images_that_they_came_between_on_both_threads(
 def test_the_whole_map_is_published_while_the_network_works(node, network, monkeypatch):
     published = threading.Event()
     monkeypatch.setattr(node.outputs, "whole_is_due", lambda: True)
-    monkeypatch.setattr(node.outputs, "publish_whole", lambda voxel_map: published.set())
+    monkeypatch.setattr(node.outputs, "publish_whole", lambda *_: published.set())
     network.close()
     send(node, images(1))
     network.wait_for_one()
@@ -248,7 +248,7 @@ def test_closing_maps_what_the_network_has_seen_and_then_says_the_whole_map(
 ):
     said = []
 
-    def say(voxel_map) -> None:
+    def say(voxel_map, grid) -> None:
         said.append((len(voxel_map), mapped_s(node), list(node.done)))
 
     monkeypatch.setattr(node.outputs, "publish_whole", say)
