@@ -79,23 +79,24 @@ class Grid:
     def known(self) -> tuple[NDArray[np.float64], Evidence, Submaps]:
         """All known cells, for `put`: places in the map [K, 2], log-odds [K], submaps [K]."""
         row, column = at = np.nonzero(self._evidence)
-        middles = np.stack([column, row], axis=1) + self._corner + 0.5
-        places = (middles + self._shifts[at].astype(np.float64)) * self.cell_size
+        middles = np.stack([column, row], axis=1).astype(np.float64) + self._corner + 0.5
+        places = (middles + self._shifts[at]) * self.cell_size
         return places, self._evidence[at], self._submaps[at]
 
     def put(self, places: NDArray[np.float64], evidence: Evidence, submaps: Submaps) -> None:
         """Fill an empty grid. What a turn has torn open between known cells is closed."""
         if not len(places):
             return
+        order = np.argsort(evidence, kind="stable")  # of those in one cell the last stays: an obstacle wins
+        places, evidence, submaps = places[order], evidence[order], submaps[order]
         cells = self._cells(places)
         inside = (np.abs(cells - np.median(cells, axis=0)) <= MOST_CELLS // 2 - _BLOCK).all(axis=1)
         self._make_room(cells[inside].min(axis=0), cells[inside].max(axis=0))
         at = tuple((cells[inside] - self._corner).T[::-1])
-        np.add.at(self._evidence, at, evidence[inside])
-        np.minimum.at(self._submaps, at, submaps[inside])
+        self._evidence[at], self._submaps[at] = evidence[inside], submaps[inside]
         self._shifts[at] = places[inside] / self.cell_size - cells[inside] - 0.5
-        np.clip(self._evidence, LEAST, MOST, out=self._evidence)
         self._close()
+        self._close()  # a second time where two have been torn open side by side
 
     def states(self) -> tuple[NDArray[np.float64], NDArray[np.int8]]:
         """What is known: OCCUPIED, FREE or UNKNOWN [rows along y, columns along x], and where in the map [2]
@@ -171,7 +172,7 @@ class Grid:
         for before, after in _neighbours(self._evidence, 0):
             lesser.append(np.where((before != 0) & (after != 0), np.minimum(before, after), -np.inf))
         between = np.maximum(*lesser)
-        torn = (self._evidence == 0) & np.isfinite(between)
+        torn = np.isfinite(between) & ((self._evidence == 0) | (between > 0) & (self._evidence < 0))
         self._evidence[torn] = between[torn]
         beside = np.minimum(*(np.minimum(*pair) for pair in _neighbours(self._submaps, _NONE_YET)))
         self._submaps[torn] = beside[torn]

@@ -187,6 +187,15 @@ def test_who_comes_late_gets_the_whole_map(observer):
     observer.node.destroy_subscription(subscription)
 
 
+def test_without_a_level_map_in_metres_there_is_no_grid_and_the_log_says_why_once(observer):
+    observer.map_images(*images(LAST))
+    observer.wait(topics.MAP_POINTS, lambda cloud: cloud.width > 0)
+    log = observer.under_test.output
+    assert not observer.received[topics.GRID]
+    assert log.count("nothing is sent on /plain/stac_mapping/map, to which somebody listens") == 1
+    assert "name the robot's odometry in frames.odom, and set scale.mode to odometry" in log
+
+
 def test_diagnostics_tell_what_runs_and_how(observer):
     before = observer.fresh_diagnostics()
     observer.map_images(*images(LAST))
