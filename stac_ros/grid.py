@@ -65,12 +65,14 @@ class Grid:
         np.minimum(submaps, submap, out=submaps, where=change != 0)
 
     def move(self, moves: Moves) -> None:
-        """Each cell with its submap; what comes to lie together is one cell."""
+        """Each cell with its submap; what comes to lie together is one cell, and what a turn tears is closed."""
         places, evidence, submaps = self.known()
         level = np.full((len(places), 1), self.floor)
         moved = moved_points(moves, submaps, np.hstack([places, level]))
         self.clear()
         self.put(moved[:, :2], evidence, submaps)
+        self._close()
+        self._close()  # once more for two torn cells side by side
 
     def end_stream(self) -> None:
         """Nothing moves from here on but what is added later."""
@@ -84,7 +86,7 @@ class Grid:
         return places, self._evidence[at], self._submaps[at]
 
     def put(self, places: NDArray[np.float64], evidence: Evidence, submaps: Submaps) -> None:
-        """Fill an empty grid. What a turn has torn open between known cells is closed."""
+        """Fill an empty grid."""
         if not len(places):
             return
         order = np.argsort(evidence, kind="stable")  # of those in one cell the last stays: an obstacle wins
@@ -95,8 +97,6 @@ class Grid:
         at = tuple((cells[inside] - self._corner).T[::-1])
         self._evidence[at], self._submaps[at] = evidence[inside], submaps[inside]
         self._shifts[at] = places[inside] / self.cell_size - cells[inside] - 0.5
-        self._close()
-        self._close()  # a second time where two have been torn open side by side
 
     def states(self) -> tuple[NDArray[np.float64], NDArray[np.int8]]:
         """What is known: OCCUPIED, FREE or UNKNOWN [rows along y, columns along x], and where in the map [2]
@@ -164,9 +164,8 @@ class Grid:
             )
 
     def _close(self) -> None:
-        """Give each unknown cell between two known ones the lesser evidence of the two.
-
-        Where that is so along x and along y, the greater of both: a wall stays closed.
+        """Give an unknown cell between two known ones the lesser evidence of the two, also a free one between
+        obstacles. Where that is so along x and along y, the greater of both: a wall stays closed.
         """
         lesser = []
         for before, after in _neighbours(self._evidence, 0):

@@ -305,7 +305,18 @@ def test_the_reference_of_parameters_is_up_to_date():
 
 DISPLAY_CLASSES = {
     f"rviz_default_plugins/{name}"
-    for name in ("Grid", "TF", "PointCloud2", "Image", "Path", "Odometry", "Pose", "MoveCamera", "Select")
+    for name in (
+        "Grid",
+        "Map",
+        "TF",
+        "PointCloud2",
+        "Image",
+        "Path",
+        "Odometry",
+        "Pose",
+        "MoveCamera",
+        "Select",
+    )
 } | {"rviz_default_plugins/FocusCamera", "rviz_default_plugins/Measure", "rviz_default_plugins/Orbit"}
 PANEL_CLASSES = {f"rviz_common/{name}" for name in ("Displays", "Views", "Selection", "Time")}
 
@@ -330,7 +341,7 @@ def test_rviz_displays_match_what_is_published():
         entry = display["Topic"]
         topic = topics[entry["Value"]]
         # One display shows both kinds of images, told by the topic's name.
-        kind = topic.type.__name__.removeprefix("Compressed")
+        kind = topic.type.__name__.removeprefix("Compressed").replace("OccupancyGrid", "Map")
         assert display["Class"] == f"rviz_default_plugins/{kind}"
         latched = entry["Durability Policy"] == "Transient Local"
         assert latched == (topic.profile == "latched"), entry["Value"]

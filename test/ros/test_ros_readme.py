@@ -18,7 +18,7 @@ README = (ROOT / "README.md").read_text()
 TEXT = README + (ROOT / "docs" / "node.md").read_text()
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SECTIONS = {**vars(RosConfig()), **vars(Config())}
-FILES = [("map", "ply")]  # written like a parameter
+FILES = [("map", "ply"), ("map", "pgm"), ("map", "yaml")]  # written like a parameter
 
 
 @pytest.mark.parametrize("item", [*INPUTS, *OUTPUTS, *SERVICES], ids=lambda item: item.name)
