@@ -65,7 +65,7 @@ class Grid:
         np.minimum(submaps, submap, out=submaps, where=change != 0)
 
     def move(self, moves: Moves) -> None:
-        """Each cell with its submap; what comes to lie together is one cell, and what a turn tears is closed."""
+        """Each cell with its submap; what comes to lie together is one cell, what is torn is closed."""
         places, evidence, submaps = self.known()
         level = np.full((len(places), 1), self.floor)
         moved = moved_points(moves, submaps, np.hstack([places, level]))

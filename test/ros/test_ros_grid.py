@@ -205,6 +205,16 @@ def test_an_empty_grid_is_one_unknown_cell():
     assert (message.info.width, message.info.height, list(message.data)) == (1, 1, [UNKNOWN])
 
 
+@pytest.mark.parametrize(("given", "why"), [
+    ({"height": 0.1}, "height = 0.1: nothing is an obstacle unless above step = 0.1; nearest value that works: 0.2"),
+    ({"cell_size": 0.005}, "cell_size = 0.005: .* range = 5.0; nearest value that works: 0.01"),
+    ({"cell_size": 0.0}, "below the minimum"),
+])  # fmt: skip
+def test_settings_that_make_no_grid_are_refused(given, why):
+    with pytest.raises(ValueError, match=why):
+        GridSettings(**given)
+
+
 def turned(angle: float, shift=(0.0, 0.0), submaps: int = 1) -> Moves:
     turn = Rotation.from_euler("z", angle).as_matrix()
     return Moves(np.stack([turn] * submaps), np.array([[*shift, 0.0]] * submaps), np.ones(submaps))

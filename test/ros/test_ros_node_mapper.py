@@ -716,7 +716,7 @@ def test_the_path_is_bounded(network):
         for frame, points in zip(notes.frames, notes.points, strict=True):
             outputs.publish(frame, points)
         spin_until([node], outputs.whole_is_due, "the own subscription")
-        outputs.publish_whole(mapper.map, mapper.grid)
+        outputs.publish_whole(mapper.map, mapper.mapper.grid)
         spin_until([node], lambda: heard, "the path")
         assert not outputs.whole_is_due(), "it has been said"
     assert [pose.header.stamp.nanosec for pose in heard[0].poses] == [100_000_000, 200_000_000, 300_000_000]
