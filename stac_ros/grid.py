@@ -93,6 +93,10 @@ class Grid:
         places, evidence, submaps = places[order], evidence[order], submaps[order]
         cells = self._cells(places)
         inside = (np.abs(cells - np.median(cells, axis=0)) <= MOST_CELLS // 2 - _BLOCK).all(axis=1)
+        if not inside.all():
+            self._tell_of_limit()
+        if not inside.any():
+            return
         self._make_room(cells[inside].min(axis=0), cells[inside].max(axis=0))
         at = tuple((cells[inside] - self._corner).T[::-1])
         self._evidence[at], self._submaps[at] = evidence[inside], submaps[inside]

@@ -197,6 +197,9 @@ def test_a_grid_has_a_largest_size_and_says_so_once(caplog):
     looked(scene, (0, 0), grid=grid, submap=1)
     grid.move(away)
     assert max(grid.states()[1].shape) < 200, "what a move has thrown away is left out"
+    halves = Grid(GridSettings())
+    halves.put(np.array([[0.0, 0.0], [1e6, 0.0]]), np.ones(2, np.float32), np.zeros(2, np.int32))
+    assert halves.empty
 
 
 def test_an_empty_grid_is_one_unknown_cell():
@@ -206,7 +209,7 @@ def test_an_empty_grid_is_one_unknown_cell():
 
 
 @pytest.mark.parametrize(("given", "why"), [
-    ({"height": 0.1}, "height = 0.1: nothing is an obstacle unless above step = 0.1; nearest value that works: 0.2"),
+    ({"height": 0.1}, "nothing is an obstacle unless above step = 0.1; nearest value that works: 0.2"),
     ({"cell_size": 0.005}, "cell_size = 0.005: .* range = 5.0; nearest value that works: 0.01"),
     ({"cell_size": 0.0}, "below the minimum"),
 ])  # fmt: skip
