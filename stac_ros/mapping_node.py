@@ -124,9 +124,7 @@ class MappingNode(ClosingNode):
         self.mapping.stop()
         if self.parameters.ros.map.autosave:
             self.autosave.finish()  # first of all that is left: who waits too long for the end kills
-        self.outputs.publish_whole(
-            self.mapper.map, self.mapper.grid
-        )  # its thread has ended: they may be used here
+        self.outputs.publish_whole(self.mapper.map, self.mapper.grid)  # whose thread has ended
         self.outputs.flush()
         logger.info("stopped: %d images mapped", self.statistics.snapshot().mapped)
 

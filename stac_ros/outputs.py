@@ -145,7 +145,7 @@ class Outputs:
         if self._parameters.ros.has_grid or self._no_grid_told or not self.has_subscribers(topics.GRID):
             return
         self._no_grid_told = True
-        logger.warning(
+        logger.info(
             "nothing is sent on %s, to which somebody listens: a grid needs a level map in metres; name the "
             "robot's odometry in frames.odom, and set scale.mode to odometry, or to fixed with scale.factor",
             self._publishers[topics.GRID].topic_name,

@@ -29,9 +29,7 @@ class SavedMap:
     fixed_point: NDArray[np.float64]  # [3] of the map, which stays where it is under any scale of the stream
     factor: NDArray[np.float64]  # [] lengths of the map per length of the stream
     measured: NDArray[np.bool_]  # [] whether that was measured along odometry
-    level: NDArray[
-        np.bool_
-    ]  # [] whether the map is level as odometry is, or only as the first camera was held
+    level: NDArray[np.bool_]  # [] whether the map is as level as odometry is
     cell_size: NDArray[np.float64]  # [] metres, of the grid
     cell_places: NDArray[np.float64]  # [K, 2] of its known cells, in the map
     cell_evidence: NDArray[np.float32]  # [K] log-odds

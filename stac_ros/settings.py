@@ -249,9 +249,8 @@ class GridSettings:
     def __post_init__(self) -> None:
         check_settings(self)
         if self.height <= self.step:
-            raise refuse(
-                self, "height", f"nothing is an obstacle unless above step = {self.step}", self.step + 0.1
-            )
+            why = f"nothing is an obstacle unless above step = {self.step}"
+            raise refuse(self, "height", why, self.step + 0.1)
         if self.range > FARTHEST_CELL * self.cell_size:
             why = f"{FARTHEST_CELL} cells are the farthest that fit range = {self.range}"
             raise refuse(self, "cell_size", why, self.range / FARTHEST_CELL)
