@@ -72,8 +72,8 @@ class Outputs:
     def publish(self, frame: MappedFrame, points: Points) -> None:
         """One frame: transform, poses, points, depth and confidence, all with the image's own stamp."""
         self._stamp = frame.header.stamp
-        grows = self._parameters.ros.map.grow
-        self._unsent = {topic: unsent or grows for topic, unsent in self._unsent.items()} | {topics.PATH: True}
+        changed = self._unsent if self._parameters.ros.map.grow else [topics.PATH]
+        self._unsent |= dict.fromkeys(changed, True)
         odom_from_camera = self._visual_odometry.next(frame) if self._frames.visual_odom else None
         self._publish_transform(frame, odom_from_camera)
         self._publish_poses(frame, odom_from_camera)

@@ -733,7 +733,7 @@ def test_a_map_is_said_again_only_after_it_has_changed(network, grow):
         outputs = Outputs(node, parameters, CameraCalibration())
         outputs.loaded()
         spin_until([node], outputs.whole_is_due, "the own subscription")
-        outputs.publish_whole(mapper.map)
+        outputs.publish_whole(mapper.map, mapper.mapper.grid)
         spin_until([node], lambda: heard, "the map")
         outputs.publish(notes.frames[0], notes.points[0])
         assert outputs.whole_is_due() == grow
