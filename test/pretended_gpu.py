@@ -4,7 +4,7 @@ real one would to be mixed with tensors of the host. For tests that tell host fr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 GPU = torch.device("cuda", 0)
 aten = torch.ops.aten
@@ -43,12 +42,12 @@ class OnGpu(Tensor):
         return _run(function, arguments, named or {})
 
     def __getitem__(self, index):
-        return OnGpu(self.held[tree_map(_held, index)])
+        return OnGpu(self.held[_each(_held, index)])
 
     def __setitem__(self, index, value):
-        if isinstance(value, Tensor) and any(isinstance(i, Tensor) for i in tree_leaves(index)):
+        if isinstance(value, Tensor) and any(isinstance(i, Tensor) for i in _leaves(index)):
             _refuse_strangers("indexed assignment", [value])
-        self.held[tree_map(_held, index)] = _held(value)
+        self.held[_each(_held, index)] = _held(value)
 
     def __invert__(self):
         return torch.bitwise_not(self)
@@ -85,7 +84,7 @@ def _run(function: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> An
     """One operation, on the host; its result is on the device on which a GPU would have left it."""
     if function is aten._fused_sdp_choice.default:
         return 0  # plain attention: the fused ones of the host are other operations than those of a GPU
-    tensors = [x for x in tree_leaves((arguments, named)) if isinstance(x, Tensor)]
+    tensors = [x for x in _leaves((*arguments, *named.values())) if isinstance(x, Tensor)]
     result_on_gpu = any(isinstance(x, OnGpu) for x in tensors)
     if function in INDEXING and isinstance(arguments[0], OnGpu):  # may be indexed from the host
         _refuse_strangers(function, [x for x in arguments[2:] if isinstance(x, Tensor)])
@@ -96,11 +95,11 @@ def _run(function: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> An
     if (device := named.get("device")) is not None:
         result_on_gpu = torch.device(device).type == "cuda"
         named = {**named, "device": "cpu", **({"pin_memory": False} if "pin_memory" in named else {})}
-    result = function(*tree_map(_held, arguments), **tree_map(_held, named))
+    result = function(*_each(_held, arguments), **{name: _each(_held, x) for name, x in named.items()})
     if not result_on_gpu:
         return result
     known = {id(x.held): x for x in tensors if isinstance(x, OnGpu)}  # what was changed in place
-    return tree_map(lambda x: known.get(id(x), OnGpu(x)) if isinstance(x, Tensor) else x, result)
+    return _each(lambda x: known.get(id(x), OnGpu(x)) if isinstance(x, Tensor) else x, result)
 
 
 def _refuse_strangers(function: Any, tensors: list[Tensor]) -> None:
@@ -108,6 +107,21 @@ def _refuse_strangers(function: Any, tensors: list[Tensor]) -> None:
     strangers = [tuple(x.shape) for x in tensors if x.ndim and not isinstance(x, OnGpu)]
     if strangers:
         raise RuntimeError(f"{function}: tensors of the host, of shapes {strangers}, beside some of the GPU")
+
+
+def _each(change: Callable[[Any], Any], x: Any) -> Any:
+    """As `tree_map` of PyTorch, in a fraction of the time: operations take and give but lists and tuples."""
+    if isinstance(x, (list, tuple)):
+        return type(x)([_each(change, item) for item in x])
+    return change(x)
+
+
+def _leaves(x: Any) -> Iterator[Any]:
+    if isinstance(x, (list, tuple)):
+        for item in x:
+            yield from _leaves(item)
+    else:
+        yield x
 
 
 def _held(x: Any) -> Any:
