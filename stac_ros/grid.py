@@ -86,21 +86,21 @@ class Grid:
         return places, self._evidence[at], self._submaps[at]
 
     def put(self, places: NDArray[np.float64], evidence: Evidence, submaps: Submaps) -> None:
-        """Fill an empty grid."""
+        """Fill an empty grid; where it cannot hold all, with what lies around their middle."""
         if not len(places):
             return
-        order = np.argsort(evidence, kind="stable")  # of those in one cell the last stays: an obstacle wins
-        places, evidence, submaps = places[order], evidence[order], submaps[order]
         cells = self._cells(places)
-        inside = (np.abs(cells - np.median(cells, axis=0)) <= MOST_CELLS // 2 - _BLOCK).all(axis=1)
-        if not inside.all():
-            self._tell_of_limit()
-        if not inside.any():
+        if not self._make_room(cells.min(axis=0), cells.max(axis=0)):
+            off = np.abs(cells - np.median(cells, axis=0)).max(axis=1)
+            fits = off <= MOST_CELLS // 2 - _BLOCK
+            self.put(places[fits], evidence[fits], submaps[fits])
             return
-        self._make_room(cells[inside].min(axis=0), cells[inside].max(axis=0))
-        at = tuple((cells[inside] - self._corner).T[::-1])
-        self._evidence[at], self._submaps[at] = evidence[inside], submaps[inside]
-        self._shifts[at] = places[inside] / self.cell_size - cells[inside] - 0.5
+        order = np.argsort(evidence, kind="stable")  # of those in one cell the last stays: an obstacle wins
+        places, cells = places[order], cells[order]
+        at = tuple((cells - self._corner).T[::-1])
+        self._evidence[at], self._submaps[at] = evidence[order], submaps[order]
+        within = 0.4995  # the next half of float16 may be 0.5, which is in the next cell
+        self._shifts[at] = np.clip(places / self.cell_size - cells - 0.5, -within, within)
 
     def states(self) -> tuple[NDArray[np.float64], NDArray[np.int8]]:
         """What is known: OCCUPIED, FREE or UNKNOWN [rows along y, columns along x], and where in the map [2]

@@ -251,7 +251,7 @@ class GridSettings:
         if self.height <= self.step:
             why = f"nothing is an obstacle unless above step = {self.step}"
             raise refuse(self, "height", why, self.step + 0.1)
-        if self.range > FARTHEST_CELL * self.cell_size:
+        if self.cell_size < self.range / FARTHEST_CELL:
             why = f"{FARTHEST_CELL} cells are the farthest that fit range = {self.range}"
             raise refuse(self, "cell_size", why, self.range / FARTHEST_CELL)
 

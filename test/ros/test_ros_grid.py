@@ -202,6 +202,28 @@ def test_a_grid_has_a_largest_size_and_says_so_once(caplog):
     assert halves.empty
 
 
+def test_a_grid_that_a_move_leaves_as_long_keeps_its_far_end():
+    """A corridor that leaves a hall: most that is known lies at one end."""
+    grid = Grid(GridSettings())
+    hall, corridor = (
+        np.stack(np.meshgrid(np.arange(low, high, CELL_M), np.arange(0, width, CELL_M)), -1).reshape(-1, 2)
+        for low, high, width in ((0, 10, 10), (10, 200, 0.3))
+    )
+    places = np.concatenate([hall, corridor]) + CELL_M / 2
+    grid.put(places, np.full(len(places), -1, np.float32), np.zeros(len(places), np.int32))
+    grid.move(turned(0.0, (0.3, 0.0)))
+    assert (at(grid, [0.32, 5.02, 150.02, 200.27], [0.02] * 4) == FREE).all()
+
+
+def test_cells_that_have_moved_are_the_same_once_saved_and_loaded():
+    rng = np.random.default_rng(0)
+    grid, again = Grid(GridSettings()), Grid(GridSettings())
+    places = rng.uniform(-10, 10, (100_000, 2))
+    grid.put(places, rng.normal(size=len(places)).astype(np.float32), np.zeros(len(places), np.int32))
+    again.put(*grid.known())
+    assert all(map(np.array_equal, again.known(), grid.known()))
+
+
 def test_an_empty_grid_is_one_unknown_cell():
     assert Grid(GridSettings()).empty and Grid(GridSettings()).states()[1].tolist() == [[UNKNOWN]]
     message = grid_message(header(1), Grid(GridSettings()))
@@ -216,6 +238,13 @@ def test_an_empty_grid_is_one_unknown_cell():
 def test_settings_that_make_no_grid_are_refused(given, why):
     with pytest.raises(ValueError, match=why):
         GridSettings(**given)
+
+
+def test_the_cell_size_named_for_a_range_is_taken():
+    for range_m in np.arange(26, 100, 0.1).tolist():
+        with pytest.raises(ValueError, match="nearest value") as refused:
+            GridSettings(range=range_m)
+        GridSettings(range=range_m, cell_size=float(str(refused.value).split()[-1]))
 
 
 def turned(angle: float, shift=(0.0, 0.0), submaps: int = 1) -> Moves:
