@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from operator import attrgetter
 from typing import Any, TypeVar
 
 from rcl_interfaces.msg import (
@@ -94,13 +95,8 @@ def _section(section: dataclasses.Field[Any], given: dict[str, Any]) -> Any:
 
 
 def _values(config: Config | RosConfig) -> dict[str, Any]:
-    """Every value by its dotted name, of the type of its default."""
-    found = {}
-    for name, setting in settings_of(type(config)).items():
-        section, key = name.split(".")
-        kind: type[Any] = type(setting.default)
-        found[name] = kind(getattr(getattr(config, section), key))
-    return found
+    """Every value by its dotted name."""
+    return {name: attrgetter(name)(config) for name in settings_of(type(config))}
 
 
 def _take_given(node: Node, known: dict[str, dataclasses.Field[Any]]) -> dict[str, Any]:
@@ -108,7 +104,7 @@ def _take_given(node: Node, known: dict[str, dataclasses.Field[Any]]) -> dict[st
     given, problems = {}, []
     for name in map(str, node.list_parameters([], 0).names):
         if name in known:
-            given[name] = _whole(node.get_parameter(name).value, known[name].default)
+            given[name] = _as_wanted(node.get_parameter(name).value, known[name].default)
             node.undeclare_parameter(name)  # declared again, with its description and limits
         elif name not in _OF_ROS and not name.startswith("qos_overrides."):
             problems.append(unknown(name, known))
@@ -117,8 +113,10 @@ def _take_given(node: Node, known: dict[str, dataclasses.Field[Any]]) -> dict[st
     return given
 
 
-def _whole(value: Any, default: Any) -> Any:
-    """YAML takes 1e9 for a float: where an integer is wanted, a whole number is one."""
+def _as_wanted(value: Any, default: Any) -> Any:
+    """To YAML 1e9 is a float and 1 an integer, whichever of the two is wanted; a message takes no other."""
+    if type(default) is float and type(value) is int:
+        return float(value)
     wanted = type(default) is int and isinstance(value, float) and value.is_integer()
     return int(value) if wanted else value
 

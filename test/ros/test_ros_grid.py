@@ -12,7 +12,8 @@ import yaml
 from lap_helpers import chunk, lap
 from mapping_helpers import mapper_of
 from node_helpers import NodeProcess, Observer, header
-from ros_helpers import ros_nodes
+from rclpy.serialization import deserialize_message, serialize_message
+from ros_helpers import parameters_of, ros_nodes
 from scipy.ndimage import binary_dilation, label
 from scipy.spatial.transform import Rotation
 from walks import bundled, frames_of
@@ -228,6 +229,13 @@ def test_an_empty_grid_is_one_unknown_cell():
     assert Grid(GridSettings()).empty and Grid(GridSettings()).states()[1].tolist() == [[UNKNOWN]]
     message = grid_message(header(1), Grid(GridSettings()))
     assert (message.info.width, message.info.height, list(message.data)) == (1, 1, [UNKNOWN])
+
+
+def test_whole_numbers_of_metres_reach_navigation():
+    with parameters_of(grid__cell_size=1, grid__floor=2) as (_, parameters):
+        sent = serialize_message(grid_message(header(1), Grid(parameters.ros.grid)))
+    info = deserialize_message(sent, topics.GRID.type).info
+    assert (info.resolution, info.origin.position.z) == (1.0, 2.0)
 
 
 @pytest.mark.parametrize(("given", "why"), [

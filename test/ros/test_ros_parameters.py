@@ -44,6 +44,7 @@ def test_given_values_replace_defaults_and_whole_numbers_are_floats_and_integers
         assert node.get_parameter("cache.memory_budget").value == 1_000_000_000
         assert parameters.ros.frames.odom == "odom"
         assert node.get_parameter("map.voxel_size").value == 1.0
+        assert type(parameters.ros.map.voxel_size) is float
         text = parameters.describe()
         assert "*window_size=7" in text and "*voxel_size=1.0" in text and " pinned_frames=1" in text
 
