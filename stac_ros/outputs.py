@@ -60,7 +60,7 @@ class Outputs:
         self._visual_odometry = VisualOdometry()
         self._path = PathMessages(parameters.ros.publish.path_length)
         self._stamp = Time()  # of the latest image
-        self._no_grid_told = False
+        self._no_grid_told = self._grid_said = False
         self._unsent = {topics.MAP_POINTS: False, topics.PATH: False}
         if parameters.ros.has_grid:
             self._unsent[topics.GRID] = False
@@ -110,6 +110,7 @@ class Outputs:
             if topics.GRID in self._unsent:
                 nothing = grid_message(self._in_map(), Grid(self._parameters.ros.grid))
                 self._publishers[topics.GRID].publish(nothing)
+                self._grid_said = False
 
     def loaded(self) -> None:
         """The map holds points before the first frame, which are to be said."""
@@ -128,7 +129,7 @@ class Outputs:
         """The whole map, grid and path, where they have changed and somebody listens.
 
         A map without a point is none, nor is a grid without a cell: an empty one tells that a stream has
-        ended, see `begin_stream`.
+        ended, see `begin_stream`, or that what was said of the grid holds no longer.
         """
         if len(voxel_map) and self._unsent[topics.MAP_POINTS] and self.has_subscribers(topics.MAP_POINTS):
             self._publishers[topics.MAP_POINTS].publish(cloud_message(self._in_map(), *voxel_map.points()))
@@ -136,9 +137,11 @@ class Outputs:
         if self._unsent[topics.PATH] and self.has_subscribers(topics.PATH):
             self._publishers[topics.PATH].publish(Path(header=self._in_map(), poses=self._path.messages()))
             self._unsent[topics.PATH] = False
-        if self._unsent.get(topics.GRID) and not grid.empty and self.has_subscribers(topics.GRID):
-            self._publishers[topics.GRID].publish(grid_message(self._in_map(), grid))
-            self._unsent[topics.GRID] = False
+        if self._unsent.get(topics.GRID) and self.has_subscribers(topics.GRID):
+            known = not grid.empty
+            if known or self._grid_said:
+                self._publishers[topics.GRID].publish(grid_message(self._in_map(), grid))
+                self._unsent[topics.GRID], self._grid_said = False, known
 
     def warn_of_no_grid(self) -> None:
         """Once, where somebody waits for a grid that this node cannot have."""

@@ -12,19 +12,23 @@ import yaml
 from lap_helpers import chunk, lap
 from mapping_helpers import mapper_of
 from node_helpers import NodeProcess, Observer, header
+from rclpy.parameter import Parameter
 from rclpy.serialization import deserialize_message, serialize_message
-from ros_helpers import parameters_of, ros_nodes
+from ros_helpers import parameters_of, ros_nodes, spin_until
 from scipy.ndimage import binary_dilation, label
 from scipy.spatial.transform import Rotation
 from walks import bundled, frames_of
 
 from stac_core import Moves
 from stac_ros import topics
+from stac_ros.camera_info import CameraCalibration
 from stac_ros.grid import FREE, MOST_CELLS, OCCUPIED, UNKNOWN, Grid
 from stac_ros.grid_messages import grid_message, write_grid
 from stac_ros.images import encode_image
-from stac_ros.mapper import MAP_FROM_OPTICAL
+from stac_ros.mapper import MAP_FROM_OPTICAL, Mapper
 from stac_ros.moving import STAYS
+from stac_ros.outputs import Outputs
+from stac_ros.run_statistics import Statistics
 from stac_ros.saved_map import MAP, SavedMap
 from stac_ros.settings import GridSettings
 from stac_ros.topics import qos_profile
@@ -396,6 +400,25 @@ def test_another_factor_begins_the_grid_anew():
         assert {tuple(p) for p in places.round(3)} <= {
             tuple(p) for p in mapper.mapper.grid.known()[0].round(3)
         }
+
+
+def test_a_grid_that_holds_no_longer_is_taken_back():
+    """In other lengths than before, and nothing may be added."""
+    heard: list = []
+    with parameters_of(**LEVEL) as (node, parameters):
+        outputs = Outputs(node, parameters, CameraCalibration())
+        mapper = Mapper(parameters, Statistics(), outputs)
+        node.create_subscription(topics.GRID.type, topics.GRID.name, heard.append, topics.GRID.qos())
+        spin_until([node], lambda: outputs.has_subscribers(topics.GRID), "the own subscription")
+        for number, factor in enumerate([3.0, 4.0, 4.0]):
+            node.set_parameters(
+                [Parameter("scale.factor", value=factor), Parameter("map.grow", value=not number)]
+            )
+            mapper.add(chunk(number, ODOM_FROM_FIRST))
+            outputs.publish_whole(mapper.map, mapper.grid)
+            spin_until([node], lambda: heard, "the grid")
+        spin_until([node], lambda: len(heard) > 1, "another grid")
+    assert OCCUPIED in heard[0].data and [list(grid.data) for grid in heard[1:]] == [[UNKNOWN]]
 
 
 def test_a_saved_grid_is_gone_on_with_and_moved_by_a_loop_that_closes_later(tmp_path, caplog):
