@@ -36,7 +36,7 @@ def plane_scan(points: NDArray[np.float32], camera: NDArray[np.float64], setting
     near = distance <= settings.range  # false for NaN too
     obstacle = near & (height > settings.step) & (height <= settings.height)
     floor = near & (np.abs(height) <= settings.step)
-    below = height < -settings.step
+    below = (height < -settings.step) & np.isfinite(height) & np.isfinite(distance)
     eye = max(camera[2] - settings.floor, 0.0)
     count = int(np.ceil(2 * np.pi * settings.range / settings.cell_size))
     direction = _directions(x, y, count)
