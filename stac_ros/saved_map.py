@@ -15,6 +15,7 @@ from stac_core.files import replacing
 POINTS, POSES = "map.ply", "trajectory.tum"  # to look at
 STREAM, MAP = "stream.safetensors", "map.safetensors"  # to go on with
 _FORMAT = "stac_map 3"
+_TOO_LARGE = 1e12  # of any value of a map
 
 
 @dataclass(frozen=True)
@@ -68,3 +69,5 @@ class SavedMap:
             if getattr(self, name).shape != shape:
                 has = list(getattr(self, name).shape)
                 raise ValueError(f"{path} is damaged: {name} has shape {has}, expected {list(shape)}")
+            if not (np.abs(getattr(self, name)) < _TOO_LARGE).all():  # false for NaN too
+                raise ValueError(f"{path} is damaged: {name} holds what cannot be in a map")

@@ -178,8 +178,9 @@ def test_points_that_are_no_place_and_outliers_change_nothing():
     camera = np.array([0.0, 0.0, EYE_M])
     points = Scene(*WALLS).seen(camera, 0.0)
     bad = np.array(
-        [[np.nan, 0, 0], [0, np.inf, 0.5], [1, 0, np.nan], [1e6, 0, 0.5], [-1e6, 1e6, 0], [3e30, 0, 1]]
-    )
+        [[np.nan, 0, 0], [0, np.inf, 0.5], [1, 0, np.nan], [1e6, 0, 0.5], [-1e6, 1e6, 0], [3e30, 0, 1],
+         [np.nan, 1, -1], [1, 0.3, -np.inf], 3 * [-np.inf]]
+    )  # fmt: skip
     clean, spoilt = Grid(GridSettings()), Grid(GridSettings())
     clean.add(points, camera, 0)
     spoilt.add(np.concatenate([points, bad.astype(np.float32)]), camera, 0)
@@ -442,6 +443,22 @@ def test_a_saved_grid_is_gone_on_with_and_moved_by_a_loop_that_closes_later(tmp_
     with mapper_of(bundled(), **LEVEL, grid__cell_size=0.1) as (mapper, *_):
         mapper.mapper.load(tmp_path / "map")
         assert mapper.mapper.grid.empty and "grid.cell_size is 0.1, but 0.05 in the saved map" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["cell_places", "cell_evidence", "map_from_world"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1e30])
+def test_a_saved_map_with_what_cannot_be_in_one_is_refused(name, value, tmp_path):
+    grid = looked(Scene(), (0, 0), yaws=1)
+    nothing = np.empty((0, 3), np.float32)
+    voxels = nothing, nothing, nothing[:, 0], np.empty(0, np.int32)
+    in_world = np.eye(4), np.zeros(3), np.array(1.0), np.array(True), np.array(True)
+    saved = SavedMap(*voxels, *in_world, np.array(CELL_M), *grid.known())
+    saved.write(tmp_path / MAP)
+    assert np.array_equal(SavedMap.read(tmp_path / MAP).cell_places, saved.cell_places)
+    getattr(saved, name)[0] = value
+    saved.write(tmp_path / MAP)
+    with pytest.raises(ValueError, match=f"is damaged: {name} holds what cannot be in a map"):
+        SavedMap.read(tmp_path / MAP)
 
 
 def test_a_map_that_began_without_odometry_gets_no_grid(tmp_path, caplog):
