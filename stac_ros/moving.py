@@ -15,6 +15,7 @@ from scipy.spatial.transform import Rotation
 from stac_core import Moves
 
 STAYS = -1  # in place of a submap: seen by a stream that has ended, where no move leads
+_AT_ONCE = 10_000  # points, which take a matrix each meanwhile: few fit the caches of a CPU
 
 Submaps = NDArray[np.int32]
 
@@ -29,8 +30,9 @@ def rescaling(factor: float, fixed_point: NDArray[np.float64], submaps: int) -> 
 
 def moved_points(moves: Moves, submaps: Submaps, positions: NDArray[Any]) -> NDArray[np.float64]:
     """Where points [N, 3] come to lie, seen in submaps [N]; those of others than the moves know stay."""
-    known, moved = _known(moves, submaps), np.array(positions, np.float64)
-    moved[known] = moves.points(submaps[known], moved[known])
+    known, moved = np.flatnonzero(_known(moves, submaps)), np.array(positions, np.float64)
+    for some in np.array_split(known, len(known) // _AT_ONCE + 1):
+        moved[some] = moves.points(submaps[some], moved[some])
     return moved
 
 
