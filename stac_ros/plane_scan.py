@@ -9,12 +9,14 @@ from numpy.typing import NDArray
 
 from stac_ros.settings import GridSettings
 
+_NARROWEST = 0.01  # radians of a direction: between the pixels of an image there is nothing to see
+
 Distances = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class PlaneScan:
-    """By directions around the camera, each as wide as a cell at the end of `grid.range`."""
+    """By directions around the camera, each as wide as a cell at the end of `grid.range`, or as a pixel."""
 
     obstacles: NDArray[np.float32]  # [M, 2] places in the map that a robot would bump into
     seen_from: Distances  # [D] metres to the nearest thing in view; inf = nothing is
@@ -38,7 +40,7 @@ def plane_scan(points: NDArray[np.float32], camera: NDArray[np.float64], setting
     floor = near & (np.abs(height) <= settings.step)
     below = (height < -settings.step) & np.isfinite(height) & np.isfinite(distance)
     eye = max(camera[2] - settings.floor, 0.0)
-    count = int(np.ceil(2 * np.pi * settings.range / settings.cell_size))
+    count = int(np.ceil(2 * np.pi / max(settings.cell_size / settings.range, _NARROWEST)))
     direction = _directions(x, y, count)
 
     def nearest(chosen: NDArray[np.bool_], distances: Distances) -> Distances:

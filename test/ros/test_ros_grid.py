@@ -151,6 +151,14 @@ def test_what_is_far_is_not_believed():
     assert (at(near, x, 0 * x + 0.01) == FREE).all() and OCCUPIED not in near.states()[1]
 
 
+def test_who_looks_farther_sees_what_is_near_as_well():
+    x, y = np.meshgrid(np.arange(1.7, 4.4, CELL_M / 2), np.arange(-1.5, 1.5, CELL_M / 2))
+    near, far = (
+        at(looked(Scene(*WALLS), (-1.9, 0), yaws=[0.0], range=range_m), x - 1.9, y) for range_m in (5, 25)
+    )
+    assert (near == FREE).mean() > 0.8 and (far == FREE).sum() >= (near == FREE).sum()
+
+
 def test_within_an_image_a_hit_wins():
     """A wall seen at a grazing angle: rays to its far end pass through the cells of its near one."""
     scene, grid = Scene([[0.5, 0.32, 0], [9, 0.6, 2]]), Grid(GridSettings())
