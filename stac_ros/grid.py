@@ -39,11 +39,8 @@ class Grid:
 
     def clear(self) -> None:
         """Forget all cells."""
-        self._corner = np.zeros(2, np.int64)  # column and row of the cell at [0, 0] below; rows are along y
-        self._evidence = np.zeros((0, 0), np.float32)  # 0 = unknown
-        self._submaps = np.zeros((0, 0), np.int32)
-        self._shifts = np.zeros((0, 0, 2), np.float16)  # in cells: from a cell's centre to where it was seen
         self._told = False
+        self._forget()
 
     @property
     def empty(self) -> bool:
@@ -69,7 +66,7 @@ class Grid:
         places, evidence, submaps = self.known()
         level = np.full((len(places), 1), self.floor)
         moved = moved_points(moves, submaps, np.hstack([places, level]))
-        self.clear()
+        self._forget()
         self.put(moved[:, :2], evidence, submaps)
         self._close()
         self._close()  # once more for two torn cells side by side
@@ -114,6 +111,12 @@ class Grid:
         evidence = self._evidence[top : bottom + 1, left : right + 1]
         states = np.select([evidence > 0, evidence < 0], [np.int8(OCCUPIED), np.int8(FREE)], np.int8(UNKNOWN))
         return (self._corner + np.array([left, top])) * self.cell_size, states
+
+    def _forget(self) -> None:
+        self._corner = np.zeros(2, np.int64)  # column and row of the cell at [0, 0] below; rows are along y
+        self._evidence = np.zeros((0, 0), np.float32)  # 0 = unknown
+        self._submaps = np.zeros((0, 0), np.int32)
+        self._shifts = np.zeros((0, 0, 2), np.float16)  # in cells: from a cell's centre to where it was seen
 
     def _cells(self, places: NDArray[Any]) -> NDArray[np.int64]:
         """Column and row [..., 2] of the cells in which places [..., 2] lie."""

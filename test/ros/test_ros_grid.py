@@ -205,6 +205,8 @@ def test_a_grid_has_a_largest_size_and_says_so_once(caplog):
         camera = np.array([MOST_CELLS * CELL_M, 0, EYE_M])
         grid.add(scene.seen(np.array([0, 0, EYE_M]), 0.0) + np.float32([camera[0], 0, 0]), camera, 0)
     assert all(map(np.array_equal, grid.states(), before))
+    grid.move(Moves.none(1))
+    grid.add(np.empty((0, 3), np.float32), camera, 0)
     assert caplog.text.count("the grid is full: what would make it longer than 204.8 m is left out") == 1
     looked(scene, (0.5, 0), grid=grid, submap=1)
     away = Moves(np.stack([np.eye(3)] * 2), np.array([[0, 0, 0], [1e6, 0, 0]]), np.ones(2))
