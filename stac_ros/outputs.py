@@ -43,7 +43,9 @@ logger = logging.getLogger(__name__)
 
 
 class Outputs:
-    """Publishers of the node. All but `placed.republish` belong to the mapping thread."""
+    """Publishers of the node. All belong to the mapping thread, but what its timers call: `placed.republish`,
+    `whole_is_due` and `warn_of_no_grid`.
+    """
 
     def __init__(self, node: Node, parameters: Parameters, calibration: CameraCalibration) -> None:
         self._parameters, self._calibration = parameters, calibration
