@@ -15,7 +15,7 @@ from stac_core.files import replacing
 POINTS, POSES = "map.ply", "trajectory.tum"  # to look at
 STREAM, MAP = "stream.safetensors", "map.safetensors"  # to go on with
 _FORMAT = "stac_map 3"
-_TOO_LARGE = 1e12  # of any value of a map
+_TOO_LARGE = 1e15  # for any value of a map, also for confidences summed over days
 
 
 @dataclass(frozen=True)
