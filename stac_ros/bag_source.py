@@ -10,8 +10,8 @@ from typing import Any
 
 from rosbags.interfaces import Connection
 
-from stac_core.evaluation.datasets.bag import choose_image_topic
-from stac_core.evaluation.datasets.bag_file import BagFile
+from stac_core.evaluation.datasets.bag import choose_image_topic, choose_info_topic
+from stac_core.evaluation.datasets.bag_file import INFO_TYPE, BagFile
 from stac_ros.sources import STATIC_TOPICS, Item
 from stac_ros.topics import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE
 
@@ -34,7 +34,8 @@ class BagSource:
         self.image_topic = image.name
         self.image_count = sum(c.msgcount for c in self._bag.connections(recorded_image))
         self._names = {recorded_image: image.name}  # recorded topic → topic to publish
-        recorded_info = _camera_info_topic(recorded_image, kinds)
+        infos = [recorded for recorded, kind in kinds.items() if kind == INFO_TYPE]
+        recorded_info = choose_info_topic(recorded_image, infos)
         self.info_topic = CAMERA_INFO.name if recorded_info else ""
         if recorded_info:
             self._names[recorded_info] = self.info_topic
@@ -75,11 +76,3 @@ def message_class(name: str) -> type[Any]:
     package, _, kind = name.partition("/msg/")
     found: type[Any] = getattr(importlib.import_module(f"{package}.msg"), kind)
     return found
-
-
-def _camera_info_topic(image_topic: str, kinds: dict[str, str]) -> str | None:
-    """The calibration beside an image topic, at any level above it, or the only one there is."""
-    infos = [topic for topic, kind in kinds.items() if kind == "sensor_msgs/msg/CameraInfo"]
-    parts = image_topic.split("/")
-    beside = ["/".join([*parts[:end], "camera_info"]) for end in range(len(parts) - 1, 0, -1)]
-    return next((topic for topic in beside if topic in infos), infos[0] if len(infos) == 1 else None)

@@ -11,6 +11,7 @@ import numpy as np
 from stac_core.evaluation.datasets.bag_file import (
     FILE_TYPES,
     IMAGE_TYPES,
+    INFO_TYPE,
     BagFile,
     MessageList,
     decode_depth,
@@ -120,7 +121,7 @@ class BagSequence:
 
 def choose_image_topic(bag: BagFile, topic: str = "") -> str:
     """The given image topic, or the only one. ValueError lists what there is."""
-    firsts = {topic: bag.first(topic) for topic in bag.topics(*IMAGE_TYPES) if "depth" not in topic.lower()}
+    firsts = {name: bag.first(name) for name in bag.topics(*IMAGE_TYPES) if "depth" not in name.lower()}
     images = [name for name, first in firsts.items() if first is not None and not is_depth(first)]
     if topic:
         if topic not in images:
@@ -134,6 +135,13 @@ def choose_image_topic(bag: BagFile, topic: str = "") -> str:
         raise ValueError(f"{bag.path}: several image topics, choose one with --topic: {', '.join(images)}")
     listed = ", ".join(f"{name} ({kind})" for name, kind in sorted(bag.all_topics().items()))
     raise ValueError(f"{bag.path}: no image topic (sensor_msgs Image or CompressedImage); it has {listed}")
+
+
+def choose_info_topic(image_topic: str, infos: list[str]) -> str | None:
+    """Of topics of CameraInfo the one beside an image topic, at any level above it, or the only one."""
+    parts = image_topic.split("/")
+    beside = ["/".join([*parts[:end], "camera_info"]) for end in range(len(parts) - 1, 0, -1)]
+    return next((topic for topic in beside if topic in infos), infos[0] if len(infos) == 1 else None)
 
 
 def _choose_depth_topic(bag: BagFile, topic: str) -> str:
@@ -153,10 +161,7 @@ def _choose_depth_topic(bag: BagFile, topic: str) -> str:
 
 def _intrinsics(bag: BagFile, image_topic: str) -> Array | None:
     """K of the CameraInfo beside the image topic, or of the only one there is."""
-    infos = bag.topics("sensor_msgs/msg/CameraInfo")
-    parts = image_topic.split("/")
-    beside = ["/".join(parts[:end]) + "/camera_info" for end in range(len(parts) - 1, 0, -1)]
-    chosen = next((topic for topic in beside if topic in infos), infos[0] if len(infos) == 1 else None)
+    chosen = choose_info_topic(image_topic, bag.topics(INFO_TYPE))
     first = bag.first(chosen) if chosen else None
     if first is None:
         return None

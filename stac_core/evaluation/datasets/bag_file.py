@@ -22,6 +22,7 @@ from stac_core.evaluation.trajectory import poses_from_quaternions
 
 FILE_TYPES = (".mcap", ".db3")
 IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
+INFO_TYPE = "sensor_msgs/msg/CameraInfo"
 
 logger = logging.getLogger(__name__)
 
@@ -94,10 +95,11 @@ class BagFile:
             except AnyReaderError as error:
                 if topic not in self._told:
                     self._told.add(topic)
-                    what = (
-                        f"{self.path}: a message of {topic}, recorded at {recorded} ns, is damaged ({error})"
+                    logger.warning(
+                        "%s: a message of %s, recorded at %d ns, is damaged (%s): it is left out, and any "
+                        "other like it",
+                        *(self.path, topic, recorded, error),
                     )
-                    logger.warning("%s: it is left out, and any other like it", what)
                 continue
             yield connection, recorded, raw, message
 
