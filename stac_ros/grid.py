@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stac_core import Moves
-from stac_ros.moving import STAYS, Submaps, moved_points
+from stac_ros.moving import NONE_YET, STAYS, Submaps, moved_points
 from stac_ros.plane_scan import plane_scan
 from stac_ros.settings import GridSettings
 
@@ -18,7 +18,6 @@ HIT, MISS = 0.85, -0.4  # log-odds, as are the limits: OctoMap (Hornung et al. 2
 LEAST, MOST = -2.0, 3.5
 MOST_CELLS = 4096  # along each side; 17 MB as a message
 _BLOCK = 64  # the sides are whole ones of these, so that few images make them grow
-_NONE_YET = np.iinfo(np.int32).max  # above all submaps
 
 Evidence = NDArray[np.float32]
 
@@ -157,7 +156,7 @@ class Grid:
             column, row = self._corner - corner if rows else (0, 0)
             sides = (row, height - rows - row), (column, width - columns - column)
             self._evidence = np.pad(self._evidence, sides)
-            self._submaps = np.pad(self._submaps, sides, constant_values=_NONE_YET)
+            self._submaps = np.pad(self._submaps, sides, constant_values=NONE_YET)
             self._shifts = np.pad(self._shifts, (*sides, (0, 0)))
             self._corner = corner
         return True
@@ -180,7 +179,7 @@ class Grid:
         between = np.maximum(*lesser)
         torn = np.isfinite(between) & ((self._evidence == 0) | (between > 0) & (self._evidence < 0))
         self._evidence[torn] = between[torn]
-        beside = np.minimum(*(np.minimum(*pair) for pair in _neighbours(self._submaps, _NONE_YET)))
+        beside = np.minimum(*(np.minimum(*pair) for pair in _neighbours(self._submaps, NONE_YET)))
         self._submaps[torn] = beside[torn]
 
 

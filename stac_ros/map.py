@@ -11,13 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from stac_core import Moves
-from stac_ros.moving import STAYS, Submaps, moved_points
+from stac_ros.moving import NONE_YET, STAYS, Submaps, moved_points
 
 _BITS = 21  # of a voxel's index along each axis: three of them fit one int64 key
 _HALF = 1 << (_BITS - 1)  # added to an index, so that it is not negative
 _EACH = 1 | 1 << _BITS | 1 << 2 * _BITS  # times a number: that number along each axis
 _VALUES = 6  # x, y, z, r, g, b
-_NONE_YET = np.iinfo(np.int32).max  # above all submaps
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +98,7 @@ class VoxelMap:
         self._slots = np.zeros(1, np.int32)  # [1 + M], of the keys
         self._weights = np.zeros(self._max_points, np.float32)  # [max_points], of slots; 0 = not yet used
         self._means = np.zeros((_VALUES, self._max_points), np.float32)
-        self._submaps = np.full(self._max_points, _NONE_YET, np.int32)
+        self._submaps = np.full(self._max_points, NONE_YET, np.int32)
 
     def _merge(
         self,

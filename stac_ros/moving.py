@@ -15,6 +15,7 @@ from scipy.spatial.transform import Rotation
 from stac_core import Moves
 
 STAYS = -1  # in place of a submap: seen by a stream that has ended, where no move leads
+NONE_YET = np.iinfo(np.int32).max  # in place of a submap, above all of them: seen by none so far
 _AT_ONCE = 10_000  # points, which take a matrix each meanwhile: few fit the caches of a CPU
 
 Submaps = NDArray[np.int32]
