@@ -6,6 +6,7 @@ import array
 from pathlib import Path
 
 import numpy as np
+import yaml
 from geometry_msgs.msg import Point, Pose, Quaternion
 from nav_msgs.msg import MapMetaData, OccupancyGrid
 from std_msgs.msg import Header
@@ -41,13 +42,13 @@ def write_grid(folder: Path, grid: Grid) -> None:
     )
     top_first = shades[::-1]
     write_whole(folder / IMAGE, b"P5\n%d %d\n255\n" % (width, height) + top_first.tobytes())
-    lines = {
+    about = {
         "image": IMAGE,
         "mode": "trinary",
-        "resolution": f"{grid.cell_size:g}",
-        "origin": f"[{x:.6f}, {y:.6f}, 0.0]",
-        "negate": "0",
-        "occupied_thresh": f"{_OCCUPIED_ABOVE}",
-        "free_thresh": f"{_FREE_BELOW}",
+        "resolution": grid.cell_size,
+        "origin": [float(x), float(y), 0.0],
+        "negate": 0,
+        "occupied_thresh": _OCCUPIED_ABOVE,
+        "free_thresh": _FREE_BELOW,
     }
-    write_whole(folder / MAP, "".join(f"{name}: {value}\n" for name, value in lines.items()))
+    write_whole(folder / MAP, yaml.safe_dump(about, sort_keys=False, default_flow_style=None))
