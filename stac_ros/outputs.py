@@ -8,10 +8,11 @@ import time
 import numpy as np
 from builtin_interfaces.msg import Time
 from geometry_msgs.msg import PoseStamped, PoseWithCovarianceStamped
-from nav_msgs.msg import Path
+from nav_msgs.msg import OccupancyGrid, Path
 from numpy.typing import NDArray
 from rclpy.duration import Duration
 from rclpy.node import Node
+from sensor_msgs.msg import PointCloud2
 from std_msgs.msg import Header
 
 from stac_core import Moves
@@ -106,12 +107,10 @@ class Outputs:
             self._path.end_stream()
         else:
             self._path.clear()
-            self._unsent = dict.fromkeys(self._unsent, False)
-            self._publishers[topics.MAP_POINTS].publish(cloud_message(self._in_map(), *NO_POINTS))
-            self._publishers[topics.PATH].publish(Path(header=self._in_map()))
+            self._say(topics.MAP_POINTS, cloud_message(self._in_map(), *NO_POINTS))
+            self._say(topics.PATH, Path(header=self._in_map()))
             if topics.GRID in self._unsent:
-                nothing = grid_message(self._in_map(), Grid(self._parameters.ros.grid))
-                self._publishers[topics.GRID].publish(nothing)
+                self._say(topics.GRID, grid_message(self._in_map(), Grid(self._parameters.ros.grid)))
                 self._grid_said = False
 
     def loaded(self) -> None:
@@ -125,7 +124,7 @@ class Outputs:
 
     def whole_is_due(self) -> bool:
         """Whether `publish_whole` would say anything."""
-        return any(unsent and self.has_subscribers(topic) for topic, unsent in self._unsent.items())
+        return any(map(self._is_due, self._unsent))
 
     def publish_whole(self, voxel_map: VoxelMap, grid: Grid) -> None:
         """The whole map, grid and path, where they have changed and somebody listens.
@@ -133,17 +132,13 @@ class Outputs:
         A map without a point is none, nor is a grid without a cell: an empty one tells that a stream has
         ended, see `begin_stream`, or that what was said of the grid holds no longer.
         """
-        if len(voxel_map) and self._unsent[topics.MAP_POINTS] and self.has_subscribers(topics.MAP_POINTS):
-            self._publishers[topics.MAP_POINTS].publish(cloud_message(self._in_map(), *voxel_map.points()))
-            self._unsent[topics.MAP_POINTS] = False
-        if self._unsent[topics.PATH] and self.has_subscribers(topics.PATH):
-            self._publishers[topics.PATH].publish(Path(header=self._in_map(), poses=self._path.messages()))
-            self._unsent[topics.PATH] = False
-        if self._unsent.get(topics.GRID) and self.has_subscribers(topics.GRID):
-            known = not grid.empty
-            if known or self._grid_said:
-                self._publishers[topics.GRID].publish(grid_message(self._in_map(), grid))
-                self._unsent[topics.GRID], self._grid_said = False, known
+        if len(voxel_map) and self._is_due(topics.MAP_POINTS):
+            self._say(topics.MAP_POINTS, cloud_message(self._in_map(), *voxel_map.points()))
+        if self._is_due(topics.PATH):
+            self._say(topics.PATH, Path(header=self._in_map(), poses=self._path.messages()))
+        if self._is_due(topics.GRID) and (self._grid_said or not grid.empty):
+            self._say(topics.GRID, grid_message(self._in_map(), grid))
+            self._grid_said = not grid.empty
 
     def warn_of_no_grid(self) -> None:
         """Once, where somebody waits for a grid that this node cannot have."""
@@ -161,6 +156,13 @@ class Outputs:
         end = time.monotonic() + FLUSH_S
         for publisher in self._publishers.values():
             publisher.wait_for_all_acked(Duration(seconds=max(0.0, end - time.monotonic())))
+
+    def _is_due(self, topic: Topic) -> bool:
+        return self._unsent.get(topic, False) and self.has_subscribers(topic)
+
+    def _say(self, topic: Topic, whole: PointCloud2 | Path | OccupancyGrid) -> None:
+        self._publishers[topic].publish(whole)
+        self._unsent[topic] = False
 
     def _publish_transform(self, frame: MappedFrame, odom_from_camera: NDArray[np.float64] | None) -> None:
         """odom_from_camera: in the frame of visual odometry, if there is one."""
