@@ -51,9 +51,9 @@ class CameraCalibration:
         if received is None:
             raise ImageError(
                 "no camera_info",
-                "an image came before its camera_info and cannot be rectified: have the driver publish it, "
-                "set input.camera_info_qos if it is latched, remap camera_info to its topic, or set "
-                "input.rectify to false",
+                "an image came before its camera_info and cannot be rectified: have the driver publish it "
+                "(stac-replay: --calibration; launch, stac-ros: calibration:=), set input.camera_info_qos if "
+                "it is latched, remap camera_info to its topic, or set input.rectify to false",
             )
         try:
             usable_intrinsics(received, *image.shape[:2])
@@ -69,7 +69,8 @@ class CameraCalibration:
         if received is None and self._unknown > PATIENCE:
             self._say_once(
                 "images come without their camera_info: poses are as predicted, not refined; have the driver "
-                "publish it, remap camera_info to its topic, or set input.camera_info_qos if it is latched"
+                "publish it (stac-replay: --calibration; launch, stac-ros: calibration:=), remap camera_info "
+                "to its topic, or set input.camera_info_qos if it is latched"
             )
         return self._usable(received, height, width)
 

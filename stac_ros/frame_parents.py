@@ -100,7 +100,8 @@ class OtherParents:
         return (
             f"{child} has the parent {link.parent} on {link.topic} (from {link.sender}); {own} → {child} is "
             "a second one, which cuts the camera out of that tree: set frames.odom to the odometry frame, "
-            f"or where there is none to {root}, the root"
+            f"or where there is none to {root}, the root; where that is another robot's camera, give this "
+            "one a name of its own in frames.camera"
         )
 
     def _link_of(self, child: str) -> _Link | None:

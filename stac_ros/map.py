@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,16 @@ _EACH = 1 | 1 << _BITS | 1 << 2 * _BITS  # times a number: that number along eac
 _VALUES = 6  # x, y, z, r, g, b
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class MapFigures:
+    """A map after its latest change, for other threads: in the midst of one it may look empty."""
+
+    points: int
+    bytes: int
+    voxel_size: float
+    points_outside: int
 
 
 class VoxelMap:
@@ -38,6 +49,7 @@ class VoxelMap:
         self.voxel_size = self._first_size
         self.points_outside = 0  # too far away to be numbered: beyond a million voxels
         self._forget()
+        self._note()
 
     def __len__(self) -> int:
         return len(self._keys) - 1
@@ -66,6 +78,7 @@ class VoxelMap:
             colours, confidences, seen_in = colours[inside], confidences[inside], seen_in[inside]
         x, y, z = cells.astype(np.int64) + _HALF
         self._merge((x << 2 * _BITS) | (y << _BITS) | z, confidences, seen_in, (*columns, *colours.T))
+        self._note()
 
     def move(self, moves: Moves, other_lengths: bool = False) -> None:
         """Each point with its submap; what comes to lie together is one voxel.
@@ -92,6 +105,9 @@ class VoxelMap:
         """Copies of all positions [N, 3] and RGB colours [N, 3], in the order of the voxels in space."""
         positions, colours, *_ = self.voxels()
         return positions.copy(), np.rint(colours).astype(np.uint8)
+
+    def _note(self) -> None:
+        self.figures = MapFigures(len(self), self.bytes, self.voxel_size, self.points_outside)
 
     def _forget(self) -> None:
         self._keys = np.array([-1])  # [1 + M], ascending; the first is below all that occur

@@ -193,13 +193,10 @@ class MappingNode(ClosingNode):
             self._last = None  # the next recording may pass this stamp and go on
 
     def _map_state(self) -> MapState:
-        mapper, ros = self.mapper, self.parameters.ros
+        mapper, figures = self.mapper, self.mapper.map.figures
         return MapState(
-            points=len(mapper.map),
-            bytes=mapper.map.bytes,
-            voxel_size=mapper.map.voxel_size,
-            coarsened=mapper.map.voxel_size > ros.map.voxel_size,
-            points_outside=mapper.map.points_outside,
+            **vars(figures),
+            coarsened=figures.voxel_size > self.parameters.ros.map.voxel_size,
             poses=len(mapper.trajectory),
             scale=str(mapper.scale),
             intrinsics=self.calibration.source,

@@ -81,13 +81,10 @@ class PlacedFrames:
                 if simulated
                 else "play recordings with /clock and set use_sim_time to true"
             )
+            frames = self._settings.map, self._settings.visual_odom, self._settings.odom
             logger.warning(
-                "images are stamped %.3f s where this node's clock says %.3f s: %s → %s is sent with each "
-                "image only; %s",
-                stamp_s,
-                now_s,
-                self._settings.map,
-                self._settings.odom,
-                cure,
+                "images are stamped %.3f s where this node's clock says %.3f s: %s is sent with each image "
+                "only; %s",
+                *(stamp_s, now_s, " → ".join(filter(None, frames)), cure),
             )
         return False

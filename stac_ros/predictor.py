@@ -128,6 +128,7 @@ class Predictor:
 
     def pause(self, paused: bool) -> None:
         """Whether images are to be ignored from now on."""
+        logger.info("paused on request: images are ignored" if paused else "running on request")
         self.paused = paused
 
     def reset(self) -> None:

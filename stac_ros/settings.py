@@ -53,8 +53,11 @@ class FrameSettings:
         for name in ("map", "odom", "visual_odom", "camera"):
             if getattr(self, name).startswith("/"):
                 raise refuse(self, name, "frames have no leading slash", getattr(self, name).lstrip("/"))
-        if not self.map or self.map in (self.odom, self.camera):
+        if not self.map:
             raise refuse(self, "map", "the map needs a frame of its own", "map")
+        for name in ("odom", "camera"):
+            if getattr(self, name) == self.map:
+                raise refuse(self, name, "the map needs a frame of its own", "")
         if self.camera and self.camera == self.odom:
             raise refuse(self, "camera", "the camera needs a frame of its own", "")
         if self.visual_odom and self.visual_odom in (self.map, self.odom, self.camera):

@@ -149,7 +149,11 @@ def test_distortion_that_is_removed_is_not_warned_of(caplog):
 @pytest.mark.parametrize(
     ("info", "cause", "told"),
     [
-        (None, "no camera_info", "came before its camera_info .* remap camera_info .* or set input.rectify"),
+        (
+            None,
+            "no camera_info",
+            "came before its camera_info .* calibration:=.* or set input.rectify",
+        ),
         (received(focal=0.0), "camera_info", "holds no calibration"),
         (received(focal=1e-3), "camera_info", "camera_info is refused: .* radians"),
         (received(height=480, width=640), "camera_info", "camera_info is of 640×480 images, not of 320×240"),

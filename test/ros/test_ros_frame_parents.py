@@ -78,6 +78,12 @@ def test_two_robots_that_share_tf_are_told_apart(caplog, monkeypatch, slash):
         assert "/amcl sends map → cam on /tf as well" in text and "own frames.map and frames.camera" in text
 
 
+def test_two_robots_whose_cameras_share_a_name_are_told_to_part_them(caplog, monkeypatch):
+    with meeting(caplog, monkeypatch, map="robot1/map") as met:
+        text = met.told("cam", lambda: met.say(("robot2/map", "cam")))
+        assert "another robot's camera, give this one a name of its own in frames.camera" in text
+
+
 @pytest.mark.parametrize("parent", ["map", "earth"])
 def test_somebody_else_who_corrects_odometry_is_named(parent, caplog, monkeypatch):
     with meeting(caplog, monkeypatch, odom="odom") as met:

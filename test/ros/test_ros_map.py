@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import tracemalloc
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -100,6 +102,26 @@ def test_a_rescaled_map_has_voxels_of_the_size_that_was_set():
     found.move(rescaling(0.1, np.zeros(3), 1), other_lengths=True)
     assert found.voxel_size == 0.01 and 250 < len(found) <= full
     assert len(np.unique(np.floor(found.points()[0] / 0.01), axis=0)) == pytest.approx(len(found), rel=0.01)
+
+
+def test_another_thread_never_sees_a_map_that_is_half_moved():
+    """Diagnostics told of an empty map while a loop was closed."""
+    found, told, moved = VoxelMap(0.01, 100_000), set(), threading.Event()
+    found.add(*points(50_000, 3), 0)
+
+    def watch() -> None:
+        while not moved.is_set():
+            told.add(found.figures)
+
+    with ThreadPoolExecutor(1) as watcher:
+        watching = watcher.submit(watch)
+        try:
+            for _ in range(5):
+                found.move(Moves.none(1))
+        finally:
+            moved.set()
+        watching.result()
+    assert told == {found.figures} and found.figures.points == len(found) > 40_000
 
 
 def some_moves(count: int, rng: np.random.Generator) -> Moves:

@@ -403,7 +403,8 @@ def test_bad_images_leave_a_chunk_without_spoiling_it(network, caplog):
         assert caplog.text.count("is truncated") == 1
 
 
-def test_pausing_ignores_images_and_keeps_the_map(network):
+def test_pausing_ignores_images_keeps_the_map_and_is_logged(network, caplog):
+    caplog.set_level("INFO")
     with mapper_of(network) as (mapper, notes, statistics):
         mapper.process(messages(1))
         before = len(mapper.map)
@@ -415,6 +416,7 @@ def test_pausing_ignores_images_and_keeps_the_map(network):
         mapper.pause(False)
         mapper.process(messages(1, 12))
         assert len(notes.frames) == 2
+        assert "paused on request: images are ignored" in caplog.text and "running on request" in caplog.text
 
 
 def test_reset_and_save(network, tmp_path):

@@ -103,7 +103,8 @@ def test_the_correction_is_published_once_for_every_moment_of_the_clock(caplog):
         clock = outside.create_publisher(Clock, "/clock", 1)
         outside.create_subscription(TFMessage, "/tf", keep, 10)
         broadcaster = TransformBroadcaster(robot)
-        placed = PlacedFrames(broadcaster, robot.get_clock(), FrameSettings(odom="odom"))
+        frames = FrameSettings(odom="base", visual_odom="odom")
+        placed = PlacedFrames(broadcaster, robot.get_clock(), frames)
         of_odom = [Placed("map", "odom", pose(1))]
 
         def set_clock(now_s: int) -> None:
@@ -138,7 +139,8 @@ def test_the_correction_is_published_once_for_every_moment_of_the_clock(caplog):
         placed.publish(of_odom, Time(sec=2001))
         set_clock(3000)
         republish(2, [2000.0, 2001.0])
-    assert caplog.text.count("images are stamped 2000.000 s where this node's clock says 99.000 s") == 1
+    text = "images are stamped 2000.000 s where this node's clock says 99.000 s: map → odom → base is sent"
+    assert caplog.text.count(text) == 1
     assert "this node follows /clock" in caplog.text
 
 
