@@ -12,6 +12,7 @@ from scipy.spatial.transform import Rotation
 from walks import LAP, bundled, frames_of, images_of
 
 from stac_core import Config, Moves, Prediction, StreamSession
+from stac_core.camera_path import CameraPath
 from stac_core.evaluation.alignment import align_points
 from stac_core.geometry import pose_matrix
 from stac_core.keyframes import Keyframe
@@ -256,3 +257,12 @@ def test_a_lap_comes_to_lie_where_it_truly_is():
 
 def _poses(predictions) -> np.ndarray:
     return torch.cat([p.world_from_camera for p in predictions]).double().numpy()
+
+
+def test_frames_that_move_nothing_cost_a_path_nothing_of_its_submaps(monkeypatch):
+    path = CameraPath()
+    path.add(prediction(0))
+    path.add(prediction(1, doubled(2)))
+    monkeypatch.setattr(Moves, "after", None)
+    path.add(prediction(1))
+    assert path.world_from_camera()[:, 0, 3].tolist() == [2, 1, 1]
