@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -201,6 +202,18 @@ def test_a_graph_goes_on_where_it_was_saved():
     again.restore(PoseGraph().state())
     again.go_on(keyframe(poses[1]))
     assert len(again.state()["node"]) == 2
+
+
+def test_old_submaps_cost_nothing_where_one_more_begins():
+    graph = PoseGraph()
+    graph.restore({"node": torch.zeros(100_000, dtype=torch.int64)})
+    for submap in range(100_000, 100_005):
+        graph.go_on(keyframe(np.eye(4), submap=submap))
+    tracemalloc.start()
+    graph.keep(map(begun, (0, *range(100_000, 100_005))))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 20_000 and len(set(graph.state()["node"].tolist())) == 6
 
 
 def test_moves_one_after_the_other_and_in_another_frame():
