@@ -87,4 +87,5 @@ def pose_rows(poses: Sequence[NDArray[np.float64]]) -> Iterator[tuple[float, ...
     for first in range(0, len(poses), _AT_ONCE):
         some = np.array(poses[first : first + _AT_ONCE])
         turns = Rotation.from_matrix(some[:, :3, :3]).as_quat()
+        turns *= np.where(turns[:, 3:] < 0, -1, 1)  # w ≥ 0, as of poses that come one by one
         yield from map(tuple, np.hstack([some[:, :3, 3], turns]).tolist())

@@ -292,10 +292,19 @@ def test_a_written_trajectory_is_read_by_evo(tmp_path):
         poses.append(pose)
     assert next(trajectory.tum()).startswith("1700000000.000000001 ")
     write_lines(tmp_path / "trajectory.tum", trajectory.tum())
-    write_lines(tmp_path / "many.tum", tum_lines(range(5), pose_rows(poses)))
-    for name in ("trajectory.tum", "many.tum"):
-        read = file_interface.read_tum_trajectory_file(tmp_path / name)
-        assert np.allclose(read.poses_se3, poses, atol=1e-7)
+    read = file_interface.read_tum_trajectory_file(tmp_path / "trajectory.tum")
+    assert np.allclose(read.poses_se3, poses, atol=1e-7)
+
+
+def test_poses_at_once_are_written_as_those_one_by_one():
+    rng, trajectory, poses = np.random.default_rng(7), Trajectory(1000), np.tile(np.eye(4), (50, 1, 1))
+    poses[:, :3, :3], poses[:, :3, 3] = Rotation.random(50, rng).as_matrix(), rng.normal(size=(50, 3))
+    for index, pose in enumerate(poses):
+        trajectory.add(index, pose, 0)
+    texts = trajectory.tum(), tum_lines(range(50), pose_rows(list(poses)))
+    found, expected = (np.array([line.split() for line in lines], float) for lines in texts)
+    assert np.allclose(found, expected, atol=1e-8)
+    assert not list(tum_lines([], pose_rows([])))
 
 
 def test_a_rescaled_trajectory_keeps_its_turns_and_one_point():
