@@ -21,7 +21,8 @@ class CameraPath:
 
     def add(self, prediction: Prediction) -> None:
         """Frames on the host; whatever they have moved has moved from here on."""
-        self._moves = Moves.composed([self._moves, prediction.moved])
+        if prediction.moved is not None:
+            self._moves = self._moves.then(prediction.moved)
         self._said += list(prediction.world_from_camera.double().numpy())
         self._submap += [prediction.submap] * prediction.frames
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
@@ -47,6 +47,12 @@ def write_whole(path: Path, content: bytes | str) -> None:
     """Replace a file by `content`, text as UTF-8. Raises OSError where that is not possible."""
     with replacing(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """The same of a text of many lines, which are never all in memory; each ends as it is to end."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        file.writelines(lines)
 
 
 def _sync(folder: Path) -> None:

@@ -38,7 +38,7 @@ class Moves:
         so_far = cls.none(0)
         for each in moves:
             if each is not None:
-                so_far = each.after(so_far.up_to(len(each)))
+                so_far = so_far.then(each)
         return so_far
 
     def __len__(self) -> int:
@@ -65,6 +65,10 @@ class Moves:
         submap = np.arange(len(first))
         rotation = self.rotation[submap] @ first.rotation
         return Moves(rotation, self.points(submap, first.translation), self.scale[submap] * first.scale)
+
+    def then(self, later: Moves) -> Moves:
+        """Both, this one first; submaps that only the later one knows have not moved before."""
+        return later.after(self.up_to(len(later)))
 
     def up_to(self, n: int) -> Moves:
         """The same of at least n submaps: those that are new stay."""

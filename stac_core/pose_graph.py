@@ -87,7 +87,7 @@ class PoseGraph:
     def keep(self, firsts: Iterable[Keyframe]) -> None:
         """Nodes of other frames become part of a neighbour, and move with it from here on."""
         kept = {self._present, *map(self._node_of, firsts)}
-        for gone in set(self._node.tolist()) - kept:
+        for gone in self._nodes - kept:
             self._merge(gone)
 
     def hold(self) -> None:
@@ -112,6 +112,11 @@ class PoseGraph:
     def _present(self) -> int:
         return int(self._node[-1])
 
+    @property
+    def _nodes(self) -> set[int]:
+        """All that there are: one that is alone has no link, but is the present one."""
+        return {self._present, *(node for link in self._links for node in link.nodes.tolist())}
+
     def _node_of(self, first: Keyframe) -> int:
         return int(self._node[first.submap])
 
@@ -125,7 +130,7 @@ class PoseGraph:
 
     def _rows(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """All nodes [n], ascending, and for each link the rows of its two in that list, [L, 2]."""
-        order = np.unique(self._node)
+        order = np.array(sorted(self._nodes))
         return order, np.searchsorted(order, np.stack([link.nodes for link in self._links]))
 
     def _begin(self, node: int) -> None:

@@ -8,15 +8,16 @@ from numpy.typing import NDArray
 from stac_core.moves import Moves
 
 NO_CELL = -1  # unlike every key
+AT_ONCE = 10_000  # points, which take a matrix each while they move
 
 
 class ThinnedCloud:
-    """Coloured points, the first of every cell."""
+    """Coloured points, the first of every cell, and the submap that saw each."""
 
     def __init__(self) -> None:
         self.cell = 0.0  # edge, in units of the prediction; 0 = not known yet
         self._known = np.empty(0, np.int64)  # sorted keys of the cells that have a point
-        self._parts: list[tuple[int, NDArray[np.float32], NDArray[np.uint8]]] = []
+        self._parts = [(np.empty(0, np.int32), np.empty((0, 3), np.float32), np.empty((0, 3), np.uint8))]
 
     def add(self, submap: int, points: NDArray[np.float32], colours: NDArray[np.uint8]) -> None:
         """Points [N, 3] and RGB [N, 3] that a submap has seen."""
@@ -25,27 +26,32 @@ class ThinnedCloud:
         keys, first = first_of_each(self._cells(points))
         place = np.searchsorted(self._known, keys)
         new = np.append(self._known, NO_CELL)[place] != keys
-        self._parts.append((submap, points[first[new]], colours[first[new]]))
-        self._known = np.insert(self._known, place[new], keys[new])
+        if new.any():
+            chosen = first[new]
+            self._parts.append((np.full(len(chosen), submap, np.int32), points[chosen], colours[chosen]))
+            self._known = np.insert(self._known, place[new], keys[new])
 
     def move(self, moves: Moves) -> None:
         """Everything so far with its submap; where that brings points into one cell, the first stays."""
-        if not self._parts:
+        submaps, points, colours = self._whole()
+        if not len(points):
             return
-        parts = [(s, moves.points(s, points).astype(np.float32), c) for s, points, c in self._parts]
-        cells = np.concatenate([self._cells(points) for _, points, _ in parts])
-        self._known, first = first_of_each(cells)
-        stays = np.zeros(len(cells), bool)
-        stays[first] = True
-        ends = np.cumsum([len(points) for _, points, _ in parts])[:-1]
-        split = zip(parts, np.split(stays, ends), strict=True)
-        self._parts = [(submap, points[kept], c[kept]) for (submap, points, c), kept in split]
+        for begin in range(0, len(points), AT_ONCE):
+            some = np.s_[begin : begin + AT_ONCE]
+            points[some] = moves.points(submaps[some], points[some])
+        self._known, first = first_of_each(self._cells(points))
+        first.sort()  # as they were added
+        self._parts = [(submaps[first], points[first], colours[first])]
 
     def points(self) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         """Everything so far."""
-        empty = (np.empty((0, 3), np.float32), np.empty((0, 3), np.uint8))
-        points, colours = zip(empty, *(part for _, *part in self._parts), strict=True)
-        return np.concatenate(points), np.concatenate(colours)
+        _, points, colours = self._whole()
+        return points, colours
+
+    def _whole(self) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.uint8]]:
+        """Submaps [N], points [N, 3] and RGB [N, 3], in memory of their own."""
+        submaps, points, colours = zip(*self._parts, strict=True)
+        return np.concatenate(submaps), np.concatenate(points), np.concatenate(colours)
 
     def _cells(self, points: NDArray[np.float32]) -> NDArray[np.int64]:
         """A key for the cell of each point, [N]."""

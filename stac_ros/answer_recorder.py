@@ -1,4 +1,7 @@
-"""Writes what the mapping node says into a bag (rosbag2, mcap), as it came."""
+"""Writes what the mapping node says into a bag (rosbag2, mcap), as it came.
+
+Map, grid and path are told whole, once a second, up to 16 MB each time: of these only the last is kept.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from pathlib import Path
 
 from rclpy.node import Node
 from rclpy.serialization import deserialize_message, serialize_message
+from rosbags.interfaces import Connection
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 from std_msgs.msg import Header
@@ -21,7 +25,7 @@ IMAGE_SENT = "/evaluation/image_sent"
 
 
 class AnswerRecorder(Node):
-    """Every message of the mapping node, with the time of its arrival, and when each image was sent."""
+    """What the mapping node says, with the time of its arrival, and when each image was sent."""
 
     def __init__(self, path: Path) -> None:
         super().__init__("stac_evaluation_recorder")
@@ -29,6 +33,7 @@ class AnswerRecorder(Node):
         self._writer = Writer(path, version=9, storage_plugin=StoragePlugin.MCAP)
         self._writer.open()
         self._writing = threading.Lock()  # answers arrive in one thread, images may leave in another
+        self._whole: dict[Topic, tuple[Connection, int, bytes]] = {}  # the last of what is told whole
         self._sent = self._writer.add_connection(IMAGE_SENT, type_name(Header), typestore=self._store)
         self.images = self.poses = 0
         self.heard_at = time.monotonic()  # the last message that came because of an image
@@ -43,8 +48,11 @@ class AnswerRecorder(Node):
 
         def write(raw: bytes) -> None:
             now = time.time_ns()
-            with self._writing:
-                self._writer.write(connection, now, raw)
+            if topic.profile == "latched":
+                self._whole[topic] = connection, now, raw
+            else:
+                with self._writing:
+                    self._writer.write(connection, now, raw)
             if topic is DIAGNOSTICS:
                 self.failure = self.failure or failure(deserialize_message(raw, DIAGNOSTICS.type))
             else:  # diagnostics never end
@@ -68,5 +76,7 @@ class AnswerRecorder(Node):
         return time.monotonic() - self._answered_at if self._answered_at else 0.0
 
     def close(self) -> None:
-        """Finish the file; it cannot be read before."""
+        """Finish the file; it cannot be read before. Nothing more may come."""
+        for last in self._whole.values():
+            self._writer.write(*last)
         self._writer.close()

@@ -13,7 +13,7 @@ from std_msgs.msg import Header
 from torch import Tensor
 
 from stac_core import Moves
-from stac_core.files import write_whole
+from stac_core.files import write_lines
 from stac_core.ply import write_ply
 from stac_ros import saved_map
 from stac_ros.covariances import Variance
@@ -125,7 +125,7 @@ class Mapper:
         """What `save` does, without a word. OSError where the folder cannot be written."""
         with explained(folder.parent):
             write_ply(folder / saved_map.POINTS, *self.map.points())
-            write_whole(folder / saved_map.POSES, self.trajectory.tum())
+            write_lines(folder / saved_map.POSES, self.trajectory.tum())
             if not self.grid.empty:
                 write_grid(folder, self.grid)
             if self._map_from_world is not None:

@@ -25,18 +25,17 @@ from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import Image
 
-from stac_core.files import write_whole
+from stac_core.files import write_lines, write_whole
 from stac_core.ply import write_ply
 from stac_core.stamps import stamp_text
 from stac_ros.images import decode_depth
-from stac_ros.moving import STAYS
 from stac_ros.node_process import begin_ros, own_arguments, spin_until
 from stac_ros.output_listener import LEVELS, OutputListener, Seen
 from stac_ros.report import write_report
 from stac_ros.signals import when_asked_to_end
 from stac_ros.stamps import stamp_nanoseconds
 from stac_ros.topics import RECORDER_NAME
-from stac_ros.trajectory import Trajectory
+from stac_ros.trajectory import pose_rows, tum_lines
 
 QUIET_S = 1.0  # without a message: none is on its way any more
 REST_S = 2.0  # of waiting, once asked to end, for that quiet
@@ -74,11 +73,9 @@ class Recorder(Node):
             return False
         self._begin()
         _remove_depth(self._folder / "depth", kept={_depth_name(stamp_ns) for stamp_ns in seen.stamps_ns})
-        trajectory = Trajectory(max_poses=len(seen.stamps_ns) + 1)
-        for stamp_ns, pose in zip(seen.stamps_ns, seen.map_from_camera, strict=True):
-            trajectory.add(stamp_ns, pose, STAYS)
         write_ply(self._folder / "map.ply", seen.map_positions, seen.map_colours)
-        write_whole(self._folder / "trajectory.tum", trajectory.tum())
+        lines = tum_lines(seen.stamps_ns, pose_rows(seen.map_from_camera))
+        write_lines(self._folder / "trajectory.tum", lines)
         health = {part: vars(health) for part, health in seen.health.items()}
         memory = [vars(sample) for sample in seen.memory]
         told = json.dumps({"last": health, "memory": memory}, indent=2)

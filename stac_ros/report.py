@@ -16,6 +16,7 @@ from stac_ros.output_listener import MemorySample, Seen
 
 matplotlib.use("agg")  # no screen is needed
 _MOST_POINTS = 120_000  # more would only paint over each other
+_MOST_SAMPLES = 5000  # of the path and of the memory: a curve of a long way looks no better by more
 _INK, _PATH, _START = "#222222", "#d6336c", "#2b8a3e"
 
 
@@ -64,7 +65,8 @@ def _draw_map(axes: Axes, seen: Seen) -> None:
     drawn = drawn[np.argsort(seen.map_positions[drawn, 2])]  # the highest last, as seen from above
     points, colours = seen.map_positions[drawn], seen.map_colours[drawn]
     axes.scatter(points[:, 1], points[:, 0], c=colours / 255.0, s=1.0, linewidths=0)
-    path = np.array([pose[:3, 3] for pose in seen.map_from_camera]).reshape(-1, 3)
+    poses = [seen.map_from_camera[i] for i in _spread(len(seen.map_from_camera), _MOST_SAMPLES)]
+    path = np.array([pose[:3, 3] for pose in poses]).reshape(-1, 3)
     axes.plot(path[:, 1], path[:, 0], color=_PATH, linewidth=2)
     axes.scatter(path[:1, 1], path[:1, 0], color=_START, s=40, zorder=3, label="start")
     low, high = _limits(np.vstack([_middle(points), path]))
@@ -79,7 +81,7 @@ def _draw_memory(axes: Axes, samples: list[MemorySample]) -> None:
     axes.set_xlabel("time since the first frame, s")
     axes.set_ylabel("MiB")
     axes.grid(alpha=0.3)
-    memory = [sample for sample in samples if sample.frames]
+    memory = [samples[i] for i in _spread(len(samples), _MOST_SAMPLES) if samples[i].frames]
     if not memory:
         return _say(axes, "no diagnostics were heard")
     seconds = [sample.seconds - memory[0].seconds for sample in memory]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from itertools import chain, tee
 
 import numpy as np
 import torch
@@ -20,7 +21,8 @@ from stac_core.evaluation.trajectory_metrics import pose_errors
 from stac_core.geometry import VALID_DEPTH, unproject_depth
 
 Array = NDArray[np.float64]
-PAIRS_PER_FRAME = 2000  # corresponding points for the alignment; more change nothing
+_PAIRS_PER_FRAME = 2000  # corresponding points for the alignment; more change nothing
+_MOST_PAIRS = 4_000_000  # of all frames; bounds the memory of a long sequence
 _ENOUGH = 50_000  # points for a registration, or up to twice as many
 _COMPACT_ABOVE = 4_000_000  # points; bounds the memory of a growing cloud
 
@@ -61,13 +63,16 @@ def score_pose(run: SceneRun, sequence: Sequence, align: str) -> dict[str, float
 
 def score_depth(run: SceneRun, sequence: Sequence, align: str, per: str) -> dict[str, float]:
     """Depth columns over the frames that have true depth. Raises ValueError where none has."""
-    known = [
-        (number, frame.depth_m) for number, frame in true_frames(run, sequence) if frame.depth_m is not None
-    ]
-    if not known:
+    known = (
+        (run.camera_depth(number), frame.depth_m)
+        for number, frame in true_frames(run, sequence)
+        if frame.depth_m is not None
+    )
+    first = next(known, None)
+    if first is None:
         raise ValueError(f"{sequence.name}: no frame has true depth")
-    predicted = (run.camera_depth(number) for number, _ in known)
-    return depth_errors(predicted, (depth for _, depth in known), align, per, sequence.max_depth_m)
+    predicted, true = tee(chain([first], known))  # which go on together: no map waits for long
+    return depth_errors((p for p, _ in predicted), (t for _, t in true), align, per, sequence.max_depth_m)
 
 
 def score_recon(run: SceneRun, sequence: Sequence, options: ReconOptions) -> dict[str, float]:
@@ -104,15 +109,20 @@ def _align(run: SceneRun, sequence: Sequence, options: ReconOptions) -> Similari
     sources, targets = [], []
     for number, frame in true_frames(run, sequence):
         predicted, true = _corresponding(run, number, frame, sequence.max_depth_m, options)
-        stride = max(1, len(true) // PAIRS_PER_FRAME)
-        sources.append(predicted[::stride])
-        targets.append(true[::stride])
+        stride = max(1, len(true) // pairs_per_frame(len(run.indices)))
+        sources.append(predicted[::stride].copy())  # a view would keep all of them in memory
+        targets.append(true[::stride].copy())
         if not len(true) and frame.depth_m is None and frame.world_from_camera is not None:
             sources.append(run.trajectory.centres[[number]])
             targets.append(frame.world_from_camera[None, :3, 3])
     if not any(map(len, targets)):
         raise ValueError(f"{sequence.name}: no frame has true depth, pose and intrinsics; use --no_recon")
     return align_points(np.concatenate(sources), np.concatenate(targets), with_scale=True)
+
+
+def pairs_per_frame(frames: int) -> int:
+    """Corresponding points of one of so many frames, for an alignment."""
+    return max(1, min(_PAIRS_PER_FRAME, _MOST_PAIRS // frames))
 
 
 def _corresponding(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from scipy.spatial.transform import Rotation
 from walks import LAP, bundled, frames_of, images_of
 
 from stac_core import Config, Moves, Prediction, StreamSession
+from stac_core.camera_path import CameraPath
 from stac_core.evaluation.alignment import align_points
 from stac_core.geometry import pose_matrix
 from stac_core.keyframes import Keyframe
@@ -202,6 +204,18 @@ def test_a_graph_goes_on_where_it_was_saved():
     assert len(again.state()["node"]) == 2
 
 
+def test_old_submaps_cost_nothing_where_one_more_begins():
+    graph = PoseGraph()
+    graph.restore({"node": torch.zeros(100_000, dtype=torch.int64)})
+    for submap in range(100_000, 100_005):
+        graph.go_on(keyframe(np.eye(4), submap=submap))
+    tracemalloc.start()
+    graph.keep(map(begun, (0, *range(100_000, 100_005))))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 20_000 and len(set(graph.state()["node"].tolist())) == 6
+
+
 def test_moves_one_after_the_other_and_in_another_frame():
     rng = np.random.default_rng(4)
 
@@ -256,3 +270,12 @@ def test_a_lap_comes_to_lie_where_it_truly_is():
 
 def _poses(predictions) -> np.ndarray:
     return torch.cat([p.world_from_camera for p in predictions]).double().numpy()
+
+
+def test_frames_that_move_nothing_cost_a_path_nothing_of_its_submaps(monkeypatch):
+    path = CameraPath()
+    path.add(prediction(0))
+    path.add(prediction(1, doubled(2)))
+    monkeypatch.setattr(Moves, "after", None)
+    path.add(prediction(1))
+    assert path.world_from_camera()[:, 0, 3].tolist() == [2, 1, 1]

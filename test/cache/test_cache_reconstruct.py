@@ -405,6 +405,23 @@ def test_the_cloud_keeps_one_point_per_cell():
     assert kept[:, 0].tolist() == pytest.approx([0.1, 1.5]) and colour[:, 0].tolist() == [1, 3]
 
 
+def test_images_that_add_nothing_to_the_cloud_cost_nothing_where_it_moves(monkeypatch):
+    cloud, rng, moved, points = ThinnedCloud(), np.random.default_rng(0), [], Moves.points
+    cloud.cell = 0.5
+    for image in range(300):
+        seen = rng.random((20, 3)).astype(np.float32)
+        cloud.add(image, seen, np.zeros((20, 3), np.uint8))
+
+    def counted(moves, submap, positions):
+        moved.append(len(positions))
+        return points(moves, submap, positions)
+
+    monkeypatch.setattr(Moves, "points", counted)
+    for _ in range(2):
+        cloud.move(Moves.none(300))
+    assert moved == [8, 8] and len(cloud.points()[0]) == 8
+
+
 def test_the_cloud_moves_with_its_submaps_and_still_keeps_one_point_per_cell():
     """The second submap comes to lie on the first, the third shrinks; what they leave is free."""
     cloud = ThinnedCloud()

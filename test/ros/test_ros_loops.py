@@ -23,7 +23,7 @@ SPARSE = {"points__max_points": 400, "map__voxel_size": 1e-5}  # no two points i
 
 def poses(trajectory) -> np.ndarray:
     """[N, 4, 4]"""
-    rows = np.array([line.split() for line in trajectory.tum().splitlines()], float)
+    rows = np.array([line.split() for line in trajectory.tum()], float)
     matrices = np.tile(np.eye(4), (len(rows), 1, 1))
     matrices[:, :3, :3], matrices[:, :3, 3] = Rotation.from_quat(rows[:, 4:]).as_matrix(), rows[:, 1:4]
     return matrices

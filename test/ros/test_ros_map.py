@@ -14,10 +14,10 @@ from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
 from stac_core import Moves
-from stac_core.files import write_whole
+from stac_core.files import write_lines
 from stac_ros.map import VoxelMap
 from stac_ros.moving import STAYS, rescaling
-from stac_ros.trajectory import Trajectory
+from stac_ros.trajectory import Trajectory, pose_rows, tum_lines
 
 
 def points(count: int, seed: int, spread: float = 1.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -312,20 +312,31 @@ def test_a_written_trajectory_is_read_by_evo(tmp_path):
         pose[:3, :3], pose[:3, 3] = Rotation.random(None, rng).as_matrix(), rng.normal(size=3)
         trajectory.add(1_700_000_000_000_000_001 + index, pose, 0)
         poses.append(pose)
-    assert trajectory.tum().startswith("1700000000.000000001 ")
-    write_whole(tmp_path / "trajectory.tum", trajectory.tum())
+    assert next(trajectory.tum()).startswith("1700000000.000000001 ")
+    write_lines(tmp_path / "trajectory.tum", trajectory.tum())
     read = file_interface.read_tum_trajectory_file(tmp_path / "trajectory.tum")
     assert np.allclose(read.poses_se3, poses, atol=1e-7)
+
+
+def test_poses_at_once_are_written_as_those_one_by_one():
+    rng, trajectory, poses = np.random.default_rng(7), Trajectory(1000), np.tile(np.eye(4), (50, 1, 1))
+    poses[:, :3, :3], poses[:, :3, 3] = Rotation.random(50, rng).as_matrix(), rng.normal(size=(50, 3))
+    for index, pose in enumerate(poses):
+        trajectory.add(index, pose, 0)
+    texts = trajectory.tum(), tum_lines(range(50), pose_rows(list(poses)))
+    found, expected = (np.array([line.split() for line in lines], float) for lines in texts)
+    assert np.allclose(found, expected, atol=1e-8)
+    assert not list(tum_lines([], pose_rows([])))
 
 
 def test_a_rescaled_trajectory_keeps_its_turns_and_one_point():
     trajectory, pose = Trajectory(100), np.eye(4)
     pose[:3, :3], pose[:3, 3] = Rotation.from_rotvec([0.1, 0.2, 0.3]).as_matrix(), [1, 2, 3]
     trajectory.add(0, pose, 0)
-    before = np.array(trajectory.tum().split(), float)
+    before = np.array(next(trajectory.tum()).split(), float)
     trajectory.move(rescaling(2.0, np.array([1.0, 1, 1]), 1))
     trajectory.add(1, pose, 0)  # it can grow on
-    after = [np.array(line.split(), float) for line in trajectory.tum().splitlines()]
+    after = [np.array(line.split(), float) for line in trajectory.tum()]
     assert after[0][1:4].tolist() == [1, 3, 5] and after[0][4:].tolist() == before[4:].tolist()
     assert after[1][1:].tolist() == before[1:].tolist()
 
@@ -346,10 +357,30 @@ def test_poses_move_with_their_submap_and_those_of_an_ended_stream_stay():
             pose[:3, :3] = moves.rotation[submap] @ pose[:3, :3]
         expected.append(pose)
     trajectory.move(moves)
-    found = np.array([line.split() for line in trajectory.tum().splitlines()], float)
+    found = np.array([line.split() for line in trajectory.tum()], float)
     assert np.allclose(found[:, 1:4], [pose[:3, 3] for pose in expected], atol=1e-7)
     turns = Rotation.from_quat(found[:, 4:]).as_matrix()
     assert np.allclose(turns, [pose[:3, :3] for pose in expected], atol=1e-7)
+
+
+def test_loops_and_files_take_no_memory_by_the_length_of_the_way(tmp_path):
+    trajectory, pose, moves = Trajectory(10_000), np.eye(4), some_moves(10, np.random.default_rng(6))
+    for index in range(8000):
+        trajectory.add(index, pose, index // 800)
+
+    def peak(action) -> int:
+        tracemalloc.start()
+        action()
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    assert peak(lambda: trajectory.move(moves)) < 20_000
+    trajectory.move(moves)  # the next loop
+    assert peak(lambda: write_lines(tmp_path / "trajectory.tum", trajectory.tum())) < 1_000_000
+    found = np.array([line.split() for line in trajectory.tum()], float)
+    last, moved = found[-1], moves.points(9, moves.points(9, np.zeros(3)))
+    assert len(found) == 8000 and np.allclose(last[1:4], moved, atol=1e-7)
 
 
 def test_poses_that_have_left_take_their_submaps_along():
@@ -357,7 +388,7 @@ def test_poses_that_have_left_take_their_submaps_along():
     for submap in range(25):
         trajectory.add(submap, pose, submap)
     trajectory.move(replace(Moves.none(25), translation=np.arange(25.0)[:, None] * [1, 0, 0]))
-    found = np.array([line.split() for line in trajectory.tum().splitlines()], float)
+    found = np.array([line.split() for line in trajectory.tum()], float)
     assert np.allclose(found[:, 1], np.round(found[:, 0] * 1e9)) and len(found) == len(trajectory)
 
 
@@ -366,4 +397,4 @@ def test_the_trajectory_is_bounded():
     for stamp in range(1000):
         trajectory.add(stamp, np.eye(4), 0)
     assert 90 <= len(trajectory) <= 100
-    assert trajectory.tum().splitlines()[-1].startswith("0.000000999 ")
+    assert list(trajectory.tum())[-1].startswith("0.000000999 ")

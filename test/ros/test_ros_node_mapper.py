@@ -214,7 +214,7 @@ def stamped(*stamps_s: float, size: tuple[int, int] = (HEIGHT, WIDTH)) -> list[I
 
 def trajectory_s(mapper: InSeries) -> list[float]:
     """When each pose of the trajectory was."""
-    return [float(line.split()[0]) for line in mapper.trajectory.tum().splitlines()]
+    return [float(line.split()[0]) for line in mapper.trajectory.tum()]
 
 
 def test_a_late_image_is_left_out_and_costs_no_map(network, caplog):
@@ -537,7 +537,7 @@ def metric_robot(network) -> MetricRobot:
 
 
 def numbers(trajectory: Trajectory) -> np.ndarray:
-    return np.array([line.split() for line in trajectory.tum().splitlines()], float)
+    return np.array([line.split() for line in trajectory.tum()], float)
 
 
 def sorted_points(voxel_map: VoxelMap) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from geometry_msgs.msg import PoseStamped, PoseWithCovarianceStamped
+from matplotlib.axes import Axes
 from nav_msgs.msg import Path
 from ros_helpers import Child, ros_nodes, spin_until
 from ros_recordings import picture
@@ -19,7 +20,8 @@ from std_msgs.msg import Header
 from stac_ros.clouds import cloud_message
 from stac_ros.images import encode_image
 from stac_ros.listen import outside_name
-from stac_ros.output_listener import OutputListener
+from stac_ros.output_listener import MemorySample, OutputListener, Seen
+from stac_ros.report import write_report
 from stac_ros.stamps import stamp_message
 from stac_ros.topics import DEPTH, DIAGNOSTICS, IMAGE, MAP_POINTS, NODE_NAME, PATH, POSE
 
@@ -230,3 +232,20 @@ def test_a_folder_that_cannot_be_written_ends_with_one_line(tmp_path):
     with Child("stac_ros.recorder", tmp_path / "file") as recorder:
         assert recorder.wait() == 1
         assert "stac-record: " in recorder.output and "Traceback" not in recorder.output
+
+
+def test_a_long_way_is_drawn_by_no_more_than_a_short_one(tmp_path, monkeypatch):
+    drawn, plot = [], Axes.plot
+
+    def counted(axes, x, *others, **options):
+        drawn.append(len(x))
+        return plot(axes, x, *others, **options)
+
+    monkeypatch.setattr(Axes, "plot", counted)
+    points = np.zeros((2, 3), np.float32), np.zeros((2, 3), np.uint8)
+    samples = [MemorySample(second, 1 << 20, 1 + second) for second in range(20_000)]
+    write_report(
+        tmp_path / "report.png",
+        Seen([0] * 20_000, [np.eye(4)] * 20_000, 0, 0, 0, *points, memory=samples),
+    )
+    assert len(drawn) == 2 and max(drawn) <= 5000
