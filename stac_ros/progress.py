@@ -12,11 +12,12 @@ class Progress:
     """Stamps in flight. An answer to one stamp also answers all sent before it.
 
     interrupted: whether nobody is to wait for answers, asked when one comes and at `wake`.
+    remembered: so many of the newest count; None = all.
     """
 
-    def __init__(self, interrupted: Callable[[], bool]) -> None:
+    def __init__(self, interrupted: Callable[[], bool], remembered: int | None = None) -> None:
         self._interrupted = interrupted
-        self._in_flight: deque[int] = deque()
+        self._in_flight: deque[int] = deque(maxlen=remembered)
         self._changed = threading.Condition()
 
     def sent(self, stamp_ns: int) -> None:

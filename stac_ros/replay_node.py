@@ -29,6 +29,7 @@ from stac_ros.stamps import SECOND, stamp_message, stamp_nanoseconds
 from stac_ros.topics import COMPRESSED_IMAGE, END_OF_INPUT, IMAGE, NODE_NAME, PROGRESS, qos_profile
 
 SETTLE_S = 1.0  # this side knows of a match before the other side does
+LAST_ANSWER_S = 10.0  # at a rate, for the answer to the last image, which may have been lost on its way
 
 
 class ReplayNode(Node):
@@ -38,12 +39,13 @@ class ReplayNode(Node):
         super().__init__("stac_replay", **options)
         self._source, self._settings = source, settings
         self._schedule = Schedule(settings.rate)
-        self._progress = Progress(interrupted=lambda: self._schedule.interrupted)
+        remembered = 1 if settings.rate else None  # at a rate, only the end waits for an answer
+        self._progress = Progress(lambda: self._schedule.interrupted, remembered)
         self._most_in_flight = settings.in_flight
         self._newest_ns = 0  # stamp of the newest image
         self._stopped = False
-        if not settings.rate:  # before the images, so that their answers are heard from the first on
-            subscribe(self, PROGRESS, self._on_progress)
+        # before the images, so that their answers are heard from the first on
+        self._answers = subscribe(self, PROGRESS, self._on_progress)
         end = END_OF_INPUT
         self._end_publisher = self.create_publisher(end.type, outside_name(end), end.qos())
         self._publishers_by_topic = {topic: self._advertise(topic) for topic in source.types}
@@ -123,8 +125,7 @@ class ReplayNode(Node):
             payload = restamp(payload, kind, lambda ns: self._schedule.wall_of_ns(ns or item.due_ns))
         if item.topic == self._source.image_topic:
             self._newest_ns = header_stamp_ns(payload)
-            if not self._settings.rate:
-                self._progress.sent(self._newest_ns)
+            self._progress.sent(self._newest_ns)
         self._publishers_by_topic[item.topic].publish(payload)
 
     def _advertise(self, topic: str) -> Publisher:
@@ -192,11 +193,17 @@ class ReplayNode(Node):
                 )
 
     def _wait_until_received(self) -> None:
-        """Leave only when the last messages have arrived: they die with this process."""
+        """Leave only when the last messages have arrived: they die with this process.
+
+        And when a mapping node has come to the last image: with the replay, all that listens may end.
+        """
         if self._stopped:
             return
-        if not self._settings.rate and not self._progress.wait_for_all(self._settings.answer_limit):
-            self.get_logger().warning("the last images were not answered")
+        limit_s = self._settings.answer_limit
+        if self._settings.rate:
+            limit_s = min(limit_s, LAST_ANSWER_S) if self._answers.get_publisher_count() else 0.0
+        if not self._progress.wait_for_all(limit_s) and limit_s:
+            self.get_logger().warning(f"the last image was not answered within {limit_s:g} s")
         for publisher in (*self._publishers_by_topic.values(), self._end_publisher):
             publisher.wait_for_all_acked(Duration(seconds=5))
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from rclpy.publisher import Publisher
 from rclpy.qos import qos_profile_sensor_data
 from ros_helpers import Child, ros_nodes, spin_until
 from ros_recordings import BAG_START_NS, PERIOD_NS, picture, write_bag, write_calibration, write_images
@@ -16,7 +18,7 @@ from tf2_msgs.msg import TFMessage
 
 from stac_ros.listen import outside_name
 from stac_ros.open_source import open_source
-from stac_ros.replay_node import ReplayNode
+from stac_ros.replay_node import LAST_ANSWER_S, ReplayNode
 from stac_ros.replay_settings import ReplaySettings
 from stac_ros.stamps import stamp_nanoseconds
 from stac_ros.topics import END_OF_INPUT, PROGRESS, qos_profile
@@ -156,6 +158,33 @@ def test_a_replay_that_waits_at_its_end_begins_again_on_request(tmp_path, listen
         answers.publish(images[2].header)
         assert replay.wait() == 0, replay.output
     assert stamps(images) == 2 * stamps(images[:3])
+
+
+@pytest.mark.parametrize("mapped", [True, False], ids=["mapped", "heard by others alone"])
+def test_a_replay_at_a_rate_ends_once_its_last_image_is_mapped(tmp_path, listener, monkeypatch, mapped):
+    """And not before: all that listens may end with it."""
+    monkeypatch.setattr(Publisher, "wait_for_all_acked", lambda *_: True)  # takes seconds, too
+    images = collect(listener, Image, "image", qos_profile("reliable", 50))
+    source = open_source(str(write_images(tmp_path, 3)), "", [], False, "camera")
+    settings = ReplaySettings(rate=30.0, wait_for_subscribers=60.0, wait_for_nodes="listener")
+    replay = ReplayNode(source, settings, context=listener.context)
+    nodes = [listener, replay]
+    try:
+        if mapped:
+            answers = listener.create_publisher(PROGRESS.type, outside_name(PROGRESS), PROGRESS.qos())
+            spin_until(nodes, answers.get_subscription_count, "the replay's subscription")
+        with ThreadPoolExecutor(1) as player:
+            played = player.submit(replay.play)
+            spin_until(nodes, lambda: len(images) == 3, "three images")
+            if mapped:
+                answers.publish(images[1].header)
+                with pytest.raises(AssertionError, match="in vain"):
+                    spin_until(nodes, played.done, "the end", 0.5)
+                answers.publish(images[2].header)
+            spin_until(nodes, played.done, "the end", LAST_ANSWER_S / 2)
+        played.result()
+    finally:
+        replay.destroy_node()
 
 
 def test_part_of_a_recording_compressed_with_wall_stamps(tmp_path, listener):
