@@ -178,7 +178,7 @@ def _chunks(chunks: Mapping[int, int]) -> str:
 
 def _memory(session: SessionStats) -> Part:
     cache, level, text = session.cache, OK, "stream memory"
-    if cache.coarsened_voxels or cache.forgotten:
+    if cache.full:
         level = WARN
         text = (
             f"the limit of {cache.byte_limit} bytes is reached: {cache.coarsened_voxels} voxels have become "

@@ -176,10 +176,20 @@ class Predictor:
             return
         self._spoilt = False
         self._statistics.predicted(time.monotonic() - started)
-        self.session_stats = self._session.stats()
+        self._note_memory()
         geometry = self._session.geometry
         assert geometry is not None  # a step has just succeeded
         self._receiver.add(Predicted(views, prediction, geometry))
+
+    def _note_memory(self) -> None:
+        """Diagnostics tell it on and on, the log once for each stream."""
+        before, self.session_stats = self.session_stats, self._session.stats()
+        if self.session_stats.cache.full and not before.cache.full:
+            logger.warning(
+                "what the stream remembers has come to its limit of %d bytes: from here on voxels become "
+                "wider, or are forgotten; raise cache.memory_budget or cache.host_budget",
+                self.session_stats.cache.byte_limit,
+            )
 
     def _found(self, views: list[View]) -> bool:
         """Whether the images show where the camera is in what the stream has seen; it goes on there then."""

@@ -35,6 +35,11 @@ class CacheStats:
     members: dict[int, int] = field(default_factory=dict)  # if asked for: pivots by tokens merged, in octaves
 
     @property
+    def full(self) -> bool:
+        """Whether the limit has cost anything yet."""
+        return bool(self.coarsened_voxels or self.forgotten)
+
+    @property
     def bytes(self) -> int:
         """Of keys and values and all that belongs to them, on the device."""
         return self.live_bytes + self.voxel_bytes

@@ -20,7 +20,7 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 from stac_core import StreamSession, load_network
-from stac_core.config import SubmapConfig
+from stac_core.config import CacheConfig, SubmapConfig
 from stac_ros import topics
 from stac_ros.camera_info import CameraCalibration
 from stac_ros.camera_messages import calibration_message
@@ -401,6 +401,18 @@ def test_bad_images_leave_a_chunk_without_spoiling_it(network, caplog):
         causes = {"bad image (encoding)": 1, "bad image (size)": 1, "bad image (truncated)": 2}
         assert statistics.snapshot().dropped == causes
         assert caplog.text.count("is truncated") == 1
+
+
+def test_a_full_memory_is_logged_once(network, caplog):
+    limited = CacheConfig(memory_budget=3_720_000)  # little more than the live cache
+    with mapper_of(network, config=replace(CONFIG, cache=limited, submap=SubmapConfig(reach=0.0))) as (
+        mapper,
+        *_,
+    ):
+        for step in range(8):
+            mapper.process(messages(4, 10.0 + step))
+        assert mapper.session_stats.cache.full
+    assert caplog.text.count("has come to its limit of 3720000 bytes") == 1
 
 
 def test_pausing_ignores_images_keeps_the_map_and_is_logged(network, caplog):
