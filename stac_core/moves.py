@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 Submaps = int | NDArray[np.integer[Any]]
+_AT_ONCE = 10_000  # points, which take a matrix each meanwhile: few fit the caches of a CPU
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,10 @@ class Moves:
 
     def points(self, submap: Submaps, positions: NDArray[Any]) -> Array:
         """Where points [..., 3] come to lie."""
+        if np.size(submap) > _AT_ONCE:
+            parts = np.size(submap) // _AT_ONCE + 1
+            split = zip(np.array_split(submap, parts), np.array_split(positions, parts), strict=True)
+            return np.concatenate([self.points(*some) for some in split])
         turned = np.einsum("...ij,...j->...i", self.rotation[submap], positions)
         return self.scale[submap][..., None] * turned + self.translation[submap]
 

@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 from stac_core.moves import Moves
 
 NO_CELL = -1  # unlike every key
-AT_ONCE = 10_000  # points, which take a matrix each while they move
 
 
 class ThinnedCloud:
@@ -36,9 +35,7 @@ class ThinnedCloud:
         submaps, points, colours = self._whole()
         if not len(points):
             return
-        for begin in range(0, len(points), AT_ONCE):
-            some = np.s_[begin : begin + AT_ONCE]
-            points[some] = moves.points(submaps[some], points[some])
+        points = moves.points(submaps, points).astype(np.float32)
         self._known, first = first_of_each(self._cells(points))
         first.sort()  # as they were added
         self._parts = [(submaps[first], points[first], colours[first])]

@@ -16,7 +16,6 @@ from stac_core import Moves
 
 STAYS = -1  # in place of a submap: seen by a stream that has ended, where no move leads
 NONE_YET = np.iinfo(np.int32).max  # in place of a submap, above all of them: seen by none so far
-_AT_ONCE = 10_000  # points, which take a matrix each meanwhile: few fit the caches of a CPU
 
 Submaps = NDArray[np.int32]
 
@@ -32,8 +31,7 @@ def rescaling(factor: float, fixed_point: NDArray[np.float64], submaps: int) -> 
 def moved_points(moves: Moves, submaps: Submaps, positions: NDArray[Any]) -> NDArray[np.float64]:
     """Where points [N, 3] come to lie, seen in submaps [N]; those of others than the moves know stay."""
     known, moved = np.flatnonzero(_known(moves, submaps)), np.array(positions, np.float64)
-    for some in np.array_split(known, len(known) // _AT_ONCE + 1):
-        moved[some] = moves.points(submaps[some], moved[some])
+    moved[known] = moves.points(submaps[known], moved[known])
     return moved
 
 

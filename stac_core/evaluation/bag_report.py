@@ -19,7 +19,7 @@ from stac_core.evaluation.datasets.sequence import same_view
 from stac_core.evaluation.depth_metrics import depth_errors, valid_pixels
 from stac_core.evaluation.registration import register
 from stac_core.evaluation.results import MIB
-from stac_core.evaluation.score import GrowingCloud, ReconOptions, pairs_per_frame, thin, unproject
+from stac_core.evaluation.score import GrowingCloud, ReconOptions, enough_to_align, thin, unproject
 from stac_core.evaluation.trajectory import Trajectory, pair_by_stamp
 from stac_core.evaluation.trajectory_metrics import pose_errors
 
@@ -202,11 +202,10 @@ def _align_by_pixels(sequence: BagSequence, result: BagResult) -> Similarity:
         if node_pose is None or true_pose is None or sequence.depth_intrinsics is None:
             continue
         both = valid_pixels(predicted, truth)
-        stride = max(1, int(both.sum()) // pairs_per_frame(len(numbers)))
         ours = unproject(predicted, sequence.depth_intrinsics, node_pose)[both]
         theirs = unproject(truth, sequence.depth_intrinsics, true_pose)[both]
-        sources.append(ours[::stride].copy())  # a view would keep all of them in memory
-        targets.append(theirs[::stride].copy())
+        sources.append(enough_to_align(ours, len(numbers)))
+        targets.append(enough_to_align(theirs, len(numbers)))
     if not sources:
         raise ValueError("no published depth belongs to an image with true depth and pose")
     return align_points(np.concatenate(sources), np.concatenate(targets), with_scale=True)

@@ -109,9 +109,8 @@ def _align(run: SceneRun, sequence: Sequence, options: ReconOptions) -> Similari
     sources, targets = [], []
     for number, frame in true_frames(run, sequence):
         predicted, true = _corresponding(run, number, frame, sequence.max_depth_m, options)
-        stride = max(1, len(true) // pairs_per_frame(len(run.indices)))
-        sources.append(predicted[::stride].copy())  # a view would keep all of them in memory
-        targets.append(true[::stride].copy())
+        sources.append(enough_to_align(predicted, len(run.indices)))
+        targets.append(enough_to_align(true, len(run.indices)))
         if not len(true) and frame.depth_m is None and frame.world_from_camera is not None:
             sources.append(run.trajectory.centres[[number]])
             targets.append(frame.world_from_camera[None, :3, 3])
@@ -120,9 +119,10 @@ def _align(run: SceneRun, sequence: Sequence, options: ReconOptions) -> Similari
     return align_points(np.concatenate(sources), np.concatenate(targets), with_scale=True)
 
 
-def pairs_per_frame(frames: int) -> int:
-    """Corresponding points of one of so many frames, for an alignment."""
-    return max(1, min(_PAIRS_PER_FRAME, _MOST_PAIRS // frames))
+def enough_to_align(points: Array, frames: int) -> Array:
+    """Of the points [N, 3] of one of so many frames every n-th, the same of those that correspond."""
+    wanted = max(1, min(_PAIRS_PER_FRAME, _MOST_PAIRS // frames))
+    return points[:: max(1, len(points) // wanted)].copy()  # a view would keep all of them in memory
 
 
 def _corresponding(
