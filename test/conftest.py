@@ -7,6 +7,8 @@ import os
 import signal
 import tempfile
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch: several processes share the cores
+
 import pytest
 import torch
 
