@@ -1,4 +1,4 @@
-"""What Triton would compile for a stream whose chunks and memory vary; print one JSON line per call.
+"""What Triton would compile for a stream whose chunks and memory vary; print it as JSON, by what is called.
 
 Run as a script, outside Triton's interpreter, by `test_kernels_launches.py`. Nothing is launched: of
 every launch only that is kept by which Triton tells whether it has compiled such a kernel before.
@@ -7,8 +7,7 @@ every launch only that is kept by which Triton tells whether it has compiled suc
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from unittest import mock
 
@@ -169,9 +168,12 @@ CALLS = {
 }  # fmt: skip
 
 
+def launched_by(call: Callable[..., None], case: tuple[int, ...]) -> list[str]:
+    with noted() as seen:
+        call(*case)
+    return seen
+
+
 if __name__ == "__main__":
-    call, cases = CALLS[sys.argv[1]]
-    for case in cases:
-        with noted() as seen:
-            call(*case)
-        print(json.dumps(seen), flush=True)
+    series = CALLS.items()
+    print(json.dumps({of: [launched_by(call, case) for case in cases] for of, (call, cases) in series}))

@@ -9,6 +9,7 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from stac_core.geometry import decode_pose, encode_pose, unproject_depth
+from stac_core.training import clips as clips_module
 from stac_core.training.batches import (
     draw_frames,
     draw_stretches,
@@ -221,30 +222,38 @@ def test_clips_in_memory_are_those_of_a_folder(tmp_path):
     assert np.allclose(folder.departures(chosen), memory.departures(chosen), atol=1e-2)
 
 
+@pytest.fixture
+def blocks_of_four(monkeypatch):
+    """What is rendered at once is a matter of speed alone."""
+    monkeypatch.setattr(clips_module, "BLOCK", 4)
+
+
+@pytest.mark.usefixtures("blocks_of_four")
 def test_memory_keeps_the_newest_clips_and_fills_again_after_a_resumption(tmp_path):
-    running, resumed = (opened(tmp_path, "memory", kept_clips=40) for _ in range(2))
-    assert running.ready(20) == range(32)
-    assert running.ready(65) == resumed.ready(65) == range(32, 96)  # whole blocks
-    chosen, frames = np.array([32, 60, 95]), torch.tensor([[0, 1], [1, 2], [3, 1]])
+    running, resumed = (opened(tmp_path, "memory", kept_clips=5) for _ in range(2))
+    assert running.ready(3) == range(4)
+    assert running.ready(9) == resumed.ready(9) == range(4, 12)  # whole blocks
+    chosen, frames = np.array([4, 7, 11]), torch.tensor([[0, 1], [1, 2], [3, 1]])
     a, b = running.read(chosen, frames), resumed.read(chosen, frames)
     assert torch.equal(a.images, b.images) and torch.equal(a.depth, b.depth)
 
 
+@pytest.mark.usefixtures("blocks_of_four")
 def test_clips_of_helpers_come_into_use_and_leave_the_folder(tmp_path):
     sizes = ["--clip-frames", "4", "--clip-width", "56"]
     memory = opened(tmp_path, "memory")
-    assert memory.ready(1) == range(32)
-    assert render_ahead(["--folder", str(tmp_path / "clips"), "--first", "500", "--count", "31", *sizes]) == 0
-    assert memory.ready(1) == range(32)  # no whole block yet
-    assert render_ahead(["--folder", str(tmp_path / "clips"), "--first", "531", "--count", "2", *sizes]) == 0
-    assert memory.ready(1) == range(64)
-    assert [path.name for path in (tmp_path / "clips").iterdir()] == ["0-4x56-0000532.safetensors"]
-    helped = memory.read(np.array([32, 63]), torch.tensor([[0, 1], [3, 2]]))
-    rendered = opened(tmp_path, "folder").read(np.array([500, 531]), torch.tensor([[0, 1], [3, 2]]))
+    assert memory.ready(1) == range(4)
+    assert render_ahead(["--folder", str(tmp_path / "clips"), "--first", "500", "--count", "3", *sizes]) == 0
+    assert memory.ready(1) == range(4)  # no whole block yet
+    assert render_ahead(["--folder", str(tmp_path / "clips"), "--first", "503", "--count", "2", *sizes]) == 0
+    assert memory.ready(1) == range(8)
+    assert [path.name for path in (tmp_path / "clips").iterdir()] == ["0-4x56-0000504.safetensors"]
+    helped = memory.read(np.array([4, 7]), torch.tensor([[0, 1], [3, 2]]))
+    rendered = opened(tmp_path, "folder").read(np.array([500, 503]), torch.tensor([[0, 1], [3, 2]]))
     assert torch.equal(helped.images, rendered.images) and torch.equal(helped.depth, rendered.depth)
-    assert memory.ready(65) == range(96)  # what the run asks for is still its own to render
-    own = memory.read(np.array([64]), torch.tensor([[0, 1]]))
-    again = opened(tmp_path, "folder").read(np.array([64]), torch.tensor([[0, 1]]))
+    assert memory.ready(9) == range(12)  # what the run asks for is still its own to render
+    own = memory.read(np.array([8]), torch.tensor([[0, 1]]))
+    again = opened(tmp_path, "folder").read(np.array([8]), torch.tensor([[0, 1]]))
     assert torch.equal(own.world_from_camera, again.world_from_camera)
 
 
