@@ -4,7 +4,7 @@ real one would to be mixed with tensors of the host. For tests that tell host fr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -42,12 +42,16 @@ class OnGpu(Tensor):
         return _run(function, arguments, named or {})
 
     def __getitem__(self, index):
-        return OnGpu(self.held[_each(_held, index)])
+        with torch._C._DisableTorchDispatch():
+            return OnGpu(self.held[_held(index, {}, [])])
 
     def __setitem__(self, index, value):
-        if isinstance(value, Tensor) and any(isinstance(i, Tensor) for i in _leaves(index)):
-            _refuse_strangers("indexed assignment", [value])
-        self.held[_each(_held, index)] = _held(value)
+        known, strangers = {}, []
+        by = _held(index, known, strangers)
+        if (known or strangers) and isinstance(value, Tensor) and not isinstance(value, OnGpu):
+            _refuse("indexed assignment", [value])
+        with torch._C._DisableTorchDispatch():
+            self.held[by] = _held(value, {}, [])
 
     def __invert__(self):
         return torch.bitwise_not(self)
@@ -76,6 +80,10 @@ class OnGpu(Tensor):
 class _Factories(TorchDispatchMode):
     """Catches what makes tensors, and what has none of the GPU among its arguments."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # to guard each operation from the compiler takes as long as the operation
+
     def __torch_dispatch__(self, function, types, arguments=(), named=None):
         return _run(function, arguments, named or {})
 
@@ -84,48 +92,54 @@ def _run(function: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> An
     """One operation, on the host; its result is on the device on which a GPU would have left it."""
     if function is aten._fused_sdp_choice.default:
         return 0  # plain attention: the fused ones of the host are other operations than those of a GPU
-    tensors = [x for x in _leaves((*arguments, *named.values())) if isinstance(x, Tensor)]
-    result_on_gpu = any(isinstance(x, OnGpu) for x in tensors)
+    known: dict[int, OnGpu] = {}
+    strangers: list[Tensor] = []
+    given = [_held(x, known, strangers) for x in arguments]
+    given_by_name = {name: _held(x, known, strangers) for name, x in named.items()}
+    result_on_gpu = bool(known)
     if function in INDEXING and isinstance(arguments[0], OnGpu):  # may be indexed from the host
-        _refuse_strangers(function, [x for x in arguments[2:] if isinstance(x, Tensor)])
-    elif result_on_gpu and function not in MOVES:
-        _refuse_strangers(function, tensors)
+        strangers = [x for x in arguments[2:] if isinstance(x, Tensor) and not isinstance(x, OnGpu)]
+        _refuse(function, strangers)
+    elif result_on_gpu and strangers and function not in MOVES:
+        _refuse(function, strangers)
     if function is aten.copy_.default:
         result_on_gpu = isinstance(arguments[0], OnGpu)
     if (device := named.get("device")) is not None:
         result_on_gpu = torch.device(device).type == "cuda"
-        named = {**named, "device": "cpu", **({"pin_memory": False} if "pin_memory" in named else {})}
-    result = function(*_each(_held, arguments), **{name: _each(_held, x) for name, x in named.items()})
-    if not result_on_gpu:
-        return result
-    known = {id(x.held): x for x in tensors if isinstance(x, OnGpu)}  # what was changed in place
-    return _each(lambda x: known.get(id(x), OnGpu(x)) if isinstance(x, Tensor) else x, result)
+        given_by_name["device"] = "cpu"
+        if "pin_memory" in named:
+            given_by_name["pin_memory"] = False
+    result = function(*given, **given_by_name)
+    return _to_gpu(result, known) if result_on_gpu else result
 
 
-def _refuse_strangers(function: Any, tensors: list[Tensor]) -> None:
+def _refuse(function: Any, strangers: list[Tensor]) -> None:
     """Numbers alone, of shape [], may come from the host."""
-    strangers = [tuple(x.shape) for x in tensors if x.ndim and not isinstance(x, OnGpu)]
-    if strangers:
-        raise RuntimeError(f"{function}: tensors of the host, of shapes {strangers}, beside some of the GPU")
+    shapes = [tuple(x.shape) for x in strangers if x.ndim]
+    if shapes:
+        raise RuntimeError(f"{function}: tensors of the host, of shapes {shapes}, beside some of the GPU")
 
 
-def _each(change: Callable[[Any], Any], x: Any) -> Any:
-    """As `tree_map` of PyTorch, in a fraction of the time: operations take and give but lists and tuples."""
-    if isinstance(x, (list, tuple)):
-        return type(x)([_each(change, item) for item in x])
-    return change(x)
+def _held(x: Any, known: dict[int, OnGpu], strangers: list[Tensor]) -> Any:
+    """What an operation takes, on the host; `known` gets what of it is on the GPU, `strangers` what is not.
+
+    `tree_map` of PyTorch would take many times as long: operations take and give but lists and tuples.
+    """
+    if isinstance(x, OnGpu):
+        known[id(x.held)] = x
+        return x.held
+    if isinstance(x, Tensor):
+        strangers.append(x)
+    elif isinstance(x, list | tuple):
+        return type(x)([_held(item, known, strangers) for item in x])
+    return x
 
 
-def _leaves(x: Any) -> Iterator[Any]:
-    if isinstance(x, (list, tuple)):
-        for item in x:
-            yield from _leaves(item)
-    else:
-        yield x
-
-
-def _held(x: Any) -> Any:
-    return x.held if isinstance(x, OnGpu) else x
+def _to_gpu(x: Any, known: dict[int, OnGpu]) -> Any:
+    """What an operation gives; what it has changed in place is known."""
+    if isinstance(x, Tensor):
+        return known[id(x)] if id(x) in known else OnGpu(x)
+    return type(x)([_to_gpu(item, known) for item in x]) if isinstance(x, list | tuple) else x
 
 
 class _Event:

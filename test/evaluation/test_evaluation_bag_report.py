@@ -123,6 +123,12 @@ def judged(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def without_pictures(monkeypatch):
+    """Drawing them takes most of the time: for runs whose pictures another test here has drawn."""
+    monkeypatch.setattr(bag_command, "draw_pictures", lambda *_: ())
+
+
 def test_pose_and_depth_figures_equal_the_outside_judges(judged):
     report = report_of(judged / "out")
     write_poses(judged / "truth.tum", judged / "recording", "/truth")
@@ -154,6 +160,7 @@ def test_frames_latency_and_memory_are_counted(judged):
     }
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_recording_of_everything_gives_the_same_figures(judged, tmp_path):
     """The images tell when they were sent; what other nodes say is left out."""
     answer = write_answer(tmp_path / "everything", others=True)
@@ -213,6 +220,7 @@ def test_an_answer_that_stands_still_is_named_and_the_rest_is_kept(judged, capsy
     assert report["depth"]["abs_rel"] == pytest.approx(0, abs=1e-3)
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_recording_that_was_made_anew_is_judged_anew(judged, tmp_path):
     answer = write_answer(tmp_path / "answer")
     command = [
@@ -231,6 +239,7 @@ def test_a_recording_that_was_made_anew_is_judged_anew(judged, tmp_path):
     assert row["frames_used"] == 8
 
 
+@pytest.mark.usefixtures("without_pictures")
 @pytest.mark.parametrize(("weights", "replays"), [("", 1), ("the model of last year, step 1", 2)])
 def test_the_answer_of_other_weights_is_not_taken_for_that_of_these(
     judged, tmp_path, monkeypatch, weights, replays
@@ -250,6 +259,7 @@ def test_the_answer_of_other_weights_is_not_taken_for_that_of_these(
     assert len(made) == replays
 
 
+@pytest.mark.usefixtures("without_pictures")
 @pytest.mark.parametrize(
     ("about", "ran_on", "made_by"),
     [
@@ -312,6 +322,7 @@ def test_true_depth_of_another_view_is_not_stretched(judged, tmp_path, capsys):
     assert "differ in shape" in told.err and "ATE" in told.out
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_another_truth_is_another_row(judged, tmp_path):
     """What was judged by one path says nothing about another."""
     command = ["bag", str(judged / "recording"), "--result", str(judged / "answer")]
@@ -322,6 +333,7 @@ def test_another_truth_is_another_row(judged, tmp_path):
     assert len(list(tmp_path.glob("*/report.html"))) == 2
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_bags_of_one_name_and_recordings_of_one_bag_have_their_own_reports(judged, tmp_path):
     command, output = ["bag", str(judged / "recording")], ["--output_dir", str(tmp_path / "out")]
     for number, unanswered in enumerate([(3,), (4, 5)]):
@@ -335,6 +347,7 @@ def test_bags_of_one_name_and_recordings_of_one_bag_have_their_own_reports(judge
     assert sorted(report["frames"]["frames_used"] for report in reports) == [10, 10, 10, 11]
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_folder_is_named_however_much_was_set(judged, tmp_path):
     """File systems know names of 255 bytes at most."""
     truth = tmp_path / ("é" * 100) / "path.tum"
