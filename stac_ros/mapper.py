@@ -138,15 +138,18 @@ class Mapper:
         self._map_from_world, self._fixed_point = saved.map_from_world, saved.fixed_point
         self._factor, self._level = float(saved.factor), bool(saved.level)
         self._load_grid(saved)
-        if saved.measured:
-            self.scale.resume(self._factor)
+        self.scale.resume(saved.stretches, self._factor)
         self._output.loaded()
         logger.info("loaded %d points from %s", len(self.map), folder)
 
     def _saved(self, map_from_world: NDArray[np.float64]) -> SavedMap:
-        factor, measured = np.array(self._factor), np.array(self.scale.measured)
-        in_world = map_from_world, self._fixed_point, factor, measured, np.array(self._level)
-        return SavedMap(*self.map.voxels(), *in_world, np.array(self.grid.cell_size), *self.grid.known())
+        return SavedMap(
+            *self.map.voxels(),
+            *(map_from_world, self._fixed_point, np.array(self._factor), self.scale.stretches),
+            np.array(self._level),
+            np.array(self.grid.cell_size),
+            *self.grid.known(),
+        )
 
     def _load_grid(self, saved: SavedMap) -> None:
         """Only into cells of the same size: others would be torn open, or fill what was between walls."""
@@ -173,7 +176,9 @@ class Mapper:
     def _frame(self, predicted: Predicted, index: int) -> MappedFrame:
         view, prediction = predicted.views[index], predicted.prediction
         world_from_camera = prediction.world_from_camera[index].double().numpy()
-        self._set_factor(self.scale.next(world_from_camera, view.odom_from_camera), prediction.submap + 1)
+        refined = self.scale.measured
+        factor = self.scale.next(world_from_camera, view.odom_from_camera, prediction.submap)
+        self._set_factor(factor, prediction.submap + 1, refined)
         if self._map_from_world is None:
             scaled = _scaled(world_from_camera, self._factor)
             self._map_from_world, self._fixed_point = _place(scaled, view.odom_from_camera)
@@ -200,17 +205,29 @@ class Mapper:
             return None
         return variances[index].double().numpy() * [1.0, self._factor**2]
 
-    def _set_factor(self, factor: float, submaps: int) -> None:
-        """The lengths of this stream in the map; what its submaps hold is rescaled once they change."""
+    def _set_factor(self, factor: float, submaps: int, refined: bool) -> None:
+        """The lengths of this stream in the map; what its submaps hold is rescaled once they change.
+
+        refined: they were metres before and still are, better ones.
+        """
         if self._map_from_world is not None and factor != self._factor:
-            moves = rescaling(factor / self._factor, self._fixed_point, submaps)
-            self._move(moves, other_lengths=True)
+            change = factor / self._factor
+            if not refined or self._moves_floor(change):
+                self.grid.clear()
+            moves = rescaling(change, self._fixed_point, submaps)
+            self._move(moves, other_lengths=not refined)
             self._map_from_world = self._map_from_world.copy()
             self._map_from_world[:3, 3] = moves.points(0, self._map_from_world[:3, 3])
         self._factor = factor
 
+    def _moves_floor(self, change: float) -> bool:
+        """Whether the floor comes to lie where it would be an obstacle, or lay there."""
+        height = abs(self._fixed_point[2] - self.grid.floor)
+        return abs(change - 1) * height > self._parameters.ros.grid.step
+
     def _close_loop(self, moves: Moves) -> None:
         """What is mapped goes where it truly lies; moves are in world, and nothing else in it changes."""
+        self.scale.move(moves)
         if self._map_from_world is not None:
             rotation, translation = self._map_from_world[:3, :3], self._map_from_world[:3, 3]
             self._move(moves.seen_from(rotation, translation, self._factor))
@@ -219,10 +236,7 @@ class Mapper:
     def _move(self, moves: Moves, other_lengths: bool = False) -> None:
         """Moves are in the map."""
         self.map.move(moves, other_lengths)
-        if other_lengths:
-            self.grid.clear()  # what was floor is at another height now
-        else:
-            self.grid.move(moves)
+        self.grid.move(moves)
         self.trajectory.move(moves)
         self._output.move(moves)
 

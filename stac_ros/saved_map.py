@@ -14,7 +14,7 @@ from stac_core.files import replacing
 
 POINTS, POSES = "map.ply", "trajectory.tum"  # to look at
 STREAM, MAP = "stream.safetensors", "map.safetensors"  # to go on with
-_FORMAT = "stac_map 3"
+_FORMAT = "stac_map 4"
 _TOO_LARGE = 1e15  # for any value of a map, also for confidences summed over days
 
 
@@ -29,7 +29,7 @@ class SavedMap:
     map_from_world: NDArray[np.float64]  # [4, 4], the stream's world in lengths of the map
     fixed_point: NDArray[np.float64]  # [3] of the map, which stays where it is under any scale of the stream
     factor: NDArray[np.float64]  # [] lengths of the map per length of the stream
-    measured: NDArray[np.bool_]  # [] whether that was measured along odometry
+    stretches: NDArray[np.float64]  # [M, 2] metres per length of the stream along odometry, and the submap
     level: NDArray[np.bool_]  # [] whether the map is as level as odometry is
     cell_size: NDArray[np.float64]  # [] metres, of the grid
     cell_places: NDArray[np.float64]  # [K, 2] of its known cells, in the map
@@ -62,7 +62,8 @@ class SavedMap:
         count, cells = len(self.positions), len(self.cell_places)
         shapes = {"positions": (count, 3), "colours": (count, 3), "confidences": (count,)}
         shapes |= {"submaps": (count,)}
-        shapes |= {"map_from_world": (4, 4), "fixed_point": (3,), "factor": (), "measured": (), "level": ()}
+        shapes |= {"map_from_world": (4, 4), "fixed_point": (3,), "level": ()}
+        shapes |= {"factor": (), "stretches": (self.stretches.size // 2, 2)}
         shapes |= {"cell_places": (cells, 2), "cell_evidence": (cells,), "cell_submaps": (cells,)}
         shapes |= {"cell_size": ()}
         for name, shape in shapes.items():
@@ -71,3 +72,5 @@ class SavedMap:
                 raise ValueError(f"{path} is damaged: {name} has shape {has}, expected {list(shape)}")
             if not (np.abs(getattr(self, name)) < _TOO_LARGE).all():  # false for NaN too
                 raise ValueError(f"{path} is damaged: {name} holds what cannot be in a map")
+        if not (np.append(self.stretches[:, 0], self.factor) > 0).all():
+            raise ValueError(f"{path} is damaged: stretches and factor must be above 0")

@@ -165,8 +165,8 @@ class ScaleSettings:
 
     mode: str = setting(
         "none",
-        "none = the stream's own unit, fixed = times factor, odometry = measured along frames.odom once per "
-        "stream, whose map then becomes metric; drift of the scale is not followed",
+        "none = the stream's own unit, fixed = times factor, odometry = measured along frames.odom, by which "
+        "the map becomes metric, and better and better; a stream has one factor: drift is not followed",
         choices=("none", "fixed", "odometry"),
     )
     factor: float = setting(
@@ -178,7 +178,7 @@ class ScaleSettings:
     )
     baseline: float = setting(
         0.5,
-        "way of the camera along which mode odometry measures, in steps of at least a tenth",
+        "way of the camera along which mode odometry measures each time, in steps of at least a tenth",
         minimum=0.01,
         unit="m",
     )

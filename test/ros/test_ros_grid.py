@@ -26,7 +26,7 @@ from stac_ros.grid import FREE, MOST_CELLS, OCCUPIED, UNKNOWN, Grid
 from stac_ros.grid_messages import grid_message, write_grid
 from stac_ros.images import encode_image
 from stac_ros.mapper import MAP_FROM_OPTICAL, Mapper
-from stac_ros.moving import STAYS
+from stac_ros.moving import STAYS, rescaling
 from stac_ros.outputs import Outputs
 from stac_ros.run_statistics import Statistics
 from stac_ros.saved_map import MAP, SavedMap
@@ -413,6 +413,34 @@ def test_another_factor_begins_the_grid_anew():
         }
 
 
+@pytest.mark.parametrize(("step_m", "kept"), [(0.2 * EYE_M, True), (0.05 * EYE_M, False)])
+def test_a_better_scale_keeps_the_grid_unless_its_floor_was_an_obstacle(step_m, kept):
+    given = LEVEL | {"scale__mode": "odometry", "scale__factor": 1.0, "grid__step": step_m}
+    with mapper_of(bundled(), **given) as (mapper, *_):
+        mapper.mapper.scale.resume(np.array([[3.0, 0]]), 3.0)
+        mapped(mapper, [0])
+        places = mapper.mapper.grid.known()[0]
+        mapper.mapper.scale.resume(np.array([[3.3, 0], [3.3, 0]]), 3.0)
+        mapped(mapper, [lap().closing - 1])
+        middle = ODOM_FROM_FIRST[:2, 3]
+        expected = {tuple(cell) for cell in np.floor((middle + 1.1 * (places - middle)) / 0.05).astype(int)}
+        found = {tuple(cell) for cell in np.floor(mapper.mapper.grid.known()[0] / 0.05).astype(int)}
+        assert len(places) > 100 and (len(expected - found) < 0.02 * len(expected)) == kept
+
+
+@pytest.mark.parametrize("factor", [0.6, 1.1, 1.4, 1.9])
+def test_other_lengths_tear_no_holes_into_a_grid(factor):
+    grid = Grid(GridSettings(cell_size=0.05))
+    x, y = np.meshgrid(np.arange(0.025, 2, 0.05), np.arange(0.025, 1, 0.05))
+    places = np.stack([x.ravel(), y.ravel()], axis=1)
+    grid.put(places, np.full(len(places), -1, np.float32), np.zeros(len(places), np.int32))
+    grid.move(rescaling(factor, np.array([0.3, -0.2, 1.0]), 1))
+    states = grid.states()[1]
+    assert (states[1:-1, 1:-1] == FREE).all() and states.shape == pytest.approx(
+        factor * np.array(x.shape), abs=2
+    )
+
+
 def test_a_grid_that_holds_no_longer_is_taken_back():
     """In other lengths than before, and nothing may be added."""
     heard: list = []
@@ -455,13 +483,13 @@ def test_a_saved_grid_is_gone_on_with_and_moved_by_a_loop_that_closes_later(tmp_
         assert mapper.mapper.grid.empty and "grid.cell_size is 0.1, but 0.05 in the saved map" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["cell_places", "cell_evidence", "map_from_world"])
+@pytest.mark.parametrize("name", ["cell_places", "cell_evidence", "map_from_world", "stretches"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -1e30])
 def test_a_saved_map_with_what_cannot_be_in_one_is_refused(name, value, tmp_path):
     grid = looked(Scene(), (0, 0), yaws=1)
     nothing = np.empty((0, 3), np.float32)
     voxels = nothing, nothing, nothing[:, 0], np.empty(0, np.int32)
-    in_world = np.eye(4), np.zeros(3), np.array(1.0), np.array(True), np.array(True)
+    in_world = np.eye(4), np.zeros(3), np.array(1.0), np.ones((1, 2)), np.array(True)
     saved = SavedMap(*voxels, *in_world, np.array(CELL_M), *grid.known())
     saved.write(tmp_path / MAP)
     assert np.array_equal(SavedMap.read(tmp_path / MAP).cell_places, saved.cell_places)

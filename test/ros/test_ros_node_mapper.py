@@ -29,9 +29,11 @@ from stac_ros.mapped_frame import MappedFrame
 from stac_ros.mapper import MAP_FROM_OPTICAL
 from stac_ros.message_data import byte_array
 from stac_ros.odometry import NoOdometry, OdometryLink
+from stac_ros.odometry_scale import STEPS, TOLERANCE
 from stac_ros.outputs import Outputs
 from stac_ros.pose_messages import OdometryMessages, pose_message, pose_with_covariance
 from stac_ros.run_statistics import Statistics
+from stac_ros.saved_map import MAP, SavedMap
 from stac_ros.settings import FrameSettings, PointSettings
 from stac_ros.stamps import stamp_nanoseconds
 from stac_ros.trajectory import Trajectory
@@ -583,6 +585,39 @@ def test_along_odometry_map_and_path_become_metric_as_if_they_had_always_been(ne
     assert np.allclose(map_from_odom[0], np.eye(4), atol=1e-6)
     assert np.allclose(map_from_odom[11:], np.eye(4), atol=1e-5), "such odometry needs no correction"
     assert np.abs(map_from_odom[9] - np.eye(4)).max() > 1e-3
+
+
+class RoughRobot(MetricRobot):
+    """One whose odometry tells the first stretch half as long again."""
+
+    def __init__(self, frames: list[MappedFrame]) -> None:
+        super().__init__(frames)
+        way = np.array([camera[:3, 3] for camera in self._cameras.values()])
+        steps = np.diff(way, axis=0)
+        steps[:STEPS] *= 1.5
+        for camera, position in zip(
+            self._cameras.values(), np.vstack([way[:1], way[0] + np.cumsum(steps, axis=0)]), strict=True
+        ):
+            camera[:3, 3] = position
+
+
+def test_a_better_scale_moves_map_and_path_as_if_it_had_always_been_known(network, tmp_path):
+    sent = [messages(48)[first : first + 4] for first in range(0, 48, 4)]
+    with mapper_of(network, **FINE | {"frames__odom": ""}) as (plain, notes, _):
+        process(plain, *sent)
+    robot = RoughRobot(notes.frames)
+    given = {"scale__mode": "odometry", "scale__baseline": 9.99 * robot.shortest_step}
+    with mapper_of(network, robot, **given, **FINE) as (mapper, notes, _):
+        process(mapper, *sent)
+        mapper.mapper.save(tmp_path)
+        factor = float(SavedMap.read(tmp_path / MAP).factor)
+        stretches = SavedMap.read(tmp_path / MAP).stretches[:, 0]
+    assert len(notes.moves) > 1, "it has been put right"
+    assert stretches[0] > 1.2 * factor and factor == pytest.approx(np.median(stretches), rel=TOLERANCE)
+    with mapper_of(network, robot, scale__mode="fixed", scale__factor=factor, **FINE) as (right, *_):
+        process(right, *sent)
+    assert np.allclose(numbers(mapper.trajectory), numbers(right.trajectory), atol=1e-4)
+    assert len(mapper.map) == pytest.approx(len(right.map), rel=1e-3)
 
 
 def test_no_scale_is_measured_across_a_jump(network, metric_robot, monkeypatch):

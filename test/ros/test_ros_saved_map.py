@@ -163,7 +163,7 @@ def test_a_map_saved_in_metres_stays_in_metres(saved, tmp_path):
     unit = SavedMap.read(folder / MAP)
     in_metres = unit.map_from_world.copy()
     in_metres[:3, 3] *= 2.5
-    measured = {"factor": np.array(2.5), "measured": np.array(True), "map_from_world": in_metres}
+    measured = {"factor": np.array(2.5), "stretches": np.array([[2.5, 0]]), "map_from_world": in_metres}
     replace(unit, positions=np.float32(2.5) * unit.positions, **measured).write(metric / MAP)
     fine = {"map__voxel_size": 5e-5}
     for given, factor in (
@@ -229,12 +229,12 @@ def refusal(folder, capfd, *parameters) -> str:
 
 def _without_a_row(path, name):
     arrays = load_file(path)
-    save_file(arrays | {name: arrays[name][1:]}, path, {"format": "stac_map 3"})
+    save_file(arrays | {name: arrays[name][1:]}, path, {"format": "stac_map 4"})
 
 
 def _without(path, name):
     arrays = load_file(path)
-    save_file({k: v for k, v in arrays.items() if k != name}, path, {"format": "stac_map 3"})
+    save_file({k: v for k, v in arrays.items() if k != name}, path, {"format": "stac_map 4"})
 
 
 def test_a_node_goes_on_where_another_one_ended(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from evaluation.evaluation_judges import evo
 from ros_helpers import Child, parameters_of
 from scipy.spatial.transform import Rotation
 
+from stac_core import Moves
 from stac_core.worlds import WorldConfig
 from stac_core.worlds.export import ExportConfig, export_world
 from stac_core.worlds.export_bag import BagSettings
@@ -125,25 +127,99 @@ def test_two_ways_that_do_not_agree_have_no_factor():
     assert stuck.factor is None and "agree to 0.00" in str(stuck)
 
 
-def test_a_factor_stays_for_its_stream_and_the_next_has_its_own():
+def lengthened(metric: np.ndarray, factors: np.ndarray) -> np.ndarray:
+    """The same way in steps that are longer by factors [N - 1]."""
+    return np.vstack([metric[:1], metric[0] + np.cumsum(np.diff(metric, axis=0) * factors[:, None], axis=0)])
+
+
+def factors_along(scale: StreamScale, metric: np.ndarray, own: np.ndarray) -> list[float]:
+    return [scale.next(world, odom, 0) for odom, world in zip(poses(metric), poses(own), strict=True)]
+
+
+def test_a_rough_first_stretch_is_put_right_by_those_that_follow():
+    """By few changes: all that is mapped moves with each."""
+    metric, wrong = walk(10), np.ones(199)
+    wrong[: 2 * STEPS] = 1.5
+    scale = OdometryScale(BASELINE)
+    factors = []
+    for in_odom, in_world in zip(
+        poses(lengthened(metric, wrong)), poses(seen_by_network(metric)), strict=True
+    ):
+        scale.add(in_odom, in_world)
+        factors.append(scale.factor)
+    known = [factor for factor in factors if factor is not None]
+    assert known[0] == pytest.approx(1.5 * METRES_PER_UNIT, rel=0.05)
+    assert known[-1] == pytest.approx(METRES_PER_UNIT, rel=0.01)
+    assert len(set(known)) <= 4
+
+
+@pytest.mark.parametrize(
+    ("change", "follows"), [(1.04, False), (1.06, True), (1 / 1.04, False), (1 / 1.06, True)]
+)
+def test_what_is_hardly_another_factor_moves_nothing(change, follows):
+    metric = walk(11)
+    scale = OdometryScale(BASELINE)
+    scale.resume(np.array([[METRES_PER_UNIT, 0]]), METRES_PER_UNIT)
+    for in_odom, in_world in zip(poses(change * metric), poses(seen_by_network(metric)), strict=True):
+        scale.add(in_odom, in_world)
+    assert len(scale.stretches) > 5
+    assert scale.factor == pytest.approx(METRES_PER_UNIT * (change if follows else 1), rel=0.01)
+
+
+def test_a_stream_has_one_factor_that_of_most_of_its_way_and_the_next_has_its_own():
     first, second = walk(7), walk(8)
     with parameters_of(scale__mode="odometry", frames__odom="odom") as (_, parameters):
         scale = StreamScale(parameters)
-        factors = [scale.next(w, o) for o, w in zip(poses(first), poses(first / 2), strict=True)]
-        factors += [scale.next(w, o) for o, w in zip(poses(first), poses(first / 9), strict=True)]
-        assert factors[0] == 1 and set(np.round(factors, 6)) == {1.0, 2.0} and factors[-1] == factors[199]
+        factors = factors_along(scale, first, first / 2) + factors_along(scale, first[:90], first[:90] / 9)
+        assert factors[0] == 1 and set(np.round(factors, 6)) == {1.0, 2.0}
         assert np.all(np.diff(factors) >= 0), "settled once"
         scale.begin_stream()
         assert str(scale) == "odometry: 0 of 0.5 m travelled"
-        factors = [scale.next(w, o) for o, w in zip(poses(second), poses(second / 3), strict=True)]
+        factors = factors_along(scale, second, second / 3)
         assert factors[0] == 1 and factors[-1] == pytest.approx(3)
+
+
+@pytest.mark.parametrize("grow", [True, False])
+def test_a_map_that_stays_as_it_is_keeps_its_lengths(grow):
+    metric = walk(12)
+    with parameters_of(scale__mode="odometry", frames__odom="odom", map__grow=grow) as (_, parameters):
+        scale = StreamScale(parameters)
+        scale.resume(np.array([[3.0, 0]]), 3.0)
+        assert factors_along(scale, metric, metric / 2)[-1] == pytest.approx(2.0 if grow else 3.0)
+
+
+def test_a_loop_that_closes_gives_stretches_the_factor_of_where_they_truly_lie():
+    """Lengths have drifted to a third more in two of three submaps, which the loop takes back."""
+    metric = walk(14)
+    own = lengthened(metric / METRES_PER_UNIT, np.repeat([1.0, 1.33, 1.33], [60, 60, 79]))
+    scale = OdometryScale(BASELINE)
+    for index, (in_odom, in_world) in enumerate(zip(poses(metric), poses(own), strict=True)):
+        scale.add(in_odom, in_world, index // 60)
+    assert scale.factor == pytest.approx(METRES_PER_UNIT / 1.33, rel=0.01)
+    scale.move(replace(Moves.none(3), scale=np.array([1.0, 1 / 1.33, 1 / 1.33])))
+    assert scale.factor == pytest.approx(METRES_PER_UNIT, rel=0.01)
+    assert scale.stretches[:, 0] == pytest.approx(METRES_PER_UNIT, rel=0.35)
+    known = len(scale.stretches)
+    scale.move(Moves.none(1))
+    assert scale.factor == pytest.approx(METRES_PER_UNIT, rel=0.01) and len(scale.stretches) == known
+
+
+def test_a_factor_goes_on_being_measured_where_it_was_saved():
+    metric = walk(13)
+    given = {"scale__mode": "odometry", "frames__odom": "odom"}
+    with parameters_of(**given) as (_, parameters):
+        before, after = StreamScale(parameters), StreamScale(parameters)
+        factors_along(before, metric, metric / 2)
+        after.resume(before.stretches, 2.0)
+        assert factors_along(after, metric[:90], metric[:90] / 9)[-1] == 2.0, "three stretches among many"
+        assert len(after.stretches) > len(before.stretches) > 5
 
 
 def test_odometry_that_does_not_move_is_said_once(caplog):
     with parameters_of(scale__mode="odometry", frames__odom="camera_link") as (_, parameters):
         scale = StreamScale(parameters)
         for in_world in poses(walk(9)):
-            assert scale.next(in_world, np.eye(4)) == 1
+            assert scale.next(in_world, np.eye(4), 0) == 1
         assert caplog.text.count(f"no scale after {PATIENCE} images (odometry: 0 of 0.5 m travelled)") == 1
         assert "does camera_link lead to it by a transform that moves?" in caplog.text
 
@@ -151,7 +227,7 @@ def test_odometry_that_does_not_move_is_said_once(caplog):
 def test_a_fixed_factor_is_doubted_with_every_new_stream(caplog):
     with parameters_of(scale__mode="fixed", scale__factor=3.0) as (_, parameters):
         scale = StreamScale(parameters)
-        assert scale.next(np.eye(4), None) == 3 and not caplog.text
+        assert scale.next(np.eye(4), None, 0) == 3 and not caplog.text
         scale.begin_stream()
         assert caplog.text.count("scale.factor is still 3, but the unit of a new stream depends on") == 1
 
