@@ -192,7 +192,7 @@ class CacheConfig:
         choices=("static", "slab", "segment"),
     )
     voxel_num: int = setting(
-        256, "voxels that the first memory page has room for; it grows by an eighth", minimum=1
+        256, "voxels that the first memory page has room for; later ones add a sixteenth each", minimum=1
     )
 
     # Bytes

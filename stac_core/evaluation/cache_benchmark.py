@@ -30,10 +30,13 @@ from tqdm import tqdm
 from stac_core.cache.memory_model import live_bytes, token_bytes
 from stac_core.cache.stream_cache import StreamCache
 from stac_core.cache.token_positions import TokenPositions
+from stac_core.command import status_of
 from stac_core.config import NETWORKS, CacheConfig, NetworkConfig
+from stac_core.device import choose_device
 from stac_core.evaluation.cache_benchmark_loop import Loop
 from stac_core.kernels.attend import Attended, CodedSegment, Segment
 from stac_core.kernels.select import Kernels, select_kernels
+from stac_core.worlds.config import check_count
 
 CODED: dict[str, Any] = {f"{kind}_bits": 8 for kind in ("pinned", "window", "anchor")}
 CODED |= {"retrieved_bits": 4}  # what comes from the store, where 4 bits are the default, has no more
@@ -49,6 +52,7 @@ ROWS: dict[str, CacheConfig] = {
     "xstream": CacheConfig(mode="xstream"),
     "xstream, int4": CacheConfig(mode="xstream", anchor_bits=4),
 }
+FRAMES = [100, 300, 1000, 3000]
 SAMPLES = 3  # steps of an unbounded cache that are timed before each mark
 EARLY = (200, 500)  # frames that the last tenth of a run is held against
 
@@ -310,15 +314,31 @@ def print_table(name: str, rows: Sequence[str], stops: Sequence[int], timed: boo
 
 def main(arguments: list[str] | None = None) -> int:
     """Print one table per shape; returns the exit status."""
-    summary = (__doc__ or "").splitlines()[0]
-    parser = argparse.ArgumentParser(prog="cache_benchmark", description=summary)
-    parser.add_argument("--shape", choices=(*SHAPES, "both"), default="both")
-    parser.add_argument("--frames", type=int, nargs="+", default=[100, 300, 1000, 3000])
-    parser.add_argument("--rows", nargs="+", choices=tuple(ROWS), default=list(ROWS), metavar="ROW")
+    parser = argparse.ArgumentParser(prog="cache_benchmark", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument(
+        "--shape", choices=(*SHAPES, "both"), default="both",
+        help="full = 518×392 pixels through the published network, small = 168×126 through the bundled one "
+        "(default: both)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--frames", type=int, nargs="+", default=FRAMES, metavar="N",
+        help=f"after how many frames costs are told (default: {' '.join(map(str, FRAMES))})",
+    )  # fmt: skip
+    rows = " ".join(f'"{row}"' if " " in row else row for row in ROWS)
+    parser.add_argument(
+        "--rows", nargs="+", choices=tuple(ROWS), default=list(ROWS), metavar="ROW",
+        help=f"of {rows} (default: all)",
+    )  # fmt: skip
     parser.add_argument("--parts", action="store_true", help="also print what holds the bytes")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="auto", help="auto = cuda where there is one, else cpu (default)")
     given = parser.parse_args(arguments)
-    device, stops = torch.device(given.device), sorted(given.frames)
+    return status_of(parser.prog, lambda: _run(given))
+
+
+def _run(given: argparse.Namespace) -> int:
+    device, stops = choose_device(given.device, "--device"), sorted(set(given.frames))
+    check_count("--frames", stops[0], 1)
     for name in SHAPES if given.shape == "both" else [given.shape]:
         timed = name == "small" or device.type == "cuda"  # the full size takes minutes per step on a CPU
         print_table(name, given.rows, stops, timed, given.parts, device)

@@ -4,7 +4,7 @@ What the bytes of a voxel memory depend on is set to what was published of real 
 2603.20284): keys in one voxel have a mean cosine of 0.84 with a tail below 0.4, a room of 1500 frames
 saturates near 2900 voxels, and the published 1.35 GiB in so many are about 4.9 slots per layer and head. Here
 it is 2816 voxels. Keys unlike all others (the tail) go on gathering, so their share decides how many slots
-there are: it is calibrated to 4.9 after 1500 frames, which gives 4.5 after 300, 4.6 after 1000 and 5.6 after
+there are: it is calibrated to 4.9 after 1500 frames, which gives 4.4 after 300, 4.6 after 1000 and 5.7 after
 3000.
 """
 

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from stac_core.checkpoint import LoadedNetwork, load_network
+from stac_core.command import status_of
 from stac_core.config import CacheConfig, Config, ModelConfig, SubmapConfig, TrackingConfig
 from stac_core.evaluation.cache_quality_table import tables
 from stac_core.evaluation.cache_rows import PLAIN, ROWS, Row
@@ -40,6 +41,7 @@ from stac_core.evaluation.trajectory_metrics import rotation_angles
 from stac_core.files import replacing, write_whole
 from stac_core.geometry import unproject_depth
 from stac_core.network.causal_vggt import CausalVGGT
+from stac_core.worlds.config import check_count
 
 SIZE = (126, 168)  # height and width in pixels that the bundled network was trained at
 CLOUD = ReconOptions(voxel_size=0.05, threshold=0.1, icp_distance=0.0)  # pixels correspond: no registration
@@ -220,26 +222,41 @@ def needed_rows(names: Sequence[str]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is missing and print the tables; returns the exit status."""
-    summary = (__doc__ or "").splitlines()[0]
-    parser = argparse.ArgumentParser(prog="cache_quality", description=summary)
-    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=tuple(ROWS), metavar="ROW")
-    parser.add_argument("--frames", type=int, default=300)
-    parser.add_argument("--worlds", type=int, default=4, help="rooms; their seeds follow from the frames")
+    parser = argparse.ArgumentParser(prog="cache_quality", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument(
+        "--rows", nargs="+", default=list(ROWS), choices=tuple(ROWS), metavar="ROW",
+        help='lines of the tables, in quotes, such as "stac, no voxels"; those they are compared with come '
+        "along (default: all; a wrong name lists them)",
+    )  # fmt: skip
+    parser.add_argument("--frames", type=int, default=300, help="of each room (default: %(default)s)")
+    parser.add_argument(
+        "--worlds", type=int, default=4,
+        help="so many rooms, the first whose camera returns about half way (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--seeds", type=int, nargs="+", default=[], help="these rooms instead")
-    parser.add_argument("--checkpoint", default="", help="weights instead of the bundled ones")
-    parser.add_argument("--out", type=Path, default=Path("out/cache_quality"))
-    parser.add_argument("--renders", type=Path, default=None, help="where rendered rooms lie (OUT/worlds)")
+    parser.add_argument(
+        "--checkpoint", default="", help="weights instead of the bundled ones, of the same network"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("out/cache_quality"), help="folder of results (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--renders", type=Path, default=None, help="folder of rendered rooms (default: OUT/worlds)"
+    )
     given = parser.parse_args(arguments)
-    try:
-        loaded = load_network(ModelConfig(checkpoint=given.checkpoint))
-        study, names, results = Study(given.out, loaded), needed_rows(given.rows), []
-        for seed in given.seeds or loop_seeds(given.worlds, given.frames):
-            world = LoopWorld(seed, given.frames, *SIZE, given.renders or given.out / "worlds")
-            for name in tqdm(names, desc=world.name, unit="row"):
-                results.append(study.run(name, ROWS[name], world))
-    except (ValueError, OSError) as error:
-        print(f"cache_quality: {error}", file=sys.stderr)
-        return 1
+    return status_of(parser.prog, lambda: _run(given), interrupted="interrupted; the same command goes on")
+
+
+def _run(given: argparse.Namespace) -> int:
+    check_count("--frames", given.frames, 1)
+    check_count("--worlds", given.worlds, 1)
+    loaded = load_network(ModelConfig(checkpoint=given.checkpoint))
+    study, names, results = Study(given.out, loaded), needed_rows(given.rows), []
+    for seed in given.seeds or loop_seeds(given.worlds, given.frames):
+        world = LoopWorld(seed, given.frames, *SIZE, given.renders or given.out / "worlds")
+        for name in tqdm(names, desc=world.name, unit="row"):
+            results.append(study.run(name, ROWS[name], world))
     text = tables(results)
     write_whole(given.out / "tables.md", text)
     print(text)

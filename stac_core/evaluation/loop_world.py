@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from stac_core.worlds import World, WorldConfig
 
 ROOM = WorldConfig(kind="room", stops=0.0)
 FIRST_SEED = 900
+SEARCHED = 200  # rooms in a row, none of which suits: then there may be none
 LAPS = (0.4, 0.6)  # of the frames: most of the loop is seen twice
 
 
@@ -64,10 +65,22 @@ class LoopWorld:
 
 
 def loop_seeds(worlds: int, frames: int) -> list[int]:
-    """The first seeds whose camera returns about half way through so many frames."""
+    """The first seeds whose camera returns about half way through so many frames; ValueError where these
+    are hardly to be found."""
     low, high = (share * frames for share in LAPS)
-    fitting = (seed for seed in count(FIRST_SEED) if low <= World(seed, ROOM).lap <= high)
-    return list(islice(fitting, worlds))
+    found: list[int] = []
+    for seed in tqdm(count(FIRST_SEED), desc="find rooms", unit="room", leave=False, disable=None):
+        if low <= World(seed, ROOM).lap <= high:
+            found.append(seed)
+        if len(found) == worlds:
+            break
+        first = found[-1] + 1 if found else FIRST_SEED
+        if seed - first + 1 >= SEARCHED:
+            raise ValueError(
+                f"frames = {frames}: in none of the rooms {first} to {seed} does the camera return after "
+                f"{low:.0f} to {high:.0f} frames; take 300 frames, or name rooms by --seeds"
+            )
+    return found
 
 
 def _render(world: World, name: str, frames: int, height: int, width: int, path: Path) -> None:

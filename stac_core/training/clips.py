@@ -246,14 +246,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Render clips ahead of a run, on one thread."""
     parser = argparse.ArgumentParser(prog="python -m stac_core.training.clips", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--folder", type=Path, required=True, help="clips, in the folder of the run")
     for name in ("seed", "clip_frames", "clip_width"):
         default = TrainingConfig.__dataclass_fields__[name].default
         parser.add_argument(
             "--" + name.replace("_", "-"), type=int, default=default, help="of the run (default %(default)s)"
         )
-    parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--count", type=int, required=True)
+    parser.add_argument("--first", type=int, default=0, help="number of the first clip (default 0)")
+    parser.add_argument("--count", type=int, required=True, help="how many clips; those there are stay")
     given = parser.parse_args(arguments)
     return status_of(parser.prog, lambda: _run(given))
 

@@ -40,6 +40,10 @@ FIRST_WORLD = 1000  # beyond the worlds of the training curve
 SHORT_WORLDS, SHORT_FRAMES = 32, 8
 LONG_WORLDS, LONG_FRAMES = 8, 64
 RECORDINGS = ("hololens_office_start", "tum_fr3_cabinet")
+RECORDINGS_HELP = (
+    f"folder of {RECORDINGS[0]} and {RECORDINGS[1]} (default: what STAC_TEST_DATA names, or shared/data "
+    "beside the repository); where one is missing, the table says so"
+)
 CLEARLY_BETTER = 0.75  # of what standing still in front of constant depth gives
 STREAM, CALIBRATED = "stream of ", "calibrated stream of "  # before the source of the figures
 Measured = dict[str, Figures]
@@ -219,9 +223,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m stac_core.training.evaluate", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--out", type=Path, help="folder of a run; without it the bundled model is evaluated")
-    parser.add_argument(
-        "--recordings", type=Path, default=default_recordings(), help="folder of real recordings"
-    )
+    parser.add_argument("--recordings", type=Path, default=default_recordings(), help=RECORDINGS_HELP)
     parser.add_argument("--json", type=Path, help="also write the figures here")
     given = parser.parse_args(arguments)
     return status_of(parser.prog, lambda: _run(given))

@@ -23,6 +23,7 @@ from stac_core.config import NETWORKS
 from stac_core.files import write_whole
 from stac_core.training.config import TrainingConfig
 from stac_core.training.evaluate import (
+    RECORDINGS_HELP,
     as_numbers,
     default_recordings,
     evaluate,
@@ -71,12 +72,15 @@ def main(arguments: list[str] | None = None) -> int:
     """Evaluate the state of a run, or weights, and ship them."""
     parser = argparse.ArgumentParser(prog="python -m stac_core.training.ship", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--out", type=Path, default=Path(TrainingConfig().out), help="folder of the run")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(TrainingConfig().out),
+        help="folder of the run (default: %(default)s)",
+    )
     parser.add_argument("--weights", type=Path, help="ship this file of `camera_head` instead")
     parser.add_argument("--target", type=Path, default=BOX, help="file to write (default: bundled)")
-    parser.add_argument(
-        "--recordings", type=Path, default=default_recordings(), help="folder of real recordings"
-    )
+    parser.add_argument("--recordings", type=Path, default=default_recordings(), help=RECORDINGS_HELP)
     given = parser.parse_args(arguments)
     return status_of(parser.prog, lambda: _run(given))
 

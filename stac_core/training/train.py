@@ -28,9 +28,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="stac-train", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add_flags(parser, TrainingConfig)
-    parser.add_argument("--resume", type=Path, help="start from this state: a file, or a folder of pieces")
     parser.add_argument(
-        "--weights", type=Path, help="begin with the network weights of this file, as the bundled one"
+        "--resume",
+        type=Path,
+        help="start from this state: a file, or a folder of pieces; not where --out has one already",
+    )
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        help="begin with the network weights of this file, such as the bundled one; not where --out has a "
+        "state already, from which the run goes on",
     )
     parser.add_argument("--export-state", type=Path, metavar="DIR", help="write the state in pieces and stop")
     given = parser.parse_args(arguments)

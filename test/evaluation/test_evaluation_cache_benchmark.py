@@ -68,3 +68,16 @@ def test_the_command_prints_a_row_per_mode(capsys):
     assert [row[0] for row in rows] == ["| mode", "| causal", "| stac"]
     assert "(1.0×)" in rows[1][1] and not math.isnan(float(rows[2][1].split()[0]))
     assert re.search(r"stac, N = 12, [1-9]\.\d\d slots per voxel, layer and head, MiB: live", printed)
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ("--frames 0 8", "--frames = 0: below the minimum; nearest value that works: 1"),
+        ("--device toaster", "--device = 'toaster' does not work here"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_in_one_line(flags, named, capsys):
+    assert main([*flags.split(), "--shape", "full", "--rows", "causal"]) == 1
+    told = capsys.readouterr().err.strip()
+    assert told.startswith("cache_benchmark: ") and named in told and "\n" not in told

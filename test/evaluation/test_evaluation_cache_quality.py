@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stac_core.evaluation import cache_quality
+from stac_core.evaluation import cache_quality, loop_world
 from stac_core.evaluation.cache_quality import Outputs, distances, main, needed_rows
 from stac_core.evaluation.cache_quality_table import against_default
 from stac_core.evaluation.cache_rows import ROWS
@@ -69,3 +69,22 @@ def test_the_command_measures_once_and_prints_tables(tmp_path, capsys, monkeypat
 def test_a_loop_that_does_not_close_is_refused(tmp_path, capsys):
     assert main(["--seeds", "14", "--frames", "12", "--out", str(tmp_path)]) == 1
     assert "nearest value that works: 17" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ("--frames 0", "--frames = 0: below the minimum"),
+        ("--worlds 0", "--worlds = 0: below the minimum; nearest value that works: 1"),
+        (
+            "--frames 8",
+            "frames = 8: in none of the rooms 900 to 902 does the camera return after 3 to 5",
+        ),
+        ("--checkpoint nowhere", "nowhere does not exist"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_in_one_line(flags, named, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(loop_world, "SEARCHED", 3)  # else two hundred
+    assert main([*flags.split(), "--rows", "causal", "--out", str(tmp_path)]) == 1
+    told = capsys.readouterr().err.strip()
+    assert told.startswith("cache_quality: ") and named in told and "\n" not in told
