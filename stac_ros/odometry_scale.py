@@ -12,7 +12,7 @@ from stac_core import Moves
 STEPS = 10  # of a stretch; fewer images say too little, however far apart
 AGREEMENT = 0.9  # correlation of two paths, 1 = of the same shape
 TOLERANCE = 0.05  # of the factor: all that is mapped moves with it, so it does not follow every stretch
-_MOST = 1000  # stretches; what comes after so many hardly moves their median
+_MOST = 1000  # stretches that are kept, the latest
 
 
 class OdometryScale:
@@ -92,7 +92,7 @@ class OdometryScale:
             self._follow()
 
     def _follow(self) -> None:
-        """Let the factor be that of all stretches, where it is known no better."""
+        """Let the factor be the median, where it is too far from that."""
         median = float(np.median([factor for factor, _ in self._stretches]))
         if self.factor is None or abs(np.log(median / self.factor)) > TOLERANCE:
             self.factor = median
