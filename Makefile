@@ -23,13 +23,13 @@ demo: setup  ## map a sequence into out/; IMAGES=… VIDEO=… BAG=… [TOPIC=�
 	    $(if $(VIEW),viewer:=true)
 
 test: setup  ## the everyday tests
-	$(BIN)/pytest -n 2 -q
+	$(BIN)/pytest -n 3 -q
 
 test-all: setup  ## also the slow ones
-	$(BIN)/pytest -n 2 -q -m "not gpu"
+	$(BIN)/pytest -n 3 -q -m "not gpu"
 
 test-noble: .venv/noble  ## what meets ROS and images, with the libraries of Ubuntu 24.04
-	PYTHONPATH=$(CURDIR)/$< $(BIN)/pytest -n 2 -q test/ros test/evaluation test/worlds
+	PYTHONPATH=$(CURDIR)/$< $(BIN)/pytest -n 3 -q test/ros test/evaluation test/worlds
 
 .venv/noble: pip/noble.txt | setup
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $@ -r $<
