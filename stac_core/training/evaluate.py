@@ -41,8 +41,8 @@ SHORT_WORLDS, SHORT_FRAMES = 32, 8
 LONG_WORLDS, LONG_FRAMES = 8, 64
 RECORDINGS = ("hololens_office_start", "tum_fr3_cabinet")
 RECORDINGS_HELP = (
-    f"folder of {RECORDINGS[0]} and {RECORDINGS[1]} (default: what STAC_TEST_DATA names, or shared/data "
-    "beside the repository); where one is missing, the table says so"
+    f"folder of {RECORDINGS[0]} and {RECORDINGS[1]}, by default what STAC_TEST_DATA names; where one is "
+    "missing, the table says so"
 )
 CLEARLY_BETTER = 0.75  # of what standing still in front of constant depth gives
 STREAM, CALIBRATED = "stream of ", "calibrated stream of "  # before the source of the figures
