@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -67,20 +66,23 @@ class LoopWorld:
 def loop_seeds(worlds: int, frames: int) -> list[int]:
     """The first seeds whose camera returns about half way through so many frames; ValueError where these
     are hardly to be found."""
-    low, high = (share * frames for share in LAPS)
     found: list[int] = []
-    for seed in tqdm(count(FIRST_SEED), desc="find rooms", unit="room", leave=False, disable=None):
-        if low <= World(seed, ROOM).lap <= high:
-            found.append(seed)
-        if len(found) == worlds:
-            break
-        first = found[-1] + 1 if found else FIRST_SEED
-        if seed - first + 1 >= SEARCHED:
-            raise ValueError(
-                f"frames = {frames}: in none of the rooms {first} to {seed} does the camera return after "
-                f"{low:.0f} to {high:.0f} frames; take 300 frames, or name rooms by --seeds"
-            )
+    for _ in tqdm(range(worlds), desc="find rooms", unit="room", leave=False, disable=None):
+        found.append(_next_seed(found[-1] + 1 if found else FIRST_SEED, frames))
     return found
+
+
+def _next_seed(first: int, frames: int) -> int:
+    """The first one from there on; ValueError after `SEARCHED` rooms."""
+    low, high = (share * frames for share in LAPS)
+    seeds = range(first, first + SEARCHED)
+    for seed in seeds:
+        if low <= World(seed, ROOM).lap <= high:
+            return seed
+    raise ValueError(
+        f"frames = {frames}: in none of the rooms {first} to {seeds[-1]} does the camera return after "
+        f"{low:.0f} to {high:.0f} frames; take 300 frames, or name rooms by --seeds"
+    )
 
 
 def _render(world: World, name: str, frames: int, height: int, width: int, path: Path) -> None:
