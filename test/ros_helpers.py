@@ -94,10 +94,9 @@ class Child:
     """
 
     def __init__(self, module: str, *arguments: object) -> None:
-        descriptor, self._log = tempfile.mkstemp(prefix="stac_ros_test_child_")
-        os.close(descriptor)
+        self._log = tempfile.NamedTemporaryFile(prefix="stac_ros_test_child_")  # noqa: SIM115, gone with this object
         words = [module, *map(str, arguments)]
-        self._process = WARM.Process(target=_run, args=(words, dict(os.environ), os.getcwd(), self._log))
+        self._process = WARM.Process(target=_run, args=(words, dict(os.environ), os.getcwd(), self._log.name))
         self._process.start()
 
     def __enter__(self) -> Child:
@@ -113,7 +112,7 @@ class Child:
     @property
     def output(self) -> str:
         """What it has said so far."""
-        return Path(self._log).read_text(errors="replace")
+        return Path(self._log.name).read_text(errors="replace")
 
     @property
     def running(self) -> bool:
